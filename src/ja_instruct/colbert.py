@@ -1,0 +1,234 @@
+"""Encoding and searching a pool of questions in memory, with RAGatouille and a ColBERT encoder.
+
+ColBERT (https://arxiv.org/abs/2004.12832) keeps one vector a token. A query's score for a text is
+the sum, over the query's tokens, of the best dot product with any token of the text.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ja_instruct.colbert_checkpoint import load_retriever, quiet
+from ja_instruct.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from ragatouille import RAGPretrainedModel
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# RAGatouille gives a query 32 tokens or 1.35 times its words, and a Japanese text is one word.
+DEFAULT_QUERY_TOKENS = 32
+
+
+class Hit(NamedTuple):
+    """One result: the position of a question in the encoded pool, and its score."""
+
+    position: int
+    score: float
+
+
+@dataclass(frozen=True)
+class EncodedQuestions:
+    """A pool of n questions, one vector a token, stored without padding.
+
+    Attributes:
+        questions: The n texts, in order.
+        embeddings: Float tensor of shape (tokens of all questions, dimension); rows of masked
+            punctuation are zero.
+        lengths: Integer tensor of shape (n,), the rows of each question.
+        padded_length: The rows that RAGatouille pads a question to, its window.
+        truncated: Positions of the questions that are longer than the window.
+    """
+
+    questions: tuple[str, ...]
+    embeddings: Tensor
+    lengths: Tensor
+    padded_length: int
+    truncated: tuple[int, ...] = ()
+
+
+def _check_window(name: str, tokens: int | None, window: int) -> None:
+    if tokens is not None and tokens > window:
+        raise InputError(
+            f"'{name}' is {tokens}, but the encoder reads {window} tokens at most; lower it"
+        )
+
+
+def _count_tokens(retriever: RAGPretrainedModel, texts: list[str]) -> list[int]:
+    """Count each text's tokens, the two special ones and ColBERT's marker included."""
+    encoded = retriever.model.inference_ckpt.raw_tokenizer(texts, verbose=False)
+    return [len(ids) + 1 for ids in encoded["input_ids"]]
+
+
+def encode_questions(
+    checkpoint_directory: Path,
+    questions: list[str],
+    *,
+    batch_size: int = 32,
+    max_document_tokens: int | None = None,
+) -> EncodedQuestions:
+    """Encode a pool of questions in memory with RAGatouille's ``encode``.
+
+    Args:
+        checkpoint_directory: A local ColBERT checkpoint.
+        questions: The n texts.
+        batch_size: Texts in one forward pass.
+        max_document_tokens: Tokens kept of a question, special ones included; None is the
+            encoder's whole window, RAGatouille's own choice.
+
+    Returns:
+        The embeddings, of shape (tokens, dimension), on the CPU: float32 when encoded on a CPU,
+        float16 when encoded on a GPU.
+
+    Raises:
+        InputError: The pool is empty, or the checkpoint cannot be used.
+    """
+    if not questions:
+        raise InputError("there is no question to encode: 'qa_pairs' is empty")
+    retriever = load_retriever(checkpoint_directory)
+    colbert = retriever.model
+    _check_window("max_document_tokens", max_document_tokens, colbert.base_model_max_tokens)
+    with quiet():
+        # verbose is what turns on the progress bar
+        retriever.encode(
+            list(questions),
+            bsize=batch_size,
+            max_document_length=max_document_tokens or "auto",
+            verbose=True,
+        )
+    # Shape (n, window, dimension). RAGatouille's doc_masks say nothing: all -inf, and never read.
+    padded = colbert.in_memory_embed_docs.cpu()
+    used = padded.ne(0).any(dim=2)
+    # The last token, [SEP], is never masked, so the last used row ends the question.
+    lengths = padded.shape[1] - used.flip(1).int().argmax(dim=1)
+    tokens = _count_tokens(retriever, list(questions))
+    return EncodedQuestions(
+        questions=tuple(questions),
+        embeddings=_concatenate(padded, lengths),
+        lengths=lengths,
+        padded_length=padded.shape[1],
+        truncated=tuple(i for i, count in enumerate(tokens) if count > padded.shape[1]),
+    )
+
+
+def _concatenate(padded: Tensor, lengths: Tensor) -> Tensor:
+    import torch
+
+    kept = torch.arange(padded.shape[1]) < lengths[:, None]
+    return padded[kept].contiguous()
+
+
+def _pad(encoded: EncodedQuestions, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Undo ``_concatenate``: shape (n, longest question and one row more, dimension).
+
+    RAGatouille's padding rows are zero and take part in the maximum, so a token never scores
+    below 0 in a question shorter than the window. One such row does the same as hundreds.
+    """
+    import torch
+
+    width = min(int(encoded.lengths.max()) + 1, encoded.padded_length)
+    padded = torch.zeros(len(encoded.lengths), width, encoded.embeddings.shape[1], dtype=dtype)
+    kept = torch.arange(width) < encoded.lengths[:, None]
+    padded[kept] = encoded.embeddings.to(dtype)
+    return padded.to(device)
+
+
+def _restore(retriever: RAGPretrainedModel, encoded: EncodedQuestions) -> None:
+    """Put saved embeddings where RAGatouille's ``encode`` would have left them."""
+    import torch
+
+    colbert = retriever.model
+    checkpoint = colbert.inference_ckpt
+    dtype = torch.float16 if checkpoint.use_gpu else torch.float32
+    embeddings = _pad(encoded, checkpoint.device, dtype)
+    colbert.in_memory_collection = list(encoded.questions)
+    colbert.in_memory_metadata = None
+    colbert.in_memory_embed_docs = embeddings
+    colbert.doc_masks = torch.full(embeddings.shape[:2], -float("inf"), device=checkpoint.device)
+
+
+def _use_query_length(retriever: RAGPretrainedModel, max_query_tokens: int) -> None:
+    """Make RAGatouille encode each query at its own length, up to ``max_query_tokens``.
+
+    One at a time: ColBERT pads the queries of a batch to one length with [MASK] tokens that take
+    part in the score, so that a query's result would depend on its neighbours.
+    """
+    from tqdm import tqdm
+
+    checkpoint = retriever.model.inference_ckpt
+
+    def encode(queries: list[str], bsize: int | str = "auto") -> list[Tensor]:
+        embedded = []
+        counts = _count_tokens(retriever, queries)
+        for query, count in zip(tqdm(queries, desc="encoding queries"), counts, strict=True):
+            length = max(DEFAULT_QUERY_TOKENS, min(count, max_query_tokens))
+            checkpoint.query_tokenizer.query_maxlen = length
+            embedded.append(checkpoint.queryFromText([query], bsize=1))
+        return embedded
+
+    retriever.model._encode_index_free_queries = encode
+
+
+def search(
+    checkpoint_directory: Path,
+    encoded: EncodedQuestions,
+    queries: list[str],
+    top_k: int,
+    *,
+    batch_size: int = 32,
+    max_query_tokens: int | None = None,
+) -> list[list[Hit]]:
+    """Find the questions nearest to each query with RAGatouille's ``search_encoded_docs``.
+
+    Args:
+        checkpoint_directory: The checkpoint that ``encoded`` was made with.
+        encoded: The pool of n questions; it is not encoded again.
+        queries: The m texts to search for.
+        top_k: Hits a query, from 1 to n.
+        batch_size: Queries in one forward pass.
+        max_query_tokens: Tokens read of a query, special ones included. None is RAGatouille's
+            own choice: 32 for a text without spaces, whatever its length.
+
+    Returns:
+        m lists of ``top_k`` hits, best first.
+
+    Raises:
+        InputError: ``top_k`` is out of range, or the checkpoint cannot be used.
+    """
+    if not 1 <= top_k <= len(encoded.questions):
+        raise InputError(f"'top_k' is {top_k}, but must be from 1 to {len(encoded.questions)}")
+    if not queries:
+        return []
+    retriever = load_retriever(checkpoint_directory)
+    _check_window("max_query_tokens", max_query_tokens, retriever.model.base_model_max_tokens)
+    _restore(retriever, encoded)
+    if max_query_tokens is not None:
+        _use_query_length(retriever, max_query_tokens)
+    with quiet():
+        results = retriever.search_encoded_docs(list(queries), k=top_k, bsize=batch_size)
+    if len(queries) == 1:
+        results = [results]
+    _report_cut_queries(retriever, queries, max_query_tokens)
+    return [[Hit(hit["result_index"], hit["score"]) for hit in hits] for hits in results]
+
+
+def _report_cut_queries(
+    retriever: RAGPretrainedModel, queries: list[str], max_query_tokens: int | None
+) -> None:
+    limit = max_query_tokens or retriever.model.inference_ckpt.query_tokenizer.query_maxlen
+    limit = max(limit, DEFAULT_QUERY_TOKENS)
+    cut = sum(count > limit for count in _count_tokens(retriever, list(queries)))
+    if cut:
+        logger.warning(
+            "%d of %d queries are longer than %d tokens and were searched for by their beginning "
+            "alone; 'max_query_tokens' sets how much is read",
+            cut,
+            len(queries),
+            limit,
+        )

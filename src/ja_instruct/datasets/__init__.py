@@ -1,0 +1,18 @@
+"""The project's own Kedro datasets: one file each, for what kedro-datasets has none."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "adapter_dataset": ["AdapterDataset"],
+        "colbert_checkpoint_dataset": ["ColbertCheckpointDataset"],
+        "gguf_model_dataset": ["GGUFModelDataset"],
+        "hub_dataset": ["HubDataset"],
+        "hub_model_dataset": ["HubModelDataset"],
+        "jsonlines_dataset": ["JSONLinesDataset"],
+        "model_directory_dataset": ["ModelDirectoryDataset"],
+        "quantized_model_dataset": ["QuantizedModelDataset"],
+        "retrieval_index_dataset": ["RetrievalIndexDataset"],
+    },
+)

@@ -1,0 +1,77 @@
+"""``HubModelDataset``: a base model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+from ja_instruct.hub import check_repository, download_model
+from ja_instruct.models import ModelDirectory
+
+
+class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
+    """A model of the hub, downloaded to the hub's own cache when it is loaded.
+
+    Examples:
+        YAML API:
+
+        ```yaml
+        base_model:
+          type: ja_instruct.datasets.HubModelDataset
+          repo_id: google/gemma-2-27b
+          revision: main
+        ```
+
+        Python API:
+
+        >>> dataset = HubModelDataset(repo_id="google/gemma-2-27b")
+        >>> dataset._describe()
+        {'repo_id': 'google/gemma-2-27b', 'revision': None}
+    """
+
+    def __init__(
+        self,
+        *,
+        repo_id: str,
+        revision: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Create the dataset.
+
+        Args:
+            repo_id: ``owner/name`` on the hub.
+            revision: Branch, tag or commit; None is the default branch.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+        """
+        self._repo_id = repo_id
+        self._revision = revision
+        self.metadata = metadata
+
+    def check(self) -> None:
+        """Raise ``InputError`` when the hub does not give this model to this user."""
+        check_repository(self._repo_id, self._revision, "model")
+
+    def parameter_count(self) -> int | None:
+        """Return the number of weights as the hub tells it, for the check of free memory."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            weights = HfApi().model_info(self._repo_id, revision=self._revision).safetensors
+        except (HfHubHTTPError, OfflineModeIsEnabled):
+            return None
+        return weights.total if weights is not None else None
+
+    def load(self) -> ModelDirectory:
+        """Download what is missing and return a handle on the snapshot."""
+        snapshot = download_model(self._repo_id, self._revision)
+        # the cache names a snapshot's folder by its commit
+        return ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
+
+    def save(self, data: ModelDirectory) -> NoReturn:
+        """Refuse: pushing to the hub is no catalog matter."""
+        raise DatasetError(f"hub model '{self._repo_id}' is an input and is never written to")
+
+    def _describe(self) -> dict[str, Any]:
+        return {"repo_id": self._repo_id, "revision": self._revision}

@@ -1,0 +1,81 @@
+"""``ModelDirectoryDataset``: a base model in a local directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+from ja_instruct.models import (
+    ModelDirectory,
+    parameter_count,
+    read_provenance,
+    require_model_files,
+)
+
+
+class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
+    """A transformers model directory that somebody else made; read only.
+
+    Examples:
+        YAML API:
+
+        ```yaml
+        base_model:
+          type: ja_instruct.datasets.ModelDirectoryDataset
+          filepath: /models/gemma-2-27b
+          model_id: google/gemma-2-27b
+        ```
+
+        Python API:
+
+        >>> dataset = ModelDirectoryDataset(filepath="/models/gemma-2-27b")
+        >>> dataset.exists()
+        False
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str | Path,
+        model_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Create the dataset.
+
+        Args:
+            filepath: The directory, with ``config.json``, safetensors and tokenizer.
+            model_id: How to name the model in reports; the directory's name by default.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+        """
+        self._filepath = Path(filepath)
+        self._model_id = model_id or self._filepath.name
+        self.metadata = metadata
+
+    def check(self) -> None:
+        """Raise ``InputError`` when the directory holds no model."""
+        require_model_files(
+            self._filepath, "correct 'filepath' of this catalog entry, or download the model to it"
+        )
+
+    def parameter_count(self) -> int:
+        """Return the number of weights, for the check of free memory."""
+        return parameter_count(self._filepath)
+
+    def load(self) -> ModelDirectory:
+        """Return a handle on the directory; weights are read when a node asks for them."""
+        self.check()
+        return ModelDirectory(
+            self._filepath, self._model_id, provenance=read_provenance(self._filepath)
+        )
+
+    def save(self, data: ModelDirectory) -> NoReturn:
+        """Refuse: this entry is an input."""
+        raise DatasetError(f"{self._filepath} is an input and is never written to")
+
+    def _exists(self) -> bool:
+        return (self._filepath / "config.json").is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "model_id": self._model_id}

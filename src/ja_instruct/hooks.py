@@ -1,0 +1,145 @@
+"""Kedro hooks: checks before a run, one line a stage, the last word, MLflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from kedro.framework.hooks import hook_impl
+from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from pydantic import BaseModel
+
+from ja_instruct.preflight import check_parameters, check_run
+
+if TYPE_CHECKING:
+    from kedro.framework.context import KedroContext
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "reporting")
+
+
+class PreflightHook:
+    """Refuses what cannot work before any work is done."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Validate every parameter as soon as there is a configuration."""
+        check_parameters(context)
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Check inputs, devices, memory and disk; report every problem at once."""
+        check_run(pipeline, catalog, only_missing_outputs=run_params["only_missing_outputs"])
+
+
+class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
+    """kedro-mlflow's hook, logging typed parameters one by one (``sft.lora.lora_r``)."""
+
+    @hook_impl
+    def before_node_run(
+        self, node: Node, catalog: DataCatalog, inputs: dict[str, Any], is_async: bool
+    ) -> None:
+        """Hand typed parameters to kedro-mlflow as the dictionaries that it can flatten."""
+        plain = {
+            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for name, value in inputs.items()
+        }
+        super().before_node_run(node, catalog, plain, is_async)
+
+
+class ProgressHook:
+    """One line a finished stage, its figures in MLflow, and a summary at the end."""
+
+    def __init__(self) -> None:
+        """Start with no stage under way."""
+        self._remaining: dict[str, set[str]] = {}
+        self._seconds: dict[str, float] = {}
+        self._summaries: dict[str, dict[str, Any]] = {}
+        self._node_started = 0.0
+        self._started = 0.0
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Note which outputs each stage will save."""
+        self._remaining = {
+            stage: {name for node in pipeline.nodes if stage in node.tags for name in node.outputs}
+            for stage in STAGES
+        }
+        self._summaries = {}
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._node_started = 0.0
+        self._started = time.perf_counter()
+
+    @hook_impl
+    def before_dataset_loaded(self) -> None:
+        """Start a node's clock where it starts to load: a download is part of its time."""
+        if not self._node_started:
+            self._node_started = time.perf_counter()
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+        """Keep a report's summary; when a stage has saved all its outputs, say so."""
+        saved_at = time.perf_counter()
+        for stage in (stage for stage in STAGES if stage in node.tags):
+            self._seconds[stage] += saved_at - self._node_started
+            if isinstance(data, dict) and isinstance(data.get("summary"), dict):
+                self._summaries[stage] = data["summary"]
+            self._remaining[stage].discard(dataset_name)
+            if not self._remaining[stage]:
+                self._finish(stage)
+        # further outputs of the node, and the next node's inputs, count from here
+        self._node_started = saved_at
+
+    @hook_impl
+    def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
+        """Say where the results are, the report last."""
+        logger.info("Finished in %s", _duration(time.perf_counter() - self._started))
+        produced = pipeline.all_outputs()
+        for name, label in (("answers", "Answers"), ("adapter", "Adapter")):
+            if name in produced and (path := _path_of(catalog, name)):
+                logger.info("%-8s %s", label, path)
+        run = mlflow.active_run()
+        if run is not None:
+            logger.info(
+                "%-8s run '%s' (%s); look at it with 'kedro mlflow ui'",
+                "MLflow",
+                run.info.run_name,
+                run.info.run_id,
+            )
+        if "run_report" in produced and (path := _path_of(catalog, "run_report")):
+            if run is not None and path.is_file():
+                mlflow.log_artifact(str(path))
+            logger.info("%-8s %s", "Report", path)
+
+    def _finish(self, stage: str) -> None:
+        figures = ", ".join(
+            f"{key.replace('_', ' ')} {value:,}" for key, value in self._summaries.get(stage, {}).items()
+        )
+        logger.info(
+            "%s done in %s%s", stage, _duration(self._seconds[stage]), f": {figures}" if figures else ""
+        )
+        if mlflow.active_run() is not None:
+            metrics = {**self._summaries.get(stage, {}), "seconds": round(self._seconds[stage], 2)}
+            mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _path_of(catalog: DataCatalog, name: str) -> Path | None:
+    filepath = getattr(catalog.get(name), "_filepath", None)
+    return Path(filepath) if filepath is not None else None

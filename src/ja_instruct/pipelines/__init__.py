@@ -1,0 +1,1 @@
+"""One package a pipeline: ``pipeline.py`` wires, ``nodes.py`` computes."""

@@ -1,0 +1,40 @@
+"""Typed parameters of ``inference``."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ja_instruct.devices import Device
+from ja_instruct.parameters import Parameters
+
+
+class InferenceParameters(Parameters):
+    """How prompts are built and answers generated."""
+
+    backend: Literal["unsloth", "transformers"]
+    device: Device
+    top_k: int = Field(ge=0, description="Shots a task: the most similar pairs of the pool")
+    max_seq_length: int = Field(gt=0, description="Prompt and answer together, in tokens")
+    max_new_tokens: int = Field(gt=0)
+    repetition_penalty: float = Field(gt=0, description="CTRL's penalty (arXiv:1909.05858)")
+    bad_words: tuple[str, ...] = Field(description="Never generated")
+    compare_tasks: int = Field(
+        ge=0, description="Tasks that the base model answers too, without the adapter"
+    )
+
+    @model_validator(mode="after")
+    def _backend_fits_device(self) -> Self:
+        if self.backend == "unsloth" and self.device == "cpu":
+            raise ValueError(
+                "backend 'unsloth' needs device 'cuda'; on a CPU use backend 'transformers'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answer_fits(self) -> Self:
+        if self.max_new_tokens >= self.max_seq_length:
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in "
+                f"max_seq_length ({self.max_seq_length})"
+            )
+        return self

@@ -1,0 +1,48 @@
+"""Wiring of ``inference``."""
+
+from typing import Any
+
+from kedro.pipeline import Pipeline, node, pipeline
+
+from ja_instruct.pipelines.inference.nodes import (
+    answer_tasks,
+    answer_with_base_model,
+    build_prompts,
+)
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """Return the pipeline: tasks, pool and model in, answers out."""
+    return pipeline(
+        [
+            node(
+                build_prompts,
+                inputs=[
+                    "tasks",
+                    "qa_pairs",
+                    "retrieval_index",
+                    "retriever_checkpoint",
+                    "quantized_model",
+                    "params:prompts",
+                    "params:inference",
+                ],
+                outputs="prompts",
+                name="build_prompts",
+            ),
+            node(
+                answer_tasks,
+                inputs=["prompts", "quantized_model", "adapter", "params:inference"],
+                outputs=["answers", "inference_report"],
+                name="answer_tasks",
+                tags="gpu",
+            ),
+            node(
+                answer_with_base_model,
+                inputs=["prompts", "quantized_model", "params:inference"],
+                outputs="base_answers",
+                name="answer_with_base_model",
+                tags="gpu",
+            ),
+        ],
+        tags="inference",
+    )

@@ -1,0 +1,82 @@
+"""Nodes of ``quantization``."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from typing import Any
+
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
+
+logger = logging.getLogger(__name__)
+
+
+def quantize(
+    base_model: ModelDirectory, parameters: QuantizationParameters
+) -> tuple[ModelArtifact, dict[str, Any]]:
+    """Quantize the linear layers of a 16-bit model to 4 bits (QLoRA, arXiv:2305.14314).
+
+    Returns:
+        The quantized model with its tokenizer, and ``quantization_report``: source, settings,
+        sizes in MB and library versions.
+
+    Raises:
+        InputError: The source is quantized already, so that nobody could say by whom.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = base_model.load_config()
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise InputError(
+            f"base_model '{base_model.model_id}' at {base_model.path} is quantized already "
+            f"({method}); give the publisher's 16-bit weights, so that the 4-bit model is the "
+            f"product of this project alone"
+        )
+    model = base_model.load_model(
+        device_map={"": 0} if parameters.device == "cuda" else "cpu",
+        dtype=getattr(torch, parameters.compute_dtype),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=parameters.quant_type,
+            bnb_4bit_use_double_quant=parameters.double_quantization,
+            bnb_4bit_compute_dtype=getattr(torch, parameters.compute_dtype),
+        ),
+    )
+    tokenizer = base_model.load_tokenizer()
+    added_template = bool(parameters.chat_template) and not tokenizer.chat_template
+    if added_template:
+        tokenizer.chat_template = parameters.chat_template
+
+    source_mb = sum(path.stat().st_size for path in base_model.path.glob("*.safetensors")) / 1e6
+    memory_mb = model.get_memory_footprint() / 1e6
+    n_parameters = model.num_parameters()
+    report = {
+        "summary": {
+            "parameters_millions": round(n_parameters / 1e6, 1),
+            "source_mb": round(source_mb, 1),
+            "quantized_mb": round(memory_mb, 1),
+            "quantized_percent": round(100 * memory_mb / max(source_mb, 1e-9), 1),
+        },
+        "source": {
+            "model_id": base_model.model_id,
+            "revision": base_model.revision,
+            "model_type": config.get("model_type"),
+            "provenance": base_model.provenance,
+        },
+        "settings": parameters.model_dump(exclude={"chat_template"}),
+        "chat_template_added": added_template,
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "bitsandbytes", "ja-instruct")
+        },
+    }
+    provenance = {
+        "stage": "quantization",
+        "parameters": n_parameters,
+        **{key: report[key] for key in ("source", "settings", "versions")},
+    }
+    return ModelArtifact(model, tokenizer, provenance), report
+

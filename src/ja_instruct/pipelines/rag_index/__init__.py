@@ -1,0 +1,5 @@
+"""The few-shot pool's questions, encoded for retrieval."""
+
+from ja_instruct.pipelines.rag_index.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,18 @@
+"""The typed parameters of the index."""
+
+from pydantic import Field
+
+from ja_instruct.parameters import Parameters
+
+
+class RagIndexParameters(Parameters):
+    """Section ``rag_index`` of the parameters."""
+
+    batch_size: int = Field(ge=1, description="Questions in one forward pass of the encoder.")
+    max_document_tokens: int | None = Field(
+        ge=4,
+        description=(
+            "Tokens of a question that are encoded, the encoder's special ones included; the rest "
+            "is cut. null is RAGatouille's own choice, the encoder's whole window."
+        ),
+    )

@@ -1,0 +1,76 @@
+"""The two ways to put an adapter on the quantized model, with the same result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.devices import load_nf4_model
+
+if TYPE_CHECKING:
+    from ja_instruct.models import ModelDirectory
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+
+def load_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
+    """Return model with adapter, and tokenizer, as unsloth loads them on CUDA.
+
+    The absolute path is given, never a hub name: unsloth maps well-known names to its own 4-bit
+    uploads.
+    """
+    # first of all: it patches transformers, peft and trl
+    from unsloth import FastLanguageModel  # isort: skip
+
+    lora = parameters.lora
+    base, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=str(model.path),
+        max_seq_length=parameters.max_seq_length,
+        dtype=None,
+        load_in_4bit=True,
+        local_files_only=True,
+    )
+    adapted = FastLanguageModel.get_peft_model(
+        base,
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.bias,
+        target_modules=list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        loftq_config=None,
+        use_gradient_checkpointing=(
+            "unsloth" if parameters.training.gradient_checkpointing else False
+        ),
+        random_state=lora.seed,
+        max_seq_length=parameters.max_seq_length,
+    )
+    return adapted, tokenizer
+
+
+def load_with_peft(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
+    """Return model with adapter, and tokenizer, by transformers and PEFT on any device."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
+
+    lora = parameters.lora
+    base = load_nf4_model(model, parameters.device)
+    if parameters.device == "cuda":
+        base = prepare_model_for_kbit_training(
+            base, use_gradient_checkpointing=parameters.training.gradient_checkpointing
+        )
+    set_seed(lora.seed)
+    adapted = get_peft_model(
+        base,
+        LoraConfig(
+            r=lora.lora_r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            bias=lora.bias,
+            target_modules=list(lora.target_modules),
+            use_rslora=lora.use_rslora,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    return adapted, model.load_tokenizer()
+
+
+BACKENDS = {"unsloth": load_with_unsloth, "peft": load_with_peft}

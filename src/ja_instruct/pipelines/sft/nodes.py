@@ -1,0 +1,151 @@
+"""Nodes of ``sft``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.pipelines.sft.backends import BACKENDS
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
+from ja_instruct.prompts import PromptParameters
+from ja_instruct.records import as_dataset, require_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from plotly.graph_objects import Figure
+else:  # Kedro resolves the hints of a node; these libraries take seconds to import
+    Dataset = Figure = Any
+
+logger = logging.getLogger(__name__)
+
+
+def build_datasets(
+    filtered_pairs: Dataset,
+    qa_pairs: Dataset,
+    prompts: PromptParameters,
+    parameters: SftParameters,
+) -> tuple[Dataset, Dataset]:
+    """Return training and evaluation samples: ``prompt``, ``completion``, ``source``.
+
+    The training samples are the filtered pairs, in their order, followed by the hand-written
+    ones. ``eval_fraction`` of the filtered pairs, drawn by the seed, is held out instead.
+
+    Raises:
+        InputError: A column is missing, or nothing is left to train on.
+    """
+    from datasets import Dataset
+
+    filtered_pairs = as_dataset(filtered_pairs, "filtered_pairs")
+    qa_pairs = as_dataset(qa_pairs, "qa_pairs")
+    require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
+    require_columns(qa_pairs, ("input", "output"), "qa_pairs")
+    count = len(filtered_pairs)
+    held_out = set(
+        random.Random(parameters.training.seed).sample(
+            range(count), math.floor(count * parameters.eval_fraction)
+        )
+    )
+    filtered = to_samples(
+        zip(filtered_pairs["instruction"], filtered_pairs["response"], strict=True),
+        prompts,
+        "filtered_pairs",
+    )
+    written = to_samples(
+        zip(qa_pairs["input"], qa_pairs["output"], strict=True), prompts, "qa_pairs"
+    )
+    train = [sample for position, sample in enumerate(filtered) if position not in held_out]
+    train += written
+    if not train:
+        raise InputError("filtered_pairs and qa_pairs are both empty: nothing to train on")
+    evaluation = [filtered[position] for position in sorted(held_out)]
+    return Dataset.from_list(train), Dataset.from_list(evaluation)
+
+
+def train(
+    quantized_model: ModelDirectory,
+    train_dataset: Dataset,
+    eval_dataset: Dataset,
+    parameters: SftParameters,
+) -> tuple[ModelArtifact, dict[str, Any], list[dict[str, float]]]:
+    """Train a LoRA adapter on the 4-bit model (QLoRA, arXiv:2305.14314).
+
+    Returns:
+        The adapter with its tokenizer; ``train_metrics``; ``train_history``, the trainer's log
+        entries, losses in nats a token.
+    """
+    model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
+    from ja_instruct.pipelines.sft.training import build_trainer
+
+    model.config.use_cache = False
+    limits = (parameters.max_seq_length, parameters.answer_only_loss)
+    encoded, counts = encode_dataset(train_dataset, tokenizer, *limits)
+    evaluation, eval_counts = encode_dataset(eval_dataset, tokenizer, *limits)
+    if not len(encoded):
+        raise InputError(
+            f"no training sample has an answer within max_seq_length={parameters.max_seq_length} "
+            f"tokens; raise sft.max_seq_length"
+        )
+    trainer = build_trainer(
+        model, tokenizer, encoded, evaluation if len(evaluation) else None, parameters
+    )
+    loss_before = trainer.evaluate()["eval_loss"] if len(evaluation) else None
+    started = time.perf_counter()
+    result = trainer.train()
+    seconds = time.perf_counter() - started
+    loss_after = trainer.evaluate()["eval_loss"] if len(evaluation) else None
+
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    summary: dict[str, Any] = {
+        "train_samples": counts["samples"],
+        "eval_samples": eval_counts["samples"],
+        "steps": trainer.state.global_step,
+        "train_loss": round(result.training_loss, 4),
+        "train_seconds": round(seconds, 1),
+        "trainable_millions": round(trainable / 1e6, 2),
+    }
+    if loss_before is not None:
+        summary |= {"eval_loss_before": round(loss_before, 4), "eval_loss_after": round(loss_after, 4)}
+    metrics = {"summary": summary, "train_dataset": counts, "eval_dataset": eval_counts}
+    provenance = {
+        "stage": "sft",
+        "base": {
+            "model_id": quantized_model.model_id,
+            "revision": quantized_model.revision,
+            "weights_sha256": quantized_model.provenance.get("weights_sha256"),
+        },
+        "settings": parameters.model_dump(mode="json"),
+        "metrics": summary,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+    }
+    history = [dict(entry) for entry in trainer.state.log_history]
+    return ModelArtifact(trainer.model, tokenizer, provenance), metrics, history
+
+
+def plot_loss(train_history: list[dict[str, float]]) -> Figure:
+    """Plot training and evaluation loss (nats a token) over the optimizer's steps."""
+    from plotly import graph_objects
+
+    figure = graph_objects.Figure()
+    for key, name, mode in (
+        ("loss", "training loss", "lines"),
+        ("eval_loss", "evaluation loss (held out)", "lines+markers"),
+    ):
+        points = [(entry["step"], entry[key]) for entry in train_history if key in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            figure.add_scatter(x=steps, y=losses, mode=mode, name=name)
+    figure.update_layout(
+        title="Loss",
+        xaxis_title="step",
+        yaxis_title="nats per token",
+        template="plotly_white",
+        legend={"orientation": "h", "y": 1.1, "x": 1, "xanchor": "right"},
+    )
+    return figure

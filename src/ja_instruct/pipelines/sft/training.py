@@ -1,0 +1,67 @@
+"""Building TRL's trainer. Imports torch, transformers and TRL: import it where it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+
+class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
+    """Shows the latest loss in the progress bar, where the stock callback prints dictionaries."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Put the losses just logged behind the bar."""
+        shown = {key: logs[key] for key in ("loss", "eval_loss") if key in (logs or {})}
+        if state.is_world_process_zero and self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
+
+
+def training_arguments(parameters: SftParameters) -> SFTConfig:
+    """Return the trainer's arguments; every name not listed in the parameters keeps its default."""
+    training = parameters.training
+    on_cpu = parameters.device == "cpu"
+    settings = training.model_dump(exclude={"report_to", "gradient_checkpointing"})
+    return SFTConfig(
+        **settings,
+        output_dir=parameters.checkpoint_dir,
+        max_length=parameters.max_seq_length,
+        report_to=list(training.report_to) or "none",
+        use_cpu=on_cpu,
+        # unsloth brings its own, set when the adapter is made
+        gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
+        # pinned memory is for copies to a GPU
+        dataloader_pin_memory=not on_cpu,
+        # losses before and after are asked for by the node
+        eval_strategy="no",
+    )
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None,
+    parameters: SftParameters,
+) -> SFTTrainer:
+    """Return a trainer over datasets of ``input_ids`` and ``labels``."""
+    if parameters.device == "cpu":
+        from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer as trainer_class
+    else:
+        trainer_class = SFTTrainer
+    trainer = trainer_class(
+        model=model,
+        args=training_arguments(parameters),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossInProgressBar())
+    return trainer

@@ -1,0 +1,232 @@
+"""What must hold before a run starts: parameters, inputs, devices, memory, disk."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from kedro.framework.project import pipelines
+from kedro.validation.type_extractor import TypeExtractor
+from pydantic import BaseModel, ValidationError
+
+from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
+from ja_instruct.errors import InputError
+
+if TYPE_CHECKING:
+    from kedro.framework.context import KedroContext
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
+
+REQUIRED_COLUMNS = {
+    "raw_conversations": ("conversations",),
+    "filtered_pairs": ("instruction", "response"),
+    "qa_pairs": ("input", "output"),
+    "tasks": ("task_id", "input"),
+    "prompts": ("task_id", "input", "prompt"),
+    "answers": ("task_id", "output"),
+}
+
+NO_GPU_REMEDY = (
+    "run on a machine with an NVIDIA GPU, or on the CPU with '--env=demo' (a small real model) or "
+    "'--env=test' (tiny random models)"
+)
+
+
+def check_parameters(context: KedroContext) -> None:
+    """Raise ``InputError`` naming every parameter that is unknown, missing or out of range."""
+    raw = context.config_loader["parameters"]
+    requirements = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
+    problems = []
+    for section in raw:
+        if section not in requirements:
+            problems.append(f"'{section}' is no parameter section{_suggest(section, requirements)}")
+    for section, model in requirements.items():
+        if section not in raw:
+            problems.append(f"section '{section}' is missing; conf/base/ should hold it")
+        elif issubclass(model, BaseModel):
+            problems += _problems_of(section, raw[section], model)
+    if problems:
+        raise InputError(
+            "parameters cannot be used:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+            + f"\nThey come from conf/base, conf/{context.env or 'local'} and --params."
+        )
+
+
+def _problems_of(section: str, values: Any, model: type[BaseModel]) -> list[str]:
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors():
+            key = ".".join([section, *map(str, detail["loc"])])
+            if detail["type"] == "extra_forbidden":
+                known = _fields_at(model, detail["loc"][:-1])
+                problems.append(f"'{key}' is unknown{_suggest(str(detail['loc'][-1]), known)}")
+            elif detail["type"] == "missing":
+                problems.append(f"'{key}' is missing")
+            else:
+                problems.append(f"'{key}' = {detail['input']!r}: {detail['msg']}")
+        return problems
+    return []
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs: bool) -> None:
+    """Raise ``InputError`` listing everything that would stop the run later.
+
+    Args:
+        pipeline: What is to run.
+        catalog: With its inputs.
+        only_missing_outputs: Nodes whose outputs exist will be skipped, so they need nothing.
+    """
+    nodes = pipeline.nodes
+    if only_missing_outputs:
+        nodes = [node for node in nodes if not all(_exists(catalog, name) for name in node.outputs)]
+    produced = {output for node in nodes for output in node.outputs}
+    inputs = {name for node in nodes for name in node.inputs} - produced
+    problems = [
+        problem
+        for name in sorted(inputs)
+        if not name.startswith("params:")
+        for problem in _input_problems(name, catalog)
+    ]
+    problems += _device_problems(nodes, catalog)
+    if not problems:
+        problems += _resource_problems(nodes, catalog)
+    if problems:
+        raise InputError(
+            "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
+def _exists(catalog: DataCatalog, name: str) -> bool:
+    return name in catalog and catalog.exists(name)
+
+
+def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
+    dataset: Any = catalog.get(name) if name in catalog else None
+    if dataset is None:
+        return [f"'{name}' is not in the catalog{_remedy_to_make(name)}"]
+    filepath = getattr(dataset, "_filepath", None)
+    check = getattr(dataset, "check", None)
+    columns = REQUIRED_COLUMNS.get(name, ())
+    if check is None and str(filepath).endswith(".jsonl"):
+        check = JSONLinesDataset(filepath=Path(str(filepath))).check
+    try:
+        if check is not None:
+            takes_columns = "columns" in inspect.signature(check).parameters
+            check(columns=columns) if takes_columns else check()
+        elif filepath is not None and not dataset.exists():
+            return [f"'{name}': {filepath} does not exist{_remedy_to_make(name)}"]
+    except InputError as error:
+        missing = filepath is not None and not Path(str(filepath)).exists()
+        return [f"'{name}': {error}{_remedy_to_make(name) if missing else ''}"]
+    return []
+
+
+def _remedy_to_make(name: str) -> str:
+    for pipeline_name, pipeline in pipelines.items():
+        if pipeline_name != "__default__" and name in pipeline.all_outputs():
+            return (
+                f"; 'kedro run --pipeline={pipeline_name}' (with the same --env) makes it"
+            )
+    return f"; put the file there, or point the catalog entry '{name}' at another place"
+
+
+def _parameters_of(node: Node, catalog: DataCatalog) -> list[tuple[str, Any]]:
+    return [
+        (name.removeprefix("params:"), catalog.load(name))
+        for name in node.inputs
+        if name.startswith("params:")
+    ]
+
+
+def _device_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
+    wanting_cuda = {}
+    wanting_unsloth = {}
+    for node in nodes:
+        for section, values in _parameters_of(node, catalog) if "gpu" in node.tags else []:
+            if getattr(values, "device", None) == "cuda":
+                wanting_cuda[section] = None
+            if getattr(values, "backend", None) == "unsloth":
+                wanting_unsloth[section] = None
+    problems = []
+    if wanting_cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            keys = ", ".join(f"{section}.device" for section in wanting_cuda)
+            problems.append(f"{keys}: 'cuda', but PyTorch finds no CUDA device; {NO_GPU_REMEDY}")
+    if wanting_unsloth and find_spec("unsloth") is None:
+        keys = ", ".join(f"{section}.backend" for section in wanting_unsloth)
+        problems.append(
+            f"{keys}: 'unsloth' is not installed; pip install -e '.[gpu]' -c requirements.txt"
+        )
+    return problems
+
+
+def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
+    """Compare free memory and disk with a floor for the largest stage that will run."""
+    names = {node.name for node in nodes}
+    source = "base_model" if "quantize" in names else "quantized_model"
+    if not names & {"quantize", "train", "answer_tasks", "answer_with_base_model"}:
+        return []
+    size_of = getattr(catalog.get(source), "parameter_count", None)
+    count = size_of() if size_of is not None else None
+    if count is None:
+        return []
+    problems = []
+    on_cpu = any(
+        getattr(values, "device", None) == "cpu"
+        for node in nodes
+        for _, values in _parameters_of(node, catalog)
+    )
+    if on_cpu:
+        # float32 weights, plus activations, optimizer and libraries; measured 4.1 GB for the
+        # demo's 268 million parameters
+        need = count * 4 * 1.5 + 1.5e9
+        free = psutil.virtual_memory().available
+        if free < need:
+            problems.append(
+                f"about {need / 1e9:.1f} GB of memory are needed for a model of "
+                f"{count / 1e9:.2f} billion parameters on the CPU, {free / 1e9:.1f} GB are free; "
+                f"close other programs, or choose a smaller base_model"
+            )
+    if "quantize" in names:
+        target = Path(getattr(catalog.get("quantized_model"), "_filepath", "."))
+        # 4-bit linear layers, 16-bit embeddings
+        need = count * 1.5
+        free = shutil.disk_usage(_existing_parent(target)).free
+        if free < need:
+            problems.append(
+                f"about {need / 1e9:.1f} GB of disk are needed for quantized_model at {target}, "
+                f"{free / 1e9:.1f} GB are free; make room, or point its catalog entry elsewhere"
+            )
+    return problems
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

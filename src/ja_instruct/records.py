@@ -1,0 +1,49 @@
+"""Tabular records as every pipeline receives them: one Hugging Face ``Dataset``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from datasets import Dataset, DatasetDict
+
+
+def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) -> Dataset:
+    """Return ``data`` as one ``Dataset``, whichever way its catalog entry loads it.
+
+    Args:
+        data: A ``Dataset``, a ``DatasetDict`` with a single split (what ``datasets`` makes of
+            one file), or a list of records.
+        name: The catalog name, for the error.
+
+    Raises:
+        InputError: When there are several splits.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(data, DatasetDict):
+        if len(data) != 1:
+            splits = ", ".join(data)
+            raise InputError(
+                f"'{name}' has {len(data)} splits ({splits}); choose one in its catalog entry "
+                f"with 'split: <name>' under load_args or dataset_kwargs"
+            )
+        return next(iter(data.values()))
+    if isinstance(data, list):
+        return Dataset.from_list(data)
+    return data
+
+
+def require_columns(data: Dataset, columns: Iterable[str], name: str) -> None:
+    """Raise ``InputError`` when ``data`` lacks one of ``columns``."""
+    missing = [column for column in columns if column not in data.column_names]
+    if missing:
+        raise InputError(
+            f"'{name}' lacks the column(s) {', '.join(missing)}; it has "
+            f"{', '.join(data.column_names) or 'none'}. Rename them in the source, or point the "
+            f"catalog entry '{name}' at another one"
+        )

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+from kedro.io import DatasetError
+from safetensors.torch import load_file, save_file
+from tiny_colbert import make_tiny_colbert
+
+from ja_instruct.colbert import EncodedQuestions, encode_questions, search
+from ja_instruct.datasets.retrieval_index_dataset import RetrievalIndexDataset
+from ja_instruct.retrieval import RetrievalIndex
+
+QUESTIONS = ("日本の首都は?", "富士山の高さは?\u2028何メートル?", "川")
+
+
+@pytest.fixture
+def index() -> RetrievalIndex:
+    encoded = EncodedQuestions(
+        questions=QUESTIONS,
+        embeddings=torch.randn(12, 4),
+        lengths=torch.tensor([4, 5, 3]),
+        padded_length=8,
+        truncated=(1,),
+    )
+    return RetrievalIndex(encoded, "tiny", "abc", {"torch": "2.13"})
+
+
+@pytest.fixture
+def dataset(tmp_path) -> RetrievalIndexDataset:
+    return RetrievalIndexDataset(filepath=tmp_path / "feature" / "retrieval_index")
+
+
+def test_round_trip(dataset, index):
+    assert not dataset.exists()
+    dataset.save(index)
+    assert dataset.exists()
+    loaded = dataset.load()
+    assert torch.equal(loaded.encoded.embeddings, index.encoded.embeddings)
+    assert torch.equal(loaded.encoded.lengths, index.encoded.lengths)
+    assert loaded.encoded.questions == QUESTIONS
+    assert loaded.encoded.truncated == (1,)
+    assert (loaded.model_id, loaded.checkpoint_sha256) == ("tiny", "abc")
+    assert loaded.versions == {"torch": "2.13"}
+
+
+def test_a_loaded_index_gives_the_hits_of_a_fresh_one(dataset, tmp_path):
+    make_tiny_colbert(tmp_path / "tiny", list(QUESTIONS))
+    encoded = encode_questions(tmp_path / "tiny", list(QUESTIONS))
+    dataset.save(RetrievalIndex(encoded, "tiny", "abc"))
+    queries = ["富士山", "首都"]
+    fresh = search(tmp_path / "tiny", encoded, queries, top_k=3)
+    assert search(tmp_path / "tiny", dataset.load().encoded, queries, top_k=3) == fresh
+
+
+def test_saving_replaces(dataset, index, tmp_path):
+    dataset.save(index)
+    (tmp_path / "feature" / "retrieval_index" / "left over").touch()
+    dataset.save(index)
+    names = sorted(path.name for path in (tmp_path / "feature").rglob("*"))
+    assert names == ["embeddings.safetensors", "index.json", "retrieval_index"]
+
+
+def test_an_interrupted_save_leaves_no_index(dataset, index, tmp_path):
+    class Interrupted(dict):
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+        items = keys = __iter__
+
+    broken = RetrievalIndex(index.encoded, "tiny", "abc", Interrupted(torch="2.13"))
+    with pytest.raises(KeyboardInterrupt):
+        dataset.save(broken)
+    assert not dataset.exists()
+    assert list((tmp_path / "feature").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"questions": ["日本の首都は?", "川"]}, "made of other questions"),
+        ({"questions": QUESTIONS[::-1]}, "made of other questions"),
+        ({"padded_length": 4}, "the window is 4"),
+    ],
+)
+def test_a_description_that_disagrees_is_refused(dataset, index, tmp_path, change, message):
+    dataset.save(index)
+    path = tmp_path / "feature" / "retrieval_index" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DatasetError, match=message):
+        dataset.load()
+
+
+@pytest.mark.parametrize("lengths", [[4, 5, 4], [6, 6]])
+def test_tensors_that_disagree_are_refused(dataset, index, tmp_path, lengths):
+    dataset.save(index)
+    path = tmp_path / "feature" / "retrieval_index" / "embeddings.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | {"lengths": torch.tensor(lengths)}, path, metadata=metadata)
+    with pytest.raises(DatasetError, match="delete the directory and make the index again"):
+        dataset.load()
+
+
+def test_unreadable_files(dataset, index, tmp_path):
+    with pytest.raises(DatasetError, match="cannot be read"):
+        dataset.load()
+    dataset.save(index)
+    (tmp_path / "feature" / "retrieval_index" / "index.json").write_text("{")
+    with pytest.raises(DatasetError, match="JSONDecodeError"):
+        dataset.load()
+
+
+def test_preview_shows_the_encoder_and_some_questions(dataset, index):
+    dataset.save(index)
+    shown = json.loads(dataset.preview(nrows=2))
+    assert shown["model_id"] == "tiny"
+    assert shown["questions"] == list(QUESTIONS[:2])

@@ -1,0 +1,300 @@
+"""The whole filter, against a straightforward reading of the recipe."""
+
+import itertools
+import json
+import logging
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pycld2
+import pytest
+import yaml
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+
+from ja_instruct.pipelines.data_filtering import create_pipeline
+from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
+
+PROJECT = Path(__file__).parents[3]
+CONF = PROJECT / "conf"
+REAL_DATA = PROJECT.parent / "shared" / "data"
+REAL_RECORDS_A_SET = 750
+
+QUESTION = "日本の首都はどこですか。"
+ANSWER = "日本の首都は東京です。"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet_kedro() -> Iterator[None]:
+    """Keep Kedro's log of each step, half the time of a small run, out of hundreds of runs."""
+    logger = logging.getLogger("kedro")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    yield
+    logger.setLevel(level)
+
+
+def read_yaml(path: str) -> Any:
+    return yaml.safe_load((CONF / path).read_text("utf-8"))
+
+
+class Case(NamedTuple):
+    """What the filter is given."""
+
+    rows: list[dict[str, Any]]
+    replacements: list[dict[str, str]]
+    banned: list[str]
+    banned_in_instruction: list[str]
+    figures: dict[str, Any]
+
+
+def run(case: Case) -> DataCatalog:
+    catalog = DataCatalog(
+        {
+            "raw_conversations": MemoryDataset(Dataset.from_list(case.rows)),
+            "replacements": MemoryDataset(case.replacements),
+            "banned_substrings": MemoryDataset(case.banned),
+            "banned_instruction_substrings": MemoryDataset(case.banned_in_instruction),
+            "params:data_filtering": MemoryDataset(DataFilteringParameters(**case.figures)),
+            **{name: MemoryDataset() for name in create_pipeline().outputs()},
+        }
+    )
+    SequentialRunner().run(create_pipeline(), catalog)
+    return catalog
+
+
+def filter_slowly(case: Case) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Filter ``case`` step by step as the recipe words it; sharing no code with the pipeline."""
+
+    def first(row: dict[str, Any], role: str) -> str:
+        turns = [turn for turn in row["conversations"] or [] if turn.get("role") == role]
+        return (turns[0].get("content") or "") if turns else ""
+
+    def count(rows: list[dict[str, Any]]) -> Counter[str]:
+        return Counter("".join(row["response"] + " " + row["instruction"] for row in rows))
+
+    def share(text: str) -> int:
+        found = [part for part in pycld2.detect(text)[2] if part[1] == case.figures["language"]]
+        return max([percent for _, _, percent, _ in found], default=-1)
+
+    rows = [
+        {"instruction": first(row, "user"), "response": first(row, "assistant")}
+        | {name: value for name, value in row.items() if name not in ("instruction", "response")}
+        for row in case.rows
+    ]
+    counts = count(rows)
+    banned = [c for c, times in counts.items() if times <= case.figures["rare_char_count_max"]]
+    left: list[tuple[int, dict[str, Any]]] = []
+    dropped: list[tuple[int, dict[str, Any]]] = []
+    for number, row in enumerate(rows):
+        for entry in case.replacements:
+            row["instruction"] = row["instruction"].replace(entry["find"], entry["replace"])
+            row["response"] = row["response"].replace(entry["find"], entry["replace"])
+        sides = [row["instruction"], row["response"]]
+        reasons = []
+        if any(text in side for text in case.banned for side in sides):
+            reasons.append("banned_substring")
+        if any(text in row["instruction"] for text in case.banned_in_instruction):
+            reasons.append("banned_instruction_substring")
+        if any(character in side for character in banned for side in sides):
+            reasons.append("rare_character")
+        try:
+            if min([share(side) for side in sides]) < case.figures["language_percent_min"]:
+                reasons.append("language")
+        except pycld2.error:
+            reasons.append("language_undetectable")
+        (dropped if reasons else left).append((number, row | {"reasons": reasons}))
+    counts = count([row for _, row in left])
+    kept = []
+    for number, row in left:
+        times = [counts[character] for character in row["instruction"] + row["response"]]
+        if min(times, default=0) < case.figures["survivor_char_count_min"]:
+            dropped.append((number, row | {"reasons": ["rare_survivor_character"]}))
+        else:
+            kept.append({name: value for name, value in row.items() if name != "reasons"})
+    return kept, [row for _, row in sorted(dropped, key=lambda item: item[0])]
+
+
+def assert_parity(case: Case) -> tuple[int, Counter[str]]:
+    """Hold the pipeline equal to ``filter_slowly``; return what was kept, and rejected by rule."""
+    raw = Dataset.from_list(case.rows).to_list()  # turns with the keys that Arrow adds
+    kept, dropped = filter_slowly(case._replace(rows=raw))
+    catalog = run(case)
+    assert catalog.load("filtered_pairs").to_list() == kept
+    rejected = catalog.load("rejected_pairs").to_list()
+    for row in rejected:
+        assert row.pop("reason") == row["reasons"][0]
+        assert len(row.pop("reason_details")) == len(row["reasons"])
+    assert rejected == dropped
+    by_rule = Counter(itertools.chain.from_iterable(row["reasons"] for row in dropped))
+    report = catalog.load("filter_report")
+    assert report["summary"]["read"] == len(case.rows)
+    assert report["summary"]["kept"] == len(kept)
+    assert report["summary"]["rejected"] == len(dropped)
+    assert Counter(report["rejected_by_rule"]) == by_rule
+    return len(kept), by_rule
+
+
+JAPANESE = ["日本の首都は東京です。", "これは良い本だと思います。", "今日は晴れです。"]
+PIECES = [
+    *["翻訳", "语", "よしmitsu", "よし", "mitsu", "♪", "松下", "三菱", " ", "\n", "\u2028"],
+    *[
+        "𠮷",
+        "𩸽",
+        "\x0b",
+        "\x00",
+        "A",
+        "你好我们是中国人。",
+        "Hello, this is an English sentence. ",
+    ],
+]
+TABLE = [("よしmitsu", "よしみつ"), ("よし", "mitsu"), ("mitsu", "♪"), ("♪", ""), ("语", "語")]
+
+texts = st.builds(
+    lambda start, rest: "".join([*start, *rest]),
+    st.lists(st.sampled_from(JAPANESE), max_size=3),
+    st.lists(st.sampled_from(JAPANESE + PIECES), max_size=3),
+)
+well_formed = st.builds(
+    lambda *contents: [
+        {"role": role, "content": content}
+        for role, content in zip(itertools.cycle(["user", "assistant"]), contents, strict=False)
+    ],
+    *[texts] * 2,
+)
+any_turns = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["user", "assistant", "system", "", None]),
+            "content": st.none() | texts,
+        },
+    ),
+    max_size=5,
+)
+rows = st.fixed_dictionaries(
+    {
+        "conversations": well_formed | well_formed | any_turns | st.none(),
+        "instruction": st.none() | st.text(max_size=3),
+        "id": st.text(max_size=5),
+        "tags": st.lists(st.integers(0, 9), max_size=2) | st.none(),
+    }
+)
+substrings = st.lists(st.sampled_from(["翻訳", "语", "三菱", "♪", "みつ"]), unique=True, max_size=3)
+cases = st.builds(
+    Case,
+    rows=st.lists(rows, min_size=1, max_size=12),
+    replacements=st.lists(st.sampled_from(TABLE), unique=True).map(
+        lambda table: [{"find": find, "replace": replace} for find, replace in table]
+    ),
+    banned=substrings,
+    banned_in_instruction=substrings,
+    figures=st.fixed_dictionaries(
+        {
+            "rare_char_count_max": st.integers(0, 4),
+            "survivor_char_count_min": st.integers(0, 6),
+            "language": st.just("ja"),
+            "language_percent_min": st.sampled_from([0, 40, 60, 95]),
+        }
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases)
+def test_any_conversations_are_filtered_as_the_recipe_says(case: Case) -> None:
+    assert_parity(case)
+
+
+def make_recipe_case(rows: list[dict[str, Any]], **figures: int) -> Case:
+    return Case(
+        rows,
+        read_yaml("base/word_lists/replacements.yml"),
+        read_yaml("base/word_lists/banned_substrings.yml"),
+        read_yaml("base/word_lists/banned_instruction_substrings.yml"),
+        read_yaml("base/parameters_data_filtering.yml")["data_filtering"] | figures,
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept_min"),
+    [({}, 50), ({"rare_char_count_max": 3, "survivor_char_count_min": 4}, 300)],
+)
+def test_real_conversations_are_filtered_as_the_recipe_says(
+    figures: dict[str, int], kept_min: int
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in ("model_answers_ja", "dolly_ja"):
+        path = REAL_DATA / name / "conversations.jsonl"
+        if not path.exists():
+            pytest.skip(f"the real conversations are not at {path}")
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            rows += map(json.loads, itertools.islice(lines, REAL_RECORDS_A_SET))
+    assert len(rows) == 2 * REAL_RECORDS_A_SET
+    kept, by_rule = assert_parity(make_recipe_case(rows, **figures))
+    assert kept > kept_min
+    assert min(by_rule[rule] for rule in ("banned_substring", "rare_character", "language")) > 10
+    assert by_rule["rare_survivor_character"] > 10
+
+
+def test_what_each_step_is_there_for() -> None:
+    def talk(instruction: str, response: str) -> dict[str, Any]:
+        turns = [("user", instruction), ("assistant", response)]
+        return {"conversations": [{"role": r, "content": c} for r, c in turns]}
+
+    rows = [
+        *[talk(QUESTION, ANSWER)] * 8,
+        talk(QUESTION, "日本の首都は东京です。"),
+        talk(QUESTION, ANSWER + "语"),
+        talk(QUESTION, ANSWER + "岚"),
+        talk(QUESTION, "The capital of Japan is Tokyo."),
+        talk(QUESTION, ANSWER + "\x0b\x0b"),
+        talk(QUESTION, ANSWER + "語語"),
+        talk(QUESTION, ""),
+        {"conversations": [{"role": "user", "content": QUESTION}]},
+    ]
+    catalog = run(make_recipe_case(rows, rare_char_count_max=1, survivor_char_count_min=3))
+    reasons = catalog.load("rejected_pairs")["reason"][:]
+    assert reasons == [
+        "banned_substring",
+        "rare_character",
+        "rare_character",
+        "language_undetectable",
+        *["language"] * 2,
+    ]
+    # the rare 语 is repaired and, with the two of the other record, common enough to stay
+    kept = catalog.load("filtered_pairs")["response"][:]
+    assert kept == [*[ANSWER] * 8, ANSWER + "語", ANSWER + "語語"]
+    report = catalog.load("filter_report")
+    assert report["replacements"]["语"] == 1
+    assert set("语岚东J") < set(report["rare_characters"]["characters"])
+
+
+def test_the_wiring() -> None:
+    pipeline = create_pipeline()
+    assert pipeline.inputs() == {
+        "raw_conversations",
+        "replacements",
+        "banned_substrings",
+        "banned_instruction_substrings",
+        "params:data_filtering",
+    }
+    assert pipeline.outputs() == {"filtered_pairs", "rejected_pairs", "filter_report"}
+    assert all(node.tags == {"data_filtering"} for node in pipeline.nodes)
+    assert all(node.name == node.func.__name__ for node in pipeline.nodes)
+    assert pipeline.nodes[0].name == "check_word_lists", "bad lists must fail before the long steps"
+
+
+def test_importing_the_pipeline_leaves_datasets_alone() -> None:
+    program = (
+        "import sys, ja_instruct.pipelines.data_filtering as it; it.create_pipeline(); "
+        "sys.exit('datasets' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,225 @@
+import socket
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_colbert import make_tiny_colbert
+
+from ja_instruct.colbert import encode_questions, search
+from ja_instruct.colbert_checkpoint import check_checkpoint, load_retriever, prove_weights, quiet
+from ja_instruct.errors import InputError
+from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex, retrieve
+
+QUESTIONS = [
+    "日本の首都はどこですか。",
+    "富士山の高さを教えてください!",
+    "夏目漱石の代表作を3つ挙げてください。",
+    "",
+    "日本で一番長い川は何ですか。",
+]
+QUERIES = ["日本の首都は?", "富士山について", "川の長さ"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"network access: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("colbert") / "tiny"
+    make_tiny_colbert(directory, [*QUESTIONS, *QUERIES])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def encoded(checkpoint):
+    return encode_questions(checkpoint, QUESTIONS)
+
+
+def tamper(checkpoint, target, change):
+    target.mkdir()
+    for path in checkpoint.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors")
+    return target
+
+
+def score_plainly(checkpoint, queries, questions):
+    """MaxSim from the model's own token vectors, without RAGatouille's batching and padding."""
+    colbert = load_retriever(checkpoint).model.inference_ckpt
+    scores = torch.zeros(len(queries), len(questions))
+    for row, query in enumerate(queries):
+        (query_vectors,) = colbert.queryFromText([query], bsize=1)
+        for column, question in enumerate(questions):
+            (vectors,) = colbert.docFromText([question], bsize=1)[0]
+            # A question shorter than the window is padded with zero vectors.
+            similarities = (query_vectors @ vectors.T).clamp(min=0)
+            scores[row, column] = similarities.max(dim=1).values.sum()
+    return scores
+
+
+def test_scores_are_plain_maxsim(checkpoint, encoded):
+    expected = score_plainly(checkpoint, QUERIES, QUESTIONS)
+    hits = search(checkpoint, encoded, QUERIES, top_k=len(QUESTIONS))
+    for row, found in enumerate(hits):
+        assert [hit.position for hit in found] == expected[row].argsort(descending=True).tolist()
+        for hit in found:
+            assert hit.score == pytest.approx(float(expected[row, hit.position]), abs=1e-4)
+
+
+def test_search_equals_ragatouille_without_packing(checkpoint, encoded):
+    retriever = load_retriever(checkpoint)
+    with quiet():
+        retriever.encode(list(QUESTIONS), verbose=False)
+        expected = retriever.search_encoded_docs(QUERIES, k=3)
+    hits = search(checkpoint, encoded, QUERIES, top_k=3)
+    for found, results in zip(hits, expected, strict=True):
+        assert [hit.position for hit in found] == [result["result_index"] for result in results]
+        scores = [result["score"] for result in results]
+        assert [hit.score for hit in found] == pytest.approx(scores, abs=1e-5)
+
+
+def test_one_query_and_none(checkpoint, encoded):
+    assert search(checkpoint, encoded, [], top_k=2) == []
+    (alone,) = search(checkpoint, encoded, QUERIES[:1], top_k=2)
+    together = search(checkpoint, encoded, QUERIES, top_k=2)[0]
+    assert [hit.position for hit in alone] == [hit.position for hit in together]
+
+
+def test_batches_do_not_change_the_embeddings(checkpoint, encoded):
+    one_at_a_time = encode_questions(checkpoint, QUESTIONS, batch_size=1)
+    assert torch.equal(one_at_a_time.lengths, encoded.lengths)
+    assert torch.allclose(one_at_a_time.embeddings, encoded.embeddings, atol=1e-5)
+
+
+def test_questions_beyond_the_window_are_cut_and_named(checkpoint):
+    encoded = encode_questions(checkpoint, [*QUESTIONS, "川" * 50], max_document_tokens=20)
+    assert encoded.truncated == (2, 5)
+    assert encoded.padded_length == 20
+    assert encoded.lengths.tolist()[5] == 20
+
+
+def test_long_queries_are_cut_unless_allowed(checkpoint, encoded, caplog):
+    # The question asked stands at the end, beyond RAGatouille's 32 tokens.
+    long_queries = ["あ" * 60 + question for question in QUERIES]
+    cut = search(checkpoint, encoded, long_queries, top_k=5)
+    assert "3 of 3 queries are longer than 32 tokens" in caplog.text
+    assert np.allclose(cut[0], cut[1])
+    whole = search(checkpoint, encoded, long_queries, top_k=5, max_query_tokens=100)
+    assert not np.allclose(whole[0], whole[1])
+
+
+def test_query_length_does_not_depend_on_the_neighbours(checkpoint, encoded):
+    queries = [QUERIES[0], "川" * 90]
+    together = search(checkpoint, encoded, queries, top_k=5, max_query_tokens=100)
+    alone = search(checkpoint, encoded, queries[:1], top_k=5)
+    assert np.allclose(together[0], alone[0])
+
+
+@pytest.mark.parametrize("top_k", [0, 6])
+def test_top_k_out_of_range(checkpoint, encoded, top_k):
+    with pytest.raises(InputError, match="from 1 to 5"):
+        search(checkpoint, encoded, QUERIES, top_k=top_k)
+
+
+def test_windows_are_checked(checkpoint, encoded):
+    with pytest.raises(InputError, match="reads 124 tokens at most"):
+        encode_questions(checkpoint, QUESTIONS, max_document_tokens=125)
+    with pytest.raises(InputError, match="reads 124 tokens at most"):
+        search(checkpoint, encoded, QUERIES, top_k=1, max_query_tokens=125)
+
+
+def test_empty_pool(checkpoint):
+    with pytest.raises(InputError, match="'qa_pairs' is empty"):
+        encode_questions(checkpoint, [])
+
+
+def test_nothing_is_printed(checkpoint, encoded, capfd):
+    search(checkpoint, encoded, QUERIES, top_k=1)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_missing_weight_is_not_made_up(checkpoint, tmp_path):
+    # transformers would fill it with random numbers
+    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: weights.pop("linear.weight"))
+    with pytest.raises(InputError, match=r"lack\(s\) 1 tensor\(s\) such as 'linear.weight'"):
+        load_retriever(broken)
+
+
+def test_a_weight_that_the_model_does_not_take_is_refused(checkpoint, tmp_path):
+    def rename(weights):
+        weights["bert.encoder.layer.0.surprise"] = torch.zeros(1)
+
+    broken = tamper(checkpoint, tmp_path / "broken", rename)
+    with pytest.raises(InputError, match=r"unused by the model, 1 tensor"):
+        load_retriever(broken)
+
+
+def test_changed_weights_are_noticed(checkpoint, tmp_path):
+    def change(weights):
+        weights["linear.weight"][0, 0] += 1
+
+    model = load_retriever(checkpoint).model.inference_ckpt.model
+    prove_weights(model, checkpoint)
+    broken = tamper(checkpoint, tmp_path / "broken", change)
+    with pytest.raises(InputError, match=r"differ\(s\) .* 'linear.weight'"):
+        prove_weights(model, broken)
+
+
+def test_a_damaged_file_is_named(checkpoint, tmp_path):
+    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_retriever(broken)
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("artifact.metadata", "'artifact.metadata' is missing"),
+        ("config.json", "'config.json' is missing"),
+        ("model.safetensors", "holds no .safetensors file"),
+    ],
+)
+def test_incomplete_checkpoints(checkpoint, tmp_path, remove, message):
+    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
+    (broken / remove).unlink()
+    with pytest.raises(InputError, match=message):
+        check_checkpoint(broken)
+
+
+def test_checkpoints_with_code_are_refused(checkpoint, tmp_path):
+    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
+    (broken / "modeling.py").write_text("raise SystemExit")
+    with pytest.raises(InputError, match="Python code of its own"):
+        check_checkpoint(broken)
+
+
+def test_the_model_named_by_the_metadata_is_not_asked_for(checkpoint, tmp_path):
+    foreign = tamper(checkpoint, tmp_path / "foreign", lambda weights: None)
+    content = (foreign / "artifact.metadata").read_text()
+    named = content.replace("{", '{"model_name": "cl-tohoku/bert-base-japanese-v3",', 1)
+    (foreign / "artifact.metadata").write_text(named)
+    load_retriever(foreign)
+
+
+def test_retrieve_lowers_top_k_to_the_pool(checkpoint, encoded, caplog):
+    index = RetrievalIndex(encoded, "tiny", "abc")
+    hits = retrieve(index, ColbertCheckpoint(checkpoint, "tiny", "abc"), QUERIES, top_k=20)
+    assert [len(found) for found in hits] == [5, 5, 5]
+    assert "'top_k' is 20, the pool has 5 questions" in caplog.text
+
+
+def test_retrieve_refuses_another_checkpoint(checkpoint, encoded):
+    index = RetrievalIndex(encoded, "tiny", "abc")
+    with pytest.raises(InputError, match="vectors cannot be compared"):
+        retrieve(index, ColbertCheckpoint(checkpoint, "other", "def"), QUERIES, top_k=1)
