@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert import encode_questions, search
 from ja_instruct.colbert_checkpoint import check_checkpoint, load_retriever, prove_weights, quiet
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex, retrieve
+from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex, require_same_pool, retrieve
+from tiny_colbert import make_tiny_colbert
 
 QUESTIONS = [
     "日本の首都はどこですか。",
@@ -223,3 +223,10 @@ def test_retrieve_refuses_another_checkpoint(checkpoint, encoded):
     index = RetrievalIndex(encoded, "tiny", "abc")
     with pytest.raises(InputError, match="vectors cannot be compared"):
         retrieve(index, ColbertCheckpoint(checkpoint, "other", "def"), QUERIES, top_k=1)
+
+
+def test_an_index_of_another_pool_is_refused(encoded):
+    index = RetrievalIndex(encoded, "tiny", "abc")
+    require_same_pool(index, QUESTIONS)
+    with pytest.raises(InputError, match="would name the wrong pairs"):
+        require_same_pool(index, QUESTIONS[::-1])

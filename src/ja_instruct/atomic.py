@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.is_dir():
             # A directory cannot be renamed over another that holds files.
             target.rename(old)
-        os.replace(new, target)
+        new.replace(target)
     except BaseException:
         _remove(new)
         if old.exists() and not target.exists():

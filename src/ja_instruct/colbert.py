@@ -89,43 +89,62 @@ def encode_questions(
     Raises:
         InputError: The pool is empty, or the checkpoint cannot be used.
     """
+    import torch
+    from tqdm import trange
+
     if not questions:
         raise InputError("there is no question to encode: 'qa_pairs' is empty")
     retriever = load_retriever(checkpoint_directory)
-    colbert = retriever.model
-    _check_window("max_document_tokens", max_document_tokens, colbert.base_model_max_tokens)
-    with quiet():
-        # verbose is what turns on the progress bar
-        retriever.encode(
-            list(questions),
-            bsize=batch_size,
-            max_document_length=max_document_tokens or "auto",
-            verbose=True,
-        )
-    # Shape (n, window, dimension). RAGatouille's doc_masks say nothing: all -inf, and never read.
-    padded = colbert.in_memory_embed_docs.cpu()
-    used = padded.ne(0).any(dim=2)
-    # The last token, [SEP], is never masked, so the last used row ends the question.
-    lengths = padded.shape[1] - used.flip(1).int().argmax(dim=1)
-    tokens = _count_tokens(retriever, list(questions))
+    _check_window("max_document_tokens", max_document_tokens, retriever.model.base_model_max_tokens)
+    texts = list(questions)
+    tokens = _count_tokens(retriever, texts)
+    order = sorted(range(len(texts)), key=tokens.__getitem__)
+    embedded: dict[int, Tensor] = {}
+    window = 0
+    for start in trange(0, len(texts), batch_size, desc="encoding questions"):
+        positions = order[start : start + batch_size]
+        padded = _encode_batch(retriever, [texts[i] for i in positions], max_document_tokens)
+        window = padded.shape[1]
+        embedded.update(zip(positions, map(_trim, padded), strict=True))
+    parts = [embedded[position] for position in range(len(texts))]
     return EncodedQuestions(
-        questions=tuple(questions),
-        embeddings=_concatenate(padded, lengths),
-        lengths=lengths,
-        padded_length=padded.shape[1],
-        truncated=tuple(i for i, count in enumerate(tokens) if count > padded.shape[1]),
+        questions=tuple(texts),
+        embeddings=torch.cat(parts),
+        lengths=torch.tensor([len(part) for part in parts]),
+        padded_length=window,
+        truncated=tuple(i for i, count in enumerate(tokens) if count > window),
     )
 
 
-def _concatenate(padded: Tensor, lengths: Tensor) -> Tensor:
-    import torch
+def _encode_batch(
+    retriever: RAGPretrainedModel, texts: list[str], max_document_tokens: int | None
+) -> Tensor:
+    """Encode texts of similar length; return shape (texts, window, dimension), zero-padded.
 
-    kept = torch.arange(padded.shape[1]) < lengths[:, None]
-    return padded[kept].contiguous()
+    One batch a call, because in a call colbert-ai pads every batch to the longest text of all,
+    and RAGatouille keeps every text at the length of the window.
+    """
+    with quiet():
+        retriever.encode(
+            texts,
+            bsize=len(texts),
+            max_document_length=max_document_tokens or "auto",
+            verbose=False,
+        )
+    # RAGatouille's doc_masks say nothing: they are all -inf and never read.
+    padded: Tensor = retriever.model.in_memory_embed_docs.cpu()
+    retriever.clear_encoded_docs(force=True)
+    return padded
+
+
+def _trim(padded: Tensor) -> Tensor:
+    """Cut the padding off one question; the last token, [SEP], is never masked."""
+    used = padded.ne(0).any(dim=1).nonzero()
+    return padded[: int(used[-1]) + 1].clone()
 
 
 def _pad(encoded: EncodedQuestions, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Undo ``_concatenate``: shape (n, longest question and one row more, dimension).
+    """Pad again: shape (n, longest question and one row more, dimension).
 
     RAGatouille's padding rows are zero and take part in the maximum, so a token never scores
     below 0 in a question shorter than the window. One such row does the same as hundreds.
@@ -163,7 +182,7 @@ def _use_query_length(retriever: RAGPretrainedModel, max_query_tokens: int) -> N
 
     checkpoint = retriever.model.inference_ckpt
 
-    def encode(queries: list[str], bsize: int | str = "auto") -> list[Tensor]:
+    def encode(queries: list[str], **_unused: object) -> list[Tensor]:
         embedded = []
         counts = _count_tokens(retriever, queries)
         for query, count in zip(tqdm(queries, desc="encoding queries"), counts, strict=True):

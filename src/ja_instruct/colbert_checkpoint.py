@@ -136,7 +136,7 @@ def _class_for_transformers_5(directory: Path) -> Iterator[None]:
 
     original: Callable[[str], Any] = base_colbert.class_factory
 
-    def class_factory(name_or_path: str) -> Any:
+    def class_factory(_name_or_path: str) -> Any:
         model_class = original(str(directory))
         model_class.all_tied_weights_keys = {}
         model_class._keys_to_ignore_on_load_unexpected = {"cls"}

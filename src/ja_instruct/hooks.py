@@ -122,10 +122,14 @@ class ProgressHook:
 
     def _finish(self, stage: str) -> None:
         figures = ", ".join(
-            f"{key.replace('_', ' ')} {value:,}" for key, value in self._summaries.get(stage, {}).items()
+            f"{key.replace('_', ' ')} {value:,}"
+            for key, value in self._summaries.get(stage, {}).items()
         )
         logger.info(
-            "%s done in %s%s", stage, _duration(self._seconds[stage]), f": {figures}" if figures else ""
+            "%s done in %s%s",
+            stage,
+            _duration(self._seconds[stage]),
+            f": {figures}" if figures else "",
         )
         if mlflow.active_run() is not None:
             metrics = {**self._summaries.get(stage, {}), "seconds": round(self._seconds[stage], 2)}

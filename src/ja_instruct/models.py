@@ -98,7 +98,7 @@ def parameter_count(directory: Path) -> int:
     total = 0
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return total
 
 

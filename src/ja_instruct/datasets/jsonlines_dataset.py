@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def read_records(filepath: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON Lines file.
+    r"""Yield the records of a JSON Lines file.
 
-    Lines are split on ``\\n`` alone: Japanese texts hold U+2028, at which ``str.splitlines`` would
+    Lines are split on ``\n`` alone: Japanese texts hold U+2028, at which ``str.splitlines`` would
     cut a record in two.
 
     Raises:
@@ -113,6 +113,7 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
                 a column's type.
         """
         import pyarrow as pa
+
         from datasets import Dataset
 
         records = list(read_records(self._filepath))
@@ -138,7 +139,9 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         import pandas as pd
         from kedro_datasets._typing import TablePreview
 
-        head = [record for record, _ in zip(read_records(self._filepath), range(nrows), strict=False)]
+        head = [
+            record for record, _ in zip(read_records(self._filepath), range(nrows), strict=False)
+        ]
         return TablePreview(pd.DataFrame(head).to_dict(orient="split"))
 
     def _exists(self) -> bool:

@@ -14,9 +14,7 @@ from ja_instruct.retrieval import retrieve
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpoint
-    from ja_instruct.datasets.retrieval_index_dataset import RetrievalIndex
+    from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = ColbertCheckpoint = RetrievalIndex = Any
 
@@ -57,7 +55,10 @@ def build_prompts(
     records = []
     for task, best_first in zip(tasks, hits, strict=True):
         shots = [
-            {**{key: qa_pairs[hit.position][key] for key in ("input", "output")}, "score": hit.score}
+            {
+                **{key: qa_pairs[hit.position][key] for key in ("input", "output")},
+                "score": hit.score,
+            }
             for hit in reversed(best_first)
         ]
         prompt = few_shot_prompt(prompts, task["input"], shots)

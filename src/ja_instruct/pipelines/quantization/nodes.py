@@ -79,4 +79,3 @@ def quantize(
         **{key: report[key] for key in ("source", "settings", "versions")},
     }
     return ModelArtifact(model, tokenizer, provenance), report
-

@@ -8,8 +8,9 @@ from ja_instruct.pipelines.reporting.template import REPORT_TEMPLATE
 from ja_instruct.records import as_dataset
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from plotly.graph_objects import Figure
+
+    from datasets import Dataset
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = Figure = Any
 
@@ -30,7 +31,13 @@ def build_run_report(
     """Return one self-contained HTML page: figures, loss plot, answers before and after."""
     from jinja2 import Environment
 
-    reports = (filter_report, quantization_report, train_metrics, rag_index_report, inference_report)
+    reports = (
+        filter_report,
+        quantization_report,
+        train_metrics,
+        rag_index_report,
+        inference_report,
+    )
     summaries = {
         stage: {key.replace("_", " "): value for key, value in report["summary"].items()}
         for stage, report in zip(STAGES, reports, strict=True)

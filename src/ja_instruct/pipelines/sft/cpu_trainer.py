@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 
 class CpuSFTTrainer(SFTTrainer):  # type: ignore[misc]
@@ -46,7 +46,7 @@ class CpuSFTTrainer(SFTTrainer):  # type: ignore[misc]
         softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         correct = (logits.argmax(dim=-1) == targets).float().mean()
         self._metrics[mode]["mean_token_accuracy"].append(correct.item())
         total = functional.cross_entropy(logits, targets, reduction="sum")

@@ -18,8 +18,9 @@ from ja_instruct.prompts import PromptParameters
 from ja_instruct.records import as_dataset, require_columns
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from plotly.graph_objects import Figure
+
+    from datasets import Dataset
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = Figure = Any
 
@@ -48,7 +49,7 @@ def build_datasets(
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     count = len(filtered_pairs)
     held_out = set(
-        random.Random(parameters.training.seed).sample(
+        random.Random(parameters.training.seed).sample(  # noqa: S311
             range(count), math.floor(count * parameters.eval_fraction)
         )
     )
@@ -105,13 +106,16 @@ def train(
     summary: dict[str, Any] = {
         "train_samples": counts["samples"],
         "eval_samples": eval_counts["samples"],
-        "steps": trainer.state.global_step,
-        "train_loss": round(result.training_loss, 4),
+        "steps": result.global_step,
+        "train_loss": round(float(result.training_loss or math.nan), 4),
         "train_seconds": round(seconds, 1),
         "trainable_millions": round(trainable / 1e6, 2),
     }
-    if loss_before is not None:
-        summary |= {"eval_loss_before": round(loss_before, 4), "eval_loss_after": round(loss_after, 4)}
+    if loss_before is not None and loss_after is not None:
+        summary |= {
+            "eval_loss_before": round(loss_before, 4),
+            "eval_loss_after": round(loss_after, 4),
+        }
     metrics = {"summary": summary, "train_dataset": counts, "eval_dataset": eval_counts}
     provenance = {
         "stage": "sft",

@@ -49,7 +49,9 @@ class TrainingParameters(Parameters):
 class SftParameters(Parameters):
     """Everything ``sft`` can be told."""
 
-    backend: Literal["unsloth", "peft"] = Field(description="unsloth needs CUDA; peft runs anywhere")
+    backend: Literal["unsloth", "peft"] = Field(
+        description="unsloth needs CUDA; peft runs anywhere"
+    )
     device: Device
     max_seq_length: int = Field(gt=0, description="Longer samples are cut, in tokens")
     answer_only_loss: bool = Field(description="Leave the question out of the loss")

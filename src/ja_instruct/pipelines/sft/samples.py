@@ -9,8 +9,9 @@ from ja_instruct.prompts import PromptParameters, training_prompt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from datasets import Dataset
 
 IGNORED_LABEL = -100
 
@@ -69,8 +70,9 @@ def encode_dataset(
         A dataset of ``input_ids`` and ``labels``, and counts: samples, tokens, tokens in the
         loss, samples cut, samples dropped.
     """
-    from datasets import Dataset
     from tqdm import tqdm
+
+    from datasets import Dataset
 
     rows = []
     cut = 0
@@ -86,4 +88,6 @@ def encode_dataset(
         "at_max_seq_length": cut,
         "dropped": len(samples) - len(rows),
     }
-    return Dataset.from_dict({key: [row[key] for row in rows] for key in ("input_ids", "labels")}), counts
+    return Dataset.from_dict(
+        {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
+    ), counts

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
@@ -51,10 +53,7 @@ def build_trainer(
     parameters: SftParameters,
 ) -> SFTTrainer:
     """Return a trainer over datasets of ``input_ids`` and ``labels``."""
-    if parameters.device == "cpu":
-        from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer as trainer_class
-    else:
-        trainer_class = SFTTrainer
+    trainer_class = CpuSFTTrainer if parameters.device == "cpu" else SFTTrainer
     trainer = trainer_class(
         model=model,
         args=training_arguments(parameters),

@@ -1,0 +1,53 @@
+# Two commands for everybody: 'make demo' and 'make test'. 'make help' lists the rest.
+VENV := .venv
+BIN := $(VENV)/bin
+# the first Python of a supported version
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+INSTALLED := $(VENV)/.installed
+# make demo FORCE=1 runs finished stages again
+DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
+DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)
+
+.PHONY: help demo test check lint format clean-demo requirements tiny-models viz
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "ja-instruct needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON) (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[demo,dev]'
+	touch $@
+
+demo: $(INSTALLED) ## Run everything on the CPU with the embedded model and data
+	$(BIN)/kedro run --env=demo $(DEMO_FLAGS)
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/python -m pytest
+
+check: lint test ## Everything that must hold before a commit lands
+
+lint: $(INSTALLED) ## Style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+viz: $(INSTALLED) ## Look at the pipelines in the browser
+	$(BIN)/kedro viz run --env=demo
+
+tiny-models: $(INSTALLED) ## Write the tiny random models of --env=test
+	$(BIN)/python tests/tiny_models.py
+
+clean-demo: ## Forget everything the demo made
+	rm -rf $(DEMO_OUTPUTS)
+
+requirements: $(INSTALLED) ## Pin the newest versions that fit pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --upgrade --no-annotate \
+		--custom-compile-command 'make requirements' --output-file requirements.txt

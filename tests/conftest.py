@@ -1,0 +1,247 @@
+"""What every test gets: no network, a project of its own, tiny models."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+REPOSITORY = TESTS.parent
+# pytest imports test files by their path alone; what they share lies beside this file
+sys.path.insert(0, str(TESTS))
+
+# Read once, when the libraries are imported: before any of them is.
+_HUB_CACHE = tempfile.TemporaryDirectory(prefix="ja-instruct-tests-")
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        # neither the user's downloads nor credentials change a result
+        "HF_HOME": _HUB_CACHE.name,
+        "MPLBACKEND": "agg",
+    }
+)
+for _name in ("HF_TOKEN", "HF_HUB_CACHE", "KEDRO_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+    os.environ.pop(_name, None)
+
+import no_network  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from click.testing import Result
+
+    from ja_instruct.models import ModelDirectory
+
+RECIPE = REPOSITORY.parent / "shared" / "recipe"
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+RUN_SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this computer cannot run, saying what it lacks."""
+    for marker, find_lack in (("gpu", _lack_of_gpu), ("demo", _lack_of_demo)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        lack = find_lack() if marked else None
+        for item in marked if lack else []:
+            item.add_marker(pytest.mark.skip(reason=lack))
+
+
+def _lack_of_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+
+
+def _lack_of_demo() -> str | None:
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    for requirement in pyproject["project"]["optional-dependencies"]["demo"]:
+        name = re.split(r"[^\w-]", requirement)[0]
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return f"the package '{name}' of the extra 'demo' is not installed"
+    return None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        no_network.block(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Path:
+    """Return the directory of the recipe's own tables and texts."""
+    if not RECIPE.is_dir():
+        pytest.skip(f"the recipe's tables are not at {RECIPE}")
+    return RECIPE
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the directory of the public Japanese data sets."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the public data sets are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+def copy_project(target: Path) -> Path:
+    """Copy what a run needs, without outputs; the package itself is linked."""
+    shutil.copytree(REPOSITORY / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
+    (target / "conf" / "local").mkdir()
+    shutil.copytree(REPOSITORY / "data/01_raw/demo", target / "data/01_raw/demo")
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, target)
+    # Kedro wants a source directory inside the project, so not that is linked but what it holds
+    (target / "src").mkdir()
+    (target / "src/ja_instruct").symlink_to(REPOSITORY / "src/ja_instruct")
+    return target
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project with the tiny models and without outputs, for all tests."""
+    from tiny_models import make_tiny_models
+
+    copy = copy_project(tmp_path_factory.mktemp("project"))
+    make_tiny_models(copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def subprocess_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment of a process that reaches no network either."""
+    startup = tmp_path_factory.mktemp("startup")
+    (startup / "sitecustomize.py").write_text("import no_network\n\nno_network.block()\n")
+    return {**os.environ, "PYTHONPATH": f"{startup}{os.pathsep}{TESTS}", "COLUMNS": "400"}
+
+
+@pytest.fixture(scope="session")
+def run_kedro(
+    project: Path, subprocess_environment: dict[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs ``kedro run`` with its arguments in a process of its own."""
+
+    def run(
+        *args: str, cwd: Path = project, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kedro", "run", *args],
+            cwd=cwd,
+            env={**subprocess_environment, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def invoke_kedro(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Return a function that runs ``kedro run`` here: the libraries are imported once for all."""
+    import mlflow
+    from click.testing import CliRunner
+    from kedro.framework.cli.cli import KedroCLI
+
+    def invoke(*args: str, cwd: Path = project) -> Result:
+        monkeypatch.chdir(cwd)
+        return CliRunner().invoke(KedroCLI(cwd), ["run", *args])
+
+    yield invoke
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+
+
+@pytest.fixture
+def add_environment(project: Path) -> Iterator[Callable[..., str]]:
+    """Return a function that adds an environment on top of ``test``, for this test alone.
+
+    Its keyword arguments are files of the environment, without ``.yml``, and what to put below
+    that of ``test``; its outputs go to directories of its own.
+    """
+    import yaml
+
+    made: list[Path] = []
+
+    def add(name: str, *, root: Path = project, **files: dict[str, Any]) -> str:
+        directory = root / "conf" / name
+        shutil.copytree(root / "conf/test", directory)
+        made.append(directory)
+        for file, content in {"globals": {"run_name": name}, **files}.items():
+            path = directory / f"{file}.yml"
+            old = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
+            path.write_text(yaml.safe_dump(_merge(old, content), allow_unicode=True), "utf-8")
+        return f"--env={name}"
+
+    yield add
+    for directory in made:
+        shutil.rmtree(directory)
+        for outputs in directory.parents[1].glob(f"data/*/{directory.name}"):
+            shutil.rmtree(outputs)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = _merge(old[key], value) if both and "type" not in value else value
+    return merged
+
+
+@pytest.fixture(scope="session")
+def read_configuration() -> Callable[[str], Mapping[str, Any]]:
+    """Return a function from an environment's name to its ``catalog`` and ``parameters``."""
+    from ja_instruct.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
+
+    def read(environment: str) -> Mapping[str, Any]:
+        return CONFIG_LOADER_CLASS(str(REPOSITORY / "conf"), env=environment, **CONFIG_LOADER_ARGS)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_parameters(
+    read_configuration: Callable[[str], Mapping[str, Any]],
+) -> Callable[[str], dict[str, Any]]:
+    """Return a function from an environment's name to its parameters, by section."""
+    return lambda environment: read_configuration(environment)["parameters"]
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma2(project: Path) -> ModelDirectory:
+    """Return a tiny random Gemma 2 with its tokenizer."""
+    from ja_instruct.models import ModelDirectory
+
+    return ModelDirectory(project / "data/06_models/test/tiny_gemma2", "tiny-random-gemma2")
+
+
+@pytest.fixture(scope="session")
+def tiny_nf4(
+    tiny_gemma2: ModelDirectory,
+    tmp_path_factory: pytest.TempPathFactory,
+    read_parameters: Callable[[str], dict[str, Any]],
+) -> ModelDirectory:
+    """Return the tiny model as the recipe quantizes it, on the CPU."""
+    from ja_instruct.datasets import QuantizedModelDataset
+    from ja_instruct.pipelines.quantization.nodes import quantize
+    from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
+
+    parameters = QuantizationParameters(**read_parameters("test")["quantization"])
+    dataset = QuantizedModelDataset(filepath=tmp_path_factory.mktemp("nf4") / "quantized_model")
+    dataset.save(quantize(tiny_gemma2, parameters)[0])
+    return dataset.load()

@@ -1,0 +1,128 @@
+import hashlib
+import json
+
+import pytest
+from kedro.io import DatasetError
+
+from ja_instruct.datasets import QuantizedModelDataset
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelArtifact
+
+PROVENANCE = {
+    "stage": "quantization",
+    "parameters": 12345,
+    "source": {"model_id": "google/gemma-2-27b", "revision": "0123abc"},
+}
+
+
+class Model:
+    """Writes what a transformers model would, or dies while it does."""
+
+    def __init__(self, shards, error=None):
+        self.shards = shards
+        self.error = error
+
+    def save_pretrained(self, directory):
+        directory.mkdir()
+        (directory / "config.json").write_text('{"model_type": "gemma2"}', "utf-8")
+        for name, content in self.shards.items():
+            (directory / name).write_bytes(content)
+        if self.error:
+            raise self.error
+
+
+class Tokenizer:
+    def save_pretrained(self, directory):
+        (directory / "tokenizer.json").write_text("{}", "utf-8")
+
+
+def artifact(shards=None, error=None):
+    shards = {"model.safetensors": b"weights"} if shards is None else shards
+    return ModelArtifact(Model(shards, error), Tokenizer(), PROVENANCE)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return QuantizedModelDataset(filepath=tmp_path / "models" / "quantized_model")
+
+
+def test_round_trip(dataset, tmp_path):
+    assert not dataset.exists()
+    dataset.save(artifact())
+    assert dataset.exists()
+    directory = dataset.load()
+    assert directory.path == (tmp_path / "models/quantized_model").resolve()
+    assert directory.model_id == "google/gemma-2-27b"
+    assert directory.revision == "0123abc"
+    assert directory.load_config() == {"model_type": "gemma2"}
+    assert dataset.parameter_count() == 12345
+
+
+def test_handle_is_absolute_when_the_entry_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = QuantizedModelDataset(filepath="quantized_model")
+    dataset.save(artifact())
+    assert dataset.load().path == (tmp_path / "quantized_model").resolve()
+
+
+def test_provenance_holds_what_was_saved_and_its_checksums(dataset):
+    shards = {"model-00002.safetensors": b"two", "model-00001.safetensors": b"one"}
+    dataset.save(artifact(shards))
+    path = dataset.load().path / "ja_instruct.json"
+    provenance = json.loads(path.read_text("utf-8"))
+    assert provenance == {
+        **PROVENANCE,
+        "weights_sha256": {
+            name: hashlib.sha256(content).hexdigest() for name, content in shards.items()
+        },
+    }
+    assert dataset.load().provenance == provenance
+
+
+def test_save_that_fails_leaves_nothing(dataset, tmp_path):
+    with pytest.raises(DatasetError, match="disk full"):
+        dataset.save(artifact(error=OSError("disk full")))
+    assert not dataset.exists()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_save_that_fails_keeps_the_old_model(dataset, tmp_path):
+    dataset.save(artifact())
+    with pytest.raises(KeyboardInterrupt):
+        dataset.save(artifact({"model.safetensors": b"other"}, KeyboardInterrupt()))
+    directory = dataset.load().path
+    assert (directory / "model.safetensors").read_bytes() == b"weights"
+    assert list((tmp_path / "models").iterdir()) == [directory]
+
+
+def test_save_replaces_all_of_the_old_model(dataset):
+    dataset.save(artifact({"model-00001.safetensors": b"1", "model-00002.safetensors": b"2"}))
+    dataset.save(artifact())
+    assert [path.name for path in dataset.load().path.glob("*.safetensors")] == [
+        "model.safetensors"
+    ]
+
+
+def test_directory_without_provenance_is_refused_and_does_not_count_as_done(dataset):
+    dataset.save(artifact())
+    (dataset.load().path / "ja_instruct.json").unlink()
+    assert not dataset.exists()
+    for read in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=r"no ja_instruct\.json.*--pipeline=quantization"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("config.json", r"no config\.json"), ("model.safetensors", r"no \*\.safetensors weights")],
+)
+def test_incomplete_directory_is_refused(dataset, missing, message):
+    dataset.save(artifact())
+    (dataset.load().path / missing).unlink()
+    with pytest.raises(InputError, match=f"{message}.*--pipeline=quantization"):
+        dataset.load()
+
+
+def test_missing_directory_names_the_pipeline_that_makes_it(dataset):
+    with pytest.raises(InputError, match=r"no such model directory.*--pipeline=quantization"):
+        dataset.load()

@@ -1,0 +1,157 @@
+"""``conf/base`` is the recipe: every figure is spelled out here once more."""
+
+import json
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="module")
+def base(read_parameters):
+    return read_parameters("base")
+
+
+@pytest.fixture(scope="module")
+def texts(recipe):
+    return json.loads((recipe / "prompts.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def catalog(read_configuration):
+    return read_configuration("base")["catalog"]
+
+
+def read_word_list(pytestconfig, catalog, name):
+    path = pytestconfig.rootpath / catalog[name]["filepath"]
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def test_base_model_is_googles_own_16_bit_weights(catalog):
+    assert catalog["base_model"]["repo_id"] == "google/gemma-2-27b"
+
+
+def test_sources(catalog):
+    assert catalog["raw_conversations"]["dataset_name"] == "llm-jp/magpie-sft-v1.0"
+    assert catalog["qa_pairs"]["dataset_name"] == "tomo1222/Japanese-QA111dataset"
+    assert catalog["retriever_checkpoint"]["repo_id"] == "bclavie/JaColBERTv2"
+
+
+def test_quantization(base):
+    settings = {key: base["quantization"][key] for key in base["quantization"]}
+    del settings["chat_template"]
+    assert settings == {
+        "device": "cuda",
+        "quant_type": "nf4",
+        "double_quantization": True,
+        "compute_dtype": "bfloat16",
+    }
+
+
+def test_chat_template(base, texts):
+    assert base["quantization"]["chat_template"] == texts["chat_template"]
+
+
+def test_data_filtering(base):
+    assert base["data_filtering"] == {
+        "rare_char_count_max": 19,
+        "survivor_char_count_min": 10,
+        "language": "ja",
+        "language_percent_min": 60,
+    }
+
+
+def test_word_lists(pytestconfig, catalog, recipe):
+    for name in ("replacements", "banned_substrings"):
+        expected = json.loads((recipe / f"{name}.json").read_text("utf-8"))
+        assert read_word_list(pytestconfig, catalog, name) == expected
+    assert read_word_list(pytestconfig, catalog, "banned_instruction_substrings") == []
+
+
+def test_sft(base):
+    sft = base["sft"]
+    assert sft["backend"] == "unsloth"
+    assert sft["device"] == "cuda"
+    assert sft["max_seq_length"] == 2048
+    assert sft["answer_only_loss"] is False
+    assert sft["eval_fraction"] == 0
+
+
+def test_lora(base):
+    assert base["sft"]["lora"] == {
+        "lora_r": 64,
+        "lora_alpha": 64,
+        "lora_dropout": 0,
+        "bias": "none",
+        "target_modules": [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
+        "use_rslora": False,
+        "seed": 3407,
+    }
+
+
+def test_training(base):
+    training = dict(base["sft"]["training"])
+    # says nothing about the recipe, which evaluates nothing
+    del training["per_device_eval_batch_size"]
+    assert training == {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "num_train_epochs": 2,
+        "max_steps": -1,
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 300,
+        "optim": "adamw_8bit",
+        "weight_decay": 0.01,
+        "bf16": True,
+        "neftune_noise_alpha": 5,
+        "auto_find_batch_size": True,
+        "gradient_checkpointing": True,
+        "packing": False,
+        "logging_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 300,
+        "save_total_limit": 10,
+        "report_to": ["mlflow"],
+        "seed": 3407,
+    }
+
+
+def test_retrieval_encodes_whole_questions(base):
+    assert base["rag_index"]["max_document_tokens"] is None
+
+
+def test_inference(base):
+    assert base["inference"] == {
+        "backend": "unsloth",
+        "device": "cuda",
+        "top_k": 20,
+        "max_seq_length": 4096,
+        "max_new_tokens": 1024,
+        "repetition_penalty": 1.1,
+        "bad_words": ["質問", "###", "#", "##", "---", "<h3>", "filepath", "> "],
+        "compare_tasks": 0,
+    }
+
+
+def test_bad_words(base, texts):
+    assert base["inference"]["bad_words"] == texts["bad_words"]
+
+
+@pytest.mark.parametrize(
+    "name", ["train_prompt", "few_shot_header", "few_shot_example", "task_prompt"]
+)
+def test_prompts(base, texts, name):
+    assert base["prompts"][name].encode() == texts[name].encode()
+
+
+def test_no_other_section(base):
+    sections = {"data_filtering", "quantization", "sft", "rag_index", "inference", "prompts"}
+    assert set(base) == sections
