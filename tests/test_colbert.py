@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert import encode_questions, search
 from ja_instruct.colbert_checkpoint import check_checkpoint, load_retriever, prove_weights, quiet
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex, require_same_pool, retrieve
-from tiny_colbert import make_tiny_colbert
 
 QUESTIONS = [
     "日本の首都はどこですか。",

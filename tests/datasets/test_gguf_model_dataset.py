@@ -100,7 +100,7 @@ def test_model_converted_from_another_file_does_not_count(tmp_path):
 
 def test_is_never_saved_to(tmp_path, package):
     with pytest.raises(DatasetError, match="not saved to"):
-        make_dataset(tmp_path, package).save(None)
+        make_dataset(tmp_path, package).save(object())
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,6 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
                 a column's type.
         """
         import pyarrow as pa
-
         from datasets import Dataset
 
         records = list(read_records(self._filepath))

@@ -1,13 +1,13 @@
 import pytest
-from pydantic import ValidationError
-
 from datasets import Dataset
+from pydantic import ValidationError
+from tiny_colbert import make_tiny_colbert
+
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.rag_index import create_pipeline
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval import ColbertCheckpoint
-from tiny_colbert import make_tiny_colbert
 
 PARAMS = RagIndexParameters(batch_size=4, max_document_tokens=None)
 PAIRS = [

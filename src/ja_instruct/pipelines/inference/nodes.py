@@ -10,10 +10,11 @@ from ja_instruct.pipelines.inference.generation import Generated, generate_answe
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters, few_shot_prompt
 from ja_instruct.records import as_dataset, require_columns
-from ja_instruct.retrieval import retrieve
+from ja_instruct.retrieval import require_same_pool, retrieve
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = ColbertCheckpoint = RetrievalIndex = Any
@@ -45,9 +46,16 @@ def build_prompts(
     qa_pairs = as_dataset(qa_pairs, "qa_pairs")
     require_columns(tasks, ("task_id", "input"), "tasks")
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
+    require_same_pool(retrieval_index, list(qa_pairs["input"]))
     questions = list(tasks["input"])
     hits = (
-        retrieve(retrieval_index, retriever_checkpoint, questions, parameters.top_k)
+        retrieve(
+            retrieval_index,
+            retriever_checkpoint,
+            questions,
+            parameters.top_k,
+            max_query_tokens=parameters.max_query_tokens,
+        )
         if parameters.top_k
         else [[] for _ in questions]
     )

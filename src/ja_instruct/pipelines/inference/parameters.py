@@ -14,6 +14,9 @@ class InferenceParameters(Parameters):
     backend: Literal["unsloth", "transformers"]
     device: Device
     top_k: int = Field(ge=0, description="Shots a task: the most similar pairs of the pool")
+    max_query_tokens: int | None = Field(
+        ge=1, description="Tokens of a task that the retriever reads; None: RAGatouille's choice"
+    )
     max_seq_length: int = Field(gt=0, description="Prompt and answer together, in tokens")
     max_new_tokens: int = Field(gt=0)
     repetition_penalty: float = Field(gt=0, description="CTRL's penalty (arXiv:1909.05858)")

@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import version
 from typing import Any
 
+from ja_instruct import __version__
 from ja_instruct.errors import InputError
 from ja_instruct.models import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
@@ -70,7 +71,8 @@ def quantize(
         "settings": parameters.model_dump(exclude={"chat_template"}),
         "chat_template_added": added_template,
         "versions": {
-            name: version(name) for name in ("torch", "transformers", "bitsandbytes", "ja-instruct")
+            "ja-instruct": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
         },
     }
     provenance = {

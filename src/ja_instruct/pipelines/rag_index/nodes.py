@@ -7,6 +7,7 @@ from collections import defaultdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct import __version__
 from ja_instruct.colbert import encode_questions
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.records import as_dataset, require_columns
@@ -21,7 +22,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("ja-instruct", "ragatouille", "colbert-ai", "transformers", "torch")
+PACKAGES = ("ragatouille", "colbert-ai", "transformers", "torch")
 NAMED_IN_WARNINGS = 10
 
 
@@ -57,7 +58,7 @@ def encode_pool(
         encoded=encoded,
         model_id=retriever_checkpoint.model_id,
         checkpoint_sha256=retriever_checkpoint.sha256,
-        versions={name: version(name) for name in PACKAGES},
+        versions={"ja-instruct": __version__, **{name: version(name) for name in PACKAGES}},
     )
     summary = {
         "questions": len(questions),

@@ -8,9 +8,8 @@ from ja_instruct.pipelines.reporting.template import REPORT_TEMPLATE
 from ja_instruct.records import as_dataset
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from datasets import Dataset
+    from plotly.graph_objects import Figure
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = Figure = Any
 

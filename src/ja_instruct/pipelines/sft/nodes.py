@@ -18,9 +18,8 @@ from ja_instruct.prompts import PromptParameters
 from ja_instruct.records import as_dataset, require_columns
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from datasets import Dataset
+    from plotly.graph_objects import Figure
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = Figure = Any
 
@@ -97,6 +96,10 @@ def train(
         model, tokenizer, encoded, evaluation if len(evaluation) else None, parameters
     )
     loss_before = trainer.evaluate()["eval_loss"] if len(evaluation) else None
+    # train() begins a new log
+    # train() starts a new log, without the evaluation before it
+    before = [] if loss_before is None else [{"step": 0, "eval_loss": loss_before}]
+    history = before + [dict(entry) for entry in trainer.state.log_history]
     started = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - started
@@ -128,7 +131,7 @@ def train(
         "metrics": summary,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
     }
-    history = [dict(entry) for entry in trainer.state.log_history]
+    history += [dict(entry) for entry in trainer.state.log_history]
     return ModelArtifact(trainer.model, tokenizer, provenance), metrics, history
 
 

@@ -39,6 +39,10 @@ class TrainingParameters(Parameters):
     gradient_checkpointing: bool
     packing: bool
     logging_steps: int = Field(gt=0)
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        description="When to evaluate between the evaluations before and after training"
+    )
+    eval_steps: int = Field(gt=0)
     save_strategy: Literal["no", "steps", "epoch"]
     save_steps: int = Field(gt=0)
     save_total_limit: int = Field(gt=0)

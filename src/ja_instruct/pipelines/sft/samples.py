@@ -9,9 +9,8 @@ from ja_instruct.prompts import PromptParameters, training_prompt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from transformers import PreTrainedTokenizerBase
-
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100
 
@@ -70,9 +69,8 @@ def encode_dataset(
         A dataset of ``input_ids`` and ``labels``, and counts: samples, tokens, tokens in the
         loss, samples cut, samples dropped.
     """
-    from tqdm import tqdm
-
     from datasets import Dataset
+    from tqdm import tqdm
 
     rows = []
     cut = 0

@@ -12,6 +12,7 @@ from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
@@ -30,6 +31,8 @@ def training_arguments(parameters: SftParameters) -> SFTConfig:
     training = parameters.training
     on_cpu = parameters.device == "cpu"
     settings = training.model_dump(exclude={"report_to", "gradient_checkpointing"})
+    if not parameters.eval_fraction:
+        settings["eval_strategy"] = "no"
     return SFTConfig(
         **settings,
         output_dir=parameters.checkpoint_dir,
@@ -40,8 +43,8 @@ def training_arguments(parameters: SftParameters) -> SFTConfig:
         gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
         # pinned memory is for copies to a GPU
         dataloader_pin_memory=not on_cpu,
-        # losses before and after are asked for by the node
-        eval_strategy="no",
+        # the samples are token ids already, cut to length
+        dataset_kwargs={"skip_prepare_dataset": True},
     )
 
 

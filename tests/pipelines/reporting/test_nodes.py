@@ -1,0 +1,169 @@
+from html.parser import HTMLParser
+
+import pytest
+from datasets import Dataset
+
+from ja_instruct.pipelines.reporting.nodes import build_run_report
+from ja_instruct.pipelines.sft.nodes import plot_loss
+
+HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}<img src=x onerror=alert(2)>&amp;\"'</div>"
+HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 1.0}]
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text that a reader sees."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements = []
+        self.attributes = []
+        self.text = ""
+        self._hidden = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += attrs
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def figure():
+    return plot_loss(HISTORY)
+
+
+def tasks(text="課題"):
+    return Dataset.from_list(
+        [{"task_id": i, "input": f"{text}{i}", "output": f"{text}の参考解答{i}"} for i in range(3)]
+    )
+
+
+def answers(text, count=3):
+    return Dataset.from_list(
+        [{"task_id": i, "input": f"課題{i}", "output": f"{text}{i}"} for i in range(count)]
+    )
+
+
+@pytest.fixture
+def build(figure):
+    def call(**changes):
+        inputs = {
+            "filter_report": {
+                "summary": {"read": 1234567, "kept": 206},
+                "rejected_by_first_rule": {"language": 9, "banned_substring": 80},
+            },
+            "quantization_report": {
+                "summary": {"source_mb": 0.8},
+                "source": {"model_id": "google/gemma-2-27b", "revision": "0123abc"},
+            },
+            "train_metrics": {
+                "summary": {
+                    "steps": 40,
+                    "train_loss": 1.75,
+                    "eval_samples": 20,
+                    "eval_loss_before": 2.3456,
+                    "eval_loss_after": 1.25,
+                }
+            },
+            "loss_plot": figure,
+            "rag_index_report": {"summary": {"questions": 111}},
+            "inference_report": {"summary": {"tasks": 3}},
+            "tasks": tasks(),
+            "base_answers": answers("学習前の回答", count=2),
+            "answers": answers("学習後の回答"),
+            **changes,
+        }
+        return build_run_report(**inputs)
+
+    return call
+
+
+def test_shows_the_loss_before_and_after(build):
+    page = Page(build())
+    text = " ".join(page.text.split())
+    assert "Evaluation loss 2.346 → 1.250" in text
+    assert "20 held-out pairs, before and after 40 steps" in text
+
+
+def test_shows_the_training_loss_when_nothing_was_held_out(build):
+    page = Page(build(train_metrics={"summary": {"steps": 40, "train_loss": 1.75}}))
+    text = " ".join(page.text.split())
+    assert "Training loss 1.750" in text
+    assert "Evaluation loss" not in text
+
+
+def test_shows_every_stage_and_the_rules_by_count(build):
+    text = Page(build()).text
+    for stage in ("data_filtering", "quantization", "sft", "rag_index", "inference"):
+        assert stage in text
+    assert "1,234,567" in text
+    assert text.index("banned_substring") < text.index("language")
+
+
+def test_shows_answers_before_and_after_and_the_reference(build):
+    text = Page(build()).text
+    for number in range(2):
+        places = [
+            text.index(f"{what}{number}")
+            for what in ("課題", "学習前の回答", "学習後の回答", "課題の参考解答")
+        ]
+        assert places == sorted(places)
+    assert "学習後の回答2" not in text
+
+
+def test_without_base_answers_there_is_no_comparison(build):
+    text = Page(build(base_answers=Dataset.from_list([]))).text
+    assert "Answers before and after" not in text
+    assert "学習後の回答" not in text
+
+
+def test_empty_answers_and_tasks_without_reference(build):
+    page = Page(
+        build(
+            tasks=tasks().remove_columns("output"),
+            answers=Dataset.from_list(
+                [{"task_id": i, "input": f"課題{i}", "output": ""} for i in range(3)]
+            ),
+        )
+    )
+    assert page.text.count("(empty)") == 2
+    assert "参考解答 · reference" not in page.text
+
+
+def test_hostile_text_is_shown_not_run(build):
+    plain = Page(build())
+    hostile = Page(
+        build(
+            tasks=tasks(HOSTILE),
+            base_answers=Dataset.from_list(
+                [{"task_id": 0, "input": HOSTILE, "output": f"前{HOSTILE}"}]
+            ),
+            answers=answers(f"後{HOSTILE}"),
+            quantization_report={
+                "summary": {HOSTILE: 1},
+                "source": {"model_id": HOSTILE, "revision": HOSTILE},
+            },
+            filter_report={"summary": {}, "rejected_by_first_rule": {HOSTILE: 1}},
+        )
+    )
+    assert set(hostile.elements) == set(plain.elements)
+    assert hostile.elements.count("script") == plain.elements.count("script")
+    assert not [name for name, _ in hostile.attributes if name.startswith("on")]
+    for text in (f"{HOSTILE}の参考解答0", f"前{HOSTILE}", f"後{HOSTILE}0", HOSTILE):
+        assert text in hostile.text
+
+
+def test_page_needs_nothing_from_elsewhere(build):
+    page = Page(build())
+    loaded = [
+        value for name, value in page.attributes if name in ("src", "href") and value is not None
+    ]
+    assert not [value for value in loaded if "//" in value]
+    assert "link" not in page.elements

@@ -1,0 +1,156 @@
+"""The loss of the CPU trainer against transformers' own, which computes all logits."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from ja_instruct.pipelines.sft.backends import load_with_peft
+from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.pipelines.sft.samples import IGNORED_LABEL
+from ja_instruct.pipelines.sft.training import build_trainer
+
+LENGTHS = (40, 7, 90, 23)
+QUESTION_TOKENS = 5
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Four samples of unequal length; the first tokens are no part of the loss."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for length in LENGTHS:
+        ids = [2, *torch.randint(300, 2000, (length - 1,), generator=generator).tolist()]
+        labels = [IGNORED_LABEL] * QUESTION_TOKENS + ids[QUESTION_TOKENS:]
+        rows.append({"input_ids": ids, "labels": labels})
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def make_trainer(tiny_nf4, read_parameters, rows, tmp_path_factory):
+    output = str(tmp_path_factory.mktemp("trainer"))
+
+    def make(**training):
+        section = read_parameters("test")["sft"]
+        section["training"] |= {
+            "report_to": [],
+            "save_strategy": "no",
+            "neftune_noise_alpha": None,
+            "max_steps": 1,
+            "warmup_steps": 0,
+            "learning_rate": 0.01,
+            **training,
+        }
+        section["checkpoint_dir"] = output
+        parameters = SftParameters(**section)
+        model, tokenizer = load_with_peft(tiny_nf4, parameters)
+        return build_trainer(model, tokenizer, rows, rows, parameters)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trainer(make_trainer):
+    """A trainer whose adapter says something: a fresh one is zero."""
+    trainer = make_trainer()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    trainer.model.eval()
+    return trainer
+
+
+def collate(trainer, rows):
+    return trainer.data_collator([dict(row) for row in rows])
+
+
+def test_is_used_on_the_cpu(trainer):
+    assert isinstance(trainer, CpuSFTTrainer)
+
+
+def test_batch_is_padded_and_bounded_like_gemma_2(trainer, rows):
+    batch = collate(trainer, rows)
+    assert batch["input_ids"].shape == (4, max(LENGTHS))
+    assert batch["attention_mask"].sum(dim=1).tolist() == list(LENGTHS)
+    config = trainer.model.config
+    assert (config.final_logit_softcapping, config.attn_logit_softcapping) == (30.0, 50.0)
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [0, 1, 2, 3]])
+def test_loss_is_transformers_own(trainer, rows, chosen):
+    batch = collate(trainer, rows.select(chosen))
+    with torch.no_grad():
+        expected = trainer.model(**batch).loss
+        loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+
+
+def test_softcapping_matters_here(trainer, rows):
+    """Otherwise the equality above would say nothing about it."""
+    batch = collate(trainer, rows)
+    config = trainer.model.config
+    with torch.no_grad():
+        bounded = trainer.model(**batch).loss.item()
+        config.final_logit_softcapping = None
+        unbounded = trainer.model(**batch).loss.item()
+        config.final_logit_softcapping = 30.0
+    assert abs(bounded - unbounded) > 0.01
+
+
+def test_gradients_are_transformers_own(trainer, rows):
+    batch = collate(trainer, rows)
+    weights = [p for p in trainer.model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(trainer.model(**batch).loss, weights)
+    gradients = torch.autograd.grad(trainer.compute_loss(trainer.model, batch), weights)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_num_items_in_batch_replaces_the_count(trainer, rows, as_tensor):
+    batch = collate(trainer, rows)
+    counted = sum(LENGTHS) - len(LENGTHS) * QUESTION_TOKENS
+    given = 3 * counted
+    with torch.no_grad():
+        mean = trainer.compute_loss(trainer.model, batch)
+        loss = trainer.compute_loss(
+            trainer.model, batch, num_items_in_batch=torch.tensor(given) if as_tensor else given
+        )
+    assert loss.item() == pytest.approx(mean.item() / 3, rel=1e-6)
+
+
+def test_padding_does_not_count(trainer, rows):
+    """Each sample alone, weighted by its tokens, makes the loss of the padded batch."""
+    with torch.no_grad():
+        alone = [
+            trainer.compute_loss(trainer.model, collate(trainer, [row]), num_items_in_batch=1)
+            for row in rows
+        ]
+        together = trainer.compute_loss(trainer.model, collate(trainer, rows), num_items_in_batch=1)
+    assert together.item() == pytest.approx(sum(loss.item() for loss in alone), rel=1e-5)
+
+
+def test_accumulated_batches_train_as_one_batch(make_trainer):
+    def train(batch_size, accumulated):
+        trainer = make_trainer(
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated
+        )
+        loss = trainer.train().training_loss
+        weights = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
+        return loss, copy.deepcopy(weights)
+
+    loss_at_once, at_once = train(4, 1)
+    loss_in_parts, in_parts = train(1, 4)
+    assert loss_in_parts == pytest.approx(loss_at_once, rel=1e-4)
+    assert any(weight.abs().max() > 1e-3 for weight in at_once)
+    for one, other in zip(in_parts, at_once, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+def test_full_logits_are_refused(trainer, rows):
+    with pytest.raises(ValueError, match="cannot return outputs"):
+        trainer.compute_loss(trainer.model, collate(trainer, rows), return_outputs=True)

@@ -1,0 +1,332 @@
+import dataclasses
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelArtifact
+from ja_instruct.pipelines.sft import training
+from ja_instruct.pipelines.sft.backends import load_with_peft, load_with_unsloth
+from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.prompts import PromptParameters, training_prompt
+
+FILTERED = Dataset.from_list(
+    [{"id": i, "instruction": f"指示{i}", "response": f"応答{i}"} for i in range(20)]
+)
+WRITTEN = Dataset.from_list(
+    [{"id": i, "input": f"質問{i}", "output": f"回答{i}"} for i in range(3)]
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(read_parameters):
+    return PromptParameters(**read_parameters("base")["prompts"])
+
+
+@pytest.fixture(scope="module")
+def base(read_parameters):
+    return SftParameters(**read_parameters("base")["sft"])
+
+
+@pytest.fixture
+def tiny(read_parameters, tmp_path):
+    """The parameters of the environment ``test``, without MLflow, and those given."""
+
+    def change(lora=None, training=None, **changes):
+        section = read_parameters("test")["sft"]
+        section["lora"] |= lora or {}
+        section["training"] |= {"report_to": [], "save_strategy": "no", **(training or {})}
+        return SftParameters(
+            **{**section, "checkpoint_dir": str(tmp_path / "checkpoints"), **changes}
+        )
+
+    return change
+
+
+def completions(dataset):
+    return [sample["completion"] for sample in dataset]
+
+
+class TestBuildDatasets:
+    def test_filtered_pairs_come_first_then_the_written_ones(self, prompts, tiny):
+        train_dataset, evaluation = build_datasets(
+            FILTERED, WRITTEN, prompts, tiny(eval_fraction=0.0)
+        )
+        assert completions(train_dataset) == [
+            *(f"応答{i}" for i in range(20)),
+            *(f"回答{i}" for i in range(3)),
+        ]
+        assert train_dataset["source"][:] == ["filtered_pairs"] * 20 + ["qa_pairs"] * 3
+        assert train_dataset[21]["prompt"] == training_prompt(prompts, "質問1")
+        assert len(evaluation) == 0
+
+    def test_held_out_pairs_are_not_trained_on(self, prompts, tiny):
+        train_dataset, evaluation = build_datasets(
+            FILTERED, WRITTEN, prompts, tiny(eval_fraction=0.25)
+        )
+        held_out = completions(evaluation)
+        assert len(held_out) == 5
+        assert evaluation["source"][:] == ["filtered_pairs"] * 5
+        everything = [f"応答{i}" for i in range(20)]
+        assert completions(train_dataset) == [
+            *(answer for answer in everything if answer not in held_out),
+            *(f"回答{i}" for i in range(3)),
+        ]
+        assert held_out == [answer for answer in everything if answer in held_out]
+
+    def test_held_out_pairs_follow_the_seed_alone(self, prompts, tiny):
+        def held_out(seed):
+            parameters = tiny(eval_fraction=0.25, training={"seed": seed})
+            return completions(build_datasets(FILTERED, WRITTEN, prompts, parameters)[1])
+
+        assert held_out(3407) == held_out(3407)
+        assert held_out(3407) != held_out(1)
+
+    def test_less_than_one_pair_is_none(self, prompts, tiny):
+        few = FILTERED.select(range(9))
+        train_dataset, evaluation = build_datasets(few, WRITTEN, prompts, tiny(eval_fraction=0.1))
+        assert (len(train_dataset), len(evaluation)) == (12, 0)
+
+    @pytest.mark.parametrize("kind", [Dataset.to_list, lambda data: DatasetDict(train=data)])
+    def test_other_kinds_of_data(self, prompts, tiny, kind):
+        parameters = tiny(eval_fraction=0.0)
+        train_dataset, _ = build_datasets(kind(FILTERED), kind(WRITTEN), prompts, parameters)
+        assert len(train_dataset) == 23
+
+    def test_several_splits_are_refused(self, prompts, tiny):
+        splits = DatasetDict(train=WRITTEN, test=WRITTEN)
+        with pytest.raises(InputError, match=r"'qa_pairs' has 2 splits \(train, test\)"):
+            build_datasets(FILTERED, splits, prompts, tiny())
+
+    @pytest.mark.parametrize(
+        ("filtered", "written", "message"),
+        [
+            (FILTERED.remove_columns("response"), WRITTEN, "'filtered_pairs' lacks .* response"),
+            (FILTERED, WRITTEN.remove_columns("output"), "'qa_pairs' lacks .* output"),
+            (FILTERED.select([]), WRITTEN.select([]), "both empty"),
+        ],
+    )
+    def test_unusable_data_is_refused(self, prompts, tiny, filtered, written, message):
+        with pytest.raises(InputError, match=message):
+            build_datasets(filtered, written, prompts, tiny())
+
+
+class TestTrainingArguments:
+    @pytest.fixture
+    def settings(self, base, monkeypatch):
+        """What TRL is told; on a CPU it would refuse to be told of bfloat16."""
+        monkeypatch.setattr(training, "SFTConfig", dict)
+        return training.training_arguments(base)
+
+    def test_are_the_recipes(self, settings):
+        assert settings == {
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "gradient_accumulation_steps": 8,
+            "num_train_epochs": 2,
+            "max_steps": -1,
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 300,
+            "optim": "adamw_8bit",
+            "weight_decay": 0.01,
+            "bf16": True,
+            "neftune_noise_alpha": 5,
+            "auto_find_batch_size": True,
+            "packing": False,
+            "logging_steps": 5,
+            "save_strategy": "steps",
+            "save_steps": 300,
+            "save_total_limit": 10,
+            "seed": 3407,
+            "max_length": 2048,
+            "output_dir": "data/06_models/base/checkpoints",
+            "report_to": ["mlflow"],
+            "use_cpu": False,
+            "dataloader_pin_memory": True,
+            "eval_strategy": "no",
+            # unsloth's own is asked for where the adapter is made
+            "gradient_checkpointing": False,
+        }
+
+    def test_are_known_to_trl(self, base, monkeypatch):
+        config = training.SFTConfig
+        monkeypatch.setattr(training, "SFTConfig", dict)
+        settings = training.training_arguments(base)
+        assert set(settings) <= {field.name for field in dataclasses.fields(config)}
+        accepted = config(**{**settings, "use_cpu": True})
+        assert accepted.optim == "adamw_8bit"
+        assert accepted.lr_scheduler_type == "linear"
+
+    def test_without_reports_none_is_named(self, tiny):
+        # an empty list would mean every reporter that is installed
+        assert training.training_arguments(tiny()).report_to == []
+
+    def test_gradient_checkpointing_is_trls_with_peft(self, tiny):
+        checkpointing = {"gradient_checkpointing": True}
+        assert training.training_arguments(tiny(training=checkpointing)).gradient_checkpointing
+
+
+class TestBackends:
+    def test_unsloth_gets_the_recipe_and_the_directory(self, base, tiny_nf4, monkeypatch):
+        calls = []
+
+        class FastLanguageModel:
+            @staticmethod
+            def from_pretrained(**kwargs):
+                calls.append(kwargs)
+                return "model", "tokenizer"
+
+            @staticmethod
+            def get_peft_model(model, **kwargs):
+                calls.append({"model": model, **kwargs})
+                return "adapted"
+
+        fake = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
+        monkeypatch.setitem(sys.modules, "unsloth", fake)
+        assert load_with_unsloth(tiny_nf4, base) == ("adapted", "tokenizer")
+        loading, adapting = calls
+        assert Path(loading["model_name"]).is_absolute()
+        assert loading == {
+            "model_name": str(tiny_nf4.path),
+            "max_seq_length": 2048,
+            "dtype": None,
+            "load_in_4bit": True,
+            "local_files_only": True,
+        }
+        assert adapting == {
+            "model": "model",
+            "r": 64,
+            "lora_alpha": 64,
+            "lora_dropout": 0,
+            "bias": "none",
+            "target_modules": [
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ],
+            "use_rslora": False,
+            "loftq_config": None,
+            "use_gradient_checkpointing": "unsloth",
+            "random_state": 3407,
+            "max_seq_length": 2048,
+        }
+
+    def test_peft_adapts_every_linear_layer_by_the_parameters(self, tiny, tiny_nf4):
+        parameters = tiny(lora={"lora_r": 2, "lora_alpha": 6, "lora_dropout": 0.25})
+        model, tokenizer = load_with_peft(tiny_nf4, parameters)
+        config = model.peft_config["default"]
+        assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (2, 6, 0.25, "none")
+        assert config.task_type == "CAUSAL_LM"
+        adapted = {name for name, _ in model.named_modules() if name.endswith("lora_A")}
+        assert len(adapted) == 2 * 7  # layers, projections
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trainable
+        assert all("lora_" in name for name in trainable)
+        assert tokenizer.eos_token == "<eos>"
+
+    def test_peft_begins_the_same_for_the_same_seed(self, tiny, tiny_nf4):
+        def first_weights(seed):
+            model, _ = load_with_peft(tiny_nf4, tiny(lora={"seed": seed}))
+            return next(p for name, p in model.named_parameters() if "lora_A" in name)
+
+        assert first_weights(3407).equal(first_weights(3407))
+        assert not first_weights(3407).equal(first_weights(1))
+
+
+@pytest.fixture(scope="module")
+def datasets(prompts, read_parameters):
+    parameters = SftParameters(**{**read_parameters("test")["sft"], "eval_fraction": 0.2})
+    return build_datasets(FILTERED, WRITTEN, prompts, parameters)
+
+
+class TestTrain:
+    def test_adapter_metrics_and_history(self, tiny_nf4, tiny, datasets):
+        parameters = tiny(training={"max_steps": 6, "learning_rate": 0.05, "warmup_steps": 0})
+        artifact, metrics, history = train(tiny_nf4, *datasets, parameters)
+        assert isinstance(artifact, ModelArtifact)
+        changed = [p for name, p in artifact.model.named_parameters() if "lora_B" in name]
+        assert all(p.abs().sum() > 0 for p in changed)
+        summary = metrics["summary"]
+        assert summary["steps"] == 6
+        assert summary["train_samples"] == len(datasets[0])
+        assert summary["eval_samples"] == len(datasets[1]) == 4
+        assert summary["eval_loss_after"] < summary["eval_loss_before"]
+        assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+        evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+        assert [round(loss, 4) for loss in evaluated] == [
+            summary["eval_loss_before"],
+            summary["eval_loss_after"],
+        ]
+        assert artifact.provenance["settings"]["lora"]["lora_r"] == parameters.lora.lora_r
+        assert artifact.provenance["base"] == {
+            "model_id": "tiny-random-gemma2",
+            "revision": None,
+            "weights_sha256": tiny_nf4.provenance["weights_sha256"],
+        }
+
+    def test_without_held_out_pairs_there_is_no_evaluation(self, tiny_nf4, tiny, datasets):
+        nothing = datasets[1].select([])
+        parameters = tiny(training={"max_steps": 1})
+        _, metrics, history = train(tiny_nf4, datasets[0], nothing, parameters)
+        assert metrics["summary"]["eval_samples"] == 0
+        assert "eval_loss_before" not in metrics["summary"]
+        assert not any("eval_loss" in entry for entry in history)
+
+    def test_neftune_takes_effect(self, tiny_nf4, tiny, datasets):
+        def first_loss(alpha):
+            parameters = tiny(training={"max_steps": 1, "neftune_noise_alpha": alpha})
+            few, none = datasets[0].select(range(4)), datasets[1].select([])
+            return train(tiny_nf4, few, none, parameters)[2][0]["loss"]
+
+        assert first_loss(None) == first_loss(None)
+        assert first_loss(None) != first_loss(5.0)
+
+    def test_only_too_long_questions_are_refused(self, tiny_nf4, tiny, datasets):
+        parameters = tiny(max_seq_length=8, answer_only_loss=True)
+        with pytest.raises(InputError, match=r"max_seq_length=8.*raise sft\.max_seq_length"):
+            train(tiny_nf4, *datasets, parameters)
+
+
+def test_loss_plot():
+    figure = plot_loss(
+        [
+            {"step": 0, "eval_loss": 3.0},
+            {"step": 1, "loss": 2.5, "learning_rate": 1e-4},
+            {"step": 2, "loss": 2.0},
+            {"step": 2, "eval_loss": 1.5},
+            {"step": 2, "train_runtime": 9.0},
+        ]
+    )
+    curves = {curve.name: (list(curve.x), list(curve.y)) for curve in figure.data}
+    assert curves == {
+        "training loss": ([1, 2], [2.5, 2.0]),
+        "evaluation loss (held out)": ([0, 2], [3.0, 1.5]),
+    }
+
+
+def test_loss_plot_without_evaluation():
+    assert [curve.name for curve in plot_loss([{"step": 1, "loss": 2.5}]).data] == ["training loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backend": "unsloth"}, "'unsloth' needs device 'cuda'; on a CPU use backend 'peft'"),
+        ({"eval_fraction": 1.0}, "less than 1"),
+        ({"lora": {"lora_r": 0}}, "greater than 0"),
+        ({"training": {"save_strategy": "sometimes"}}, "'no', 'steps' or 'epoch'"),
+        ({"lora": {"r": 8}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_unusable_parameters_are_refused(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)

@@ -1,0 +1,360 @@
+"""What a person sees who gives something that cannot work: what, where, the remedy; no traceback."""
+
+import contextlib
+import json
+import re
+import shutil
+import sqlite3
+
+import httpx
+import huggingface_hub
+import psutil
+import pytest
+from huggingface_hub import constants
+from kedro.framework.project import configure_project
+from kedro.io import DataCatalog, MemoryDataset
+
+from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
+from ja_instruct.errors import InputError
+from ja_instruct.hub import check_repository
+from ja_instruct.pipeline_registry import register_pipelines
+from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
+from ja_instruct.preflight import check_run
+
+PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
+CONVERSATIONS = {
+    "type": "ja_instruct.datasets.HubDataset",
+    "dataset_name": "llm-jp/magpie-sft-v1.0",
+    "dataset_kwargs": {"split": "train"},
+}
+
+
+def jsonl(path):
+    return {"type": "ja_instruct.datasets.JSONLinesDataset", "filepath": str(path)}
+
+
+@pytest.fixture
+def refused(invoke_kedro, project):
+    """Run with the arguments; return the message, having seen that nothing else was done."""
+
+    def snapshot():
+        files = [path for path in project.rglob("data/**/*") if "mlflow" not in path.parts]
+        with contextlib.closing(sqlite3.connect(project / "data/mlflow/mlflow.db")) as database:
+            return sorted(files), database.execute("select count(*) from runs").fetchone()
+
+    def run(*args):
+        invoke_kedro("--env=test", "--params=makes_the_data_base_of_mlflow=1")
+        before = snapshot()
+        result = invoke_kedro(*args)
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+        assert " done in " not in result.output
+        assert snapshot() == before
+        return " ".join(result.output.split())
+
+    return run
+
+
+class TestData:
+    def test_malformed_line(self, refused, add_environment, tmp_path):
+        path = tmp_path / "tasks.jsonl"
+        path.write_text('{"task_id": 0, "input": "一"}\n{"task_id": 1, "input": "二"\n', "utf-8")
+        message = refused(add_environment("malformed", catalog={"tasks": jsonl(path)}))
+        assert f"'tasks': {path}:2: not JSON (" in message
+        assert "every line must hold one JSON object" in message
+
+    def test_missing_column(self, refused, add_environment, tmp_path):
+        path = tmp_path / "qa.jsonl"
+        path.write_text('{"input": "一", "output": "二"}\n{"question": "三"}\n', "utf-8")
+        message = refused(add_environment("column", catalog={"qa_pairs": jsonl(path)}))
+        assert f"'qa_pairs': {path}: record 2 lacks input, output; it has question" in message
+
+    def test_missing_file(self, refused, add_environment, tmp_path):
+        path = tmp_path / "nowhere.jsonl"
+        message = refused(add_environment("missing", catalog={"tasks": jsonl(path)}))
+        assert f"'tasks': {path}: no such file" in message
+        assert "put the file there, or point the catalog entry 'tasks' at another place" in message
+
+    def test_empty_file(self, refused, add_environment, tmp_path):
+        path = tmp_path / "tasks.jsonl"
+        path.touch()
+        message = refused(add_environment("empty", catalog={"tasks": jsonl(path)}))
+        assert f"'tasks': {path}: holds no records" in message
+
+    def test_everything_is_told_at_once(self, refused, add_environment, tmp_path):
+        environment = add_environment(
+            "several",
+            catalog={
+                "tasks": jsonl(tmp_path / "no_tasks.jsonl"),
+                "qa_pairs": jsonl(tmp_path / "no_pairs.jsonl"),
+                "base_model": {
+                    "type": "ja_instruct.datasets.ModelDirectoryDataset",
+                    "filepath": str(tmp_path / "no_model"),
+                },
+            },
+        )
+        message = refused(environment)
+        for name in ("no_tasks.jsonl", "no_pairs.jsonl", "no_model: no such model directory"):
+            assert name in message
+
+    def test_missing_input_names_the_pipeline_that_makes_it(self, refused, add_environment):
+        message = refused(add_environment("early"), "--pipeline=sft")
+        assert "'kedro run --pipeline=quantization'" in message
+        assert "'kedro run --pipeline=data_filtering' (with the same --env) makes it" in message
+        assert "quantized_model" in message
+        assert "filtered_pairs" in message
+
+    def test_missing_adapter_and_index_name_their_pipelines(self, refused, add_environment):
+        message = refused(add_environment("early"), "--pipeline=inference")
+        for name in ("sft", "quantization", "rag_index"):
+            assert f"'kedro run --pipeline={name}'" in message
+
+
+class TestParameters:
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("sft.lora.lora_rr=8", "'sft.lora.lora_rr' is unknown; did you mean 'lora_r'?"),
+            ("sft.max_seq_len=8", "'sft.max_seq_len' is unknown; did you mean 'max_seq_length'?"),
+            ("inferrence.top_k=3", "'inferrence' is no parameter section; did you mean 'inference'?"),
+            ("zzz=3", "'zzz' is no parameter section They"),
+            ("sft.lora.lora_r=0", "'sft.lora.lora_r' = 0: Input should be greater than 0"),
+            ("sft.lora.lora_r=many", "'sft.lora.lora_r' = 'many': Input should be a valid integer"),
+            ("sft.device=tpu", "'sft.device' = 'tpu': Input should be 'cpu' or 'cuda'"),
+            ("data_filtering.language=jp", "CLD2 has no language 'jp'"),
+            ("inference.max_new_tokens=4096", "leaves no room for a prompt in max_seq_length"),
+            ("sft.backend=unsloth", "on a CPU use backend 'peft'"),
+        ],
+    )
+    def test_on_the_command_line(self, refused, override, message):
+        told = refused("--env=test", f"--params={override}")
+        assert message in told
+        assert "They come from conf/base, conf/test and --params." in told
+
+    def test_in_a_file(self, refused, add_environment):
+        environment = add_environment(
+            "slips",
+            parameters={"sft": {"training": {"learning_rte": 1}}, "quantization": {"device": None}},
+        )
+        message = refused(environment)
+        assert "'sft.training.learning_rte' is unknown; did you mean 'learning_rate'?" in message
+        assert "'quantization.device' = None" in message
+        assert "conf/slips" in message
+
+    def test_even_when_the_pipeline_does_not_use_it(self, refused):
+        message = refused("--env=test", "--pipeline=rag_index", "--params=sft.lora.lora_r=0")
+        assert "'sft.lora.lora_r' = 0" in message
+
+
+class TestModels:
+    def test_model_that_is_quantized_already(self, invoke_kedro, add_environment, tiny_nf4):
+        model = {
+            "type": "ja_instruct.datasets.ModelDirectoryDataset",
+            "filepath": str(tiny_nf4.path),
+            "model_id": "someone/gemma-2-27b-bnb-4bit",
+        }
+        environment = add_environment("twice", catalog={"base_model": model})
+        result = invoke_kedro(environment, "--pipeline=quantization")
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+        message = " ".join(result.output.split())
+        assert "'someone/gemma-2-27b-bnb-4bit'" in message
+        assert "is quantized already (bitsandbytes); give the publisher's 16-bit weights" in message
+
+    def test_quantized_model_of_another_hand(
+        self, refused, add_environment, project, tiny_nf4, tmp_path
+    ):
+        foreign = tmp_path / "foreign"
+        shutil.copytree(tiny_nf4.path, foreign)
+        (foreign / "ja_instruct.json").unlink()
+        entry = {
+            "type": "ja_instruct.datasets.QuantizedModelDataset",
+            "filepath": str(foreign),
+        }
+        environment = add_environment("foreign", catalog={"quantized_model": entry})
+        message = refused(environment, "--pipeline=inference")
+        assert f"{foreign}: no ja_instruct.json, so this directory was not written by" in message
+
+    def test_directory_that_is_no_model(self, refused, add_environment, tmp_path):
+        model = {
+            "type": "ja_instruct.datasets.ModelDirectoryDataset",
+            "filepath": str(tmp_path),
+        }
+        message = refused(add_environment("no-model", catalog={"base_model": model}))
+        assert f"'base_model': {tmp_path}: no config.json" in message
+
+    def test_model_that_is_not_on_this_computer(self, refused, add_environment):
+        message = refused(add_environment("offline", catalog={"base_model": PRE_TRAINED}))
+        assert "model 'google/gemma-2-27b' cannot be reached (offline mode is on)" in message
+        assert "'--env=demo'" in message
+
+    def test_data_set_that_is_not_on_this_computer(self, refused, add_environment):
+        environment = add_environment("offline", catalog={"raw_conversations": CONVERSATIONS})
+        message = refused(environment)
+        assert "dataset 'llm-jp/magpie-sft-v1.0' cannot be reached (offline mode is on)" in message
+        assert "'--env=demo'" in message
+
+
+class TestDevice:
+    @pytest.fixture(autouse=True)
+    def _no_gpu(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def test_gpu_environment_without_gpu(self, refused, add_environment):
+        environment = add_environment(
+            "gpu",
+            parameters={
+                "quantization": {"device": "cuda"},
+                "sft": {"device": "cuda", "backend": "unsloth"},
+                "inference": {"device": "cuda", "backend": "unsloth"},
+            },
+        )
+        message = refused(environment)
+        told = re.search(r"- ([\w., ]+): 'cuda', but PyTorch finds no CUDA device", message)
+        assert set(told[1].split(", ")) == {"quantization.device", "sft.device", "inference.device"}
+        assert "'--env=demo'" in message
+
+    def test_pipelines_without_gpu_nodes_may_run(self, invoke_kedro, add_environment):
+        environment = add_environment("gpu", parameters={"quantization": {"device": "cuda"}})
+        result = invoke_kedro(environment, "--pipeline=data_filtering")
+        assert result.exit_code == 0, result.output
+
+    def test_base_on_a_computer_without_network_and_gpu(self, refused):
+        message = refused("--env=base")
+        assert "data/01_raw/tasks.jsonl: no such file" in message
+        for repository in (
+            "google/gemma-2-27b",
+            "llm-jp/magpie-sft-v1.0",
+            "tomo1222/Japanese-QA111dataset",
+        ):
+            assert f"'{repository}' cannot be reached" in message
+        assert "PyTorch finds no CUDA device" in message
+        assert "'--env=demo'" in message
+
+
+def test_in_a_process_of_its_own(run_kedro):
+    done = run_kedro("--env=test", "--params=sft.lora.lora_rr=8")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: parameters cannot be used:\n")
+    assert "did you mean 'lora_r'?" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+class TestHub:
+    """The hub's answers are made up at its boundary, HTTP."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        asked = []
+
+        def answer_with(respond):
+            def handle(request):
+                asked.append(request.url.path)
+                return respond(request)
+
+            huggingface_hub.set_client_factory(
+                lambda: httpx.Client(transport=httpx.MockTransport(handle))
+            )
+            return asked
+
+        yield answer_with
+        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+    def test_reachable(self, hub):
+        asked = hub(lambda request: httpx.Response(200, json={"id": "google/gemma-2-27b"}))
+        check_repository("google/gemma-2-27b", "main", "model")
+        check_repository("llm-jp/magpie-sft-v1.0", None, "dataset")
+        assert any("gemma-2-27b" in path and path.endswith("/revision/main") for path in asked)
+        assert any(path.startswith("/api/datasets/llm-jp/magpie-sft-v1.0") for path in asked)
+
+    @pytest.mark.parametrize(
+        ("status", "headers", "messages"),
+        [
+            (
+                403,
+                {"X-Error-Code": "GatedRepo"},
+                [
+                    "model 'google/gemma-2-27b' is gated",
+                    "accept its terms at https://huggingface.co/google/gemma-2-27b",
+                    "hf auth login",
+                    "--env=demo",
+                ],
+            ),
+            (404, {"X-Error-Code": "RepoNotFound"}, ["is not on the hub, or it is private"]),
+            (404, {"X-Error-Code": "RevisionNotFound"}, ["has no revision 'v9'"]),
+            (500, {}, ["cannot be reached (HfHubHTTPError)", "--env=demo"]),
+        ],
+    )
+    def test_refusing(self, hub, status, headers, messages):
+        hub(lambda request: httpx.Response(status, headers=headers, json={}))
+        with pytest.raises(InputError) as caught:
+            check_repository("google/gemma-2-27b", "v9", "model")
+        for message in messages:
+            assert message in str(caught.value)
+
+    def test_unreachable(self, hub):
+        def fail(request):
+            raise httpx.ConnectError("no route to host", request=request)
+
+        hub(fail)
+        with pytest.raises(InputError, match=r"cannot be reached \(ConnectError\).*--env=demo"):
+            check_repository("google/gemma-2-27b", None, "model")
+
+    def test_unreachable_but_in_the_cache(self, monkeypatch, tmp_path):
+        snapshot = tmp_path / "models--google--gemma-2-27b" / "snapshots" / ("a" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
+        monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
+        check_repository("google/gemma-2-27b", None, "model")
+        with pytest.raises(InputError, match="cannot be reached"):
+            check_repository("google/gemma-2-9b", None, "model")
+
+
+class TestResources:
+    """A model of 27 billion weights on a computer of a given size."""
+
+    @pytest.fixture
+    def check(self, tmp_path, read_parameters, monkeypatch, tiny_gemma2):
+        configure_project("ja_instruct")
+        section = QuantizationParameters(**read_parameters("test")["quantization"])
+
+        class Model(ModelDirectoryDataset):
+            def parameter_count(self):
+                return 27_000_000_000
+
+        def run(memory, disk):
+            available = psutil.virtual_memory()._replace(available=memory)
+            monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+            usage = shutil.disk_usage(tmp_path)._replace(free=disk)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+            catalog = DataCatalog(
+                {
+                    "base_model": Model(filepath=tiny_gemma2.path),
+                    "quantized_model": QuantizedModelDataset(filepath=tmp_path / "deep/model"),
+                    "params:quantization": MemoryDataset(section),
+                }
+            )
+            pipeline = register_pipelines()["quantization"]
+            check_run(pipeline, catalog, only_missing_outputs=False)
+
+        return run
+
+    def test_enough(self, check):
+        check(memory=10**12, disk=10**12)
+
+    def test_too_little_memory(self, check):
+        message = r"163\.5 GB of memory are needed .* 27\.00 billion .* 16\.0 GB are free.*smaller"
+        with pytest.raises(InputError, match=message):
+            check(memory=16 * 10**9, disk=10**12)
+
+    def test_too_little_disk(self, check, tmp_path):
+        message = rf"40\.5 GB of disk .* quantized_model at {tmp_path}/deep/model, 5\.0 GB are free"
+        with pytest.raises(InputError, match=message):
+            check(memory=10**12, disk=5 * 10**9)
+
+    def test_both_are_told(self, check):
+        with pytest.raises(InputError, match=r"(?s)of memory are needed.*of disk are needed"):
+            check(memory=10**9, disk=10**9)

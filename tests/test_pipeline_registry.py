@@ -1,0 +1,187 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kedro.pipeline import Pipeline
+
+from ja_instruct.pipeline_registry import register_pipelines
+
+# what flows where: pipeline, free inputs, outputs that people and other programs rely on
+CONTRACT = {
+    "data_filtering": (
+        {
+            "raw_conversations",
+            "replacements",
+            "banned_substrings",
+            "banned_instruction_substrings",
+        },
+        {"filtered_pairs", "rejected_pairs", "filter_report"},
+    ),
+    "quantization": ({"base_model"}, {"quantized_model", "quantization_report"}),
+    "sft": (
+        {"filtered_pairs", "qa_pairs", "quantized_model"},
+        {"train_dataset", "eval_dataset", "adapter", "train_metrics"},
+    ),
+    "rag_index": ({"qa_pairs", "retriever_checkpoint"}, {"retrieval_index"}),
+    "inference": (
+        {
+            "tasks",
+            "qa_pairs",
+            "retrieval_index",
+            "retriever_checkpoint",
+            "quantized_model",
+            "adapter",
+        },
+        {"prompts", "answers", "inference_report"},
+    ),
+    "reporting": (
+        {
+            "filter_report",
+            "quantization_report",
+            "train_metrics",
+            "loss_plot",
+            "rag_index_report",
+            "inference_report",
+            "tasks",
+            "base_answers",
+            "answers",
+        },
+        {"run_report"},
+    ),
+}
+CONFIGURATION = Path(__file__).parents[1] / "conf"
+ENVIRONMENTS = sorted(
+    {
+        path.parent.relative_to(CONFIGURATION).as_posix()
+        for path in CONFIGURATION.rglob("*.yml")
+        if path.parent.name != "word_lists" and path.parts[len(CONFIGURATION.parts)] != "local"
+    }
+    - {"."}
+)
+LAYERS = {"raw", "primary", "feature", "model_input", "models", "model_output", "reporting"}
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    return register_pipelines()
+
+
+@pytest.fixture(params=ENVIRONMENTS)
+def catalog(request, read_configuration):
+    return read_configuration(request.param)["catalog"]
+
+
+def data_only(names):
+    return {name for name in names if not name.startswith("params:")}
+
+
+def test_names(pipelines):
+    assert set(pipelines) == {*CONTRACT, "__default__"}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_pipeline_keeps_the_contract(pipelines, name):
+    inputs, outputs = CONTRACT[name]
+    assert data_only(pipelines[name].inputs()) == inputs
+    assert outputs <= pipelines[name].all_outputs()
+
+
+def test_default_is_all_of_them(pipelines):
+    everything = sum((pipelines[name] for name in CONTRACT), Pipeline([]))
+    assert set(pipelines["__default__"].nodes) == set(everything.nodes)
+    assert data_only(everything.inputs()) == {
+        "raw_conversations",
+        "replacements",
+        "banned_substrings",
+        "banned_instruction_substrings",
+        "base_model",
+        "qa_pairs",
+        "tasks",
+        "retriever_checkpoint",
+    }
+
+
+def test_first_stages_do_not_wait_for_each_other(pipelines):
+    first = ("data_filtering", "quantization", "rag_index")
+    for one in first:
+        for other in first:
+            if one != other:
+                assert not pipelines[one].inputs() & pipelines[other].all_outputs()
+
+
+def test_every_node_is_tagged_with_its_pipeline(pipelines):
+    for name in CONTRACT:
+        assert all(name in node.tags for node in pipelines[name].nodes), name
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_catalog_holds_the_contract(catalog, name):
+    inputs, outputs = CONTRACT[name]
+    assert inputs | outputs <= set(catalog)
+
+
+def test_catalog_holds_nothing_else(catalog, pipelines):
+    """An entry that no pipeline knows is a slip of the pen: what it should set is not set."""
+    known = pipelines["__default__"].datasets()
+    assert {name for name in catalog if not name.startswith("_")} <= known
+
+
+def test_every_entry_has_its_layer_in_kedro_viz(catalog):
+    layers = {name: entry["metadata"]["kedro-viz"]["layer"] for name, entry in catalog.items()}
+    assert set(layers.values()) <= LAYERS
+    assert {layers[name] for name in ("raw_conversations", "qa_pairs", "tasks")} == {"raw"}
+    assert layers["adapter"] == layers["quantized_model"] == "models"
+    assert layers["answers"] == "model_output"
+
+
+def test_every_entry_can_be_made(catalog):
+    from kedro.io import DataCatalog
+
+    made = DataCatalog.from_config(dict(catalog))
+    assert {name for name in catalog if made.get(name) is None} == set()
+
+
+def test_answers_are_called_output_jsonl(catalog):
+    assert catalog["answers"]["filepath"].endswith("/output.jsonl")
+
+
+def test_environments_do_not_write_over_each_other(read_configuration):
+    outputs = {name for _, outputs in CONTRACT.values() for name in outputs}
+    written = {}
+    for environment in ENVIRONMENTS:
+        catalog = read_configuration(environment)["catalog"]
+        for name in sorted(outputs):
+            filepath = catalog[name]["filepath"]
+            assert filepath not in written, f"{environment} and {written.get(filepath)}"
+            written[filepath] = environment
+
+
+def test_the_environments_are_there():
+    assert {"base", "demo", "test"} <= set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_parameters_of_every_environment_are_accepted(read_parameters, pipelines, environment):
+    from kedro.validation.type_extractor import TypeExtractor
+
+    models = TypeExtractor(pipelines).extract_types_from_pipelines()
+    sections = read_parameters(environment)
+    assert set(models) == set(sections)
+    for name, model in models.items():
+        model.model_validate(sections[name])
+
+
+def test_listing_pipelines_imports_no_heavy_library():
+    """``kedro registry list`` imports every pipeline; torch alone would take seconds."""
+    heavy = ["bitsandbytes", "datasets", "peft", "plotly", "ragatouille", "torch", "transformers"]
+    code = (
+        "import sys\n"
+        "from ja_instruct.pipeline_registry import register_pipelines\n"
+        "register_pipelines()\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"
