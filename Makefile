@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
 DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)
 
-.PHONY: help demo test check lint format clean-demo requirements tiny-models viz
+.PHONY: help demo test check lint format clean-demo requirements tiny-models viz mlflow
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ format: $(INSTALLED) ## Put the code into the project's format
 
 viz: $(INSTALLED) ## Look at the pipelines in the browser
 	$(BIN)/kedro viz run --env=demo
+
+mlflow: $(INSTALLED) ## Look at the tracked runs in the browser
+	PATH="$(CURDIR)/$(BIN):$$PATH" kedro mlflow ui
 
 tiny-models: $(INSTALLED) ## Write the tiny random models of --env=test
 	$(BIN)/python tests/tiny_models.py

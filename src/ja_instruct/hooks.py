@@ -12,7 +12,7 @@ from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import BaseModel
 
-from ja_instruct.preflight import check_parameters, check_run
+from ja_instruct.preflight import check_parameters, check_run, nodes_to_run
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -68,12 +68,24 @@ class ProgressHook:
         self._started = 0.0
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         """Note which outputs each stage will save."""
+        nodes = nodes_to_run(
+            pipeline, catalog, only_missing_outputs=run_params["only_missing_outputs"]
+        )
         self._remaining = {
-            stage: {name for node in pipeline.nodes if stage in node.tags for name in node.outputs}
+            stage: {name for node in nodes if stage in node.tags for name in node.outputs}
             for stage in STAGES
         }
+        finished = [
+            stage
+            for stage, outputs in self._remaining.items()
+            if not outputs and any(stage in node.tags for node in pipeline.nodes)
+        ]
+        if finished:
+            logger.info("Finished before, skipped: %s", ", ".join(finished))
         self._summaries = {}
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._node_started = 0.0
@@ -109,12 +121,7 @@ class ProgressHook:
                 logger.info("%-8s %s", label, path)
         run = mlflow.active_run()
         if run is not None:
-            logger.info(
-                "%-8s run '%s' (%s); look at it with 'kedro mlflow ui'",
-                "MLflow",
-                run.info.run_name,
-                run.info.run_id,
-            )
+            logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run.info.run_id)
         if "run_report" in produced and (path := _path_of(catalog, "run_report")):
             if run is not None and path.is_file():
                 mlflow.log_artifact(str(path))
@@ -132,7 +139,10 @@ class ProgressHook:
             f": {figures}" if figures else "",
         )
         if mlflow.active_run() is not None:
-            metrics = {**self._summaries.get(stage, {}), "seconds": round(self._seconds[stage], 2)}
+            metrics = {
+                **self._summaries.get(stage, {}),
+                "stage_seconds": round(self._seconds[stage], 2),
+            }
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from kedro.framework.project import pipelines
+from kedro.runner import SequentialRunner
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel, ValidationError
 
@@ -91,6 +92,19 @@ def _suggest(name: str, known: Any) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def nodes_to_run(
+    pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs: bool
+) -> list[Node]:
+    """Return the nodes that a run will execute, in order.
+
+    Kedro decides about ``--only-missing-outputs`` inside its runner, after the hooks have been
+    told of the whole pipeline, so its own decision is asked for here.
+    """
+    if only_missing_outputs:
+        pipeline = SequentialRunner()._filter_pipeline_for_missing_outputs(pipeline, catalog)
+    return pipeline.nodes
+
+
 def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs: bool) -> None:
     """Raise ``InputError`` listing everything that would stop the run later.
 
@@ -99,9 +113,7 @@ def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs:
         catalog: With its inputs.
         only_missing_outputs: Nodes whose outputs exist will be skipped, so they need nothing.
     """
-    nodes = pipeline.nodes
-    if only_missing_outputs:
-        nodes = [node for node in nodes if not all(_exists(catalog, name) for name in node.outputs)]
+    nodes = nodes_to_run(pipeline, catalog, only_missing_outputs=only_missing_outputs)
     produced = {output for node in nodes for output in node.outputs}
     inputs = {name for node in nodes for name in node.inputs} - produced
     problems = [
@@ -117,10 +129,6 @@ def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs:
         raise InputError(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
-
-
-def _exists(catalog: DataCatalog, name: str) -> bool:
-    return name in catalog and catalog.exists(name)
 
 
 def _input_problems(name: str, catalog: DataCatalog) -> list[str]:

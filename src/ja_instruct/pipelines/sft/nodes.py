@@ -96,10 +96,8 @@ def train(
         model, tokenizer, encoded, evaluation if len(evaluation) else None, parameters
     )
     loss_before = trainer.evaluate()["eval_loss"] if len(evaluation) else None
-    # train() begins a new log
     # train() starts a new log, without the evaluation before it
-    before = [] if loss_before is None else [{"step": 0, "eval_loss": loss_before}]
-    history = before + [dict(entry) for entry in trainer.state.log_history]
+    history = [dict(entry) for entry in trainer.state.log_history]
     started = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - started
