@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import platform
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +19,13 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
+from recording import record
 
 from ja_instruct.colbert import encode_questions, search
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
 
 PROJECT = Path(__file__).resolve().parent.parent
 JSQUAD = PROJECT.parent / "shared" / "data" / "jsquad"
-RESULT = PROJECT / "benchmarks" / "results" / "retrieval_demo.json"
 QUESTIONS = 300
 SEED = 0
 
@@ -81,26 +78,6 @@ def rank_at_random(passages: list[str], queries: list[str]) -> list[list[int]]:
     return [rng.sample(range(len(passages)), 5) for _ in queries]
 
 
-def describe_hardware() -> str:
-    """Return the processor's name and the number of its cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
-def read_commit() -> str | None:
-    """Return the commit that is checked out, if any."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def main() -> None:
     """Run every retriever, print the table, write the result."""
     if not JSQUAD.is_dir():
@@ -151,13 +128,8 @@ def main() -> None:
         "passages": len(passages),
         "conversion_seconds": conversion_seconds,
         "checkpoint_mb": size_mb,
-        "command": "python benchmarks/bench_retrieval_demo.py",
-        "hardware": describe_hardware(),
-        "commit": read_commit(),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    sys.stdout.write(json.dumps(summary) + "\n")
+    record("retrieval_demo", summary)
 
 
 if __name__ == "__main__":

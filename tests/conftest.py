@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,65 @@ def run_kedro(
         )
 
     return run
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A whole run of ``test``.
+
+    Attributes:
+        project: A copy of the project, as the run left it.
+        process: What it printed.
+        before: The project's files before the run, by path: size, time, inode.
+        after: The files after it.
+    """
+
+    project: Path
+    process: subprocess.CompletedProcess[str]
+    before: dict[str, tuple[int, int, int]]
+    after: dict[str, tuple[int, int, int]]
+
+
+@pytest.fixture(scope="session")
+def list_files() -> Callable[..., dict[str, tuple[int, int, int]]]:
+    """Return a function from a directory to its files' size, time and inode, by path.
+
+    Links are not followed; what lies below its further arguments is left out.
+    """
+
+    def list_them(directory: Path, *leave_out: str) -> dict[str, tuple[int, int, int]]:
+        files = {}
+        for folder, _, names in os.walk(directory):
+            for path in (Path(folder) / name for name in names):
+                relative = path.relative_to(directory)
+                if not any(relative.is_relative_to(other) for other in leave_out):
+                    stat = path.lstat()
+                    files[relative.as_posix()] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return files
+
+    return list_them
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    project: Path,
+    run_kedro: Callable[..., subprocess.CompletedProcess[str]],
+    list_files: Callable[..., dict[str, tuple[int, int, int]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FinishedRun:
+    """Run everything once, for all tests, in a copy of the project."""
+    copy = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    before = list_files(copy)
+    process = run_kedro("--env=test", cwd=copy)
+    assert process.returncode == 0, process.stderr
+    return FinishedRun(copy, process, before, list_files(copy))
+
+
+@pytest.fixture(scope="session")
+def finished_project(finished_run: FinishedRun) -> Path:
+    """Return the project after a whole run of ``test``; who changes it copies it first."""
+    return finished_run.project
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a person sees who gives something that cannot work: what, where, the remedy; no traceback."""
+"""What a person is told who gives something that cannot work: what, where, and the remedy."""
 
 import contextlib
 import json
@@ -123,7 +123,7 @@ class TestParameters:
         [
             ("sft.lora.lora_rr=8", "'sft.lora.lora_rr' is unknown; did you mean 'lora_r'?"),
             ("sft.max_seq_len=8", "'sft.max_seq_len' is unknown; did you mean 'max_seq_length'?"),
-            ("inferrence.top_k=3", "'inferrence' is no parameter section; did you mean 'inference'?"),
+            ("inferrence.top_k=3", "'inferrence' is no parameter section; did you mean 'inferen"),
             ("zzz=3", "'zzz' is no parameter section They"),
             ("sft.lora.lora_r=0", "'sft.lora.lora_r' = 0: Input should be greater than 0"),
             ("sft.lora.lora_r=many", "'sft.lora.lora_r' = 'many': Input should be a valid integer"),

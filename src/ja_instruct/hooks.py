@@ -111,7 +111,7 @@ class ProgressHook:
         # further outputs of the node, and the next node's inputs, count from here
         self._node_started = saved_at
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # while the MLflow run is open
     def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
         """Say where the results are, the report last."""
         logger.info("Finished in %s", _duration(time.perf_counter() - self._started))

@@ -81,11 +81,13 @@ def test_empty_dataset_is_a_complete_file(tmp_path):
     assert len(dataset.load()) == 0
 
 
-def test_empty_file_is_no_input(tmp_path):
+def test_empty_file_will_do_where_no_column_is_needed(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.touch()
+    dataset = JSONLinesDataset(filepath=path)
+    dataset.check()
     with pytest.raises(InputError, match=r"tasks\.jsonl: holds no records"):
-        JSONLinesDataset(filepath=path).check()
+        dataset.check(columns=("task_id", "input"))
 
 
 def test_missing_file(tmp_path):

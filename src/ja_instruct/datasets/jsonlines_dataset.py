@@ -89,8 +89,8 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         """Read the whole file without keeping it.
 
         Raises:
-            InputError: The file is missing or empty, a line is malformed, or a record lacks one
-                of ``columns``.
+            InputError: The file is missing, a line is malformed, or ``columns`` are asked for and
+                a record lacks one of them or there is no record.
         """
         if not self._filepath.is_file():
             raise InputError(f"{self._filepath}: no such file")
@@ -102,7 +102,7 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
                     f"{self._filepath}: record {count} lacks {', '.join(missing)}; it has "
                     f"{', '.join(record) or 'no fields'}"
                 )
-        if not count:
+        if columns and not count:
             raise InputError(f"{self._filepath}: holds no records")
 
     def load(self) -> Dataset:

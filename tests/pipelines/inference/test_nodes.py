@@ -59,9 +59,8 @@ def checkpoint(project):
 
 @pytest.fixture(scope="module")
 def index(checkpoint, read_parameters):
-    return encode_pool(POOL, checkpoint, RagIndexParameters(**read_parameters("base")["rag_index"]))[
-        0
-    ]
+    section = RagIndexParameters(**read_parameters("base")["rag_index"])
+    return encode_pool(POOL, checkpoint, section)[0]
 
 
 @pytest.fixture
@@ -113,7 +112,8 @@ class TestBuildPrompts:
             assert record["prompt_tokens"] == len(tokenizer(record["prompt"])["input_ids"])
 
     def test_reference_answers_stay_out(self, build):
-        assert not any(task["output"] in r["prompt"] for task, r in zip(TASKS, build(), strict=True))
+        for task, record in zip(TASKS, build(), strict=True):
+            assert task["output"] not in record["prompt"]
 
     def test_without_shots(self, build, prompts):
         for record in build(top_k=0):
@@ -125,7 +125,7 @@ class TestBuildPrompts:
         assert [len(record["shots"]) for record in build(top_k=20)] == [5, 5, 5]
 
     def test_prompts_that_leave_no_room_are_named(self, build, caplog):
-        lengths = dict(zip(*(build()[column][:] for column in ("task_id", "prompt_tokens"))))
+        lengths = {record["task_id"]: record["prompt_tokens"] for record in build()}
         longest = max(lengths, key=lengths.get)
         room = sorted(lengths.values())[-2]
         caplog.clear()
@@ -141,7 +141,7 @@ class TestBuildPrompts:
 
     def test_index_of_another_pool_is_refused(self, build):
         other = POOL.select([4, 3, 2, 1, 0])
-        with pytest.raises(InputError, match="--pipelines?=rag_index"):
+        with pytest.raises(InputError, match=r"--pipelines?=rag_index"):
             build(pool=other)
 
     @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ class TestBuildPrompts:
         [("tasks", TASKS.remove_columns("task_id")), ("pool", POOL.remove_columns("output"))],
     )
     def test_missing_column_is_named(self, build, name, data):
-        with pytest.raises(InputError, match="lacks the column.s. (task_id|output)"):
+        with pytest.raises(InputError, match=r"lacks the column.s. (task_id|output)"):
             build(**{name: data})
 
 

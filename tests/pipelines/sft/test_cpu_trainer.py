@@ -89,6 +89,20 @@ def test_loss_is_transformers_own(trainer, rows, chosen):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
 
 
+def test_padding_on_the_left_is_not_looked_at(trainer, rows):
+    """On the right the causal mask hides it already."""
+    batch = collate(trainer, rows)
+    missing = (max(LENGTHS) - batch["attention_mask"].sum(dim=1)).tolist()
+    batch = {
+        key: torch.stack([row.roll(n) for row, n in zip(values, missing, strict=True)])
+        for key, values in batch.items()
+    }
+    with torch.no_grad():
+        expected = trainer.model(**batch).loss
+        loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+
+
 def test_softcapping_matters_here(trainer, rows):
     """Otherwise the equality above would say nothing about it."""
     batch = collate(trainer, rows)
