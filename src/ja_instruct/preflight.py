@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import yaml
+from kedro.config import MissingConfigException
 from kedro.framework.project import pipelines
 from kedro.runner import SequentialRunner
 from kedro.validation.type_extractor import TypeExtractor
@@ -41,7 +43,17 @@ NO_GPU_REMEDY = (
 
 def check_parameters(context: KedroContext) -> None:
     """Raise ``InputError`` naming every parameter that is unknown, missing or out of range."""
-    raw = context.config_loader["parameters"]
+    try:
+        raw = context.config_loader["parameters"]
+    except MissingConfigException as error:
+        conf = context.project_path / "conf"
+        known = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        raise InputError(
+            f"environment '{context.env}' does not exist: no folder conf/{context.env}"
+            f"{_suggest(str(context.env), known)}; there are {', '.join(known)}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"a parameter file is no valid YAML: {error}") from error
     requirements = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
     problems = []
     for section in raw:

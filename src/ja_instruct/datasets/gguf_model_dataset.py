@@ -64,9 +64,9 @@ def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
 def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
     """Build Gemma's tokenizer from a GGUF's vocabulary: BPE with byte fallback, adding BOS.
 
-    transformers' own ``gguf_file`` route makes a Unigram tokenizer of the BPE ranks, which cuts
-    Japanese into single characters (3,715 tokens instead of 2,455 for the demo's 20 reference
-    answers, at 4.55 instead of 2.35 nats a character).
+    transformers' own ``gguf_file`` route makes a Unigram tokenizer of the BPE ranks, with which
+    the demo's model reads Japanese worse, and which, saved and loaded again, has no merges left
+    and cuts every text into characters (``benchmarks/bench_gguf_tokenizer.py``).
     """
     from tokenizers import AddedToken
     from transformers import GemmaTokenizer

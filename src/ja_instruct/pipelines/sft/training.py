@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
     """Shows the latest loss in the progress bar, where the stock callback prints dictionaries."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Name the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("sft: training")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Name the bar of an evaluation."""
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("sft: evaluating")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Put the losses just logged behind the bar."""
         shown = {key: logs[key] for key in ("loss", "eval_loss") if key in (logs or {})}
@@ -41,6 +55,8 @@ def training_arguments(parameters: SftParameters) -> SFTConfig:
         use_cpu=on_cpu,
         # unsloth brings its own, set when the adapter is made
         gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
+        # its default follows transformers' log level
+        disable_tqdm=False,
         # pinned memory is for copies to a GPU
         dataloader_pin_memory=not on_cpu,
         # the samples are token ids already, cut to length
