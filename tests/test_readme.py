@@ -44,7 +44,7 @@ def commands():
     named = [
         span
         for span in spans(README) + spans(CONTRIBUTING)
-        if re.match(r"(?:\.venv/bin/)?(?:make|kedro|pip|hf|pre-commit) .", span)
+        if re.match(r"(?:\.venv/bin/)?(?:hf|kedro|make|pip|pre-commit|python) .", span)
     ]
     words = [shlex.split(line, comments=True) for line in lines + named]
     return list(dict.fromkeys(shlex.join(command) for command in words if command))
@@ -132,6 +132,7 @@ class TestCommands:
             "make": self.check_make,
             "pip": self.check_pip,
             "pre-commit": self.check_help,
+            "python": self.check_script,
         }.get(program)
         if check is None:
             pytest.fail(f"nothing here checks '{command}': add how to")
@@ -164,6 +165,9 @@ class TestCommands:
         project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
         assert set(install[1].split(",")) <= set(project["optional-dependencies"])
         assert (REPOSITORY / install[2]).is_file()
+
+    def check_script(self, words, request):
+        assert words[1] in {path.relative_to(REPOSITORY).as_posix() for path in tracked("*.py")}
 
     def check_help(self, words, request):
         program = Path(sysconfig.get_path("scripts")) / words[0]

@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 
 
+def load_with_unsloth(directory: ModelDirectory, max_seq_length: int) -> tuple[Any, Any]:
+    """Load a 4-bit model with unsloth, on CUDA; return model and tokenizer.
+
+    unsloth is given the absolute path, never a hub name: it maps well-known names to its own
+    4-bit uploads.
+    """
+    # first of all: it patches transformers, peft and trl
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=str(directory.path),
+        max_seq_length=max_seq_length,
+        dtype=None,
+        load_in_4bit=True,
+        local_files_only=True,
+    )
+    return model, tokenizer
+
+
 def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel:
     """Load a 4-bit model the way its device computes best.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SQLITE = "sqlite:///"
 STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "reporting")
 
 
@@ -42,7 +43,25 @@ class PreflightHook:
 
 
 class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
-    """kedro-mlflow's hook, logging typed parameters one by one (``sft.lora.lora_r``)."""
+    """kedro-mlflow's hook, made to fit typed parameters and subfolders.
+
+    Typed parameters are logged one by one (``sft.lora.lora_r``), and a relative SQLite store is
+    the project's from whichever folder a run is started.
+    """
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Make the store's address absolute before kedro-mlflow opens it."""
+        config = dict(context.config_loader["mlflow"])
+        server = dict(config.get("server", {}))
+        uri = str(server.get("mlflow_tracking_uri", ""))
+        path = Path(uri.removeprefix(SQLITE))
+        if uri.startswith(SQLITE) and not path.is_absolute():
+            path = context.project_path / path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
+            context.config_loader["mlflow"] = {**config, "server": server}
+        super().after_context_created(context)
 
     @hook_impl
     def before_node_run(

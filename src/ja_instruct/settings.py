@@ -36,4 +36,5 @@ CONFIG_LOADER_ARGS = {
     "default_run_env": "local",
     # an environment states only the parameters that differ
     "merge_strategy": {"parameters": "soft"},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
 }

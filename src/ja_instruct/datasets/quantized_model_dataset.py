@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from kedro.io import AbstractDataset
-
-from ja_instruct.atomic import replacing
+from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models import (
     PROVENANCE_FILE,
-    ModelArtifact,
     ModelDirectory,
     parameter_count,
     read_provenance,
     require_model_files,
-    write_provenance,
 )
 
 _REMEDY = "make it with 'kedro run --pipeline=quantization' (and the same --env)"
 
 
-class QuantizedModelDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
+class QuantizedModelDataset(ModelArtifactDataset):
     """Saves a quantized model with its tokenizer; loads a handle on the directory.
 
     ``ja_instruct.json`` in the directory says what was quantized, how, and the checksums of the
@@ -45,16 +38,6 @@ class QuantizedModelDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
         >>> dataset.exists()
         False
     """
-
-    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Create the dataset.
-
-        Args:
-            filepath: The directory.
-            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
-        """
-        self._filepath = Path(filepath)
-        self.metadata = metadata
 
     def check(self) -> None:
         """Raise ``InputError`` unless the directory is a product of ``quantization``."""
@@ -81,16 +64,3 @@ class QuantizedModelDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
             source.get("revision"),
             provenance,
         )
-
-    def save(self, data: ModelArtifact) -> None:
-        """Write weights, configuration, tokenizer and provenance; all of it or nothing."""
-        with replacing(self._filepath) as new:
-            data.model.save_pretrained(new)
-            data.tokenizer.save_pretrained(new)
-            write_provenance(new, data.provenance)
-
-    def _exists(self) -> bool:
-        return (self._filepath / PROVENANCE_FILE).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

@@ -13,7 +13,7 @@ from ja_instruct.pipelines.inference.generation import generate_answers
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.quantization.nodes import quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.pipelines.sft.backends import load_with_peft
+from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
 
 PROMPTS = ["日本の首都は", "富士山の高さを教えてください。\n\n", "春", "季節は四つあります。"]
@@ -31,7 +31,7 @@ def parameters(read_parameters):
 @pytest.fixture(scope="module")
 def adapter(tiny_nf4, read_parameters, tmp_path_factory):
     """An adapter that says something: a fresh one is zero."""
-    model, tokenizer = load_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
+    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():

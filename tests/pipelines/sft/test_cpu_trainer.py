@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from ja_instruct.pipelines.sft.backends import load_with_peft
+from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.samples import IGNORED_LABEL
@@ -45,7 +45,7 @@ def make_trainer(tiny_nf4, read_parameters, rows, tmp_path_factory):
         }
         section["checkpoint_dir"] = output
         parameters = SftParameters(**section)
-        model, tokenizer = load_with_peft(tiny_nf4, parameters)
+        model, tokenizer = adapt_with_peft(tiny_nf4, parameters)
         return build_trainer(model, tokenizer, rows, rows, parameters)
 
     return make

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from ja_instruct.errors import InputError
 from ja_instruct.models import ModelArtifact
 from ja_instruct.pipelines.sft import training
-from ja_instruct.pipelines.sft.backends import load_with_peft, load_with_unsloth
+from ja_instruct.pipelines.sft.backends import adapt_with_peft, adapt_with_unsloth
 from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters, training_prompt
@@ -189,7 +189,7 @@ class TestBackends:
 
         fake = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
         monkeypatch.setitem(sys.modules, "unsloth", fake)
-        assert load_with_unsloth(tiny_nf4, base) == ("adapted", "tokenizer")
+        assert adapt_with_unsloth(tiny_nf4, base) == ("adapted", "tokenizer")
         loading, adapting = calls
         assert Path(loading["model_name"]).is_absolute()
         assert loading == {
@@ -223,7 +223,7 @@ class TestBackends:
 
     def test_peft_adapts_every_linear_layer_by_the_parameters(self, tiny, tiny_nf4):
         parameters = tiny(lora={"lora_r": 2, "lora_alpha": 6, "lora_dropout": 0.25})
-        model, tokenizer = load_with_peft(tiny_nf4, parameters)
+        model, tokenizer = adapt_with_peft(tiny_nf4, parameters)
         config = model.peft_config["default"]
         assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 6, 0.25)
         assert (config.bias, config.task_type) == ("none", "CAUSAL_LM")
@@ -236,7 +236,7 @@ class TestBackends:
 
     def test_peft_begins_the_same_for_the_same_seed(self, tiny, tiny_nf4):
         def first_weights(seed):
-            model, _ = load_with_peft(tiny_nf4, tiny(lora={"seed": seed}))
+            model, _ = adapt_with_peft(tiny_nf4, tiny(lora={"seed": seed}))
             return next(p for name, p in model.named_parameters() if "lora_A" in name)
 
         assert first_weights(3407).equal(first_weights(3407))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import load_nf4_model
+from ja_instruct.devices import load_nf4_model, load_with_unsloth
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 if TYPE_CHECKING:
@@ -36,17 +36,10 @@ class Generated:
 def _load_with_unsloth(
     model: ModelDirectory, adapter: ModelDirectory | None, parameters: InferenceParameters
 ) -> tuple[Any, Any]:
-    # first of all: it patches transformers and peft
-    from unsloth import FastLanguageModel  # isort: skip
+    loaded, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
     from peft import PeftModel
+    from unsloth import FastLanguageModel
 
-    loaded, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(model.path),
-        max_seq_length=parameters.max_seq_length,
-        dtype=None,
-        load_in_4bit=True,
-        local_files_only=True,
-    )
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter.path))
     FastLanguageModel.for_inference(loaded)

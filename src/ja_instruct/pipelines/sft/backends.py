@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import load_nf4_model
+from ja_instruct.devices import load_nf4_model, load_with_unsloth
 
 if TYPE_CHECKING:
     from ja_instruct.models import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
-def load_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
-    """Return model with adapter, and tokenizer, as unsloth loads them on CUDA.
-
-    The absolute path is given, never a hub name: unsloth maps well-known names to its own 4-bit
-    uploads.
-    """
-    # first of all: it patches transformers, peft and trl
-    from unsloth import FastLanguageModel  # isort: skip
+def adapt_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
+    """Return model with adapter, and tokenizer, as unsloth makes them on CUDA."""
+    base, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
+    from unsloth import FastLanguageModel
 
     lora = parameters.lora
-    base, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(model.path),
-        max_seq_length=parameters.max_seq_length,
-        dtype=None,
-        load_in_4bit=True,
-        local_files_only=True,
-    )
     adapted = FastLanguageModel.get_peft_model(
         base,
         r=lora.lora_r,
@@ -46,7 +35,7 @@ def load_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tuple
     return adapted, tokenizer
 
 
-def load_with_peft(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
+def adapt_with_peft(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
     """Return model with adapter, and tokenizer, by transformers and PEFT on any device."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
@@ -73,4 +62,4 @@ def load_with_peft(model: ModelDirectory, parameters: SftParameters) -> tuple[An
     return adapted, model.load_tokenizer()
 
 
-BACKENDS = {"unsloth": load_with_unsloth, "peft": load_with_peft}
+BACKENDS = {"unsloth": adapt_with_unsloth, "peft": adapt_with_peft}

@@ -1,0 +1,50 @@
+"""``ModelArtifactDataset``: what the model directories that this project writes have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset
+
+from ja_instruct.atomic import replacing
+from ja_instruct.models import PROVENANCE_FILE, ModelArtifact, ModelDirectory, write_provenance
+
+
+class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
+    """Saves weights, tokenizer and provenance to a directory; all of it or nothing.
+
+    The base of ``QuantizedModelDataset`` and ``AdapterDataset``, which say what a complete
+    directory holds (``check``) and how it is loaded.
+    """
+
+    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Create the dataset.
+
+        Args:
+            filepath: The directory.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+        """
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def check(self) -> None:
+        """Raise ``InputError`` unless the directory is complete and of this project."""
+        raise NotImplementedError
+
+    def load(self) -> ModelDirectory:
+        """Return a handle on the directory; weights are read when a node asks for them."""
+        raise NotImplementedError
+
+    def save(self, data: ModelArtifact) -> None:
+        """Write weights, configuration, tokenizer and ``ja_instruct.json``."""
+        with replacing(self._filepath) as new:
+            data.model.save_pretrained(new)
+            data.tokenizer.save_pretrained(new)
+            write_provenance(new, data.provenance)
+
+    def _exists(self) -> bool:
+        return (self._filepath / PROVENANCE_FILE).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
