@@ -103,6 +103,7 @@ def shared_data() -> Path:
 
 def copy_project(target: Path) -> Path:
     """Copy what a run needs, without outputs; the package itself is linked."""
+    target.mkdir(parents=True)
     shutil.copytree(REPOSITORY / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
     (target / "conf" / "local").mkdir()
     shutil.copytree(REPOSITORY / "data/01_raw/demo", target / "data/01_raw/demo")
@@ -115,13 +116,20 @@ def copy_project(target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the project with the tiny models and without outputs, for all tests."""
+def clean_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project with the tiny models; nothing runs in it, it is copied."""
     from tiny_models import make_tiny_models
 
-    copy = copy_project(tmp_path_factory.mktemp("project"))
+    copy = copy_project(tmp_path_factory.mktemp("clean") / "project")
     make_tiny_models(copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def project(clean_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project to run parts in; it is all tests' own."""
+    copy = tmp_path_factory.mktemp("shared") / "project"
+    return shutil.copytree(clean_project, copy, symlinks=True)
 
 
 @pytest.fixture(scope="session")
@@ -193,14 +201,14 @@ def list_files() -> Callable[..., dict[str, tuple[int, int, int]]]:
 
 @pytest.fixture(scope="session")
 def finished_run(
-    project: Path,
+    clean_project: Path,
     run_kedro: Callable[..., subprocess.CompletedProcess[str]],
     list_files: Callable[..., dict[str, tuple[int, int, int]]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FinishedRun:
     """Run everything once, for all tests, in a copy of the project."""
     copy = tmp_path_factory.mktemp("finished") / "project"
-    shutil.copytree(project, copy, symlinks=True)
+    shutil.copytree(clean_project, copy, symlinks=True)
     before = list_files(copy)
     process = run_kedro("--env=test", cwd=copy)
     assert process.returncode == 0, process.stderr
@@ -285,11 +293,11 @@ def read_parameters(
 
 
 @pytest.fixture(scope="session")
-def tiny_gemma2(project: Path) -> ModelDirectory:
+def tiny_gemma2(clean_project: Path) -> ModelDirectory:
     """Return a tiny random Gemma 2 with its tokenizer."""
     from ja_instruct.models import ModelDirectory
 
-    return ModelDirectory(project / "data/06_models/test/tiny_gemma2", "tiny-random-gemma2")
+    return ModelDirectory(clean_project / "data/06_models/test/tiny_gemma2", "tiny-random-gemma2")
 
 
 @pytest.fixture(scope="session")

@@ -216,7 +216,8 @@ def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
     against = [Rejection("rare_character", "x")]
     nodes.split_pairs(pairs, build_verdicts([[], against]))
-    assert not caplog.records
+    # other tests leave the project's loggers at INFO
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     nodes.split_pairs(pairs, build_verdicts([against, against]))
     assert "lower rare_char_count_max" in caplog.text
 
