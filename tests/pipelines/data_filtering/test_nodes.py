@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from datetime import datetime
 from typing import Any
 
