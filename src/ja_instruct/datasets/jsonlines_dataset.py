@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset
+from kedro_datasets._typing import TablePreview
 
 from ja_instruct.atomic import replacing
 from ja_instruct.errors import InputError
@@ -48,6 +50,10 @@ def read_records(filepath: Path) -> Iterator[dict[str, Any]]:
                     f"expected, such as {{'input': '…', 'output': '…'}}"
                 )
             yield record
+
+
+def _as_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
@@ -133,15 +139,15 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
             for record in data:
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def preview(self, nrows: int = 5) -> Any:
-        """Return the first ``nrows`` records for kedro-viz."""
-        import pandas as pd
-        from kedro_datasets._typing import TablePreview
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """Return the first ``nrows`` records as the table that kedro-viz shows.
 
-        head = [
-            record for record, _ in zip(read_records(self._filepath), range(nrows), strict=False)
-        ]
-        return TablePreview(pd.DataFrame(head).to_dict(orient="split"))
+        Nested values become JSON: its cells hold text and numbers.
+        """
+        head = list(islice(read_records(self._filepath), nrows))
+        columns = list(dict.fromkeys(key for record in head for key in record))
+        rows = [[_as_cell(record.get(column)) for column in columns] for record in head]
+        return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
 
     def _exists(self) -> bool:
         return self._filepath.is_file()
