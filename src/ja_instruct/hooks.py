@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,11 @@ class PreflightHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Validate every parameter as soon as there is a configuration."""
+        """Validate every parameter as soon as there is a configuration.
+
+        Relative paths in parameters are the project's from whichever folder a run is started.
+        """
+        os.chdir(context.project_path)
         check_parameters(context)
 
     @hook_impl

@@ -117,6 +117,18 @@ def require_model_files(directory: Path, remedy: str) -> None:
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
 
 
+def refuse_quantized(model: ModelDirectory) -> None:
+    """Raise ``InputError`` when somebody has quantized ``model`` already."""
+    config = model.load_config()
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise InputError(
+            f"base_model '{model.model_id}' at {model.path} is quantized already ({method}); give "
+            f"the publisher's 16-bit weights, so that the 4-bit model is the product of this "
+            f"project alone"
+        )
+
+
 def read_provenance(directory: Path) -> dict[str, Any]:
     """Return ``ja_instruct.json`` of a directory, or an empty dictionary where it has none."""
     path = directory / PROVENANCE_FILE

@@ -160,7 +160,8 @@ def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
             return [f"'{name}': {filepath} does not exist{_remedy_to_make(name)}"]
     except InputError as error:
         missing = filepath is not None and not Path(str(filepath)).exists()
-        return [f"'{name}': {error}{_remedy_to_make(name) if missing else ''}"]
+        unanswered = missing and "--pipeline=" not in str(error)
+        return [f"'{name}': {error}{_remedy_to_make(name) if unanswered else ''}"]
     return []
 
 

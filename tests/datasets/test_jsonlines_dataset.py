@@ -125,6 +125,20 @@ def test_missing_column_is_named(tmp_path):
         dataset.check(columns=("task_id", "input"))
 
 
+def test_text_that_is_none_is_named(tmp_path):
+    dataset = write(tmp_path / "qa.jsonl", '{"input": "一", "output": "二"}', '{"input": null}')
+    dataset.check(columns=())
+    with pytest.raises(InputError, match=r"qa\.jsonl: record 2: input must be text, not null"):
+        dataset.check(columns=("input",))
+
+
+def test_task_ids_that_repeat_are_named(tmp_path):
+    lines = [json.dumps({"task_id": number}) for number in (3, 1, 3)]
+    dataset = write(tmp_path / "tasks.jsonl", *lines)
+    with pytest.raises(InputError, match=r"records 1 and 3 have the same task_id 3"):
+        dataset.check(columns=("task_id",))
+
+
 def test_columns_of_two_types(tmp_path):
     dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0}', '{"task_id": "一"}')
     with pytest.raises(InputError, match=r"tasks\.jsonl: the records disagree on the type"):

@@ -52,6 +52,9 @@ def read_records(filepath: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+TEXT_COLUMNS = frozenset({"input", "output", "instruction", "response", "prompt"})
+
+
 def _as_cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
@@ -96,11 +99,13 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
 
         Raises:
             InputError: The file is missing, a line is malformed, or ``columns`` are asked for and
-                a record lacks one of them or there is no record.
+                there is no record, or one lacks a column, holds no text in a column of texts, or
+                repeats a ``task_id``.
         """
         if not self._filepath.is_file():
             raise InputError(f"{self._filepath}: no such file")
         count = 0
+        task_ids: dict[Any, int] = {}
         for count, record in enumerate(read_records(self._filepath), start=1):
             missing = [column for column in columns if column not in record]
             if missing:
@@ -108,6 +113,23 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
                     f"{self._filepath}: record {count} lacks {', '.join(missing)}; it has "
                     f"{', '.join(record) or 'no fields'}"
                 )
+            wrong = [
+                column
+                for column in columns
+                if column in TEXT_COLUMNS and not isinstance(record[column], str)
+            ]
+            if wrong:
+                raise InputError(
+                    f"{self._filepath}: record {count}: {', '.join(wrong)} must be text, not "
+                    f"{json.dumps(record[wrong[0]], ensure_ascii=False)[:40]}"
+                )
+            if "task_id" in columns:
+                first = task_ids.setdefault(record["task_id"], count)
+                if first != count:
+                    raise InputError(
+                        f"{self._filepath}: records {first} and {count} have the same task_id "
+                        f"{record['task_id']!r}; every task needs its own"
+                    )
         if columns and not count:
             raise InputError(f"{self._filepath}: holds no records")
 

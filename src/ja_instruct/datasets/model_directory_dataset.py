@@ -11,12 +11,13 @@ from ja_instruct.models import (
     ModelDirectory,
     parameter_count,
     read_provenance,
+    refuse_quantized,
     require_model_files,
 )
 
 
 class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
-    """A transformers model directory that somebody else made; read only.
+    """A 16-bit transformers model directory that somebody else made; read only.
 
     Examples:
         YAML API:
@@ -54,10 +55,11 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when the directory holds no model."""
+        """Raise ``InputError`` when the directory holds no model, or a quantized one."""
         require_model_files(
             self._filepath, "correct 'filepath' of this catalog entry, or download the model to it"
         )
+        refuse_quantized(ModelDirectory(self._filepath, self._model_id))
 
     def parameter_count(self) -> int:
         """Return the number of weights, for the check of free memory."""

@@ -1,8 +1,12 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
 
 from ja_instruct.datasets import ColbertCheckpointDataset
 from ja_instruct.errors import InputError
+from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference import nodes
 from ja_instruct.pipelines.inference.generation import Generated
 from ja_instruct.pipelines.inference.nodes import (
@@ -173,19 +177,31 @@ PROMPTS = Dataset.from_list(
 )
 
 
+MODEL = ModelDirectory(Path("model"), "owner/model", provenance={"weights_sha256": {"a": "1"}})
+ADAPTER = ModelDirectory(
+    Path("adapter"), "adapter", provenance={"base": {"weights_sha256": {"a": "1"}}}
+)
+
+
 class TestAnswers:
+    def test_adapter_of_another_model_is_refused(self, asked, parameters):
+        other = replace(MODEL, provenance={"weights_sha256": {"a": "2"}})
+        with pytest.raises(InputError, match="trained on other weights than quantized_model"):
+            answer_tasks(PROMPTS, other, ADAPTER, parameters())
+        assert not asked
+
     def test_one_answer_a_task_in_order(self, asked, parameters):
-        answers, _ = answer_tasks(PROMPTS, "model", "adapter", parameters())
+        answers, _ = answer_tasks(PROMPTS, MODEL, ADAPTER, parameters())
         assert answers.to_list() == [
             {"task_id": 7, "input": "課題7", "output": ""},
             {"task_id": 3, "input": "課題3", "output": "答え1"},
             {"task_id": 5, "input": "課題5", "output": "答え2"},
         ]
         prompts = ["問い7", "問い3", "問い5"]
-        assert asked == [{"prompts": prompts, "model": "model", "adapter": "adapter"}]
+        assert asked == [{"prompts": prompts, "model": MODEL, "adapter": ADAPTER}]
 
     def test_report(self, asked, parameters):
-        _, report = answer_tasks(PROMPTS, "model", "adapter", parameters())
+        _, report = answer_tasks(PROMPTS, MODEL, ADAPTER, parameters())
         assert report["summary"] == {
             "tasks": 3,
             "new_tokens": 12,

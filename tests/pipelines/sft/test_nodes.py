@@ -102,6 +102,10 @@ class TestBuildDatasets:
         with pytest.raises(InputError, match=r"'qa_pairs' has 2 splits \(train, test\)"):
             build_datasets(FILTERED, splits, prompts, tiny())
 
+    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, prompts, tiny):
+        train, _ = build_datasets(Dataset.from_dict({}), WRITTEN, prompts, tiny())
+        assert set(train["source"]) == {"qa_pairs"}
+
     @pytest.mark.parametrize(
         ("filtered", "written", "message"),
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.errors import InputError
 from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference.generation import Generated, generate_answers
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
@@ -117,9 +118,20 @@ def answer_tasks(
     adapter: ModelDirectory,
     parameters: InferenceParameters,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Return the submission (``task_id``, ``input``, ``output``) and ``inference_report``."""
+    """Return the submission (``task_id``, ``input``, ``output``) and ``inference_report``.
+
+    Raises:
+        InputError: The adapter was trained on other weights.
+    """
     from datasets import Dataset
 
+    trained_on = adapter.provenance.get("base", {}).get("weights_sha256")
+    if trained_on is not None and trained_on != quantized_model.provenance.get("weights_sha256"):
+        raise InputError(
+            f"adapter at {adapter.path} was trained on other weights than quantized_model at "
+            f"{quantized_model.path}; train it again with 'kedro run --pipeline=sft', or point the "
+            f"catalog at the pair that belongs together"
+        )
     generated = _generate(
         prompts, quantized_model, adapter, parameters, "inference: fine-tuned model"
     )

@@ -7,8 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ja_instruct import __version__
-from ja_instruct.errors import InputError
-from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.models import ModelArtifact, ModelDirectory, refuse_quantized
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 
 logger = logging.getLogger(__name__)
@@ -29,14 +28,7 @@ def quantize(
     import torch
     from transformers import BitsAndBytesConfig
 
-    config = base_model.load_config()
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise InputError(
-            f"base_model '{base_model.model_id}' at {base_model.path} is quantized already "
-            f"({method}); give the publisher's 16-bit weights, so that the 4-bit model is the "
-            f"product of this project alone"
-        )
+    refuse_quantized(base_model)
     model = base_model.load_model(
         device_map={"": 0} if parameters.device == "cuda" else "cpu",
         dtype=getattr(torch, parameters.compute_dtype),
@@ -65,7 +57,7 @@ def quantize(
         "source": {
             "model_id": base_model.model_id,
             "revision": base_model.revision,
-            "model_type": config.get("model_type"),
+            "model_type": base_model.load_config().get("model_type"),
             "provenance": base_model.provenance,
         },
         "settings": parameters.model_dump(exclude={"chat_template"}),

@@ -44,7 +44,8 @@ def build_datasets(
 
     filtered_pairs = as_dataset(filtered_pairs, "filtered_pairs")
     qa_pairs = as_dataset(qa_pairs, "qa_pairs")
-    require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
+    if len(filtered_pairs):  # an empty file has no columns
+        require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     count = len(filtered_pairs)
     held_out = set(
@@ -53,7 +54,7 @@ def build_datasets(
         )
     )
     filtered = to_samples(
-        zip(filtered_pairs["instruction"], filtered_pairs["response"], strict=True),
+        [(pair["instruction"], pair["response"]) for pair in filtered_pairs],
         prompts,
         "filtered_pairs",
     )
