@@ -347,7 +347,7 @@ class TestResources:
         check(memory=10**12, disk=10**12)
 
     def test_too_little_memory(self, check):
-        message = r"163\.5 GB of memory are needed .* 27\.00 billion .* 16\.0 GB are free.*smaller"
+        message = r"166\.0 GB of memory are needed .* 27\.00 billion .* 16\.0 GB are free.*smaller"
         with pytest.raises(InputError, match=message):
             check(memory=16 * 10**9, disk=10**12)
 
