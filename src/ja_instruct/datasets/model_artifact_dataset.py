@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,9 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
         self._filepath = Path(filepath)
         self.metadata = metadata
 
+    @abstractmethod
     def check(self) -> None:
         """Raise ``InputError`` unless the directory is complete and of this project."""
-        raise NotImplementedError
-
-    def load(self) -> ModelDirectory:
-        """Return a handle on the directory; weights are read when a node asks for them."""
-        raise NotImplementedError
 
     def save(self, data: ModelArtifact) -> None:
         """Write weights, configuration, tokenizer and ``ja_instruct.json``."""
