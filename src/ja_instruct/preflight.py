@@ -150,8 +150,12 @@ def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
     filepath = getattr(dataset, "_filepath", None)
     check = getattr(dataset, "check", None)
     columns = REQUIRED_COLUMNS.get(name, ())
-    if check is None and str(filepath).endswith(".jsonl"):
-        check = JSONLinesDataset(filepath=Path(str(filepath))).check
+    if check is None and filepath is not None:
+        if "*" in str(filepath):  # a pattern: its dataset knows what to make of it
+            return []
+        path = Path(str(filepath))
+        if path.suffix == ".jsonl" and path.is_file():
+            check = JSONLinesDataset(filepath=path).check
     try:
         if check is not None:
             takes_columns = "columns" in inspect.signature(check).parameters
