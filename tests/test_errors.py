@@ -323,10 +323,16 @@ class TestResources:
         section = QuantizationParameters(**read_parameters("test")["quantization"])
 
         class Model(ModelDirectoryDataset):
+            pending = 0
+
             def parameter_count(self):
                 return 27_000_000_000
 
-        def run(memory, disk):
+            def pending_download_bytes(self):
+                return self.pending
+
+        def run(memory, disk, pending=0):
+            monkeypatch.setattr(Model, "pending", pending)
             available = psutil.virtual_memory()._replace(available=memory)
             monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
             usage = shutil.disk_usage(tmp_path)._replace(free=disk)
@@ -355,6 +361,11 @@ class TestResources:
         message = rf"40\.5 GB of disk .* quantized_model at {tmp_path}/deep/model, 5\.0 GB are free"
         with pytest.raises(InputError, match=message):
             check(memory=10**12, disk=5 * 10**9)
+
+    def test_too_little_disk_for_the_download(self, check):
+        message = r"110\.0 GB of disk .* download of base_model .* 90\.0 GB are free.*HF_HOME"
+        with pytest.raises(InputError, match=message):
+            check(memory=10**12, disk=90 * 10**9, pending=110 * 10**9)
 
     def test_both_are_told(self, check):
         with pytest.raises(InputError, match=r"(?s)of memory are needed.*of disk are needed"):

@@ -101,3 +101,18 @@ def download_model(repo_id: str, revision: str | None) -> Path:
         raise InputError(
             f"model '{repo_id}' could not be downloaded ({error}): {_offline_remedy()}"
         ) from error
+
+
+def pending_download_bytes(repo_id: str, revision: str | None) -> int:
+    """Return how much ``download_model`` has yet to fetch; 0 where the hub cannot be asked."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        files = snapshot_download(
+            repo_id, revision=revision, allow_patterns=list(WEIGHTS_AND_TOKENIZER), dry_run=True
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError):
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)

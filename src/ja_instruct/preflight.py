@@ -236,14 +236,32 @@ def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
                 f"close other programs, or choose a smaller base_model"
             )
     if "quantize" in names:
-        target = Path(getattr(catalog.get("quantized_model"), "_filepath", "."))
+        problems += _disk_problems(catalog, count)
+    return problems
+
+
+def _disk_problems(catalog: DataCatalog, parameter_count: int) -> list[str]:
+    from huggingface_hub import constants
+
+    pending = getattr(catalog.get("base_model"), "pending_download_bytes", None)
+    target = Path(getattr(catalog.get("quantized_model"), "_filepath", "."))
+    needs = [
         # 4-bit linear layers, 16-bit embeddings
-        need = count * 1.5
-        free = shutil.disk_usage(_existing_parent(target)).free
+        ("quantized_model", target, parameter_count * 1.5, "point its catalog entry elsewhere"),
+        (
+            "the download of base_model",
+            Path(constants.HF_HUB_CACHE),
+            pending() if pending is not None else 0,
+            "set HF_HOME to a folder on a larger disk",
+        ),
+    ]
+    problems = []
+    for what, where, need, remedy in needs:
+        free = shutil.disk_usage(_existing_parent(where)).free
         if free < need:
             problems.append(
-                f"about {need / 1e9:.1f} GB of disk are needed for quantized_model at {target}, "
-                f"{free / 1e9:.1f} GB are free; make room, or point its catalog entry elsewhere"
+                f"about {need / 1e9:.1f} GB of disk are needed for {what} at {where}, "
+                f"{free / 1e9:.1f} GB are free; make room, or {remedy}"
             )
     return problems
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.hub import check_repository, download_model
+from ja_instruct.hub import check_repository, download_model, pending_download_bytes
 from ja_instruct.models import ModelDirectory
 
 
@@ -62,6 +62,10 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         except (HfHubHTTPError, OfflineModeIsEnabled):
             return None
         return weights.total if weights is not None else None
+
+    def pending_download_bytes(self) -> int:
+        """Return how much has yet to be downloaded, for the check of free disk."""
+        return pending_download_bytes(self._repo_id, self._revision)
 
     def load(self) -> ModelDirectory:
         """Download what is missing and return a handle on the snapshot."""
