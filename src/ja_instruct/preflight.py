@@ -37,7 +37,7 @@ REQUIRED_COLUMNS = {
 
 NO_GPU_REMEDY = (
     "run on a machine with an NVIDIA GPU, or on the CPU with '--env=demo' (a small real model) or "
-    "'--env=test' (tiny random models)"
+    "'--env=test' (tiny random models, after 'make tiny-models')"
 )
 
 
