@@ -35,15 +35,15 @@ def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel
     """Load a 4-bit model the way its device computes best.
 
     On CUDA it stays in 4 bits, computed in bfloat16. On a CPU bitsandbytes' 4-bit kernels are
-    far slower than plain ones (a backward pass over 2x256 tokens of a 270M model took 100 s), so
-    the weights are dequantized to float32: the same numbers as NF4 holds.
+    far slower than plain ones, above all backwards, so the weights are dequantized to float32:
+    the same numbers as NF4 holds.
     """
     import torch
 
     if device == "cuda":
         return directory.load_model(device_map={"": 0}, dtype=torch.bfloat16)
     model: Any = directory.load_model(device_map="cpu", dtype=torch.float32).dequantize()
-    # dequantize() leaves the mark, for which TRL would train the adapter in bfloat16: minutes a
-    # step on a processor without bfloat16 units
+    # dequantize() leaves the mark, for which TRL would train the adapter in bfloat16, many times
+    # slower on a processor without bfloat16 units
     model.is_loaded_in_4bit = False
     return model.to(torch.float32)  # type: ignore[no-any-return]

