@@ -1,23 +1,28 @@
 """What each step does to the pairs, their columns and their order."""
 
 import copy
-import json
 import logging
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
-from ja_instruct.pipelines.data_filtering.columns import build_verdicts
+from ja_instruct.pipelines.data_filtering.findings import (
+    SIDES,
+    Finding,
+    Findings,
+    join_findings,
+    make_findings,
+)
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.pipelines.data_filtering.rules import RULES, Rejection, WordLists
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"
-NO_LISTS = WordLists((), (), ())
+FULL = [{"role": "user", "content": "型"}, {"role": "assistant", "content": "型"}]
 
 
 def make_parameters(**changes: Any) -> DataFilteringParameters:
@@ -26,6 +31,7 @@ def make_parameters(**changes: Any) -> DataFilteringParameters:
         "survivor_char_count_min": 0,
         "language": "ja",
         "language_percent_min": 60,
+        "bad_records_max": 0,
     }
     return DataFilteringParameters.model_validate(figures | changes)
 
@@ -34,6 +40,17 @@ def make_pairs(*pairs: tuple[str, str], **columns: list[Any]) -> Dataset:
     instructions, responses = zip(*pairs, strict=True)
     rows = {"instruction": list(instructions), "response": list(responses)}
     return Dataset.from_dict(rows | {"id": list(range(len(pairs)))} | columns)
+
+
+def make_all_findings(*found: Finding) -> Findings:
+    return join_findings(
+        make_findings(rule, SIDES.index(side), np.array([row]), [matched])
+        for row, rule, side, matched in found
+    )
+
+
+def extract(source: Any, **changes: Any) -> Dataset:
+    return nodes.extract_pairs(source, make_parameters(**changes))[0]
 
 
 def talk(*turns: tuple[str | None, str | None]) -> list[dict[str, str | None]]:
@@ -61,8 +78,7 @@ def talk(*turns: tuple[str | None, str | None]) -> list[dict[str, str | None]]:
 def test_a_pair_is_the_first_turn_of_each_side(
     turns: list[Any] | None, instruction: str, response: str
 ) -> None:
-    full = talk(("user", "型"), ("assistant", "型"))
-    pairs = nodes.extract_pairs(Dataset.from_list([{"conversations": c} for c in (full, turns)]))
+    pairs = extract(Dataset.from_list([{"conversations": c} for c in (FULL, turns)]))
     assert pairs[1]["instruction"] == instruction
     assert pairs[1]["response"] == response
 
@@ -85,7 +101,7 @@ def test_the_source_columns_keep_order_type_and_values() -> None:
         "scores": [0.5],
     }
     source = Dataset.from_list([row], features=features)
-    pairs = nodes.extract_pairs(source)
+    pairs = extract(source)
     assert pairs.column_names == [
         "instruction",
         "response",
@@ -103,14 +119,14 @@ def test_the_source_columns_keep_order_type_and_values() -> None:
 def test_a_single_split_and_a_plain_list_are_read_too() -> None:
     rows = [{"conversations": talk(("user", QUESTION))}]
     for data in (rows, DatasetDict({"train": Dataset.from_list(rows)})):
-        assert nodes.extract_pairs(data)["instruction"][:] == [QUESTION]
+        assert extract(data)["instruction"][:] == [QUESTION]
 
 
 def test_a_source_without_conversations_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"'raw_conversations' lacks .* conversations; it has text"
     ):
-        nodes.extract_pairs(Dataset.from_dict({"text": [QUESTION]}))
+        extract(Dataset.from_dict({"text": [QUESTION]}))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +141,7 @@ def test_a_source_without_conversations_is_refused() -> None:
 def test_conversations_of_another_shape_are_refused(conversations: Any) -> None:
     source = Dataset.from_dict({"conversations": [conversations]})
     with pytest.raises(InputError, match=r"'raw_conversations', record 1: .* list of turns"):
-        nodes.extract_pairs(source)
+        extract(source)
 
 
 def test_characters_are_counted_over_both_sides_and_the_space_between() -> None:
@@ -144,52 +160,80 @@ def test_a_character_at_the_recipes_figure_is_rare_and_one_above_is_not() -> Non
 
 
 def test_replacements_run_in_order_on_both_sides() -> None:
-    pairs = make_pairs(("甲乙", "乙"), ("丙", "丁"), other=["甲", None])
-    table = [("甲", "乙"), ("乙乙", "丙"), ("乙", "")]
-    lists = nodes.check_word_lists([{"find": f, "replace": r} for f, r in table], [], [])
-    cleaned, touched = nodes.apply_replacements(pairs, lists)
+    pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", ""), other=["甲", None, None])
+    table = [("甲", "乙"), ("丙", ""), ("戊己", "庚"), ("戊", "辛")]
+    replacements = [{"find": find, "replace": replace} for find, replace in table]
+    cleaned, touched = nodes.apply_replacements(pairs, replacements)
     assert cleaned.to_list() == [
-        {"instruction": "丙", "response": "", "id": 0, "other": "甲"},
-        {"instruction": "丙", "response": "丁", "id": 1, "other": None},
+        {"instruction": "乙乙", "response": "庚庚", "id": 0, "other": "甲"},
+        {"instruction": "辛", "response": "丁", "id": 1, "other": None},
+        {"instruction": "", "response": "", "id": 2, "other": None},
     ]
-    assert touched == {"甲": 1, "乙乙": 1, "乙": 1}
-    assert pairs["instruction"][:] == ["甲乙", "丙"]
+    assert touched == {"甲": 1, "丙": 2, "戊己": 1, "戊": 1}
+    assert pairs["instruction"][:] == ["甲乙", "戊", "丙"]
 
 
-def test_a_pair_is_judged_by_all_rules_in_their_order() -> None:
+def test_what_a_replacement_joins_is_found_by_a_later_one() -> None:
+    table = [{"find": "♪", "replace": ""}, {"find": "よし", "replace": "好"}]
+    cleaned, touched = nodes.apply_replacements(make_pairs(("よ♪し", "よ"), ("し", "")), table)
+    assert cleaned["instruction"][:] == ["好", "し"]
+    assert touched == {"♪": 1, "よし": 1}
+
+
+def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() -> None:
     pairs = make_pairs(
         (QUESTION, ANSWER),
-        ("翻訳 岚 \x00", "要約" + ANSWER),
+        ("翻訳 岚 \x00", "要約翻訳" + ANSWER),
         ("要約" + QUESTION, ""),
         (QUESTION, "要約" + ANSWER),
+        (QUESTION, ""),
+        (QUESTION, "\x00"),
     )
-    lists = WordLists((), ("翻訳",), ("要約",))
-    verdicts = nodes.judge_pairs(pairs, {"岚": 1}, lists, make_parameters())
-    assert verdicts["reasons"][:] == [
-        [],
-        ["banned_substring", "rare_character", "language_undetectable"],
-        ["banned_instruction_substring", "language"],
-        [],
+    found = nodes.judge_pairs(pairs, {"岚": 1}, ["翻訳"], ["要約"], make_parameters())
+    assert list(found) == [
+        (1, "banned_substring", "instruction", "翻訳"),
+        (1, "banned_substring", "response", "翻訳"),
+        (1, "rare_character", "instruction", "岚"),
+        (2, "banned_instruction_substring", "instruction", "要約"),
+        (4, "language", "response", "none"),
+        (5, "language_undetectable", "response", found.table["matched"][-1].as_py()),
     ]
-    assert verdicts["reason"][:] == [None, "banned_substring", "banned_instruction_substring", None]
-    assert verdicts["reason_details"][1][:2] == ["翻訳 (instruction)", "岚 U+5C9A (instruction)"]
+    assert set(found.seconds) >= {"banned_substring", "rare_character", "language"}
+
+
+def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
+    pairs = make_pairs((QUESTION, ANSWER))
+    with pytest.raises(InputError, match=r"'banned_substrings', entry 1 is empty"):
+        nodes.judge_pairs(pairs, {}, [""], [], make_parameters())
+    with pytest.raises(InputError, match=r"'replacements', entry 1 .*'find'"):
+        nodes.apply_replacements(pairs, [{"find": "", "replace": "a"}])
 
 
 def test_survivors_are_counted_without_the_rejected() -> None:
     pairs = make_pairs(("甲乙", "丙"), ("甲乙", "丙"), ("甲", "丙"), ("丁", ""))
-    first = build_verdicts([[], [Rejection("language", "none")], [], [Rejection("language", "x")]])
-    verdicts, rare = nodes.judge_survivors(pairs, first, make_parameters(survivor_char_count_min=2))
+    first = make_all_findings(
+        Finding(1, "language", "response", "none"), Finding(3, "language", "response", "x")
+    )
+    found, rare = nodes.judge_survivors(pairs, first, make_parameters(survivor_char_count_min=2))
     assert rare == {"乙": 1}
-    assert verdicts["reason"][:] == ["rare_survivor_character", "language", None, "language"]
-    assert verdicts["reason_details"][0] == ["乙 U+4E59 (instruction)"]
+    assert list(found) == [
+        (0, "rare_survivor_character", "instruction", "乙"),
+        (1, "language", "response", "none"),
+        (3, "language", "response", "x"),
+    ]
     _, rare = nodes.judge_survivors(pairs, first, make_parameters(survivor_char_count_min=3))
     assert rare == {" ": 2, "丙": 2, "乙": 1, "甲": 2}
 
 
 def test_split_keeps_order_and_columns() -> None:
     pairs = make_pairs(*[(str(row), "") for row in range(5)], reasons=list("abcde"))
-    against = [Rejection("language", "none"), Rejection("rare_character", "x")]
-    kept, dropped = nodes.split_pairs(pairs, build_verdicts([[], against, [], against[:1], []]))
+    found = make_all_findings(
+        Finding(3, "language", "response", "none"),
+        Finding(1, "rare_character", "instruction", "岚"),
+        Finding(1, "rare_character", "instruction", "㌍"),
+        Finding(1, "banned_substring", "response", "翻訳"),
+    )
+    kept, dropped = nodes.split_pairs(pairs, found)
     assert kept["instruction"][:] == ["0", "2", "4"]
     assert kept.column_names == ["instruction", "response", "id", "reasons"]
     assert kept["reasons"][:] == ["a", "c", "e"]
@@ -198,9 +242,12 @@ def test_split_keeps_order_and_columns() -> None:
             "instruction": "1",
             "response": "",
             "id": 1,
-            "reason": "language",
-            "reasons": ["language", "rare_character"],
-            "reason_details": ["none", "x"],
+            "reason": "banned_substring",
+            "reasons": ["banned_substring", "rare_character"],
+            "reason_details": [
+                {"rule": "banned_substring", "side": "response", "matched": ["翻訳"]},
+                {"rule": "rare_character", "side": "instruction", "matched": ["岚", "㌍"]},
+            ],
         },
         {
             "instruction": "3",
@@ -208,51 +255,62 @@ def test_split_keeps_order_and_columns() -> None:
             "id": 3,
             "reason": "language",
             "reasons": ["language"],
-            "reason_details": ["none"],
+            "reason_details": [{"rule": "language", "side": "response", "matched": ["none"]}],
         },
     ]
 
 
 def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
-    against = [Rejection("rare_character", "x")]
-    nodes.split_pairs(pairs, build_verdicts([[], against]))
+    against = [Finding(row, "rare_character", "response", "岚") for row in (0, 1)]
+    nodes.split_pairs(pairs, make_all_findings(against[1]))
     # other tests leave the project's loggers at INFO
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    nodes.split_pairs(pairs, build_verdicts([against, against]))
+    nodes.split_pairs(pairs, make_all_findings(*against))
     assert "lower rare_char_count_max" in caplog.text
 
 
-def test_the_report_counts_what_happened() -> None:
-    before = make_pairs(*[("甲" * length, "♪") for length in (1, 2, 3, 300)])
-    after = make_pairs(*[("甲" * length, "") for length in (1, 2, 3, 300)])
-    both = [Rejection("language", "none (response)"), Rejection("rare_character", "甲")]
-    verdicts = build_verdicts([[], both, both[1:], both])
-    inputs = (before, after, verdicts, {"\x0b": 1, "岚": 2}, {"乙": 3}, {"♪": 4})
-    report = nodes.report_filtering(*inputs)
-    zero = dict.fromkeys(RULES, 0)
-    assert report["summary"] == {"read": 4, "kept": 1, "rejected": 3, "kept_percent": 25.0}
-    assert report["rejected_by_rule"] == zero | {"language": 2, "rare_character": 3}
-    assert report["rejected_by_first_rule"] == zero | {"language": 2, "rare_character": 1}
-    assert report["replacements"] == {"♪": 4}
-    assert report["rare_characters"] == {"count": 2, "characters": "\x0b岚"}
-    assert report["rare_survivor_characters"] == {"count": 1, "characters": "乙"}
-    assert report["examples"]["language"] == [
-        {"detail": "none (response)", "instruction": "甲甲", "response": ""},
-        {"detail": "none (response)", "instruction": "甲" * 200, "response": ""},
+BAD = {"source": "a.jsonl", "line": 7, "error": "not JSON", "text": "{"}
+
+
+def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"id": 1, "conversations": talk(("user", "一")), "bad_record": None},
+        {"id": None, "conversations": None, "bad_record": BAD},
+        {"id": 2, "conversations": talk(("user", "二")), "bad_record": None},
     ]
-    assert report["lengths"]["before"]["instruction"]["mean"] == 76.5
-    assert report["lengths"]["before"]["instruction"]["median"] == 2.5
-    assert report["lengths"]["before"]["response"]["p95"] == 1
-    assert report["lengths"]["after"]["instruction"] == {"mean": 1, "median": 1, "p95": 1}
-    assert json.loads(json.dumps(report)) == report
+    pairs, quarantined = nodes.extract_pairs(
+        Dataset.from_list(rows), make_parameters(bad_records_max=1)
+    )
+    assert pairs["instruction"][:] == ["一", "二"]
+    assert pairs["id"][:] == [1, 2]
+    assert "bad_record" not in pairs.column_names
+    assert quarantined.to_list() == [BAD]
+    assert "1 records could not be read" in caplog.text
+    with pytest.raises(InputError, match=r"(?s)bad_records_max = 0.*a\.jsonl:7: not JSON.*raise"):
+        extract(Dataset.from_list(rows))
 
 
-def test_the_report_shows_three_examples_of_a_rule() -> None:
-    pairs = make_pairs(*[(str(row), "") for row in range(5)])
-    verdicts = build_verdicts([[Rejection("language", "none")]] * 5)
-    report = nodes.report_filtering(pairs, pairs, verdicts, {}, {}, {})
-    assert [example["instruction"] for example in report["examples"]["language"]] == list("012")
+def test_without_bad_records_the_quarantine_is_empty_but_has_its_columns() -> None:
+    source = Dataset.from_list([{"conversations": FULL}])
+    _, quarantined = nodes.extract_pairs(source, make_parameters())
+    assert quarantined.column_names == list(BAD)
+    assert len(quarantined) == 0
+
+
+def test_a_selection_of_a_source_is_read_in_its_order() -> None:
+    features = Features(
+        {
+            "label": ClassLabel(names=["良", "悪"]),
+            "conversations": List({"role": Value("string"), "content": Value("string")}),
+        }
+    )
+    rows = [{"label": n % 2, "conversations": talk(("user", str(n)))} for n in range(5)]
+    source = Dataset.from_list(rows, features=features).select([4, 0, 3])
+    pairs = extract(source)
+    assert pairs["instruction"][:] == ["4", "0", "3"]
+    assert pairs["label"][:] == [0, 0, 1]
+    assert pairs.features["label"] == features["label"]
 
 
 def test_a_source_without_records_gives_empty_results() -> None:
@@ -263,27 +321,36 @@ def test_a_source_without_records_gives_empty_results() -> None:
         }
     )
     source = Dataset.from_dict({"id": [], "conversations": []}, features=features)
-    pairs = nodes.extract_pairs(source)
-    cleaned, touched = nodes.apply_replacements(pairs, NO_LISTS)
+    pairs, quarantined = nodes.extract_pairs(source, make_parameters())
+    cleaned, touched = nodes.apply_replacements(pairs, [])
     parameters = make_parameters()
-    verdicts = nodes.judge_pairs(cleaned, {}, NO_LISTS, parameters)
-    verdicts, rare = nodes.judge_survivors(cleaned, verdicts, parameters)
-    kept, dropped = nodes.split_pairs(cleaned, verdicts)
+    found = nodes.judge_pairs(cleaned, {}, [], [], parameters)
+    found, rare = nodes.judge_survivors(cleaned, found, parameters)
+    kept, dropped = nodes.split_pairs(cleaned, found)
     assert kept.column_names == ["instruction", "response", "id", "conversations"]
     assert dropped.column_names == [*kept.column_names, "reason", "reasons", "reason_details"]
-    report = nodes.report_filtering(pairs, cleaned, verdicts, rare, rare, touched)
-    assert report["summary"] == {"read": 0, "kept": 0, "rejected": 0, "kept_percent": 0.0}
+    report = nodes.report_filtering(
+        pairs, cleaned, quarantined, found, rare, rare, touched, None, parameters
+    )
+    assert report["summary"] == {
+        "read": 0,
+        "kept": 0,
+        "rejected": 0,
+        "kept_percent": 0.0,
+        "quarantined": 0,
+    }
 
 
 def test_no_input_is_changed() -> None:
     pairs = make_pairs((QUESTION, ANSWER), ("翻訳", "♪"))
-    lists = nodes.check_word_lists([{"find": "♪", "replace": ""}], ["翻訳"], [])
-    verdicts = build_verdicts([[], [Rejection("language", "none")]])
+    table = [{"find": "♪", "replace": ""}]
+    found = make_all_findings(Finding(1, "language", "response", "none"))
     rare = {"岚": 1}
-    before = copy.deepcopy((pairs.to_list(), lists, verdicts.to_list(), rare))
-    nodes.apply_replacements(pairs, lists)
-    nodes.judge_pairs(pairs, rare, lists, make_parameters())
-    nodes.judge_survivors(pairs, verdicts, make_parameters(survivor_char_count_min=9))
-    nodes.split_pairs(pairs, verdicts)
-    nodes.report_filtering(pairs, pairs, verdicts, rare, rare, {})
-    assert (pairs.to_list(), lists, verdicts.to_list(), rare) == before
+    parameters = make_parameters(survivor_char_count_min=9)
+    before = copy.deepcopy((pairs.to_list(), table, list(found), rare))
+    nodes.apply_replacements(pairs, table)
+    nodes.judge_pairs(pairs, rare, ["翻訳"], [], parameters)
+    nodes.judge_survivors(pairs, found, parameters)
+    nodes.split_pairs(pairs, found)
+    nodes.report_filtering(pairs, pairs, pairs, found, rare, rare, {}, None, parameters)
+    assert (pairs.to_list(), table, list(found), rare) == before

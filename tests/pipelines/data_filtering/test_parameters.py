@@ -18,6 +18,7 @@ FIGURES = {
     "survivor_char_count_min": 10,
     "language": "ja",
     "language_percent_min": 60,
+    "bad_records_max": 0,
 }
 
 
@@ -34,6 +35,7 @@ def read_section(environment: str) -> Any:
         {"language_percent_min": 101},
         {"language": "jp"},
         {"language_percent_mim": 60},
+        {"bad_records_max": -1},
     ],
 )
 def test_parameters_out_of_bounds_are_refused(change: dict[str, object]) -> None:

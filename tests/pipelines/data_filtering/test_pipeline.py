@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
+from tokenizers import Tokenizer, models
 
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
@@ -25,7 +26,6 @@ from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParamet
 PROJECT = Path(__file__).parents[3]
 CONF = PROJECT / "conf"
 REAL_DATA = PROJECT.parent / "shared" / "data"
-REAL_RECORDS_A_SET = 750
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"
@@ -62,8 +62,12 @@ def run(case: Case) -> DataCatalog:
             "replacements": MemoryDataset(case.replacements),
             "banned_substrings": MemoryDataset(case.banned),
             "banned_instruction_substrings": MemoryDataset(case.banned_in_instruction),
-            "params:data_filtering": MemoryDataset(DataFilteringParameters(**case.figures)),
-            **{name: MemoryDataset() for name in create_pipeline().outputs()},
+            "target_tokenizer": MemoryDataset(CHARACTER_TOKENIZER),
+            "params:data_filtering": MemoryDataset(
+                DataFilteringParameters(**{"bad_records_max": 0} | case.figures)
+            ),
+            # what is read after the run
+            **{name: MemoryDataset() for name in (*create_pipeline().outputs(), "filter_report")},
         }
     )
     SequentialRunner().run(create_pipeline(), catalog)
@@ -105,11 +109,12 @@ def filter_slowly(case: Case) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             reasons.append("banned_instruction_substring")
         if any(character in side for character in banned for side in sides):
             reasons.append("rare_character")
-        try:
-            if min([share(side) for side in sides]) < case.figures["language_percent_min"]:
-                reasons.append("language")
-        except pycld2.error:
-            reasons.append("language_undetectable")
+        if not reasons:
+            try:
+                if min([share(side) for side in sides]) < case.figures["language_percent_min"]:
+                    reasons.append("language")
+            except (pycld2.error, UnicodeEncodeError):
+                reasons.append("language_undetectable")
         (dropped if reasons else left).append((number, row | {"reasons": reasons}))
     counts = count([row for _, row in left])
     kept = []
@@ -131,7 +136,11 @@ def assert_parity(case: Case) -> tuple[int, Counter[str]]:
     rejected = catalog.load("rejected_pairs").to_list()
     for row in rejected:
         assert row.pop("reason") == row["reasons"][0]
-        assert len(row.pop("reason_details")) == len(row["reasons"])
+        details = row.pop("reason_details")
+        assert list(dict.fromkeys(detail["rule"] for detail in details)) == row["reasons"]
+        for detail in details:
+            if not detail["rule"].startswith("language"):
+                assert all(text in row[detail["side"]] for text in detail["matched"])
     assert rejected == dropped
     by_rule = Counter(itertools.chain.from_iterable(row["reasons"] for row in dropped))
     report = catalog.load("filter_report")
@@ -139,8 +148,11 @@ def assert_parity(case: Case) -> tuple[int, Counter[str]]:
     assert report["summary"]["kept"] == len(kept)
     assert report["summary"]["rejected"] == len(dropped)
     assert Counter(report["rejected_by_rule"]) == by_rule
+    assert json.loads(json.dumps(report)) == report
     return len(kept), by_rule
 
+
+CHARACTER_TOKENIZER = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
 
 JAPANESE = ["日本の首都は東京です。", "これは良い本だと思います。", "今日は晴れです。"]
 PIECES = [
@@ -155,7 +167,8 @@ PIECES = [
         "Hello, this is an English sentence. ",
     ],
 ]
-TABLE = [("よしmitsu", "よしみつ"), ("よし", "mitsu"), ("mitsu", "♪"), ("♪", ""), ("语", "語")]
+# one finds part of another, one may join what another finds
+TABLE = [("よしmitsu", "由光"), ("よし", "良"), ("mitsu", "ミツ"), ("♪", ""), ("语", "語")]
 
 texts = st.builds(
     lambda start, rest: "".join([*start, *rest]),
@@ -225,23 +238,23 @@ def make_recipe_case(rows: list[dict[str, Any]], **figures: int) -> Case:
 
 @pytest.mark.parametrize(
     ("figures", "kept_min"),
-    [({}, 50), ({"rare_char_count_max": 3, "survivor_char_count_min": 4}, 300)],
+    [({}, 6000), ({"rare_char_count_max": 3, "survivor_char_count_min": 4}, 7000)],
 )
 def test_real_conversations_are_filtered_as_the_recipe_says(
     figures: dict[str, int], kept_min: int
 ) -> None:
     rows: list[dict[str, Any]] = []
-    for name in ("model_answers_ja", "dolly_ja"):
+    for name in ("dolly_ja", "model_answers_ja"):
         path = REAL_DATA / name / "conversations.jsonl"
         if not path.exists():
             pytest.skip(f"the real conversations are not at {path}")
         with path.open(encoding="utf-8", newline="\n") as lines:
-            rows += map(json.loads, itertools.islice(lines, REAL_RECORDS_A_SET))
-    assert len(rows) == 2 * REAL_RECORDS_A_SET
+            rows += map(json.loads, lines)
+    assert len(rows) == 11_020
     kept, by_rule = assert_parity(make_recipe_case(rows, **figures))
     assert kept > kept_min
-    assert min(by_rule[rule] for rule in ("banned_substring", "rare_character", "language")) > 10
-    assert by_rule["rare_survivor_character"] > 10
+    assert min(by_rule[rule] for rule in ("banned_substring", "rare_character", "language")) > 100
+    assert by_rule["rare_survivor_character"] > 100
 
 
 def test_what_each_step_is_there_for() -> None:
@@ -284,12 +297,13 @@ def test_the_wiring() -> None:
         "replacements",
         "banned_substrings",
         "banned_instruction_substrings",
+        "target_tokenizer",
         "params:data_filtering",
     }
-    assert pipeline.outputs() == {"filtered_pairs", "rejected_pairs", "filter_report"}
+    outputs = {"filtered_pairs", "rejected_pairs", "filter_report", "quarantined_records"}
+    assert outputs <= pipeline.all_outputs()
     assert all(node.tags == {"data_filtering"} for node in pipeline.nodes)
     assert all(node.name == node.func.__name__ for node in pipeline.nodes)
-    assert pipeline.nodes[0].name == "check_word_lists", "bad lists must fail before the long steps"
 
 
 def test_importing_the_pipeline_leaves_datasets_alone() -> None:

@@ -8,267 +8,264 @@ that drifts into another language), and with a side that CLD2 does not find to b
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
-from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering import rules
-from ja_instruct.pipelines.data_filtering.columns import (
-    append_columns,
-    build_verdicts,
-    find_rows,
-    iterate_pairs,
-    iterate_rejections,
-    put_pairs_first,
+from ja_instruct.pipelines.data_filtering import report
+from ja_instruct.pipelines.data_filtering.characters import (
+    count_characters,
+    find_characters,
+    mark_characters,
+    pick_characters,
+)
+from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
+from ja_instruct.pipelines.data_filtering.language import find_other_languages
+from ja_instruct.pipelines.data_filtering.pairs import (
+    extract_sides,
+    make_sides,
+    replace_columns,
+    select_rows,
+    set_bad_records_aside,
 )
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.pipelines.data_filtering.rules import Pair, Rejection, WordLists
+from ja_instruct.pipelines.data_filtering.replacements import replace_in_batch
+from ja_instruct.pipelines.data_filtering.substrings import Automaton, find_substrings
+from ja_instruct.pipelines.data_filtering.texts import (
+    ROWS_PER_BATCH,
+    PairBatch,
+    iterate_batches,
+    map_in_threads,
+)
 from ja_instruct.records import as_dataset, require_columns
+from ja_instruct.word_lists import read_replacements, read_substrings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterator
 
+    import pyarrow as pa
     from datasets import Dataset
+    from tokenizers import Tokenizer
 else:
     # Kedro validates the parameters of a node only when all its hints resolve at run time, and
     # importing datasets takes a second that `kedro registry list` need not wait for.
-    Dataset = Any
+    Dataset = Tokenizer = Any
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES_PER_RULE = 3
-EXAMPLE_CHARS = 200
 
-
-def check_word_lists(
-    replacements: list[dict[str, str]],
-    banned_substrings: list[str],
-    banned_instruction_substrings: list[str],
-) -> WordLists:
-    """Return the word lists in one piece, refusing those that cannot be meant.
-
-    Raises:
-        InputError: When an entry is empty, doubled or no text.
-    """
-    return rules.read_word_lists(replacements, banned_substrings, banned_instruction_substrings)
-
-
-def extract_pairs(raw_conversations: Dataset) -> Dataset:
+def extract_pairs(
+    raw_conversations: Dataset, parameters: DataFilteringParameters
+) -> tuple[Dataset, Dataset]:
     """Put ``instruction`` and ``response``, the first turn of each side, before the source.
 
     A side is "" when the conversation has no such turn, or the turn no content. Columns of these
     names in the source are replaced; the others stay as they are, in their order.
 
+    Returns:
+        The pairs, and the records that could not be read (``source``, ``line``, ``error``,
+        ``text``).
+
     Raises:
-        InputError: When there is no column ``conversations``, or a record's is no list of turns.
+        InputError: When there is no column ``conversations``, a record's is no list of turns, or
+            more records than ``bad_records_max`` could not be read.
     """
+    from ja_instruct.arrow_tables import collect, iterate_tables
+
     source = as_dataset(raw_conversations, "raw_conversations")
     require_columns(source, ["conversations"], "raw_conversations")
-    pairs: list[Pair] = []
-    for batch in source.select_columns(["conversations"]).iter(batch_size=1000):
-        for turns in batch["conversations"]:
-            number = len(pairs) + 1
-            pairs.append(
-                Pair(_first_text(turns, "user", number), _first_text(turns, "assistant", number))
-            )
-    return put_pairs_first(source, pairs)
+    source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
+
+    def extract() -> Iterator[pa.Table]:
+        yield make_sides([], [])
+        record = 1
+        for table in iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH):
+            yield extract_sides(table.column("conversations"), record)
+            record += len(table)
+
+    return replace_columns(source, collect(extract()), first=True), quarantined
 
 
 def find_rare_characters(
     conversation_pairs: Dataset, parameters: DataFilteringParameters
 ) -> dict[str, int]:
     """Return the characters held ``rare_char_count_max`` times or fewer, with their counts."""
-    counts = _count_characters(iterate_pairs(conversation_pairs))
-    return _pick(counts, lambda count: count <= parameters.rare_char_count_max)
+    counts = count_characters(iterate_batches(conversation_pairs))
+    return pick_characters(counts, lambda count: count <= parameters.rare_char_count_max)
 
 
 def apply_replacements(
-    conversation_pairs: Dataset, word_lists: WordLists
+    conversation_pairs: Dataset, replacements: list[Any]
 ) -> tuple[Dataset, dict[str, int]]:
     """Apply the replacement table, in its order, to both sides.
 
     Returns:
         The pairs, and for each text of the table the number of pairs that it changed.
     """
-    touched = {replacement.find: 0 for replacement in word_lists.replacements}
-    pairs: list[Pair] = []
-    for instruction, response in iterate_pairs(conversation_pairs):
-        for find, replace in word_lists.replacements:
-            if find in instruction or find in response:
-                touched[find] += 1
-                instruction = instruction.replace(find, replace)
-                response = response.replace(find, replace)
-        pairs.append(Pair(instruction, response))
-    return put_pairs_first(conversation_pairs, pairs), touched
+    from ja_instruct.arrow_tables import collect
+
+    table = read_replacements(replacements, "replacements")
+    touched = dict.fromkeys((replacement.find for replacement in table), 0)
+    finds = Automaton.build(list(touched))
+
+    def replace() -> Iterator[pa.Table]:
+        yield make_sides([], [])
+        batches = iterate_batches(conversation_pairs)
+        for sides, changed in map_in_threads(
+            lambda batch: replace_in_batch(batch, table, finds), batches
+        ):
+            for find, count in changed.items():
+                touched[find] += count
+            yield sides
+
+    return replace_columns(conversation_pairs, collect(replace()), first=True), touched
 
 
 def judge_pairs(
     cleaned_pairs: Dataset,
     rare_characters: dict[str, int],
-    word_lists: WordLists,
+    banned_substrings: list[str],
+    banned_instruction_substrings: list[str],
     parameters: DataFilteringParameters,
-) -> Dataset:
-    """Judge each pair by every rule that needs no other pair.
+) -> Findings:
+    """Judge each pair by every rule that needs no other pair; CLD2 only what the others leave.
 
     Returns:
-        One row a pair: ``reason`` (the first rule against it, null for a pair to keep),
-        ``reasons`` (all rules against it, in the order of the recipe) and ``reason_details``
-        (what each found).
+        What speaks against which pair.
     """
-    judges: list[Callable[[Pair], Rejection | None]] = [
-        partial(rules.banned_substring, banned=word_lists.banned),
-        partial(rules.banned_instruction_substring, banned=word_lists.banned_in_instruction),
-        partial(rules.rare_character, characters=rare_characters),
-        partial(
-            rules.language,
-            code=parameters.language,
-            percent_min=parameters.language_percent_min,
-        ),
-    ]
-    pairs = tqdm(
-        iterate_pairs(cleaned_pairs), total=len(cleaned_pairs), desc="data_filtering", unit="pair"
+    banned = Automaton.build(read_substrings(banned_substrings, "banned_substrings"))
+    banned_in_instruction = Automaton.build(
+        read_substrings(banned_instruction_substrings, "banned_instruction_substrings")
     )
-    return build_verdicts(
-        [rejection for judge in judges if (rejection := judge(pair)) is not None] for pair in pairs
-    )
+    rare = mark_characters(rare_characters)
+
+    def judge(batch: PairBatch) -> Findings:
+        parts = [
+            *find_substrings(batch, banned, "banned_substring"),
+            *find_substrings(
+                batch, banned_in_instruction, "banned_instruction_substring", sides=[0]
+            ),
+            *find_characters(batch, rare, "rare_character"),
+        ]
+        rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
+        left = np.setdiff1d(np.arange(len(batch)), rejected)
+        parts += find_other_languages(
+            batch, left, parameters.language, parameters.language_percent_min
+        )
+        progress.update(len(batch))
+        return join_findings(parts)
+
+    with tqdm(total=len(cleaned_pairs), desc="data_filtering", unit="pair", delay=2) as progress:
+        return join_findings(map_in_threads(judge, iterate_batches(cleaned_pairs)))
 
 
 def judge_survivors(
-    cleaned_pairs: Dataset, first_verdicts: Dataset, parameters: DataFilteringParameters
-) -> tuple[Dataset, dict[str, int]]:
-    """Judge the pairs that ``first_verdicts`` keep by the characters that they hold together.
+    cleaned_pairs: Dataset, pair_findings: Findings, parameters: DataFilteringParameters
+) -> tuple[Findings, dict[str, int]]:
+    """Judge the pairs with nothing against them by the characters that they hold together.
 
     Returns:
-        The verdicts on all pairs, and the characters held fewer than ``survivor_char_count_min``
-        times, with their counts.
+        All findings, and the characters held fewer than ``survivor_char_count_min`` times, with
+        their counts.
     """
-    survivors = cleaned_pairs.select(find_rows(first_verdicts, kept=True))
-    counts = _count_characters(iterate_pairs(survivors))
-    characters = _pick(counts, lambda count: count < parameters.survivor_char_count_min)
+    left = np.setdiff1d(np.arange(len(cleaned_pairs)), pair_findings.rejected_rows())
+    survivors = cleaned_pairs.select(left)
+    counts = count_characters(iterate_batches(survivors))
+    few = pick_characters(counts, lambda count: count < parameters.survivor_char_count_min)
+    marks = mark_characters(few)
 
-    def judge(pair: Pair, earlier: list[Rejection]) -> list[Rejection]:
-        if earlier:
-            return earlier
-        rejection = rules.rare_survivor_character(pair, characters)
-        return [] if rejection is None else [rejection]
+    def judge(batch: PairBatch) -> Findings:
+        return join_findings(find_characters(batch, marks, "rare_survivor_character"))
 
-    pairs = iterate_pairs(cleaned_pairs)
-    return build_verdicts(map(judge, pairs, iterate_rejections(first_verdicts))), characters
+    found = join_findings(map_in_threads(judge, iterate_batches(survivors)))
+    return join_findings([pair_findings, found.at_rows(left)]), few
 
 
-def split_pairs(cleaned_pairs: Dataset, verdicts: Dataset) -> tuple[Dataset, Dataset]:
+def split_pairs(cleaned_pairs: Dataset, findings: Findings) -> tuple[Dataset, Dataset]:
     """Return the pairs to keep and those to drop, each in source order.
 
     The rejects end in the columns ``reason`` (the first rule against them), ``reasons`` (all of
-    them) and ``reason_details`` (what each found), replacing the source's of the same names.
+    them) and ``reason_details`` (what each found, and where), replacing the source's of the same
+    names.
     """
-    filtered_pairs = cleaned_pairs.select(find_rows(verdicts, kept=True))
-    rejected_pairs = append_columns(cleaned_pairs, verdicts).select(find_rows(verdicts, kept=False))
-    logger.info("Kept %d of %d pairs", len(filtered_pairs), len(cleaned_pairs))
-    if not len(filtered_pairs):
+    from ja_instruct.arrow_tables import collect, iterate_tables
+
+    rejected = findings.rejected_rows()
+    kept = np.setdiff1d(np.arange(len(cleaned_pairs)), rejected)
+    none = cleaned_pairs.data.table.schema.empty_table()
+    tables = chain([none], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
+    rejected_pairs = collect(select_rows(tables, rejected, build_reasons(findings)))
+    logger.info("Kept %d of %d pairs", len(kept), len(cleaned_pairs))
+    if not len(kept):
         logger.warning(
             "No pair is left; filter_report counts what each rule dropped. A corpus much smaller "
             "than the recipe's 130,000 needs a lower rare_char_count_max and "
             "survivor_char_count_min"
         )
-    return filtered_pairs, rejected_pairs
+    return cleaned_pairs.select(kept), rejected_pairs
 
 
 def report_filtering(
     conversation_pairs: Dataset,
     cleaned_pairs: Dataset,
-    verdicts: Dataset,
+    quarantined_records: Dataset,
+    findings: Findings,
     rare_characters: dict[str, int],
     rare_survivor_characters: dict[str, int],
     replacement_counts: dict[str, int],
+    target_tokenizer: Tokenizer | None,
+    parameters: DataFilteringParameters,
+    **step_seconds: float,
 ) -> dict[str, Any]:
     """Count what each step did, with examples of what each rule dropped.
 
+    Args:
+        conversation_pairs: Before the replacements.
+        cleaned_pairs: After them.
+        quarantined_records: What could not be read.
+        findings: What speaks against which pair.
+        rare_characters: Those banned, with their counts.
+        rare_survivor_characters: Those banned among the survivors, with their counts.
+        replacement_counts: The pairs that each replacement changed.
+        target_tokenizer: Counts the tokens of a sample; None leaves them out.
+        parameters: Of the filter.
+        step_seconds: How long each step took.
+
     Returns:
-        Counts are of pairs, lengths are in characters. ``rejected_by_rule`` counts a pair once for
-        each rule against it, ``rejected_by_first_rule`` once.
+        Counts are of pairs; the functions of the module ``report`` say what each part holds.
     """
-    kept = find_rows(verdicts, kept=True)
-    rejected = find_rows(verdicts, kept=False)
-    reasons = Counter(rule for against in verdicts["reasons"] for rule in against)
-    first_reasons = Counter(verdicts["reason"])
+    read, rejected = len(cleaned_pairs), len(findings.rejected_rows())
+    kept_rows = np.setdiff1d(np.arange(read), findings.rejected_rows())
+    kept_pairs = cleaned_pairs.select(kept_rows)
+    asked = (parameters.language, parameters.language_percent_min)
     return {
         "summary": {
-            "read": len(verdicts),
-            "kept": len(kept),
-            "rejected": len(rejected),
-            "kept_percent": round(100 * len(kept) / len(verdicts), 2) if len(verdicts) else 0.0,
+            "read": read,
+            "kept": read - rejected,
+            "rejected": rejected,
+            "kept_percent": round(100 * (read - rejected) / read, 2) if read else 0.0,
+            "quarantined": len(quarantined_records),
         },
-        "rejected_by_rule": {rule: reasons[rule] for rule in rules.RULES},
-        "rejected_by_first_rule": {rule: first_reasons[rule] for rule in rules.RULES},
+        **report.count_rules(findings),
+        "good_data": report.estimate_good_data(cleaned_pairs, findings, *asked),
         "replacements": dict(replacement_counts),
-        "rare_characters": _describe_characters(rare_characters),
-        "rare_survivor_characters": _describe_characters(rare_survivor_characters),
-        "examples": _find_examples(cleaned_pairs, verdicts),
+        "banned_substrings": report.count_matches(findings, "banned_substring"),
+        "banned_instruction_substrings": report.count_matches(
+            findings, "banned_instruction_substring"
+        ),
+        "rare_characters": report.describe_characters(rare_characters, findings, "rare_character"),
+        "rare_survivor_characters": report.describe_characters(
+            rare_survivor_characters, findings, "rare_survivor_character"
+        ),
+        "examples": report.pick_examples(cleaned_pairs, findings),
         "lengths": {
-            "before": _measure_lengths(conversation_pairs),
-            "after": _measure_lengths(cleaned_pairs.select(kept)),
+            "characters": report.describe_characters_of(conversation_pairs, kept_pairs),
+            "tokens": report.describe_tokens_of(conversation_pairs, kept_pairs, target_tokenizer),
         },
-    }
-
-
-def _first_text(turns: Any, role: str, number: int) -> str:
-    """Return the content of the first turn of ``role``; ``number`` is the record's, from 1."""
-    for turn in turns or []:
-        if turn is None:
-            continue
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str | None):
-            raise InputError(
-                f"'raw_conversations', record {number}: 'conversations' must be a list of turns, "
-                f"each a mapping with the texts 'role' and 'content', but holds {turn!r:.100}"
-            )
-        if turn.get("role") == role:
-            return turn.get("content") or ""
-    return ""
-
-
-def _count_characters(pairs: Iterable[Pair]) -> Counter[str]:
-    """Count as the recipe does: of each pair the response, a space and the instruction."""
-    counts: Counter[str] = Counter()
-    for pair in pairs:
-        counts.update(f"{pair.response} {pair.instruction}")
-    return counts
-
-
-def _pick(counts: Counter[str], wanted: Callable[[int], bool]) -> dict[str, int]:
-    return {
-        character: counts[character] for character in sorted(counts) if wanted(counts[character])
-    }
-
-
-def _describe_characters(characters: dict[str, int]) -> dict[str, Any]:
-    return {"count": len(characters), "characters": "".join(characters)}
-
-
-def _find_examples(pairs: Dataset, verdicts: Dataset) -> dict[str, list[dict[str, str]]]:
-    """Return the first pairs that each rule is against, their texts cut short."""
-    examples: dict[str, list[dict[str, str]]] = {rule: [] for rule in rules.RULES}
-    for pair, rejections in zip(iterate_pairs(pairs), iterate_rejections(verdicts), strict=True):
-        texts = {side: text[:EXAMPLE_CHARS] for side, text in pair._asdict().items()}
-        for rule, detail in rejections:
-            if len(examples[rule]) < EXAMPLES_PER_RULE:
-                examples[rule].append({"detail": detail, **texts})
-    return examples
-
-
-def _measure_lengths(pairs: Dataset) -> dict[str, dict[str, float]]:
-    """Return mean, median and 95th percentile of each side, in characters; 0 without pairs."""
-    import numpy as np
-
-    lengths = np.array([[len(text) for text in pair] for pair in iterate_pairs(pairs)] or [[0, 0]])
-    return {
-        side: {
-            "mean": round(float(np.mean(column)), 1),
-            "median": float(np.median(column)),
-            "p95": round(float(np.percentile(column, 95)), 1),
-        }
-        for side, column in zip(Pair._fields, lengths.T, strict=True)
+        "seconds": {
+            "steps": {step: round(seconds, 4) for step, seconds in step_seconds.items()},
+            "rules": {rule: round(seconds, 4) for rule, seconds in findings.seconds.items()},
+        },
     }

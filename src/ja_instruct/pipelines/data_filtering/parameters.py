@@ -32,6 +32,14 @@ class DataFilteringParameters(Parameters):
         description="Least share of each side, in percent of its text, in that language.",
     )
 
+    bad_records_max: int = Field(
+        ge=0,
+        description=(
+            "Records of the source that may be unreadable (no JSON, a value of another type); they "
+            "are quarantined. One more stops the run."
+        ),
+    )
+
     @field_validator("language")
     @classmethod
     def _known_to_cld2(cls, code: str) -> str:

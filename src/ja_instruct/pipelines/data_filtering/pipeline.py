@@ -5,6 +5,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from ja_instruct.pipelines.data_filtering import nodes
+from ja_instruct.pipelines.data_filtering.timing import timed
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -12,57 +13,66 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                nodes.check_word_lists,
-                inputs=["replacements", "banned_substrings", "banned_instruction_substrings"],
-                outputs="word_lists",
-                name="check_word_lists",
-            ),
-            Node(
-                nodes.extract_pairs,
-                inputs="raw_conversations",
-                outputs="conversation_pairs",
+                timed(nodes.extract_pairs),
+                inputs=["raw_conversations", "params:data_filtering"],
+                outputs=["conversation_pairs", "quarantined_records", "extraction_seconds"],
                 name="extract_pairs",
             ),
             Node(
-                nodes.find_rare_characters,
+                timed(nodes.find_rare_characters),
                 inputs=["conversation_pairs", "params:data_filtering"],
-                outputs="rare_characters",
+                outputs=["rare_characters", "counting_seconds"],
                 name="find_rare_characters",
             ),
             Node(
-                nodes.apply_replacements,
-                inputs=["conversation_pairs", "word_lists"],
-                outputs=["cleaned_pairs", "replacement_counts"],
+                timed(nodes.apply_replacements),
+                inputs=["conversation_pairs", "replacements"],
+                outputs=["cleaned_pairs", "replacement_counts", "replacement_seconds"],
                 name="apply_replacements",
             ),
             Node(
-                nodes.judge_pairs,
-                inputs=["cleaned_pairs", "rare_characters", "word_lists", "params:data_filtering"],
-                outputs="first_verdicts",
+                timed(nodes.judge_pairs),
+                inputs=[
+                    "cleaned_pairs",
+                    "rare_characters",
+                    "banned_substrings",
+                    "banned_instruction_substrings",
+                    "params:data_filtering",
+                ],
+                outputs=["pair_findings", "judging_seconds"],
                 name="judge_pairs",
             ),
             Node(
-                nodes.judge_survivors,
-                inputs=["cleaned_pairs", "first_verdicts", "params:data_filtering"],
-                outputs=["verdicts", "rare_survivor_characters"],
+                timed(nodes.judge_survivors),
+                inputs=["cleaned_pairs", "pair_findings", "params:data_filtering"],
+                outputs=["findings", "rare_survivor_characters", "survivor_judging_seconds"],
                 name="judge_survivors",
             ),
             Node(
-                nodes.split_pairs,
-                inputs=["cleaned_pairs", "verdicts"],
-                outputs=["filtered_pairs", "rejected_pairs"],
+                timed(nodes.split_pairs),
+                inputs=["cleaned_pairs", "findings"],
+                outputs=["filtered_pairs", "rejected_pairs", "splitting_seconds"],
                 name="split_pairs",
             ),
             Node(
                 nodes.report_filtering,
-                inputs=[
-                    "conversation_pairs",
-                    "cleaned_pairs",
-                    "verdicts",
-                    "rare_characters",
-                    "rare_survivor_characters",
-                    "replacement_counts",
-                ],
+                inputs={
+                    "conversation_pairs": "conversation_pairs",
+                    "cleaned_pairs": "cleaned_pairs",
+                    "quarantined_records": "quarantined_records",
+                    "findings": "findings",
+                    "rare_characters": "rare_characters",
+                    "rare_survivor_characters": "rare_survivor_characters",
+                    "replacement_counts": "replacement_counts",
+                    "target_tokenizer": "target_tokenizer",
+                    "parameters": "params:data_filtering",
+                    "extract_pairs": "extraction_seconds",
+                    "find_rare_characters": "counting_seconds",
+                    "apply_replacements": "replacement_seconds",
+                    "judge_pairs": "judging_seconds",
+                    "judge_survivors": "survivor_judging_seconds",
+                    "split_pairs": "splitting_seconds",
+                },
                 outputs="filter_report",
                 name="report_filtering",
             ),

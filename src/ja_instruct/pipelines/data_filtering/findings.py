@@ -1,0 +1,184 @@
+"""What the rules find against pairs, and the verdicts that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ja_instruct.pipelines.data_filtering.texts import SIDES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
+    import pyarrow as pa
+
+#: The id of every rule, in the order in which they are asked.
+RULES = (
+    "banned_substring",
+    "banned_instruction_substring",
+    "rare_character",
+    "token_count",
+    "citation_mark",
+    "cut_off",
+    "repetition",
+    "kana_share",
+    "contamination",
+    "language_undetectable",
+    "language",
+    "exact_duplicate",
+    "near_duplicate",
+    "rare_survivor_character",
+)
+
+
+class Finding(NamedTuple):
+    """What speaks against a pair: the row, the rule, the side, and the text that it found."""
+
+    row: int
+    rule: str
+    side: str
+    matched: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Findings in columns, ordered by row, rule and side, then as they stand in the text.
+
+    Attributes:
+        table: One row a finding: ``row`` (int64), ``rule`` and ``side`` (int8, positions in
+            ``RULES`` and ``SIDES``), ``matched`` (string).
+        seconds: How long each rule took, summed over the threads.
+    """
+
+    table: pa.Table
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Findings:
+        """Return itself: Kedro copies what it passes on, and nothing here can change."""
+        return self
+
+    def __len__(self) -> int:
+        """The number of findings."""
+        return len(self.table)
+
+    def __iter__(self) -> Any:
+        """Yield each ``Finding``."""
+        columns = (self.table.column(name).to_pylist() for name in self.table.column_names)
+        for row, rule, side, matched in zip(*columns, strict=True):
+            yield Finding(row, RULES[rule], SIDES[side], matched)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return ``row``, ``rule`` or ``side`` as an array."""
+        return self.table.column(name).to_numpy()  # type: ignore[no-any-return]
+
+    def rejected_rows(self) -> npt.NDArray[np.int64]:
+        """Return the rows with a finding against them, each once, in order."""
+        return np.unique(self.column("row"))
+
+    def at_rows(self, rows: npt.NDArray[np.int64]) -> Findings:
+        """Return the findings with row i called ``rows[i]``, which must ascend."""
+        import pyarrow as pa
+
+        renamed = pa.array(rows[self.column("row")], pa.int64())
+        return Findings(self.table.set_column(0, "row", renamed), self.seconds)
+
+    def of_rule(self, rule: str) -> pa.Table:
+        """Return the findings of one rule."""
+        return self.table.filter(self.column("rule") == RULES.index(rule))
+
+
+def make_findings(
+    rule: str,
+    side: int,
+    rows: npt.NDArray[np.int64],
+    matched: list[str],
+    seconds: float = 0.0,
+) -> Findings:
+    """Return the findings of one rule in one side, ordered as they are given."""
+    import pyarrow as pa
+
+    count = len(rows)
+    table = pa.table(
+        {
+            "row": pa.array(rows, pa.int64()),
+            "rule": pa.array(np.full(count, RULES.index(rule), np.int8)),
+            "side": pa.array(np.full(count, side, np.int8)),
+            "matched": pa.array(matched, pa.string()),
+        }
+    )
+    return Findings(table, {rule: seconds} if seconds else {})
+
+
+def join_findings(parts: Iterable[Findings]) -> Findings:
+    """Return the findings of all parts in their order: by row, rule and side."""
+    import pyarrow as pa
+
+    empty = make_findings(RULES[0], 0, np.empty(0, np.int64), [])
+    parts = [empty, *parts]
+    table = pa.concat_tables([part.table for part in parts])
+    # Arrow's sort is stable: what a rule found in one side stays in the order of the text
+    table = table.sort_by([(name, "ascending") for name in ("row", "rule", "side")])
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for rule, spent in part.seconds.items():
+            seconds[rule] = seconds.get(rule, 0.0) + spent
+    return Findings(table.combine_chunks(), seconds)
+
+
+def build_reasons(findings: Findings) -> pa.Table:
+    """Return the columns that explain each rejected pair, one row a pair, in order.
+
+    ``reason`` is the first rule against it, ``reasons`` are all rules against it, in the order of
+    ``RULES``, and ``reason_details`` holds for each rule and side what it found: a list of
+    ``{rule, side, matched}``, ``matched`` being a list of texts.
+    """
+    import pyarrow as pa
+
+    rows, rules, sides = (findings.column(name) for name in ("row", "rule", "side"))
+    names, side_names = pa.array(RULES), pa.array(SIDES)
+    new_row = _starts(rows)
+    new_rule = new_row | _starts(rules)
+    new_group = new_rule | _starts(sides)
+    groups = np.flatnonzero(new_group)
+    matched = findings.table.column("matched").combine_chunks()
+    if isinstance(matched, pa.ChunkedArray):
+        matched = pa.concat_arrays(matched.chunks) if matched.num_chunks else pa.array([], "string")
+    details = pa.StructArray.from_arrays(
+        [
+            names.take(pa.array(rules[groups])),
+            side_names.take(pa.array(sides[groups])),
+            pa.ListArray.from_arrays(_ends(groups, len(rows)), matched),
+        ],
+        names=["rule", "side", "matched"],
+    )
+    first = np.flatnonzero(new_row)
+    of_rule = np.flatnonzero(new_rule)
+    return pa.table(
+        {
+            "reason": names.take(pa.array(rules[first])),
+            "reasons": pa.ListArray.from_arrays(
+                _ends(np.searchsorted(of_rule, first), len(of_rule)),
+                names.take(pa.array(rules[of_rule])),
+            ),
+            "reason_details": pa.ListArray.from_arrays(
+                _ends(np.searchsorted(groups, first), len(groups)), details
+            ),
+        }
+    )
+
+
+def _starts(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where a value differs from the one before it; the first always does."""
+    if not len(values):
+        return np.empty(0, bool)
+    return np.concatenate(([True], values[1:] != values[:-1]))
+
+
+def _ends(starts: npt.NDArray[np.intp], total: int) -> pa.Array:
+    """Return Arrow's offsets of lists that begin at ``starts`` and fill ``total`` values."""
+    import pyarrow as pa
+
+    return pa.array(np.append(starts, total), pa.int32())

@@ -1,0 +1,70 @@
+"""The replacement table, applied to many texts of which hardly any needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ja_instruct.pipelines.data_filtering.pairs import make_sides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from ja_instruct.pipelines.data_filtering.substrings import Automaton
+    from ja_instruct.pipelines.data_filtering.texts import PairBatch
+    from ja_instruct.word_lists import Replacement
+
+
+def replace_in_batch(
+    batch: PairBatch, table: Sequence[Replacement], finds: Automaton
+) -> tuple[pa.Table, dict[str, int]]:
+    """Apply the table, in its order, to both sides of each pair.
+
+    Args:
+        batch: The pairs.
+        table: What to replace by what.
+        finds: Finds every ``find`` of the table: a text that holds none to begin with is changed
+            by none, and is not copied.
+
+    Returns:
+        Both sides, and how many pairs each ``find`` was replaced in.
+
+    >>> from ja_instruct.pipelines.data_filtering.substrings import Automaton
+    >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
+    >>> from ja_instruct.word_lists import Replacement
+    >>> table = [Replacement("よしmitsu", "よしみつ")]
+    >>> batch = make_batch([("誰ですか。", "よしmitsuです。"), ("誰ですか。", "父です。")])
+    >>> replaced, touched = replace_in_batch(batch, table, Automaton.build(["よしmitsu"]))
+    >>> replaced["response"].to_pylist()
+    ['よしみつです。', '父です。']
+    >>> touched
+    {'よしmitsu': 1}
+    """
+    touched: dict[str, set[int]] = {}
+    columns = []
+    for side in batch.sides:
+        rows = np.unique(finds.find(side)[0])
+        new = []
+        for row, encoded in zip(rows.tolist(), side.encoded(rows), strict=True):
+            text = encoded.decode()
+            for find, replace in table:
+                if find in text:
+                    touched.setdefault(find, set()).add(row)
+                    text = text.replace(find, replace)
+            new.append(text)
+        columns.append(_put(side.array, rows, new) if new else side.array)
+    return make_sides(*columns), {find: len(rows) for find, rows in touched.items()}
+
+
+def _put(texts: pa.StringArray, rows: npt.NDArray[np.int64], new: list[str]) -> pa.StringArray:
+    """Return the texts with those of ``rows`` (ascending) replaced."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    mask = np.zeros(len(texts), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(new, texts.type))

@@ -1,0 +1,252 @@
+"""What the filter did, in figures and examples: the parts of ``filter_report``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ja_instruct.pipelines.data_filtering.findings import RULES, Findings
+from ja_instruct.pipelines.data_filtering.language import find_other_languages
+from ja_instruct.pipelines.data_filtering.texts import SIDES, iterate_batches
+from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+
+EXAMPLES_PER_RULE = 10
+EXAMPLE_CHARS = 200
+LANGUAGE_SAMPLE = 200
+TOKEN_SAMPLE = 2000
+
+Lengths = dict[str, "npt.NDArray[np.int64]"]
+
+
+def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
+    """Count the rejected pairs in three ways.
+
+    Returns:
+        ``rejected_by_rule`` counts a pair once for each rule against it,
+        ``rejected_by_first_rule`` once, ``rejected_by_rule_alone`` only where a single rule is
+        against it, so that without this rule it would have been kept.
+    """
+    rows, rules = _distinct(findings.column("row"), findings.column("rule"))
+    _, first, times = np.unique(rows, return_index=True, return_counts=True)
+    return {
+        "rejected_by_rule": _by_rule(rules),
+        "rejected_by_first_rule": _by_rule(rules[first]),
+        "rejected_by_rule_alone": _by_rule(rules[first[times == 1]]),
+    }
+
+
+def find_alone(findings: Findings, rule: str) -> npt.NDArray[np.int64]:
+    """Return the rows that only this rule is against."""
+    rows, rules = _distinct(findings.column("row"), findings.column("rule"))
+    _, first, times = np.unique(rows, return_index=True, return_counts=True)
+    alone = first[times == 1]
+    of_rule: npt.NDArray[np.int64] = rows[alone[rules[alone] == RULES.index(rule)]]
+    return of_rule
+
+
+def count_matches(findings: Findings, rule: str) -> dict[str, dict[str, int]]:
+    """Count, for each text that a rule found, the pairs with it.
+
+    Returns:
+        By text, the most frequent first: ``pairs`` that hold it, and ``alone``, those of them with
+        nothing else against them.
+    """
+    table = findings.table
+    codes = table.column("matched").combine_chunks().dictionary_encode()
+    if hasattr(codes, "chunks"):
+        codes = codes.combine_chunks()
+    texts = codes.dictionary.to_pylist()
+    keys = findings.column("rule").astype(np.int64) * max(len(texts), 1)
+    keys += codes.indices.to_numpy()
+    rows, keys = _distinct(findings.column("row"), keys)
+    _, inverse, times = np.unique(rows, return_inverse=True, return_counts=True)
+    number = RULES.index(rule)
+    of_rule = keys // max(len(texts), 1) == number
+    pairs = np.bincount(keys[of_rule] % max(len(texts), 1), minlength=len(texts))
+    only = of_rule & (times[inverse] == 1)
+    alone = np.bincount(keys[only] % max(len(texts), 1), minlength=len(texts))
+    order = np.argsort(-pairs, kind="stable")
+    return {
+        texts[code]: {"pairs": int(pairs[code]), "alone": int(alone[code])}
+        for code in order.tolist()
+        if pairs[code]
+    }
+
+
+def describe_characters(
+    characters: Mapping[str, int], findings: Findings, rule: str
+) -> dict[str, Any]:
+    """Return the characters that a rule bans, and how many pairs each one costs."""
+    matches = count_matches(findings, rule)
+    return {
+        "count": len(characters),
+        "characters": "".join(characters),
+        "found": {
+            character: {"code_point": f"U+{ord(character):04X}", "times": times} | counted
+            for character, counted in matches.items()
+            for times in (characters[character],)
+        },
+    }
+
+
+def estimate_good_data(
+    pairs: Dataset, findings: Findings, language: str, percent_min: int
+) -> dict[str, dict[str, int]]:
+    """Estimate how many pairs each rule costs that nothing else speaks against.
+
+    CLD2 has not been asked about what the cheaper rules reject, so it is asked now about a sample,
+    spread evenly.
+
+    Returns:
+        By rule: ``alone``, the pairs that only this rule is against; ``sampled``, those of them
+        that CLD2 was asked about; ``in_language``, those found to be in the language; and
+        ``estimate``, of all alone.
+    """
+    costs = {}
+    for rule in RULES:
+        rows = find_alone(findings, rule)
+        sample = spread(rows, LANGUAGE_SAMPLE)
+        rejected = 0
+        for batch in iterate_batches(pairs.select(sample)):
+            found = find_other_languages(batch, np.arange(len(batch)), language, percent_min)
+            rejected += len(np.unique(np.concatenate([part.column("row") for part in found])))
+        passed = len(sample) - rejected
+        costs[rule] = {
+            "alone": len(rows),
+            "sampled": len(sample),
+            "in_language": passed,
+            "estimate": round(len(rows) * passed / len(sample)) if len(sample) else 0,
+        }
+    return costs
+
+
+def pick_examples(pairs: Dataset, findings: Findings) -> dict[str, list[dict[str, Any]]]:
+    """Return up to ten pairs that each rule is against, spread evenly, cut around what it found.
+
+    ``record`` counts from 1 in the source's order.
+    """
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for rule in RULES:
+        found = findings.of_rule(rule)
+        rows = found.column("row").to_numpy()
+        _, first = np.unique(rows, return_index=True)
+        first = spread(first, EXAMPLES_PER_RULE)
+        texts = pairs.select(rows[first]).select_columns(list(SIDES)).to_list()
+        examples[rule] = []
+        for place, pair in zip(first.tolist(), texts, strict=True):
+            side = SIDES[found.column("side")[place].as_py()]
+            matched = found.column("matched")[place].as_py()
+            examples[rule].append(
+                {"record": int(rows[place]) + 1, "side": side, "matched": matched}
+                | {name: _cut(text, matched if name == side else "") for name, text in pair.items()}
+            )
+    return examples
+
+
+def describe_characters_of(before: Dataset, after: Dataset) -> dict[str, Any]:
+    """Describe the lengths of both sides in characters, before and after the filter."""
+    return _compare(_measure_characters(before), _measure_characters(after))
+
+
+def describe_tokens_of(
+    before: Dataset, after: Dataset, tokenizer: Tokenizer | None
+) -> dict[str, Any] | None:
+    """Do the same in tokens, on a sample of both that is spread evenly; None without tokenizer."""
+    if tokenizer is None:
+        return None
+    lengths = [_measure_tokens(pairs, tokenizer) for pairs in (before, after)]
+    return _compare(*lengths)
+
+
+def _measure_characters(pairs: Dataset) -> Lengths:
+    batches = [[side.lengths for side in batch.sides] for batch in iterate_batches(pairs)]
+    none = np.empty(0, np.int64)
+    return {
+        name: np.concatenate([none, *(lengths[side] for lengths in batches)])
+        for side, name in enumerate(SIDES)
+    }
+
+
+def _measure_tokens(pairs: Dataset, tokenizer: Tokenizer) -> Lengths:
+    sample = pairs.select(spread(np.arange(len(pairs)), TOKEN_SAMPLE))
+    return {name: measure_token_counts(sample[name][:], tokenizer) for name in SIDES}
+
+
+def _compare(before: Lengths, after: Lengths) -> dict[str, Any]:
+    longest = max(max(texts, default=0) for part in (before, after) for texts in part.values())
+    edges = make_edges(int(longest))
+    return {
+        "edges": edges,
+        "before": {side: describe_lengths(lengths, edges) for side, lengths in before.items()},
+        "after": {side: describe_lengths(lengths, edges) for side, lengths in after.items()},
+    }
+
+
+def describe_lengths(lengths: npt.NDArray[np.int64], edges: list[int]) -> dict[str, Any]:
+    """Return mean, quantiles and a histogram; zeros without texts.
+
+    Args:
+        lengths: Shape (n,).
+        edges: Of the histogram's bins; the last bin includes its upper edge.
+    """
+    values = lengths if len(lengths) else np.zeros(1, np.int64)
+    quantiles = {"p5": 5, "median": 50, "p95": 95}
+    return {
+        "texts": len(lengths),
+        "mean": round(float(np.mean(values)), 1),
+        **{name: round(float(np.percentile(values, at)), 1) for name, at in quantiles.items()},
+        "max": int(np.max(values)),
+        "histogram": np.histogram(lengths, edges)[0].tolist(),
+    }
+
+
+def make_edges(longest: int) -> list[int]:
+    """Return edges of bins that grow by a fifth from one to the next, from 0 beyond ``longest``.
+
+    >>> make_edges(30)
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24, 29, 35]
+    """
+    edges = [0, 1]
+    while edges[-1] <= longest:
+        edges.append(max(edges[-1] + 1, round(edges[-1] * 1.2)))
+    return edges
+
+
+def spread(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Return up to ``count`` of the values, evenly spaced, in order.
+
+    >>> spread(np.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    if len(values) <= count:
+        return values
+    return values[np.linspace(0, len(values) - 1, count).round().astype(np.int64)]
+
+
+def _distinct(
+    rows: npt.NDArray[np.int64], keys: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return each pair of row and key once, ordered by them."""
+    pairs = np.unique(np.stack([rows, keys.astype(np.int64)]), axis=1)
+    return pairs[0], pairs[1]
+
+
+def _by_rule(rules: npt.NDArray[np.int64]) -> dict[str, int]:
+    counts = np.bincount(rules, minlength=len(RULES)).tolist()
+    return dict(zip(RULES, counts, strict=True))
+
+
+def _cut(text: str, matched: str) -> str:
+    """Return the part of a text around what was found in it, or its beginning."""
+    place = max(text.find(matched), 0) if matched else 0
+    start = max(0, min(place - EXAMPLE_CHARS // 2, len(text) - EXAMPLE_CHARS))
+    end = start + EXAMPLE_CHARS
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
