@@ -33,7 +33,7 @@ findings_lists = st.lists(
 
 def from_list(findings: list[Finding]) -> Findings:
     return join_findings(
-        make_findings(f.rule, SIDES.index(f.side), np.array([f.row]), [f.matched], 0.5)
+        make_findings(np.array([f.row]), f.rule, SIDES.index(f.side), [f.matched], {"it": 0.5})
         for f in findings
     )
 

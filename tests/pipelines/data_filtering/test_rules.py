@@ -8,15 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.pipelines.data_filtering.characters import (
-    count_characters,
-    find_characters,
-    mark_characters,
-    pick_characters,
-)
+from ja_instruct.pipelines.data_filtering import substrings as substrings_module
+from ja_instruct.pipelines.data_filtering.characters import count_characters, pick_characters
 from ja_instruct.pipelines.data_filtering.findings import SIDES, Finding, Findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
-from ja_instruct.pipelines.data_filtering.substrings import Automaton, find_substrings
+from ja_instruct.pipelines.data_filtering.substrings import Banned, Candidates, find_banned
 from ja_instruct.pipelines.data_filtering.texts import make_batch
 
 QUESTION = "日本の首都はどこですか。"
@@ -39,56 +35,65 @@ def spoil(side: str, text: str) -> tuple[str, str]:
     return (text, ANSWER) if side == "instruction" else (QUESTION, text)
 
 
-@given(pairs, st.lists(st.text(st.sampled_from("ab翻訳é"), min_size=1, max_size=3), unique=True))
-def test_substrings_are_those_that_python_finds(
-    texts: list[tuple[str, str]], banned: list[str]
+substrings = st.lists(st.text(st.sampled_from("ab翻訳é"), min_size=1, max_size=3), unique=True)
+
+
+@given(pairs, substrings, substrings, st.sets(st.sampled_from("a訳𠮷é")))
+def test_banned_texts_are_those_that_python_finds(
+    texts: list[tuple[str, str]],
+    banned: list[str],
+    banned_in_instruction: list[str],
+    rare: set[str],
 ) -> None:
-    batch = make_batch(texts, start=10)
-    found = flatten(find_substrings(batch, Automaton.build(banned), "banned_substring"))
+    lists = {
+        "banned_substring": banned,
+        "banned_instruction_substring": banned_in_instruction,
+        "rare_character": sorted(rare),
+    }
+    found = flatten(find_banned(make_batch(texts, start=10), Banned.build(lists)))
     expected = {
-        (row + 10, "banned_substring", side, substring)
+        (row + 10, rule, side, text)
+        for rule, of_rule in lists.items()
         for row, pair in enumerate(texts)
-        for side, text in zip(SIDES, pair, strict=True)
-        for substring in banned
-        if substring in text
+        for side, searched in zip(SIDES, pair, strict=True)
+        for text in of_rule
+        if text in searched and (side == "instruction" or rule != "banned_instruction_substring")
     }
     assert len(found) == len(expected)
     assert set(found) == expected
 
 
-def test_substrings_do_not_run_over_the_end_of_a_text() -> None:
+def test_both_kinds_of_automata_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([("英訳と翻訳と英訳", "訳𠮷")])
+    lists = {"banned_substring": ["翻訳", "英訳", "訳と翻"], "rare_character": ["𠮷"]}
+    found = flatten(find_banned(batch, Banned.build(lists)))
+    monkeypatch.setattr(substrings_module, "PATTERNS_MAX_OF_DFA", 2)
+    assert flatten(find_banned(batch, Banned.build(lists))) == found
+    assert [finding.matched for finding in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
+
+
+def test_banned_texts_do_not_run_over_the_end_of_a_text() -> None:
     batch = make_batch([("次の文を翻", "はい。"), ("訳して。", "はい。")])
-    assert flatten(find_substrings(batch, Automaton.build(["翻訳"]), "banned_substring")) == []
+    assert flatten(find_banned(batch, Banned.build({"banned_substring": ["翻訳"]}))) == []
 
 
-def test_substrings_stand_in_the_order_of_the_text() -> None:
-    batch = make_batch([("英訳と翻訳と英訳", "")])
-    banned = Automaton.build(["翻訳", "英訳", "訳と翻"])
-    found = flatten(find_substrings(batch, banned, "banned_substring"))
-    assert [finding.matched for finding in found] == ["英訳", "訳と翻", "翻訳"]
-
-
-def test_a_list_for_the_instruction_leaves_the_response_alone() -> None:
-    batch = make_batch([("問", "翻訳"), ("翻訳", "答")])
-    rule = "banned_instruction_substring"
-    found = flatten(find_substrings(batch, Automaton.build(["翻訳"]), rule, sides=[0]))
-    assert found == [(1, rule, "instruction", "翻訳")]
-
-
-@given(pairs, st.sets(st.sampled_from("a訳𠮷é")))
-def test_characters_are_those_that_python_finds(
-    texts: list[tuple[str, str]], rare: set[str]
+@given(pairs, substrings)
+def test_candidates_are_all_texts_that_hold_one(
+    texts: list[tuple[str, str]], wanted: list[str]
 ) -> None:
-    batch = make_batch(texts, start=10)
-    found = flatten(find_characters(batch, mark_characters(rare), "rare_character"))
-    expected = [
-        (row + 10, "rare_character", side, character)
-        for number, side in enumerate(SIDES)
-        for row, pair in enumerate(texts)
-        for character in dict.fromkeys(pair[number])
-        if character in rare
-    ]
-    assert found == expected
+    side = make_batch(texts).instruction
+    rows = Candidates.build(wanted).find_rows(side).tolist()
+    assert rows == sorted(set(rows))
+    holding = [row for row, (text, _) in enumerate(texts) if any(one in text for one in wanted)]
+    assert set(holding) <= set(rows) <= set(range(len(texts)))
+
+
+def test_candidates_are_few() -> None:
+    side = make_batch(
+        [("ひ", ""), ("ふ翻訳", ""), ("み", ""), ("よ翻", ""), ("訳", "")]
+    ).instruction
+    # the last two hold it only together, which the search does not tell apart
+    assert Candidates.build(["翻訳"]).find_rows(side).tolist() == [1, 3, 4]
 
 
 @given(pairs)

@@ -50,7 +50,7 @@ class Findings:
     Attributes:
         table: One row a finding: ``row`` (int64), ``rule`` and ``side`` (int8, positions in
             ``RULES`` and ``SIDES``), ``matched`` (string).
-        seconds: How long each rule took, summed over the threads.
+        seconds: How long each kind of check took, summed over the threads.
     """
 
     table: pa.Table
@@ -91,40 +91,49 @@ class Findings:
 
 
 def make_findings(
-    rule: str,
-    side: int,
     rows: npt.NDArray[np.int64],
+    rules: npt.NDArray[np.int64] | str,
+    side: int,
     matched: list[str],
-    seconds: float = 0.0,
+    seconds: dict[str, float] | None = None,
 ) -> Findings:
-    """Return the findings of one rule in one side, ordered as they are given."""
+    """Return findings in one side, ordered as they are given.
+
+    Args:
+        rows: Shape (n,).
+        rules: Positions in ``RULES``, shape (n,), or the id of the one rule.
+        side: Position in ``SIDES``.
+        matched: n texts.
+        seconds: What it took, by what was done.
+    """
     import pyarrow as pa
 
-    count = len(rows)
+    if isinstance(rules, str):
+        rules = np.full(len(rows), RULES.index(rules))
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),
-            "rule": pa.array(np.full(count, RULES.index(rule), np.int8)),
-            "side": pa.array(np.full(count, side, np.int8)),
+            "rule": pa.array(rules.astype(np.int8)),
+            "side": pa.array(np.full(len(rows), side, np.int8)),
             "matched": pa.array(matched, pa.string()),
         }
     )
-    return Findings(table, {rule: seconds} if seconds else {})
+    return Findings(table, seconds or {})
 
 
 def join_findings(parts: Iterable[Findings]) -> Findings:
     """Return the findings of all parts in their order: by row, rule and side."""
     import pyarrow as pa
 
-    empty = make_findings(RULES[0], 0, np.empty(0, np.int64), [])
+    empty = make_findings(np.empty(0, np.int64), RULES[0], 0, [])
     parts = [empty, *parts]
     table = pa.concat_tables([part.table for part in parts])
     # Arrow's sort is stable: what a rule found in one side stays in the order of the text
     table = table.sort_by([(name, "ascending") for name in ("row", "rule", "side")])
     seconds: dict[str, float] = {}
     for part in parts:
-        for rule, spent in part.seconds.items():
-            seconds[rule] = seconds.get(rule, 0.0) + spent
+        for check, spent in part.seconds.items():
+            seconds[check] = seconds.get(check, 0.0) + spent
     return Findings(table.combine_chunks(), seconds)
 
 

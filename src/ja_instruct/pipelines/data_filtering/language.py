@@ -61,17 +61,16 @@ def find_other_languages(
     foreign = [finding for finding in foreign if finding[0] not in failed]
     seconds = time.perf_counter() - started
     return [
-        *_gather("language_undetectable", undetectable, batch.start, 0.0),
-        *_gather("language", foreign, batch.start, seconds),
+        *_gather("language_undetectable", undetectable, batch.start),
+        *_gather("language", foreign, batch.start),
+        make_findings(np.empty(0, np.int64), "language", 0, [], {"language": seconds}),
     ]
 
 
-def _gather(
-    rule: str, found: list[tuple[int, int, str]], start: int, seconds: float
-) -> list[Findings]:
+def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Findings]:
     parts = []
     for side in (0, 1):
         of_side = [(row, matched) for row, at, matched in found if at == side]
         rows = np.array([row for row, _ in of_side], np.int64) + start
-        parts.append(make_findings(rule, side, rows, [text for _, text in of_side], seconds / 2))
+        parts.append(make_findings(rows, rule, side, [matched for _, matched in of_side]))
     return parts

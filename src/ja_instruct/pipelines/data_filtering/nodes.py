@@ -17,8 +17,6 @@ from tqdm import tqdm
 from ja_instruct.pipelines.data_filtering import report
 from ja_instruct.pipelines.data_filtering.characters import (
     count_characters,
-    find_characters,
-    mark_characters,
     pick_characters,
 )
 from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
@@ -32,7 +30,11 @@ from ja_instruct.pipelines.data_filtering.pairs import (
 )
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.pipelines.data_filtering.replacements import replace_in_batch
-from ja_instruct.pipelines.data_filtering.substrings import Automaton, find_substrings
+from ja_instruct.pipelines.data_filtering.substrings import (
+    Banned,
+    Candidates,
+    find_banned,
+)
 from ja_instruct.pipelines.data_filtering.texts import (
     ROWS_PER_BATCH,
     PairBatch,
@@ -108,13 +110,13 @@ def apply_replacements(
 
     table = read_replacements(replacements, "replacements")
     touched = dict.fromkeys((replacement.find for replacement in table), 0)
-    finds = Automaton.build(list(touched))
+    candidates = Candidates.build(list(touched))
 
     def replace() -> Iterator[pa.Table]:
         yield make_sides([], [])
         batches = iterate_batches(conversation_pairs)
         for sides, changed in map_in_threads(
-            lambda batch: replace_in_batch(batch, table, finds), batches
+            lambda batch: replace_in_batch(batch, table, candidates), batches
         ):
             for find, count in changed.items():
                 touched[find] += count
@@ -135,20 +137,18 @@ def judge_pairs(
     Returns:
         What speaks against which pair.
     """
-    banned = Automaton.build(read_substrings(banned_substrings, "banned_substrings"))
-    banned_in_instruction = Automaton.build(
-        read_substrings(banned_instruction_substrings, "banned_instruction_substrings")
+    banned = Banned.build(
+        {
+            "banned_substring": read_substrings(banned_substrings, "banned_substrings"),
+            "banned_instruction_substring": read_substrings(
+                banned_instruction_substrings, "banned_instruction_substrings"
+            ),
+            "rare_character": rare_characters,
+        }
     )
-    rare = mark_characters(rare_characters)
 
     def judge(batch: PairBatch) -> Findings:
-        parts = [
-            *find_substrings(batch, banned, "banned_substring"),
-            *find_substrings(
-                batch, banned_in_instruction, "banned_instruction_substring", sides=[0]
-            ),
-            *find_characters(batch, rare, "rare_character"),
-        ]
+        parts = find_banned(batch, banned)
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
         parts += find_other_languages(
@@ -174,10 +174,10 @@ def judge_survivors(
     survivors = cleaned_pairs.select(left)
     counts = count_characters(iterate_batches(survivors))
     few = pick_characters(counts, lambda count: count < parameters.survivor_char_count_min)
-    marks = mark_characters(few)
+    banned = Banned.build({"rare_survivor_character": few})
 
     def judge(batch: PairBatch) -> Findings:
-        return join_findings(find_characters(batch, marks, "rare_survivor_character"))
+        return join_findings(find_banned(batch, banned))
 
     found = join_findings(map_in_threads(judge, iterate_batches(survivors)))
     return join_findings([pair_findings, found.at_rows(left)]), few

@@ -134,7 +134,8 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
         told = [table.column(0) for table in iterate_tables(source, columns=[BAD_RECORD])]
         records = pa.concat_tables([pa.table({BAD_RECORD: column}) for column in told])
         is_bad = pc.is_valid(records.column(0)).to_numpy()
-        bad = records.filter(is_bad).flatten().rename_columns(list(fields))
+        flat = records.filter(is_bad).flatten()
+        bad = flat.select([f"{BAD_RECORD}.{name}" for name in fields]).rename_columns(list(fields))
         source = source.remove_columns(BAD_RECORD).select(np.flatnonzero(~is_bad))
     if len(bad) > count_max:
         raise InputError(describe_bad_records(bad.to_pylist(), count_max))

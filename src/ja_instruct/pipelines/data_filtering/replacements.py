@@ -14,31 +14,30 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from ja_instruct.pipelines.data_filtering.substrings import Automaton
+    from ja_instruct.pipelines.data_filtering.substrings import Candidates
     from ja_instruct.pipelines.data_filtering.texts import PairBatch
     from ja_instruct.word_lists import Replacement
 
 
 def replace_in_batch(
-    batch: PairBatch, table: Sequence[Replacement], finds: Automaton
+    batch: PairBatch, table: Sequence[Replacement], candidates: Candidates
 ) -> tuple[pa.Table, dict[str, int]]:
     """Apply the table, in its order, to both sides of each pair.
 
     Args:
         batch: The pairs.
         table: What to replace by what.
-        finds: Finds every ``find`` of the table: a text that holds none to begin with is changed
-            by none, and is not copied.
+        candidates: Finds the texts that may hold a ``find``: the others are changed by none.
 
     Returns:
         Both sides, and how many pairs each ``find`` was replaced in.
 
-    >>> from ja_instruct.pipelines.data_filtering.substrings import Automaton
+    >>> from ja_instruct.pipelines.data_filtering.substrings import Candidates
     >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
     >>> from ja_instruct.word_lists import Replacement
     >>> table = [Replacement("よしmitsu", "よしみつ")]
     >>> batch = make_batch([("誰ですか。", "よしmitsuです。"), ("誰ですか。", "父です。")])
-    >>> replaced, touched = replace_in_batch(batch, table, Automaton.build(["よしmitsu"]))
+    >>> replaced, touched = replace_in_batch(batch, table, Candidates.build(["よしmitsu"]))
     >>> replaced["response"].to_pylist()
     ['よしみつです。', '父です。']
     >>> touched
@@ -47,7 +46,7 @@ def replace_in_batch(
     touched: dict[str, set[int]] = {}
     columns = []
     for side in batch.sides:
-        rows = np.unique(finds.find(side)[0])
+        rows = candidates.find_rows(side)
         new = []
         for row, encoded in zip(rows.tolist(), side.encoded(rows), strict=True):
             text = encoded.decode()

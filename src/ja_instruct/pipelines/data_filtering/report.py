@@ -90,9 +90,12 @@ def describe_characters(
         "count": len(characters),
         "characters": "".join(characters),
         "found": {
-            character: {"code_point": f"U+{ord(character):04X}", "times": times} | counted
+            character: {
+                "code_point": f"U+{ord(character):04X}",
+                "times": characters[character],
+                **counted,
+            }
             for character, counted in matches.items()
-            for times in (characters[character],)
         },
     }
 

@@ -68,11 +68,6 @@ class Texts:
 
         return pc.utf8_length(self.array).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    @cached_property
-    def character_offsets(self) -> npt.NDArray[np.int64]:
-        """Where each text begins in ``characters``, and where the last ends, (texts + 1,)."""
-        return np.concatenate(([0], np.cumsum(self.lengths)))
-
     def encoded(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """Return the UTF-8 of the texts with these numbers."""
         starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
