@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, concatenate_datasets, config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ja_instruct.arrow_tables import collect, iterate_tables
@@ -65,6 +65,18 @@ class TestCollect:
         dataset = collect(WIDENING, memory_bytes_max=memory_bytes_max)
         assert dataset.to_list() == WIDENED
         assert dataset.features["count"].dtype == "float64"
+
+    @pytest.mark.parametrize("memory_bytes_max", [0, 2**20])
+    def test_lists_of_nulls_widen(self, memory_bytes_max):
+        values = [{"l": [None, None]}, None, {"l": [], "n": 1}, {"l": [None] * 3, "m": ["x"]}]
+        tables = [pa.table({"s": [value], "k": [[value]]}) for value in values]
+        dataset = collect(
+            [*tables, *(table[:0] for table in tables)], memory_bytes_max=memory_bytes_max
+        )
+        dataset.data.table.validate(full=True)
+        wide = [value and {"l": None, "n": None, "m": None, **value} for value in values]
+        assert dataset["s"][:] == wide
+        assert dataset["k"][:] == [[value] for value in wide]
 
     def test_small_data_stays_in_memory(self, folder):
         assert collect(WIDENING).num_rows == len(WIDENED)
@@ -139,6 +151,7 @@ class TestCollect:
 
 
 class TestIterateTables:
+    @settings(deadline=None)
     @given(
         sizes=st.lists(st.integers(0, 5), max_size=6),
         rows=st.integers(1, 7),

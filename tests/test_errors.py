@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sqlite3
+from types import SimpleNamespace
 
 import httpx
 import huggingface_hub
@@ -13,8 +14,13 @@ import pytest
 from huggingface_hub import constants
 from kedro.framework.project import configure_project
 from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
 
-from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
+from ja_instruct.datasets import (
+    ConversationsDataset,
+    ModelDirectoryDataset,
+    QuantizedModelDataset,
+)
 from ja_instruct.errors import InputError
 from ja_instruct.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
@@ -87,6 +93,44 @@ class TestData:
         path.touch()
         message = refused(add_environment("empty", catalog={"tasks": jsonl(path)}))
         assert f"'tasks': {path}: holds no records" in message
+
+    def test_columns_of_two_types(self, refused, add_environment, tmp_path):
+        path = tmp_path / "tasks.jsonl"
+        path.write_text('{"task_id": 0, "input": "一"}\n{"task_id": "1", "input": "二"}\n', "utf-8")
+        message = refused(add_environment("types", catalog={"tasks": jsonl(path)}))
+        assert f"'tasks': {path}:2: the records disagree on the type of a column: " in message
+        assert "'task_id' is text where a whole number is expected; give every record" in message
+
+    def test_mistaken_sources(self, refused, add_environment, tmp_path):
+        sources = [{"file": "a.jsonl"}, {"files": str(tmp_path / "*.jsonl")}]
+        entry = {"type": "ja_instruct.datasets.ConversationsDataset", "sources": sources}
+        message = refused(add_environment("sources", catalog={"raw_conversations": entry}))
+        assert "'raw_conversations': source 1: 'file' is unknown; did you mean 'files'?" in message
+
+    def test_bad_records(self, tmp_path):
+        path = tmp_path / "conversations.jsonl"
+        path.write_text("{\n{\n", "utf-8")
+        source = ConversationsDataset(sources=[{"files": str(path)}])
+
+        def check(**parameters):
+            section = SimpleNamespace(**parameters)
+            catalog = DataCatalog(
+                {
+                    "raw_conversations": source,
+                    "params:data_filtering": MemoryDataset(section, copy_mode="assign"),
+                }
+            )
+            one = node(lambda conversations: conversations, "raw_conversations", "filtered")
+            check_run(pipeline([one]), catalog, only_missing_outputs=False)
+
+        check(bad_records_max=2)
+        for parameters in ({"bad_records_max": 1}, {}):
+            with pytest.raises(InputError) as caught:
+                check(**parameters)
+            allowed = parameters.get("bad_records_max", 0)
+            told = f"'raw_conversations': 2 bad record(s), {allowed} allowed: {path}:1: not JSON ("
+            assert told in str(caught.value)
+            assert "Repair or remove them, or raise data_filtering.bad_rec" in str(caught.value)
 
     def test_everything_is_told_at_once(self, refused, add_environment, tmp_path):
         environment = add_environment(

@@ -126,6 +126,19 @@ def test_look_at_a_run_shows_what_the_run_made(executed):
     assert "答え：11回" in cells["answers-compared"]
 
 
+def test_why_pairs_were_rejected_tries_a_change(executed):
+    notebook = executed["why_pairs_were_rejected"]
+    cells = {cell.id: shown([cell]) for cell in code_cells(notebook)}
+    assert "rare_character alone costs about" in cells["costs"]
+    assert "翻訳" in cells["texts-table"]
+    assert cells["rejects"].count("<tr>") >= 1 + 5
+    kept, kept_with_the_changes = map(int, re.findall(r"<td>(\d+)</td>", cells["filter-again"]))
+    brought_back = map(int, re.findall(r"<td>(\d+)</td>", cells["brought-back-pairs"]))
+    assert kept < kept_with_the_changes
+    # the demo holds no pair twice
+    assert kept + sum(brought_back) == kept_with_the_changes
+
+
 @every_notebook
 def test_says_which_command_makes_what_is_missing(path, execute):
     """Without the variable it looks at the demo, which has not run here."""

@@ -57,6 +57,21 @@ def test_data_filtering(base):
         "survivor_char_count_min": 10,
         "language": "ja",
         "language_percent_min": 60,
+        # beyond the recipe: nothing is asked for, and figures without their rules mean nothing
+        "bad_records_max": 0,
+        "further_rules": [],
+        "quality_scores": False,
+        "response_tokens_min": 2,
+        "pair_tokens_max": 1500,
+        "repeated_sentence_percent_max": 30,
+        "repeated_ngram_percent_max": 60,
+        "repeated_ngram_letters_min": 300,
+        "han_chars_without_kana_max": 20,
+        "foreign_han_chars_without_kana_max": 12,
+        "contamination_ngram_chars": 18,
+        "contamination_share_min": 0.5,
+        "pairs_per_instruction_max": 1,
+        "near_duplicate_jaccard_min": 0.8,
     }
 
 

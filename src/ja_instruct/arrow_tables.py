@@ -186,16 +186,51 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
             column = table.column(field.name)
             if not column.type.equals(field.type):
                 try:
-                    column = column.cast(field.type)
+                    chunks = [_promote_array(chunk, field.type) for chunk in column.chunks]
                 except pa.ArrowInvalid as error:
                     raise InputError(
                         f"column '{field.name}' mixes values that one type cannot hold ({error}); "
                         f"write them all alike, for example as text"
                     ) from error
+                column = pa.chunked_array(chunks, type=field.type)
         else:
             column = pa.nulls(table.num_rows, field.type)
         columns.append(column)
     return pa.table(columns, schema=schema)
+
+
+def _promote_array(array: pa.Array, wide: pa.DataType) -> pa.Array:
+    """Return the array as one of a type that holds its own; what needs no change is not copied.
+
+    ``Array.cast`` of pyarrow 25 makes lists of nulls shorter than their offsets say.
+    """
+    import pyarrow as pa
+    from pyarrow import types
+
+    if array.type.equals(wide):
+        return array
+    if types.is_null(array.type):
+        return pa.nulls(len(array), wide)
+    if types.is_struct(wide):
+        known = {field.name: index for index, field in enumerate(array.type)}
+        children = [
+            _promote_array(array.field(known[field.name]), field.type)
+            if field.name in known
+            else pa.nulls(len(array), field.type)
+            for field in wide
+        ]
+        mask = array.is_null() if array.null_count else None
+        return pa.StructArray.from_arrays(children, fields=list(wide), mask=mask)
+    if types.is_list(wide) and types.is_list(array.type):
+        return pa.Array.from_buffers(
+            wide,
+            len(array),
+            array.buffers()[:2],
+            null_count=array.null_count,
+            offset=array.offset,
+            children=[_promote_array(array.values, wide.value_type)],
+        )
+    return array.cast(wide)
 
 
 class _Spill:

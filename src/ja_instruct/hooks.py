@@ -140,7 +140,8 @@ class ProgressHook:
         """Say where the results are, the report last."""
         logger.info("Finished in %s", _duration(time.perf_counter() - self._started))
         produced = pipeline.all_outputs()
-        for name, label in (("answers", "Answers"), ("adapter", "Adapter")):
+        results = {"filter_page": "Filter", "answers": "Answers", "adapter": "Adapter"}
+        for name, label in results.items():
             if name in produced and (path := _path_of(catalog, name)):
                 logger.info("%-8s %s", label, path)
         run = mlflow.active_run()

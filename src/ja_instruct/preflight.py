@@ -35,6 +35,10 @@ REQUIRED_COLUMNS = {
     "answers": ("task_id", "output"),
 }
 
+# Large, and the first to be read: without hours of work before or beside it, reading it twice only
+# delays the same error.
+READ_BEFORE_LONG_RUNS = {"raw_conversations"}
+
 NO_GPU_REMEDY = (
     "run on a machine with an NVIDIA GPU, or on the CPU with '--env=demo' (a small real model) or "
     "'--env=test' (tiny random models, after 'make tiny-models')"
@@ -128,11 +132,14 @@ def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs:
     nodes = nodes_to_run(pipeline, catalog, only_missing_outputs=only_missing_outputs)
     produced = {output for node in nodes for output in node.outputs}
     inputs = {name for node in nodes for name in node.inputs} - produced
+    is_long = any("gpu" in node.tags for node in nodes)
     problems = [
         problem
         for name in sorted(inputs)
         if not name.startswith("params:")
-        for problem in _input_problems(name, catalog)
+        for problem in _input_problems(
+            name, catalog, read=is_long or name not in READ_BEFORE_LONG_RUNS
+        )
     ]
     problems += _device_problems(nodes, catalog)
     if not problems:
@@ -143,12 +150,14 @@ def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs:
         )
 
 
-def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
+def _input_problems(name: str, catalog: DataCatalog, *, read: bool) -> list[str]:
     dataset: Any = catalog.get(name) if name in catalog else None
     if dataset is None:
         return [f"'{name}' is not in the catalog{_remedy_to_make(name)}"]
     filepath = getattr(dataset, "_filepath", None)
     check = getattr(dataset, "check", None)
+    if not read and filepath is not None and dataset.exists():
+        return []
     columns = REQUIRED_COLUMNS.get(name, ())
     if check is None and filepath is not None:
         if "*" in str(filepath):  # a pattern: its dataset knows what to make of it
@@ -158,8 +167,9 @@ def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
             check = JSONLinesDataset(filepath=path).check
     try:
         if check is not None:
-            takes_columns = "columns" in inspect.signature(check).parameters
-            check(columns=columns) if takes_columns else check()
+            wanted = {"columns": columns, "bad_records_max": _bad_records_max(catalog)}
+            takes = inspect.signature(check).parameters
+            check(**{key: value for key, value in wanted.items() if key in takes})
         elif filepath is not None and not dataset.exists():
             return [f"'{name}': {filepath} does not exist{_remedy_to_make(name)}"]
     except InputError as error:
@@ -167,6 +177,12 @@ def _input_problems(name: str, catalog: DataCatalog) -> list[str]:
         unanswered = missing and "--pipeline=" not in str(error)
         return [f"'{name}': {error}{_remedy_to_make(name) if unanswered else ''}"]
     return []
+
+
+def _bad_records_max(catalog: DataCatalog) -> int:
+    section = "params:data_filtering"
+    values = catalog.load(section) if section in catalog else None
+    return int(getattr(values, "bad_records_max", 0))
 
 
 def _remedy_to_make(name: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.json_lines import replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
 
 
 def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) -> Dataset:
@@ -17,7 +21,8 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
 
     Args:
         data: A ``Dataset``, a ``DatasetDict`` with a single split (what ``datasets`` makes of
-            one file), or a list of records.
+            one file), or a list of records, in whose texts half a surrogate pair becomes U+FDD0
+            as in ``ja_instruct.json_lines.read_tables``.
         name: The catalog name, for the error.
 
     Raises:
@@ -34,7 +39,11 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
             )
         return next(iter(data.values()))
     if isinstance(data, list):
-        return Dataset.from_list(data)
+        try:
+            return Dataset.from_list(data)
+        except UnicodeEncodeError:
+            logger.warning("'%s' holds half a surrogate pair; U+FDD0 stands for it", name)
+            return Dataset.from_list(replace_surrogates(data))
     return data
 
 

@@ -1,7 +1,10 @@
+import gzip
 import json
+import resource
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, config
+from kedro.io import DatasetError
 
 from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.errors import InputError
@@ -35,11 +38,11 @@ def test_written_bytes(tmp_path):
     assert b"\r" not in written
     lines = written.decode("utf-8").split("\n")
     assert lines[0] == (
-        '{"id": 1, "input": "U+2028\u2028とU+2029\u2029とU+0085\x85を含む", '
-        '"output": "改行\\nとタブ\\t"}'
+        '{"id":1,"input":"U+2028\u2028とU+2029\u2029とU+0085\x85を含む",'
+        '"output":"改行\\nとタブ\\t"}'
     )
     assert lines[1] == (
-        '{"id": 2, "input": "引用符\\"と\\\\円記号", "output": "https://example.com/a/b"}'
+        '{"id":2,"input":"引用符\\"と\\\\円記号","output":"https://example.com/a/b"}'
     )
 
 
@@ -139,10 +142,12 @@ def test_task_ids_that_repeat_are_named(tmp_path):
         dataset.check(columns=("task_id",))
 
 
-def test_columns_of_two_types(tmp_path):
+@pytest.mark.parametrize("read", ["load", "check"])
+def test_columns_of_two_types(tmp_path, read):
     dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0}', '{"task_id": "一"}')
-    with pytest.raises(InputError, match=r"tasks\.jsonl: the records disagree on the type"):
-        dataset.load()
+    message = r"tasks\.jsonl:2: the records disagree on the type of a column: 'task_id' is text "
+    with pytest.raises(InputError, match=message):
+        getattr(dataset, read)()
 
 
 def test_interrupted_save_keeps_the_old_file(tmp_path):
@@ -150,15 +155,66 @@ def test_interrupted_save_keeps_the_old_file(tmp_path):
     dataset = JSONLinesDataset(filepath=path)
     dataset.save(Dataset.from_list(RECORDS))
     before = path.read_bytes()
-
-    def records():
-        yield {"id": 1}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        dataset.save(records())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(DatasetError, match="File too large"):
+            dataset.save(Dataset.from_dict({"output": ["長い" * 10_000] * 9}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_selected_records_are_saved_in_their_order(tmp_path):
+    dataset = JSONLinesDataset(filepath=tmp_path / "pairs.jsonl")
+    dataset.save(Dataset.from_list(RECORDS).select([2, 0]))
+    assert dataset.load().to_list() == [RECORDS[2], RECORDS[0]]
+
+
+def test_compressed(tmp_path):
+    first, second = (JSONLinesDataset(filepath=tmp_path / f"{i}.jsonl.gz") for i in (1, 2))
+    for dataset in (first, second):
+        dataset.save(Dataset.from_list(RECORDS))
+    written = (tmp_path / "1.jsonl.gz").read_bytes()
+    assert gzip.decompress(written).decode().count("\n") == len(RECORDS)
+    assert written == (tmp_path / "2.jsonl.gz").read_bytes()
+    assert first.load().to_list() == RECORDS
+    first.check(columns=("id", "input"))
+    assert first.preview(nrows=1)["data"][0][0] == 1
+
+
+def test_column_that_has_no_form_in_json(tmp_path):
+    dataset = JSONLinesDataset(filepath=tmp_path / "images.jsonl")
+    with pytest.raises(InputError, match="column 'image' holds binary, for which JSON has no form"):
+        dataset.save(Dataset.from_dict({"image": [b"\x89PNG"]}))
+    assert not dataset.exists()
+
+
+def test_explicit_null_is_no_missing_column(tmp_path):
+    dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0, "note": null}')
+    dataset.check(columns=("task_id", "note"))
+
+
+def test_large_file_lies_in_the_folder_of_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "of datasets")
+    dataset = JSONLinesDataset(filepath=tmp_path / "long.jsonl")
+    dataset.save(Dataset.from_dict({"n": range(700), "text": ["あ" * 40_000] * 700}))
+    assert not (tmp_path / "of datasets").exists()
+    loaded = dataset.load()
+    assert (tmp_path / "of datasets").is_dir()
+    assert loaded["n"][:] == [*range(700)]
+    assert set(loaded["text"]) == {"あ" * 40_000}
+
+
+def test_real_conversations(shared_data, tmp_path):
+    path = shared_data / "dolly_ja" / "conversations.jsonl"
+    if not path.exists():
+        pytest.skip(f"no conversations at {path}")
+    expected = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    copy = JSONLinesDataset(filepath=tmp_path / "copy.jsonl")
+    copy.save(JSONLinesDataset(filepath=path).load())
+    assert [json.loads(line) for line in (tmp_path / "copy.jsonl").open("rb")] == expected
 
 
 def test_preview_shows_the_first_records(tmp_path):

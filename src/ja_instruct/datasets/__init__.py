@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "adapter_dataset": ["AdapterDataset"],
         "colbert_checkpoint_dataset": ["ColbertCheckpointDataset"],
+        "conversations_dataset": ["ConversationsDataset"],
         "gguf_model_dataset": ["GGUFModelDataset"],
         "hub_dataset": ["HubDataset"],
         "hub_model_dataset": ["HubModelDataset"],
@@ -14,5 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model_directory_dataset": ["ModelDirectoryDataset"],
         "quantized_model_dataset": ["QuantizedModelDataset"],
         "retrieval_index_dataset": ["RetrievalIndexDataset"],
+        "tokenizer_dataset": ["TokenizerDataset"],
+        "word_list_dataset": ["WordListDataset"],
     },
 )

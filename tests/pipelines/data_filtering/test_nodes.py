@@ -3,10 +3,12 @@
 import copy
 import logging
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from ja_instruct.errors import InputError
@@ -20,19 +22,16 @@ from ja_instruct.pipelines.data_filtering.findings import (
 )
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 
+CONF = Path(__file__).parents[3] / "conf"
+
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"
 FULL = [{"role": "user", "content": "型"}, {"role": "assistant", "content": "型"}]
 
 
 def make_parameters(**changes: Any) -> DataFilteringParameters:
-    figures = {
-        "rare_char_count_max": 0,
-        "survivor_char_count_min": 0,
-        "language": "ja",
-        "language_percent_min": 60,
-        "bad_records_max": 0,
-    }
+    base = yaml.safe_load((CONF / "base" / "parameters_data_filtering.yml").read_text("utf-8"))
+    figures = base["data_filtering"] | {"rare_char_count_max": 0, "survivor_char_count_min": 0}
     return DataFilteringParameters.model_validate(figures | changes)
 
 
@@ -189,7 +188,7 @@ def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() 
         (QUESTION, ""),
         (QUESTION, "\x00"),
     )
-    found = nodes.judge_pairs(pairs, {"岚": 1}, ["翻訳"], ["要約"], make_parameters())
+    found = nodes.judge_pairs(pairs, {"岚": 1}, ["翻訳"], ["要約"], None, [], make_parameters())
     assert list(found) == [
         (1, "banned_substring", "instruction", "翻訳"),
         (1, "banned_substring", "response", "翻訳"),
@@ -204,7 +203,7 @@ def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() 
 def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
     pairs = make_pairs((QUESTION, ANSWER))
     with pytest.raises(InputError, match=r"'banned_substrings', entry 1 is empty"):
-        nodes.judge_pairs(pairs, {}, [""], [], make_parameters())
+        nodes.judge_pairs(pairs, {}, [""], [], None, [], make_parameters())
     with pytest.raises(InputError, match=r"'replacements', entry 1 .*'find'"):
         nodes.apply_replacements(pairs, [{"find": "", "replace": "a"}])
 
@@ -233,7 +232,7 @@ def test_split_keeps_order_and_columns() -> None:
         Finding(1, "rare_character", "instruction", "㌍"),
         Finding(1, "banned_substring", "response", "翻訳"),
     )
-    kept, dropped = nodes.split_pairs(pairs, found)
+    kept, dropped = nodes.split_pairs(pairs, found, make_parameters())
     assert kept["instruction"][:] == ["0", "2", "4"]
     assert kept.column_names == ["instruction", "response", "id", "reasons"]
     assert kept["reasons"][:] == ["a", "c", "e"]
@@ -263,10 +262,10 @@ def test_split_keeps_order_and_columns() -> None:
 def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
     against = [Finding(row, "rare_character", "response", "岚") for row in (0, 1)]
-    nodes.split_pairs(pairs, make_all_findings(against[1]))
+    nodes.split_pairs(pairs, make_all_findings(against[1]), make_parameters())
     # other tests leave the project's loggers at INFO
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    nodes.split_pairs(pairs, make_all_findings(*against))
+    nodes.split_pairs(pairs, make_all_findings(*against), make_parameters())
     assert "lower rare_char_count_max" in caplog.text
 
 
@@ -324,9 +323,9 @@ def test_a_source_without_records_gives_empty_results() -> None:
     pairs, quarantined = nodes.extract_pairs(source, make_parameters())
     cleaned, touched = nodes.apply_replacements(pairs, [])
     parameters = make_parameters()
-    found = nodes.judge_pairs(cleaned, {}, [], [], parameters)
+    found = nodes.judge_pairs(cleaned, {}, [], [], None, [], parameters)
     found, rare = nodes.judge_survivors(cleaned, found, parameters)
-    kept, dropped = nodes.split_pairs(cleaned, found)
+    kept, dropped = nodes.split_pairs(cleaned, found, make_parameters())
     assert kept.column_names == ["instruction", "response", "id", "conversations"]
     assert dropped.column_names == [*kept.column_names, "reason", "reasons", "reason_details"]
     report = nodes.report_filtering(
@@ -349,8 +348,8 @@ def test_no_input_is_changed() -> None:
     parameters = make_parameters(survivor_char_count_min=9)
     before = copy.deepcopy((pairs.to_list(), table, list(found), rare))
     nodes.apply_replacements(pairs, table)
-    nodes.judge_pairs(pairs, rare, ["翻訳"], [], parameters)
+    nodes.judge_pairs(pairs, rare, ["翻訳"], [], None, [], parameters)
     nodes.judge_survivors(pairs, found, parameters)
-    nodes.split_pairs(pairs, found)
+    nodes.split_pairs(pairs, found, make_parameters())
     nodes.report_filtering(pairs, pairs, pairs, found, rare, rare, {}, None, parameters)
     assert (pairs.to_list(), table, list(found), rare) == before

@@ -1,7 +1,7 @@
 """Which parameters are refused, and that every environment has good ones."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -9,7 +9,10 @@ from kedro.validation import TypeExtractor
 from pydantic import ValidationError
 
 from ja_instruct.pipelines.data_filtering import create_pipeline
-from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
+from ja_instruct.pipelines.data_filtering.parameters import (
+    DataFilteringParameters,
+    FurtherRule,
+)
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -19,6 +22,19 @@ FIGURES = {
     "language": "ja",
     "language_percent_min": 60,
     "bad_records_max": 0,
+    "further_rules": [],
+    "response_tokens_min": 2,
+    "pair_tokens_max": 1500,
+    "repeated_sentence_percent_max": 30,
+    "repeated_ngram_percent_max": 60,
+    "repeated_ngram_letters_min": 300,
+    "han_chars_without_kana_max": 20,
+    "foreign_han_chars_without_kana_max": 12,
+    "contamination_ngram_chars": 18,
+    "contamination_share_min": 0.5,
+    "pairs_per_instruction_max": 1,
+    "near_duplicate_jaccard_min": 0.8,
+    "quality_scores": False,
 }
 
 
@@ -36,6 +52,9 @@ def read_section(environment: str) -> Any:
         {"language": "jp"},
         {"language_percent_mim": 60},
         {"bad_records_max": -1},
+        {"further_rules": ["citation_marks"]},
+        {"near_duplicate_jaccard_min": 0.3},
+        {"contamination_ngram_chars": 5},
     ],
 )
 def test_parameters_out_of_bounds_are_refused(change: dict[str, object]) -> None:
@@ -63,3 +82,11 @@ def test_the_configuration_of_every_environment_is_valid() -> None:
         overlay = read_section(environment)
         assert set(overlay) == {"rare_char_count_max", "survivor_char_count_min"}
         DataFilteringParameters.model_validate(base | overlay)
+
+
+def test_tuned_asks_for_every_rule_there_is() -> None:
+    parameters = DataFilteringParameters.model_validate(
+        read_section("base") | read_section("tuned")
+    )
+    assert parameters.further_rules == get_args(FurtherRule)
+    assert parameters.quality_scores

@@ -45,6 +45,9 @@ def read_yaml(path: str) -> Any:
     return yaml.safe_load((CONF / path).read_text("utf-8"))
 
 
+BASE = read_yaml("base/parameters_data_filtering.yml")["data_filtering"]
+
+
 class Case(NamedTuple):
     """What the filter is given."""
 
@@ -63,8 +66,9 @@ def run(case: Case) -> DataCatalog:
             "banned_substrings": MemoryDataset(case.banned),
             "banned_instruction_substrings": MemoryDataset(case.banned_in_instruction),
             "target_tokenizer": MemoryDataset(CHARACTER_TOKENIZER),
+            "evaluation_tasks": MemoryDataset([]),
             "params:data_filtering": MemoryDataset(
-                DataFilteringParameters(**{"bad_records_max": 0} | case.figures)
+                DataFilteringParameters.model_validate(BASE | case.figures)
             ),
             # what is read after the run
             **{name: MemoryDataset() for name in (*create_pipeline().outputs(), "filter_report")},
@@ -232,7 +236,7 @@ def make_recipe_case(rows: list[dict[str, Any]], **figures: int) -> Case:
         read_yaml("base/word_lists/replacements.yml"),
         read_yaml("base/word_lists/banned_substrings.yml"),
         read_yaml("base/word_lists/banned_instruction_substrings.yml"),
-        read_yaml("base/parameters_data_filtering.yml")["data_filtering"] | figures,
+        BASE | figures,
     )
 
 
@@ -298,6 +302,7 @@ def test_the_wiring() -> None:
         "banned_substrings",
         "banned_instruction_substrings",
         "target_tokenizer",
+        "evaluation_tasks",
         "params:data_filtering",
     }
     outputs = {"filtered_pairs", "rejected_pairs", "filter_report", "quarantined_records"}

@@ -29,9 +29,13 @@ RULES = (
     "language_undetectable",
     "language",
     "exact_duplicate",
+    "repeated_instruction",
     "near_duplicate",
     "rare_survivor_character",
 )
+
+#: Where a rule finds something: in one side, or in both together.
+PLACES = (*SIDES, "pair")
 
 
 class Finding(NamedTuple):
@@ -49,7 +53,7 @@ class Findings:
 
     Attributes:
         table: One row a finding: ``row`` (int64), ``rule`` and ``side`` (int8, positions in
-            ``RULES`` and ``SIDES``), ``matched`` (string).
+            ``RULES`` and ``PLACES``), ``matched`` (string).
         seconds: How long each kind of check took, summed over the threads.
     """
 
@@ -68,7 +72,7 @@ class Findings:
         """Yield each ``Finding``."""
         columns = (self.table.column(name).to_pylist() for name in self.table.column_names)
         for row, rule, side, matched in zip(*columns, strict=True):
-            yield Finding(row, RULES[rule], SIDES[side], matched)
+            yield Finding(row, RULES[rule], PLACES[side], matched)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return ``row``, ``rule`` or ``side`` as an array."""
@@ -102,7 +106,7 @@ def make_findings(
     Args:
         rows: Shape (n,).
         rules: Positions in ``RULES``, shape (n,), or the id of the one rule.
-        side: Position in ``SIDES``.
+        side: Position in ``PLACES``.
         matched: n texts.
         seconds: What it took, by what was done.
     """
@@ -147,7 +151,7 @@ def build_reasons(findings: Findings) -> pa.Table:
     import pyarrow as pa
 
     rows, rules, sides = (findings.column(name) for name in ("row", "rule", "side"))
-    names, side_names = pa.array(RULES), pa.array(SIDES)
+    names, side_names = pa.array(RULES), pa.array(PLACES)
     new_row = _starts(rows)
     new_rule = new_row | _starts(rules)
     new_group = new_rule | _starts(sides)

@@ -20,6 +20,7 @@ from ja_instruct.pipelines.data_filtering.characters import (
     pick_characters,
 )
 from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
+from ja_instruct.pipelines.data_filtering.further_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.pairs import (
     extract_sides,
@@ -30,6 +31,7 @@ from ja_instruct.pipelines.data_filtering.pairs import (
 )
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.pipelines.data_filtering.replacements import replace_in_batch
+from ja_instruct.pipelines.data_filtering.scores import add_scores
 from ja_instruct.pipelines.data_filtering.substrings import (
     Banned,
     Candidates,
@@ -130,12 +132,26 @@ def judge_pairs(
     rare_characters: dict[str, int],
     banned_substrings: list[str],
     banned_instruction_substrings: list[str],
+    target_tokenizer: Tokenizer | None,
+    evaluation_tasks: Dataset,
     parameters: DataFilteringParameters,
 ) -> Findings:
     """Judge each pair by every rule that needs no other pair; CLD2 only what the others leave.
 
+    Args:
+        cleaned_pairs: After the replacements.
+        rare_characters: Those that no pair may hold.
+        banned_substrings: Those that neither side may hold.
+        banned_instruction_substrings: Those that the instruction may not hold.
+        target_tokenizer: Counts tokens; read by the rule ``token_count`` alone.
+        evaluation_tasks: What no pair may repeat; read by the rule ``contamination`` alone.
+        parameters: Of the filter.
+
     Returns:
         What speaks against which pair.
+
+    Raises:
+        InputError: A word list cannot be meant, or a rule lacks what it needs.
     """
     banned = Banned.build(
         {
@@ -147,44 +163,50 @@ def judge_pairs(
         }
     )
 
-    def judge(batch: PairBatch) -> Findings:
+    tasks = as_dataset(evaluation_tasks, "evaluation_tasks")
+    checks = build_checks(parameters, cleaned_pairs, target_tokenizer, tasks)
+    asked = (parameters.language, parameters.language_percent_min)
+
+    def judge(batch: PairBatch) -> list[Findings]:
         parts = find_banned(batch, banned)
+        parts += [part for check in checks for part in check(batch)]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
-        parts += find_other_languages(
-            batch, left, parameters.language, parameters.language_percent_min
-        )
         progress.update(len(batch))
-        return join_findings(parts)
+        return [*parts, *find_other_languages(batch, left, *asked)]
 
     with tqdm(total=len(cleaned_pairs), desc="data_filtering", unit="pair", delay=2) as progress:
-        return join_findings(map_in_threads(judge, iterate_batches(cleaned_pairs)))
+        judged = map_in_threads(judge, iterate_batches(cleaned_pairs))
+        return join_findings(chain.from_iterable(judged))
 
 
 def judge_survivors(
     cleaned_pairs: Dataset, pair_findings: Findings, parameters: DataFilteringParameters
 ) -> tuple[Findings, dict[str, int]]:
-    """Judge the pairs with nothing against them by the characters that they hold together.
+    """Judge the pairs with nothing against them by the others, and by their characters together.
 
     Returns:
         All findings, and the characters held fewer than ``survivor_char_count_min`` times, with
         their counts.
     """
     left = np.setdiff1d(np.arange(len(cleaned_pairs)), pair_findings.rejected_rows())
+    duplicates = find_duplicates(cleaned_pairs, left, parameters)
+    left = np.setdiff1d(left, duplicates.rejected_rows())
     survivors = cleaned_pairs.select(left)
     counts = count_characters(iterate_batches(survivors))
     few = pick_characters(counts, lambda count: count < parameters.survivor_char_count_min)
     banned = Banned.build({"rare_survivor_character": few})
-
-    def judge(batch: PairBatch) -> Findings:
-        return join_findings(find_banned(batch, banned))
-
-    found = join_findings(map_in_threads(judge, iterate_batches(survivors)))
-    return join_findings([pair_findings, found.at_rows(left)]), few
+    found = map_in_threads(lambda batch: find_banned(batch, banned), iterate_batches(survivors))
+    rare = join_findings(chain.from_iterable(found)).at_rows(left)
+    return join_findings([pair_findings, duplicates, rare]), few
 
 
-def split_pairs(cleaned_pairs: Dataset, findings: Findings) -> tuple[Dataset, Dataset]:
+def split_pairs(
+    cleaned_pairs: Dataset, findings: Findings, parameters: DataFilteringParameters
+) -> tuple[Dataset, Dataset]:
     """Return the pairs to keep and those to drop, each in source order.
+
+    With ``quality_scores`` those to keep end in columns ``score_…``.
 
     The rejects end in the columns ``reason`` (the first rule against them), ``reasons`` (all of
     them) and ``reason_details`` (what each found, and where), replacing the source's of the same
@@ -204,7 +226,8 @@ def split_pairs(cleaned_pairs: Dataset, findings: Findings) -> tuple[Dataset, Da
             "than the recipe's 130,000 needs a lower rare_char_count_max and "
             "survivor_char_count_min"
         )
-    return cleaned_pairs.select(kept), rejected_pairs
+    kept_pairs = cleaned_pairs.select(kept)
+    return add_scores(kept_pairs) if parameters.quality_scores else kept_pairs, rejected_pairs
 
 
 def report_filtering(

@@ -5,6 +5,8 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from ja_instruct.pipelines.data_filtering import nodes
+from ja_instruct.pipelines.data_filtering.page import build_filter_page
+from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
 from ja_instruct.pipelines.data_filtering.timing import timed
 
 
@@ -37,6 +39,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "rare_characters",
                     "banned_substrings",
                     "banned_instruction_substrings",
+                    "target_tokenizer",
+                    "evaluation_tasks",
                     "params:data_filtering",
                 ],
                 outputs=["pair_findings", "judging_seconds"],
@@ -50,7 +54,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             Node(
                 timed(nodes.split_pairs),
-                inputs=["cleaned_pairs", "findings"],
+                inputs=["cleaned_pairs", "findings", "params:data_filtering"],
                 outputs=["filtered_pairs", "rejected_pairs", "splitting_seconds"],
                 name="split_pairs",
             ),
@@ -75,6 +79,24 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 },
                 outputs="filter_report",
                 name="report_filtering",
+            ),
+            Node(
+                plot_rejections,
+                inputs="filter_report",
+                outputs="rejection_plot",
+                name="plot_rejections",
+            ),
+            Node(
+                plot_lengths,
+                inputs="filter_report",
+                outputs="length_plot",
+                name="plot_lengths",
+            ),
+            Node(
+                build_filter_page,
+                inputs=["filter_report", "rejection_plot", "length_plot"],
+                outputs="filter_page",
+                name="build_filter_page",
             ),
         ],
         tags="data_filtering",

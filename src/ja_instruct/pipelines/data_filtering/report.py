@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.findings import RULES, Findings
+from ja_instruct.pipelines.data_filtering.findings import PLACES, RULES, Findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.texts import SIDES, iterate_batches
 from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
@@ -145,7 +145,7 @@ def pick_examples(pairs: Dataset, findings: Findings) -> dict[str, list[dict[str
         texts = pairs.select(rows[first]).select_columns(list(SIDES)).to_list()
         examples[rule] = []
         for place, pair in zip(first.tolist(), texts, strict=True):
-            side = SIDES[found.column("side")[place].as_py()]
+            side = PLACES[found.column("side")[place].as_py()]
             matched = found.column("matched")[place].as_py()
             examples[rule].append(
                 {"record": int(rows[place]) + 1, "side": side, "matched": matched}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,12 +36,12 @@ class Texts:
 
     Attributes:
         array: The texts, none of them null.
-        data: Their UTF-8, shape (bytes,).
+        data: Their UTF-8.
         offsets: Where each begins in ``data``, and where the last ends, shape (texts + 1,).
     """
 
     array: pa.StringArray
-    data: npt.NDArray[np.uint8]
+    data: memoryview
     offsets: npt.NDArray[np.int64]
 
     @classmethod
@@ -50,29 +50,29 @@ class Texts:
         offsets_dtype = np.int64 if str(array.type) == "large_string" else np.int32
         _, offsets_buffer, data = array.buffers()
         if offsets_buffer is None or not len(array):
-            return cls(array, np.empty(0, np.uint8), np.zeros(len(array) + 1, np.int64))
+            return cls(array, memoryview(b""), np.zeros(len(array) + 1, np.int64))
         offsets = np.frombuffer(offsets_buffer, offsets_dtype)
         offsets = offsets[array.offset : array.offset + len(array) + 1].astype(np.int64)
-        texts = np.frombuffer(data if data is not None else b"", np.uint8)
-        return cls(array, texts[offsets[0] : offsets[-1]], offsets - offsets[0])
+        texts = memoryview(data if data is not None else b"").cast("B")[offsets[0] : offsets[-1]]
+        return cls(array, texts, offsets - offsets[0])
 
     @cached_property
     def characters(self) -> npt.NDArray[np.uint32]:
         """The code points of all texts, one after another, shape (characters,)."""
-        return np.frombuffer(str(memoryview(self.data), "utf-8").encode("utf-32-le"), np.uint32)
+        return np.frombuffer(str(self.data, "utf-8").encode("utf-32-le"), np.uint32)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """The length of each text in characters, shape (texts,)."""
         import pyarrow.compute as pc
 
-        return pc.utf8_length(self.array).to_numpy(zero_copy_only=False).astype(np.int64)
+        lengths: npt.NDArray[Any] = pc.utf8_length(self.array).to_numpy(zero_copy_only=False)
+        return lengths.astype(np.int64)
 
     def encoded(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """Return the UTF-8 of the texts with these numbers."""
         starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
-        data = memoryview(self.data)
-        return [bytes(data[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return [bytes(self.data[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 class PairBatch(NamedTuple):

@@ -1,0 +1,551 @@
+"""The data filtering pipeline against the recipe written straightforwardly: time, memory, results.
+
+    python benchmarks/bench_data_filtering.py
+
+filters the 11,020 real conversations and 130,000 made of them (``make_conversations.py``) with
+``data_filtering_reference.py`` and with the product in turn, each in a process of its own. The
+product runs as its users run it, by its own catalog and parameters, in a copy of the project with
+one more environment, in which only ``raw_conversations`` and ``run_name`` differ; MLflow is off,
+and nothing is downloaded. Both must keep the same records with the same texts in the same order,
+and what the product rejects must be the others; else the benchmark fails.
+
+Seconds count from just before the raw file is opened to the last byte written. For the product that
+includes its checks before the run; *outputs* is a run to ``filtered_pairs`` and ``rejected_pairs``
+alone (``--to-outputs``), *full* one with the reports. Imports do not count: a first run, not timed,
+notes what is imported meanwhile, and the timed ones import it beforehand (what worker processes
+import does count). *process* is all from start to exit, imports included.
+
+Memory is that of the whole process tree. *resident* is the most that samples found or, of a
+process alone, the kernel's high-water mark; *private* is the anonymous part of it, sampled: what is
+not a view of a file. Of pages that several processes share each counts its part.
+
+``--curve`` runs the product alone on 10,000, 100,000 and 1,000,000 made records, ``--profile``
+prints where its time goes. Made corpora need the real conversations beside the project; with
+``--folder`` they are kept there and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import importlib
+import json
+import os
+import pstats
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+import yaml
+from kedro.framework.hooks import hook_impl
+from make_conversations import LAW_RECORDS, find_real_files, write_corpus
+from recording import PROJECT, describe_hardware, read_commit, record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kedro.pipeline.node import Node
+
+#: Records, and how many times faster than the reference the product is to be.
+GOALS = {LAW_RECORDS: 12.0, 130_000: 25.0}
+REPEATS = 7
+LARGE = 100_000
+REPEATS_WHEN_LARGE = 3
+CURVE = (10_000, 100_000, 1_000_000)
+REFERENCE = Path(__file__).with_name("data_filtering_reference.py")
+ENVIRONMENT = "benchmark"
+OUTPUTS = ("filtered_pairs", "rejected_pairs")
+FILTERED, REJECTED = (f"data/03_primary/{ENVIRONMENT}/{name}.jsonl" for name in OUTPUTS)
+STAGES = ("load", "run", "save", "other")
+FUNCTIONS_SHOWN = 15
+
+
+class Clock:
+    """A Kedro hook: when the run starts, what each node takes to load, run and save."""
+
+    def __init__(self, profiler: cProfile.Profile | None) -> None:
+        """Take the profiler to start with the run, if any."""
+        self.profiler = profiler
+        self.seconds: dict[str, dict[str, float]] = {}
+        self.imported: set[str] = set()
+        self.at_start_mb = self.started = 0.0
+        self._last = 0.0
+
+    @hook_impl(tryfirst=True)  # the product's own checks read the raw file
+    def before_pipeline_run(self) -> None:
+        """Start."""
+        self.imported = set(sys.modules)
+        self.at_start_mb = read_memory(Path("/proc/self/status"), "VmRSS")
+        self.started = self._last = time.perf_counter()
+        if self.profiler is not None:
+            self.profiler.enable()
+
+    @hook_impl
+    def before_dataset_loaded(self, node: Node) -> None:
+        """What came before the first node are the checks."""
+        self._add(node.name if self.seconds else "checks", "other")
+
+    @hook_impl
+    def after_dataset_loaded(self, node: Node) -> None:
+        """Loaded."""
+        self._add(node.name, "load")
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Between the two, Kedro and other hooks."""
+        self._add(node.name, "other")
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Computed."""
+        self._add(node.name, "run")
+
+    @hook_impl
+    def before_dataset_saved(self, node: Node) -> None:
+        """Between the two, Kedro and other hooks."""
+        self._add(node.name, "other")
+
+    @hook_impl(tryfirst=True)
+    def after_dataset_saved(self, node: Node) -> None:
+        """Saved."""
+        self._add(node.name, "save")
+
+    def _add(self, name: str, what: str) -> None:
+        now = time.perf_counter()
+        row = self.seconds.setdefault(name, dict.fromkeys(STAGES, 0.0))
+        row[what] += now - self._last
+        self._last = now
+
+
+def run_product(project: Path, result: Path, *, profile: bool, full: bool) -> None:
+    """Run the pipeline in this process and write what was measured to ``result``."""
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(project)
+    known = result.with_name("imports.json")
+    for name in json.loads(known.read_text("utf-8")) if known.is_file() else []:
+        # some names are made by another module and no file of their own
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    profiler = cProfile.Profile() if profile else None
+    clock = Clock(profiler)
+    session: Any
+    with KedroSession.create(project, env=ENVIRONMENT) as session:
+        # Kedro registers hooks from a project's settings alone, and these are the product's
+        session._hook_manager.register(clock)
+        session.run(pipeline_names=["data_filtering"], to_outputs=None if full else OUTPUTS)
+        seconds = time.perf_counter() - clock.started
+    if profiler is not None:
+        profiler.disable()
+    if not known.is_file():
+        named = [name for name in sys.modules if name not in clock.imported]
+        known.write_text(json.dumps(named), "utf-8")
+    measured = {
+        "seconds": seconds,
+        "nodes": clock.seconds,
+        "at_start_mb": clock.at_start_mb,
+        "functions": largest_functions(profiler) if profiler is not None else [],
+    }
+    result.write_text(json.dumps(measured), "utf-8")
+
+
+def largest_functions(profiler: cProfile.Profile) -> list[dict[str, Any]]:
+    """Return the functions that take most time themselves: seconds, calls, name."""
+    stats: Any = pstats.Stats(profiler)
+    rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])
+    return [
+        {
+            "seconds": round(own, 3),
+            "calls": calls,
+            "name": f"{Path(file).name}:{line} {name}" if line else name,
+        }
+        for (file, line, name), (_, calls, own, _, _) in rows[:FUNCTIONS_SHOWN]
+    ]
+
+
+def read_memory(path: Path, *names: str) -> float:
+    """Return the sum of fields of a file of /proc, in MB."""
+    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return sum(int(fields[name].split()[0]) for name in names if name in fields) * 1024 / 1e6
+
+
+class Usage(NamedTuple):
+    """What a process and its children took: seconds, and MB at their peaks."""
+
+    seconds: float
+    resident_mb: float
+    private_mb: float
+    processes: int
+
+
+def run_measured(
+    command: list[str], environment: dict[str, str] | None = None
+) -> tuple[Usage, str]:
+    """Run a command to its end; return its usage and what it printed. Exits when it fails."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT, env=environment
+        )
+        sampler = MemorySampler(process.pid)
+        sampler.start()
+        process.wait()
+        seconds = time.perf_counter() - started
+        sampler.join()
+        output.seek(0)
+        printed = output.read()
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{printed[-4000:]}")
+    return Usage(seconds, *sampler.peaks()), printed
+
+
+class MemorySampler(threading.Thread):
+    """Watches the memory of a process and its children until it ends."""
+
+    def __init__(self, pid: int) -> None:
+        """Watch ``pid``."""
+        super().__init__(daemon=True)
+        self._root = psutil.Process(pid)
+        self._resident = self._private = self._high_water = 0.0
+        self._processes = 1
+
+    def run(self) -> None:
+        """Sample; the kernel walks all pages for it, so for a twentieth of the time at most."""
+        status = Path(f"/proc/{self._root.pid}/status")
+        due = 0.0
+        while True:
+            # a process may end between being listed and being read
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                self._high_water = read_memory(status, "VmHWM") or self._high_water
+                if time.perf_counter() >= due:
+                    started = time.perf_counter()
+                    self._sample()
+                    due = started + 20 * (time.perf_counter() - started)
+            if self._finished():
+                return
+            time.sleep(0.01)
+
+    def _finished(self) -> bool:
+        try:
+            return bool(self._root.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    def _sample(self) -> None:
+        tree = [self._root, *self._root.children(recursive=True)]
+        pages = [Path(f"/proc/{process.pid}/smaps_rollup") for process in tree]
+        # shares of pages count other programs that map the same libraries, so only where needed
+        resident, private = ("Rss", "Anonymous") if len(tree) == 1 else ("Pss", "Pss_Anon")
+        self._resident = max(self._resident, sum(read_memory(page, resident) for page in pages))
+        self._private = max(self._private, sum(read_memory(page, private) for page in pages))
+        self._processes = max(self._processes, len(tree))
+
+    def peaks(self) -> tuple[float, float, int]:
+        """Return the peaks: resident and private MB, number of processes."""
+        return max(self._resident, self._high_water), self._private, self._processes
+
+
+def copy_project(target: Path, raw: Path) -> None:
+    """Copy what a run needs, with one more environment, which reads ``raw``."""
+    target.mkdir(parents=True)
+    leave_out = shutil.ignore_patterns("local", "__pycache__")
+    for name in ("conf", "src"):  # Kedro refuses a source folder that is a link
+        shutil.copytree(PROJECT / name, target / name, ignore=leave_out)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(PROJECT / name, target)
+    source = {"type": "ja_instruct.datasets.JSONLinesDataset", "filepath": str(raw)}
+    disabled = {"tracking": {"disable_tracking": {"pipelines": ["data_filtering"]}}}
+    files = {
+        "globals": {"run_name": ENVIRONMENT},
+        "catalog": {"raw_conversations": source},
+        "mlflow": disabled,
+    }
+    environment = target / "conf" / ENVIRONMENT
+    environment.mkdir()
+    for name, content in files.items():
+        (environment / f"{name}.yml").write_text(yaml.safe_dump(content), "utf-8")
+
+
+class Runs:
+    """Runs of both sides on one corpus, in a folder of their own."""
+
+    def __init__(self, raw: Path, folder: Path) -> None:
+        """Copy the project."""
+        self.raw = raw
+        self.project = folder / "project"
+        self.kept = folder / "kept.jsonl"
+        self.imports = folder / "imports.json"
+        self._result = folder / "product.json"
+        copy_project(self.project, raw)
+        self._source = str(self.project / "src")
+
+    def reference(self, rare: str = "list") -> tuple[dict[str, Any], Usage]:
+        """Return what the reference says of itself, and its usage."""
+        command = [sys.executable, str(REFERENCE), str(self.raw), str(self.kept), "--rare", rare]
+        usage, output = run_measured(command)
+        return json.loads(output.splitlines()[-1]), usage
+
+    def product(self, *, full: bool = True, profile: bool = False) -> tuple[dict[str, Any], Usage]:
+        """Return what the product's process measured, and its usage."""
+        shutil.rmtree(self.project / "data", ignore_errors=True)
+        command = [sys.executable, __file__, "--run", str(self.project), str(self._result)]
+        # the copy's package, not the one that is installed; no download; no KEDRO_ENV
+        environment = {**os.environ, "PYTHONPATH": self._source, "HF_HUB_OFFLINE": "1"}
+        command += ["--profile"] * profile + ["--full"] * full
+        usage, _ = run_measured(command, environment)
+        return json.loads(self._result.read_text("utf-8")), usage
+
+    def compare(self) -> int:
+        """Return the number of kept records; exits when reference and product differ."""
+        kept, rejected = (self.project / path for path in (FILTERED, REJECTED))
+        number = 0
+        for number, (theirs, ours) in enumerate(
+            zip_longest(read_lines(self.kept), read_lines(kept)), start=1
+        ):
+            if (
+                theirs is None
+                or ours is None
+                or any(ours.get(key) != theirs[key] for key in theirs)
+            ):
+                sys.exit(
+                    f"kept record {number} differs:\n  reference {theirs!s:.600}\n"
+                    f"  product {ours!s:.600}"
+                )
+        kept_records, rejected_records = read_lines(kept), read_lines(rejected)
+        next_kept = next(kept_records, None)
+        for line, source in enumerate(read_lines(self.raw), start=1):
+            if next_kept is not None and next_kept["id"] == source["id"]:
+                next_kept = next(kept_records, None)
+            elif (other := next(rejected_records, None)) is None or other["id"] != source["id"]:
+                sys.exit(f"{self.raw}:{line} is neither kept nor rejected, or not in its place")
+        if next(rejected_records, None) is not None:
+            sys.exit(f"{rejected} holds more than what is not kept")
+        return number
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON Lines file."""
+    # split on \n alone: some texts hold U+2028
+    with path.open(encoding="utf-8", newline="\n") as file:
+        yield from map(json.loads, file)
+
+
+def find_corpus(records: int, folder: Path) -> Path:
+    """Return a corpus in ``folder``, made unless it is there; 11,020 are the real ones."""
+    path = folder / (f"{records}.jsonl" if records != LAW_RECORDS else "real.jsonl")
+    if not path.is_file() and records == LAW_RECORDS:
+        path.write_bytes(b"".join(file.read_bytes() for file in find_real_files()))
+    elif not path.is_file():
+        write_corpus(path, records, seed=0)
+    return path
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+    """Return median and minimum."""
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3)}
+
+
+def compare_sides(raw: Path, folder: Path, repeats: int) -> dict[str, Any]:
+    """Run reference and product in turn; return seconds, ratios and MB."""
+    runs = Runs(raw, folder)
+    runs.product()  # bytecode, the list of imports
+    theirs, ours, ours_full = [], [], []
+    kept = 0
+    for _ in range(repeats):
+        theirs.append(runs.reference())
+        ours.append(runs.product(full=False))
+        runs.compare()
+        ours_full.append(runs.product())
+        kept = runs.compare()
+    by_set = runs.reference("set")[0]["seconds"]
+    runs.compare()
+    reference = summarize([own["seconds"] for own, _ in theirs])
+    outputs, full = (summarize([own["seconds"] for own, _ in runs]) for runs in (ours, ours_full))
+    raw_mb = raw.stat().st_size / 1e6
+    return {
+        "raw_mb": round(raw_mb, 1),
+        "kept": kept,
+        "rare_characters": theirs[0][0]["rare_characters"],
+        "repeats": repeats,
+        "reference_seconds": reference,
+        "reference_with_set_seconds": round(by_set, 3),
+        "product_outputs_seconds": outputs,
+        "product_full_seconds": full,
+        "reference_process_seconds": summarize([usage.seconds for _, usage in theirs]),
+        "product_outputs_process_seconds": summarize([usage.seconds for _, usage in ours]),
+        "product_full_process_seconds": summarize([usage.seconds for _, usage in ours_full]),
+        "ratio": round(reference["median"] / outputs["median"], 2),
+        "ratio_full": round(reference["median"] / full["median"], 2),
+        "ratio_to_set": round(by_set / outputs["median"], 2),
+        "reference_memory": describe_memory([usage for _, usage in theirs], raw_mb),
+        "product_outputs_memory": describe_memory([usage for _, usage in ours], raw_mb),
+        "product_full_memory": describe_memory([usage for _, usage in ours_full], raw_mb),
+        "product_resident_at_start_mb": round(ours[0][0]["at_start_mb"], 1),
+    }
+
+
+def compare_sizes(
+    sizes: list[int], corpora: Path, folder: Path, arguments: argparse.Namespace
+) -> None:
+    """Compare at each size, print the tables, and write the result unless sizes were chosen."""
+    rows = {}
+    for records in sizes:
+        repeats = arguments.repeats or (REPEATS if records < LARGE else REPEATS_WHEN_LARGE)
+        raw = find_corpus(records, corpora)
+        rows[records] = compare_sides(raw, folder / str(records), repeats)
+        print_comparison(records, rows[records])
+        shutil.rmtree(folder / str(records))
+    summary = {"ratio": rows[sizes[-1]]["ratio"], "sizes": rows}
+    if arguments.sizes is None:
+        record("data_filtering", summary)
+    else:
+        print(json.dumps(summary))
+
+
+def describe_memory(usages: list[Usage], raw_mb: float) -> dict[str, float]:
+    """Return the highest peaks of some runs, and the goal for resident memory, in MB."""
+    return {
+        "resident_mb": round(max(usage.resident_mb for usage in usages), 1),
+        "private_mb": round(max(usage.private_mb for usage in usages), 1),
+        "goal_mb": round(1.5 * raw_mb + 500, 1),
+        "processes": max(usage.processes for usage in usages),
+    }
+
+
+def print_comparison(records: int, row: dict[str, Any]) -> None:
+    """Print one size for people."""
+    goal = f", goal {GOALS[records]:.0f}x" if records in GOALS else ""
+    print(
+        f"\n{records:,} records, {row['raw_mb']:.1f} MB, {row['rare_characters']:,} rare "
+        f"characters; {row['kept']:,} kept by both, identical\n"
+        f"{'':<26}{'median s':>9}{'min s':>9}{'process s':>11}{'resident MB':>13}"
+        f"{'private MB':>12}"
+    )
+    for side, label in (
+        ("reference", "reference"),
+        ("product_outputs", "product, outputs"),
+        ("product_full", "product, full"),
+    ):
+        seconds, process = row[f"{side}_seconds"], row[f"{side}_process_seconds"]["median"]
+        memory = row[f"{side}_memory"]
+        print(
+            f"{label:<26}{seconds['median']:>9.3f}{seconds['min']:>9.3f}{process:>11.2f}"
+            f"{memory['resident_mb']:>13.0f}{memory['private_mb']:>12.0f}"
+        )
+    print(f"{'reference, rare as a set':<26}{row['reference_with_set_seconds']:>9.3f}  (one run)")
+    memory = row["product_full_memory"]
+    print(
+        f"outputs {row['ratio']:.1f}x{goal}; full {row['ratio_full']:.1f}x; against the set "
+        f"{row['ratio_to_set']:.1f}x; resident at most {memory['resident_mb']:.0f} MB in "
+        f"{memory['processes']} process(es), goal {memory['goal_mb']:.0f} MB"
+    )
+
+
+def draw_curve(sizes: list[int], corpora: Path, folder: Path) -> list[dict[str, Any]]:
+    """Run the product alone at each size, print and return the figures."""
+    print(
+        f"{'records':>10}{'raw MB':>9}{'full s':>11}{'records/s':>11}"
+        f"{'resident MB':>13}{'private MB':>12}{'goal MB':>9}"
+    )
+    rows: list[dict[str, Any]] = []
+    imports = b""
+    for records in sizes:
+        raw = find_corpus(records, corpora)
+        runs = Runs(raw, folder / f"curve-{records}")
+        if not rows:
+            runs.product()
+            imports = runs.imports.read_bytes()
+        runs.imports.write_bytes(imports)
+        measured, usage = runs.product()
+        row = {
+            "records": records,
+            "raw_mb": round(raw.stat().st_size / 1e6, 1),
+            "seconds": round(measured["seconds"], 3),
+            "records_per_second": round(records / measured["seconds"]),
+            **describe_memory([usage], raw.stat().st_size / 1e6),
+        }
+        print(
+            f"{records:>10,}{row['raw_mb']:>9.1f}{row['seconds']:>11.2f}"
+            f"{row['records_per_second']:>11,}"
+            f"{row['resident_mb']:>13.0f}{row['private_mb']:>12.0f}{row['goal_mb']:>9.0f}",
+            flush=True,
+        )
+        rows.append(row)
+        shutil.rmtree(runs.project)
+    return rows
+
+
+def print_profile(raw: Path, folder: Path) -> None:
+    """Print the seconds by node, without a profiler, and the largest functions, with it."""
+    runs = Runs(raw, folder)
+    runs.product()
+    plain, _ = runs.product()
+    print(f"{'node':<28}{'load s':>9}{'run s':>9}{'save s':>9}{'other s':>9}")
+    for name, row in plain["nodes"].items():
+        print(f"{name:<28}" + "".join(f"{row[key]:>9.3f}" for key in STAGES))
+    print(f"{'until the end':<28}{plain['seconds']:>9.3f}\n")
+    profiled, _ = runs.product(profile=True)
+    print(f"{'own s':>9}{'calls':>12}  function (main thread); {profiled['seconds']:.2f} s in all")
+    for row in profiled["functions"]:
+        print(f"{row['seconds']:>9.3f}{row['calls']:>12,}  {row['name']}")
+
+
+def write_curve(rows: list[dict[str, Any]]) -> None:
+    """Keep the curve as a file and print it; ``ratio``: records/s of the last to the first size."""
+    complete = {
+        "ratio": round(rows[-1]["records_per_second"] / rows[0]["records_per_second"], 3),
+        "curve": rows,
+        "command": "python benchmarks/bench_data_filtering.py --curve",
+        "hardware": describe_hardware(),
+        "commit": read_commit(),
+    }
+    path = PROJECT / "benchmarks/results/data_filtering_curve.json"
+    path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8")
+    print(json.dumps(complete))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", help="other numbers of records")
+    parser.add_argument("--repeats", type=int, help="7, from 100,000 records on 3")
+    parser.add_argument("--folder", type=Path, help="where corpora are kept; default: nowhere")
+    parser.add_argument("--curve", action="store_true", help="the product alone, up to a million")
+    parser.add_argument("--profile", action="store_true", help="where the product's time goes")
+    parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what is asked for, print the tables, write the result unless sizes were chosen."""
+    arguments = parse_arguments()
+    if arguments.run is not None:
+        run_product(*arguments.run, profile=arguments.profile, full=arguments.full)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpora = arguments.folder or folder / "corpora"
+        corpora.mkdir(parents=True, exist_ok=True)
+        sizes = arguments.sizes or list(CURVE if arguments.curve else GOALS)
+        if arguments.profile:
+            print_profile(find_corpus(sizes[-1], corpora), folder / "profile")
+        elif arguments.curve:
+            rows = draw_curve(sizes, corpora, folder)
+            write_curve(rows) if arguments.sizes is None else print(json.dumps(rows))
+        else:
+            compare_sizes(sizes, corpora, folder, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Where conversations come from, as a catalog entry says it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from ja_instruct.errors import InputError
+from ja_instruct.parameters import Parameters
+
+CONVERSATIONS = "conversations"
+PAIR = ("instruction", "response")
+TURN = ("role", "content")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json-lines")
+PARQUET_SUFFIX = ".parquet"
+SUFFIXES = (
+    *JSON_LINES_SUFFIXES,
+    *(f"{suffix}.gz" for suffix in JSON_LINES_SUFFIXES),
+    PARQUET_SUFFIX,
+)
+
+
+class ConversationSource(Parameters):
+    """One of the ``sources`` of a ``ConversationsDataset``."""
+
+    hub: str | None = Field(
+        None, min_length=1, description="A data set of the hub, or its local folder."
+    )
+    name: str | None = Field(None, description="The configuration of the hub's data set.")
+    split: str | None = Field(None, description="Needed where the data set has several.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    files: str | tuple[str, ...] | None = Field(
+        None, min_length=1, description="Paths or patterns of JSON Lines and Parquet files."
+    )
+    columns: dict[str, str] = Field({}, description="Our name of a column: the source's.")
+    drop_columns: tuple[str, ...] = Field((), description="Columns of the source to leave out.")
+    roles: dict[str, str] = Field({}, description="Our role: the source's.")
+    turn_keys: dict[str, str] = Field({}, description="Our key of a turn: the source's.")
+
+    @model_validator(mode="after")
+    def _one_place_and_one_shape(self) -> ConversationSource:
+        if (self.hub is None) == (self.files is None):
+            raise ValueError("give either 'hub: owner/name' or 'files: path/*.jsonl'")
+        given = [key for key in ("name", "split", "revision") if getattr(self, key) is not None]
+        if self.files is not None and given:
+            raise ValueError(f"{', '.join(given)}: only a data set of the 'hub' has that")
+        if self.is_pairs:
+            if not all(side in self.columns for side in PAIR) or CONVERSATIONS in self.columns:
+                raise ValueError(
+                    "columns: give either 'conversations', or both 'instruction' and 'response'"
+                )
+            if self.roles or self.turn_keys:
+                raise ValueError("roles, turn_keys: a question and its answer are no turns yet")
+        for mapping in ("columns", "roles", "turn_keys"):
+            theirs = list(getattr(self, mapping).values())
+            twice = [name for name in theirs if theirs.count(name) > 1]
+            if twice:
+                raise ValueError(f"{mapping}: '{twice[0]}' is named twice")
+        return self
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether two columns, an instruction and a response, make a conversation."""
+        return any(side in self.columns for side in PAIR)
+
+    def find_files(self) -> list[Path]:
+        """Return the files in the order of the patterns and of their names.
+
+        Raises:
+            InputError: A pattern matches nothing, or a file is of an unknown kind.
+        """
+        patterns = (self.files,) if isinstance(self.files, str) else self.files or ()
+        found: dict[Path, None] = {}
+        for pattern in patterns:
+            path = Path(pattern)
+            root = Path(path.anchor)
+            matches = [path] if path.is_file() else root.glob(str(path.relative_to(root)))
+            files = sorted(match for match in matches if match.is_file())
+            if not files:
+                raise InputError(
+                    f"no file matches '{pattern}'; put one there, or correct 'files' (a relative "
+                    f"path is the project's)"
+                )
+            for file in files:
+                if not file.name.endswith(SUFFIXES):
+                    raise InputError(
+                        f"{file}: unknown kind of file; rename or convert it to one of "
+                        f"{', '.join(SUFFIXES)}"
+                    )
+            found.update(dict.fromkeys(files))
+        return list(found)
+
+
+def parse_sources(sources: Any) -> list[ConversationSource]:
+    """Return the sources of a catalog entry.
+
+    Raises:
+        InputError: Tells every mistake, with the number of its source from 1.
+    """
+    if not isinstance(sources, list) or not sources:
+        raise InputError(
+            "sources: give a list of them, each with 'hub: owner/name' or 'files: path/*.jsonl'"
+        )
+    parsed = []
+    problems = []
+    for number, source in enumerate(sources, start=1):
+        try:
+            parsed.append(ConversationSource.model_validate(source))
+        except ValidationError as error:
+            problems += [f"source {number}: {_explain(detail)}" for detail in error.errors()]
+    if problems:
+        raise InputError("; ".join(problems))
+    return parsed
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        known = list(ConversationSource.model_fields)
+        close = difflib.get_close_matches(key, known, n=1)
+        remedy = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+        return f"'{key}' is unknown; {remedy}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"'{key}' = {detail['input']!r}: {message}" if key else message

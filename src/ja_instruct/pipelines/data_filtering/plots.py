@@ -1,0 +1,204 @@
+"""The plots of the filter: what each rule costs, and the lengths before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.pipelines.data_filtering.costs import RuleCost, list_rule_costs
+from ja_instruct.pipelines.data_filtering.texts import SIDES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from plotly.graph_objects import Figure
+else:  # Kedro resolves the hints of a node; plotly takes a second to import
+    Figure = Any
+
+LOST, ON_PURPOSE, NOT_JAPANESE, SHARED = "#d9480f", "#a9c4f5", "#8b95a7", "#d3d8e1"
+BEFORE, AFTER = "#8b95a7", "#1f6feb"
+
+#: A rule's id is broken in two where it is longer, or a narrow plot would be all labels; not among
+#: many rules, whose lines would run into each other where the plot is low.
+LABEL_CHARS = 16
+FEW_RULES = 8
+#: Stands for a length of 0, which has no place on a logarithmic axis.
+ZERO_AT = 0.5
+LENGTH_TICKS = {ZERO_AT: "0", 10: "10", 100: "100", 1000: "1k", 10_000: "10k", 100_000: "100k"}
+
+
+def plot_rejections(filter_report: dict[str, Any]) -> Figure:
+    """Plot the pairs that each rule costs, the rule that loses most Japanese pairs on top.
+
+    A bar is stacked, from the left: pairs lost to this rule alone that CLD2 finds Japanese
+    (estimated from a sample), other pairs that this rule alone is against, and pairs that another
+    rule is against as well. What rules for quality and duplicates drop is Japanese on purpose and
+    has a colour of its own. Rules that are against no pair are left out.
+    """
+    from plotly import graph_objects
+
+    costs = list_rule_costs(filter_report)
+    labels = [cost.rule for cost in costs]
+    if len(costs) <= FEW_RULES:
+        labels = [_break_label(rule) for rule in labels]
+    figure = graph_objects.Figure()
+    for name, colour, pairs in _split_bars(costs):
+        if any(pairs):
+            figure.add_bar(
+                x=pairs,
+                y=labels,
+                name=name,
+                orientation="h",
+                marker_color=colour,
+                texttemplate="%{x:,}" if colour == LOST else None,
+                textposition="inside",
+                insidetextanchor="start",
+                textangle=0,
+                hovertemplate="%{x:,} pairs",
+            )
+    plot_height = 60 + 38 * max(len(costs), 2)
+    figure.update_layout(
+        title=_title(_say_what_costs_most(costs, filter_report["summary"]["read"])),
+        template="plotly_white",
+        barmode="stack",
+        bargap=0.3,
+        height=plot_height + 190,
+        margin={"l": 20, "r": 20, "t": 70, "b": 120},
+        # a plot of a single part would have none otherwise
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": -58 / plot_height, "traceorder": "normal"},
+        uniformtext={"minsize": 9, "mode": "hide"},
+        xaxis={"title": "pairs", "tickformat": ",", "nticks": 6, "rangemode": "tozero"},
+        yaxis={"autorange": "reversed", "automargin": True, "dtick": 1, "tickfont": {"size": 11}},
+    )
+    return figure
+
+
+def _split_bars(costs: list[RuleCost]) -> list[tuple[str, str, list[int]]]:
+    """Return the parts of all bars, from the left: name, colour, and pairs by rule."""
+    on_purpose = [cost.japanese - cost.lost for cost in costs]
+    not_japanese = [cost.alone - cost.japanese for cost in costs]
+    shared = [cost.pairs - cost.alone for cost in costs]
+    return [
+        ("Japanese, lost to this rule alone", LOST, [cost.lost for cost in costs]),
+        ("Japanese, this rule alone, on purpose", ON_PURPOSE, on_purpose),
+        ("not Japanese, this rule alone", NOT_JAPANESE, not_japanese),
+        ("another rule is against it, too", SHARED, shared),
+    ]
+
+
+def _say_what_costs_most(costs: list[RuleCost], read: int) -> str:
+    if not costs:
+        return "No rule is against any pair"
+    worst = costs[0]
+    if not worst.lost:
+        return "No rule alone costs pairs<br>that CLD2 finds Japanese"
+    percent = 100 * worst.lost / read
+    return (
+        f"{worst.rule} alone costs about {worst.lost:,}<br>"
+        f"Japanese pairs, {percent:.1f} % of the {read:,} read"
+    )
+
+
+def plot_lengths(filter_report: dict[str, Any]) -> Figure:
+    """Plot how long both sides are before and after the filter, in percent of the texts.
+
+    One panel a side and unit: characters, and tokens where a tokenizer has counted them. Dotted
+    lines mark the medians. The bins are those of the report, each a fifth wider than the one
+    before; the first holds the empty texts.
+    """
+    from plotly.subplots import make_subplots
+
+    units = {unit: lengths for unit, lengths in filter_report["lengths"].items() if lengths}
+    panels = [(unit, side) for unit in units for side in SIDES]
+    figure = make_subplots(
+        rows=max(len(units), 1),
+        cols=len(SIDES),
+        subplot_titles=[_describe_panel(units[unit], unit, side) for unit, side in panels],
+        vertical_spacing=0.24,
+        horizontal_spacing=0.14,
+    )
+    for place, (unit, side) in enumerate(panels):
+        at = {"row": place // len(SIDES) + 1, "col": place % len(SIDES) + 1}
+        _draw_lengths(figure, units[unit], unit, side, at)
+    figure.update_xaxes(
+        type="log",
+        tickvals=list(LENGTH_TICKS),
+        ticktext=list(LENGTH_TICKS.values()),
+        tickangle=0,
+        tickfont_size=11,
+    )
+    figure.update_yaxes(
+        ticksuffix=" %", rangemode="tozero", nticks=5, tickfont_size=11, ticklabelstandoff=6
+    )
+    figure.update_annotations(font_size=11)
+    figure.update_layout(
+        title=_title(_say_what_changed(units)),
+        template="plotly_white",
+        height=150 + 200 * max(len(units), 1),
+        margin={"l": 45, "r": 20, "t": 90, "b": 60},
+        legend={"orientation": "h", "x": 0, "y": -0.12},
+    )
+    return figure
+
+
+def _draw_lengths(
+    figure: Figure, lengths: Mapping[str, Any], unit: str, side: str, at: dict[str, int]
+) -> None:
+    """Draw one side before and after, with its medians, into the panel ``at`` row and column."""
+    for part, colour in (("before", BEFORE), ("after", AFTER)):
+        described = lengths[part][side]
+        shares = _to_percent(described["histogram"])
+        figure.add_scatter(
+            x=[edge or ZERO_AT for edge in lengths["edges"]],
+            # the last value once more, or the last bin would have no width
+            y=[*shares, *shares[-1:]],
+            name=part,
+            legendgroup=part,
+            showlegend=at == {"row": 1, "col": 1},
+            line={"shape": "hv", "color": colour, "width": 2},
+            fill="tozeroy" if part == "before" else None,
+            hovertemplate=f"from %{{x:,}} {unit}: %{{y:.1f}} %",
+            **at,
+        )
+        if described["texts"]:
+            median = described["median"] or ZERO_AT
+            figure.add_vline(median, line={"color": colour, "width": 2, "dash": "dot"}, **at)
+
+
+def _say_what_changed(units: Mapping[str, Any]) -> str:
+    if not units:
+        return "No lengths were measured"
+    lengths = units.get("characters") or next(iter(units.values()))
+    before, after = (lengths[part]["response"]["median"] for part in ("before", "after"))
+    if before == after:
+        return "The filter leaves the median response as long as it was"
+    return f"The filter leaves {'shorter' if after < before else 'longer'} responses"
+
+
+def _describe_panel(lengths: Mapping[str, Any], unit: str, side: str) -> str:
+    before, after = (lengths[part][side]["median"] for part in ("before", "after"))
+    return f"{side}, {unit}<br>median {before:,g} → {after:,g}"
+
+
+def _to_percent(histogram: list[int]) -> list[float]:
+    texts = sum(histogram)
+    return [100 * count / texts if texts else 0.0 for count in histogram]
+
+
+def _break_label(rule: str) -> str:
+    if len(rule) <= LABEL_CHARS or "_" not in rule:
+        return rule
+    start, end = rule.rsplit("_", 1)
+    return f"{start}_<br>{end}"
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {
+        "text": text,
+        "font": {"size": 15},
+        "x": 0.02,
+        "xanchor": "left",
+        "y": 0.97,
+        "yref": "container",
+        "yanchor": "top",
+    }

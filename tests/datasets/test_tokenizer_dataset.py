@@ -1,0 +1,387 @@
+import hashlib
+import json
+import logging
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from kedro.io import AbstractDataset, DataCatalog, DatasetError, MemoryDataset
+from kedro.pipeline import node, pipeline
+from kedro.runner import SequentialRunner
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from ja_instruct.datasets.tokenizer_dataset import TokenizerDataset
+from ja_instruct.errors import InputError
+
+REPOSITORY = "google/gemma-2-27b"
+COMMIT = "a" * 40
+TEXT = "日本の首都"
+IDS = [3, 4, 5]
+
+
+def make_tokenizer() -> Tokenizer:
+    """Return a tokenizer of words that puts <bos> before a text."""
+    vocabulary = {"<unk>": 0, "<bos>": 1, "<pad>": 2, "日本": 3, "の": 4, "首都": 5}
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=50)
+    )
+    tokenizer.model.continuing_subword_prefix = ""
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A directory with a tokenizer and nothing else."""
+    (tmp_path / "model").mkdir()
+    make_tokenizer().save(str(tmp_path / "model/tokenizer.json"))
+    return tmp_path / "model"
+
+
+def ids_of(dataset):
+    return dataset.load().encode(TEXT, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", [".", "tokenizer.json"])
+def test_from_a_directory_or_its_file(directory, name):
+    dataset = TokenizerDataset(filepath=directory / name)
+    assert dataset.exists()
+    dataset.check()
+    assert ids_of(dataset) == IDS
+    assert dataset.load().encode(TEXT).ids == [1, *IDS]
+
+
+def test_counts_are_those_of_the_text_alone(directory):
+    tokenizer = make_tokenizer()
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=8, pad_id=2, pad_token="<pad>")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    assert len(Tokenizer.from_file(str(directory / "tokenizer.json")).encode(TEXT)) == 8
+    assert ids_of(TokenizerDataset(filepath=directory)) == IDS
+
+
+def test_transformers_counts_the_same(tiny_gemma2):
+    texts = ["日本の首都はどこですか。", "", "改行\n\nと　空白", "<end_of_turn>", "🍣 sushi"]
+    tokenizer = TokenizerDataset(filepath=tiny_gemma2.path).load()
+    expected = tiny_gemma2.load_tokenizer()(texts, add_special_tokens=False)["input_ids"]
+    found = tokenizer.encode_batch(texts, add_special_tokens=False)
+    assert [encoding.ids for encoding in found] == expected
+
+
+def test_missing_file(tmp_path):
+    dataset = TokenizerDataset(filepath=tmp_path / "model")
+    assert not dataset.exists()
+    for ask in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=r"model/tokenizer\.json: no such file; .*save_pretr"):
+            ask()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"version": "1.0"', b"\xff\xfe", b"[]"])
+def test_file_that_is_no_tokenizer(directory, content):
+    (directory / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json: no tokenizer .*again"):
+        TokenizerDataset(filepath=directory).load()
+
+
+def test_not_required_and_missing(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset = TokenizerDataset(filepath=tmp_path / "model", required=False)
+    dataset.check()
+    assert not caplog.records
+    assert dataset.load() is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "Lengths in tokens are left out" in record.getMessage()
+    assert "model/tokenizer.json: no such file" in record.getMessage()
+
+
+def test_not_required_and_there(directory, caplog):
+    assert ids_of(TokenizerDataset(filepath=directory, required=False)) == IDS
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_node_gets_the_tokenizer_or_none(directory, there):
+    filepath = directory if there else directory / "missing"
+    catalog = DataCatalog(
+        {
+            "tokenizer": TokenizerDataset(filepath=filepath, required=False),
+            "known": MemoryDataset(),
+        }
+    )
+    step = node(lambda tokenizer: {"known": tokenizer is not None}, "tokenizer", "known", name="a")
+    SequentialRunner().run(pipeline([step]), catalog)
+    assert catalog.load("known") == {"known": there}
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {},
+        {"repo_id": REPOSITORY, "filepath": "model"},
+        {"filepath": "model", "model": {"type": "MemoryDataset"}},
+        {"filepath": "model", "revision": "main"},
+        {"revision": "main"},
+    ],
+)
+def test_source_is_exactly_one(sources):
+    with pytest.raises(InputError, match="give exactly one of the three"):
+        TokenizerDataset(**sources, required=False)
+
+
+def test_is_never_saved_to(directory):
+    before = (directory / "tokenizer.json").read_bytes()
+    with pytest.raises(DatasetError, match="never written to"):
+        TokenizerDataset(filepath=directory).save(make_tokenizer())
+    assert (directory / "tokenizer.json").read_bytes() == before
+
+
+class TestModel:
+    """The tokenizer of another dataset's model."""
+
+    def entry(self, path):
+        return {
+            "type": "ja_instruct.datasets.ModelDirectoryDataset",
+            "filepath": str(path),
+            "metadata": {"kedro-viz": {"layer": "raw"}},
+        }
+
+    def test_there(self, directory):
+        (directory / "config.json").write_text("{}", "utf-8")
+        (directory / "model.safetensors").touch()
+        entry = {
+            "type": "ja_instruct.datasets.tokenizer_dataset.TokenizerDataset",
+            "model": self.entry(directory),
+        }
+        dataset = AbstractDataset.from_config("tokenizer", entry)
+        assert dataset.exists()
+        dataset.check()
+        assert ids_of(dataset) == IDS
+        assert dataset._describe()["model"]["filepath"] == str(directory)
+
+    def test_without_tokenizer(self, directory):
+        (directory / "tokenizer.json").unlink()
+        (directory / "config.json").write_text("{}", "utf-8")
+        (directory / "model.safetensors").touch()
+        with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+            TokenizerDataset(model=self.entry(directory)).load()
+
+    def test_missing(self, tmp_path, caplog):
+        entry = self.entry(tmp_path / "missing")
+        dataset = TokenizerDataset(model=entry)
+        assert not dataset.exists()
+        for ask in (dataset.check, dataset.load):
+            with pytest.raises(InputError, match="missing: no such model directory"):
+                ask()
+        dataset = TokenizerDataset(model=entry, required=False)
+        dataset.check()
+        assert dataset.load() is None
+        assert "no such model directory" in caplog.text
+
+    def test_error_of_a_library(self, tmp_path, caplog):
+        (tmp_path / "a.json").write_text("{", "utf-8")
+        entry = {"type": "json.JSONDataset", "filepath": str(tmp_path / "a.json")}
+        with pytest.raises(
+            InputError, match=r"(?s)model of the tokenizer cannot be loaded: .*Expecting"
+        ):
+            TokenizerDataset(model=entry).load()
+        assert TokenizerDataset(model=entry, required=False).load() is None
+
+    def test_no_model(self, tmp_path):
+        (tmp_path / "a.json").write_text("{}", "utf-8")
+        entry = {"type": "json.JSONDataset", "filepath": str(tmp_path / "a.json")}
+        with pytest.raises(InputError, match="JSONDataset loads a dict, not a model directory"):
+            TokenizerDataset(model=entry).load()
+
+    def test_unknown_dataset(self):
+        with pytest.raises(DatasetError, match="NoSuchDataset"):
+            TokenizerDataset(model={"type": "ja_instruct.datasets.NoSuchDataset"})
+
+    def test_name_instead_of_an_entry(self):
+        with pytest.raises(InputError, match=r"'model' is 'base_model': write the whole .*entry"):
+            TokenizerDataset(model="base_model")
+
+    def test_hub_model_would_be_downloaded_whole(self):
+        entry = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": REPOSITORY}
+        with pytest.raises(InputError, match=r"downloaded whole: give .* 'repo_id' instead"):
+            TokenizerDataset(model=entry)
+
+    @pytest.mark.demo
+    def test_packaged_model_is_checked_without_converting_it(
+        self, tmp_path, read_configuration, caplog
+    ):
+        entry = read_configuration("demo")["catalog"]["base_model"]
+        entry |= {"filepath": str(tmp_path / "m"), "gguf_filepath": str(tmp_path / "m.gguf")}
+        TokenizerDataset(model=entry).check()
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestHub:
+    """The hub's answers are made up at its boundary, HTTP."""
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        """An empty cache of the hub."""
+        cache = tmp_path / "cache"
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache))
+        return cache
+
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        """Return a function that sets what the hub answers; it returns the list of requests."""
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+        def answer_with(respond):
+            asked = []
+
+            def handle(request):
+                asked.append((request.method, request.url.path))
+                return respond(request)
+
+            huggingface_hub.set_client_factory(
+                lambda: httpx.Client(transport=httpx.MockTransport(handle))
+            )
+            return asked
+
+        yield answer_with
+        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+    @pytest.fixture
+    def content(self):
+        """What the repository's tokenizer.json holds."""
+        return make_tokenizer().to_str().encode()
+
+    @pytest.fixture
+    def respond(self, content):
+        """Return the answers of a hub that has the repository."""
+
+        def answer(request):
+            if "/resolve/" not in request.url.path:
+                return httpx.Response(200, json={"id": REPOSITORY, "sha": COMMIT})
+            if not request.url.path.endswith("/tokenizer.json"):
+                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+                "Content-Length": str(len(content)),
+            }
+            body = content if request.method == "GET" else b""
+            return httpx.Response(200, headers=headers, content=body)
+
+        return answer
+
+    def test_tokenizer_alone_is_downloaded(self, hub, respond, cache, monkeypatch):
+        asked = hub(respond)
+        dataset = TokenizerDataset(repo_id=REPOSITORY)
+        assert not dataset.exists()
+        dataset.check()
+        assert not cache.exists()
+        assert ids_of(dataset) == IDS
+        assert [path for method, path in asked if method == "GET" and "/resolve/" in path] == [
+            f"/{REPOSITORY}/resolve/main/tokenizer.json"
+        ]
+        assert [path.name for path in cache.glob("*/snapshots/*/*")] == ["tokenizer.json"]
+
+        assert dataset.exists()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+        dataset.check()
+        assert ids_of(dataset) == IDS
+
+    def test_cached_and_the_hub_refuses(self, hub, respond):
+        hub(respond)
+        TokenizerDataset(repo_id=REPOSITORY).load()
+        hub(lambda request: httpx.Response(403, headers={"X-Error-Code": "GatedRepo"}, json={}))
+        dataset = TokenizerDataset(repo_id=REPOSITORY)
+        dataset.check()
+        assert ids_of(dataset) == IDS
+
+    def test_revision(self, hub, respond):
+        asked = hub(respond)
+        assert ids_of(TokenizerDataset(repo_id=REPOSITORY, revision="v1")) == IDS
+        assert ("GET", f"/{REPOSITORY}/resolve/v1/tokenizer.json") in asked
+        assert not TokenizerDataset(repo_id=REPOSITORY).exists()
+
+    @pytest.mark.parametrize(
+        ("status", "code", "message"),
+        [
+            (403, "GatedRepo", "is gated: accept its terms"),
+            (404, "RepoNotFound", "is not on the hub, or it is private"),
+            (404, "RevisionNotFound", "has no revision 'v9'"),
+            (500, "", "cannot be reached"),
+        ],
+    )
+    def test_refusing(self, hub, status, code, message, caplog):
+        hub(lambda request: httpx.Response(status, headers={"X-Error-Code": code}, json={}))
+        dataset = TokenizerDataset(repo_id=REPOSITORY, revision="v9")
+        for ask in (dataset.check, dataset.load):
+            with pytest.raises(InputError, match=message):
+                ask()
+        dataset = TokenizerDataset(repo_id=REPOSITORY, revision="v9", required=False)
+        dataset.check()
+        assert dataset.load() is None
+        (record,) = [record for record in caplog.records if record.name.startswith("ja_instruct")]
+        assert message in record.getMessage()
+
+    def test_not_required_asks_nothing_before_the_run(self, hub, respond):
+        asked = hub(respond)
+        TokenizerDataset(repo_id=REPOSITORY, required=False).check()
+        assert not asked
+
+    def test_repository_without_tokenizer_json(self, hub, respond):
+        def without(request):
+            if "/resolve/" in request.url.path:
+                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
+            return respond(request)
+
+        hub(without)
+        dataset = TokenizerDataset(repo_id=REPOSITORY)
+        for ask in (dataset.check, dataset.load):
+            with pytest.raises(
+                InputError, match=r"has no tokenizer\.json on the hub: .*'filepath'"
+            ):
+                ask()
+
+    def test_download_that_breaks_off(self, hub, respond):
+        def broken(request):
+            if request.method == "GET" and "/resolve/" in request.url.path:
+                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
+            return respond(request)
+
+        hub(broken)
+        with pytest.raises(InputError, match=r"(?s)could not be downloaded .*'filepath'"):
+            TokenizerDataset(repo_id=REPOSITORY).load()
+
+    def test_unreachable(self, hub):
+        def fail(request):
+            raise httpx.ConnectError("no route to host", request=request)
+
+        asked = hub(fail)
+        with pytest.raises(InputError, match=r"cannot be reached \(ConnectError\)"):
+            TokenizerDataset(repo_id=REPOSITORY).load()
+        assert len(asked) == 1, "half a minute of trying again"
+
+    def test_offline_with_another_part_of_the_repository_cached(self, cache):
+        snapshot = cache / "models--google--gemma-2-27b" / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
+        dataset = TokenizerDataset(repo_id=REPOSITORY)
+        for ask in (dataset.check, dataset.load):
+            with pytest.raises(InputError, match=r"its tokenizer\.json is not in the local cache"):
+                ask()
+
+    def test_offline_and_nothing_cached(self):
+        with pytest.raises(InputError, match="offline mode is on"):
+            TokenizerDataset(repo_id=REPOSITORY).check()
+
+    def test_name_that_cannot_be(self):
+        dataset = TokenizerDataset(repo_id="google/gemma/2")
+        with pytest.raises(InputError, match=r"'google/gemma/2': no name of a repository"):
+            dataset.load()
+        assert TokenizerDataset(repo_id="google/gemma/2", required=False).load() is None

@@ -1,0 +1,147 @@
+"""What the plots of the filter show."""
+
+import math
+
+import pytest
+
+from ja_instruct.pipelines.data_filtering.plots import (
+    LOST,
+    ON_PURPOSE,
+    plot_lengths,
+    plot_rejections,
+)
+
+
+def make_report(**rules):
+    """A report of 1,000 pairs; each rule is against (pairs, alone, estimate) of them."""
+    return {
+        "summary": {"read": 1000},
+        "rejected_by_rule": {rule: counts[0] for rule, counts in rules.items()},
+        "rejected_by_first_rule": {rule: counts[0] for rule, counts in rules.items()},
+        "rejected_by_rule_alone": {rule: counts[1] for rule, counts in rules.items()},
+        "good_data": {
+            rule: {"sampled": counts[1], "in_language": counts[2], "estimate": counts[2]}
+            for rule, counts in rules.items()
+        },
+    }
+
+
+def describe(median, histogram):
+    return {"texts": sum(histogram), "median": median, "histogram": histogram}
+
+
+def make_lengths():
+    sides = {"instruction": describe(1.0, [1, 0, 3]), "response": describe(2.0, [0, 4, 0])}
+    after = {"instruction": describe(1.0, [0, 2, 0]), "response": describe(1.0, [2, 0, 0])}
+    return {"edges": [0, 1, 2, 3], "before": sides, "after": after}
+
+
+@pytest.fixture
+def bars():
+    """By the part's name: by the rule, how long its bar is."""
+
+    def read(figure):
+        return {
+            trace.name: {
+                rule.replace("<br>", ""): pairs
+                for rule, pairs in zip(trace.y, trace.x, strict=True)
+                if pairs
+            }
+            for trace in figure.data
+        }
+
+    return read
+
+
+def test_a_bar_is_all_pairs_that_a_rule_is_against(bars):
+    report = make_report(
+        banned_substring=(100, 60, 40), rare_survivor_character=(80, 80, 80), language=(30, 30, 0)
+    )
+    figure = plot_rejections(report)
+    assert bars(figure) == {
+        "Japanese, lost to this rule alone": {
+            "banned_substring": 40,
+            "rare_survivor_character": 80,
+        },
+        "not Japanese, this rule alone": {"banned_substring": 20, "language": 30},
+        "another rule is against it, too": {"banned_substring": 40},
+    }
+    assert figure.layout.barmode == "stack"
+
+
+def test_the_rule_that_loses_most_is_on_top_and_in_the_title():
+    report = make_report(banned_substring=(500, 60, 40), rare_character=(80, 80, 75))
+    figure = plot_rejections(report)
+    assert list(figure.data[0].y) == ["rare_character", "banned_substring"]
+    assert figure.layout.yaxis.autorange == "reversed"
+    assert figure.layout.title.text.replace("<br>", " ") == (
+        "rare_character alone costs about 75 Japanese pairs, 7.5 % of the 1,000 read"
+    )
+
+
+def test_what_is_dropped_on_purpose_has_a_colour_of_its_own():
+    figure = plot_rejections(
+        make_report(exact_duplicate=(90, 90, 90), rare_character=(5, 5, 5), haiku=(2, 2, 2))
+    )
+    by_colour = {
+        trace.marker.color: dict(zip(trace.y, trace.x, strict=True)) for trace in figure.data
+    }
+    assert by_colour[LOST] == {"rare_character": 5, "haiku": 2, "exact_duplicate": 0}
+    assert by_colour[ON_PURPOSE] == {"rare_character": 0, "haiku": 0, "exact_duplicate": 90}
+
+
+def test_rules_against_nothing_are_left_out():
+    figure = plot_rejections(make_report(token_count=(0, 0, 0), language=(3, 3, 0)))
+    assert {rule for trace in figure.data for rule in trace.y} == {"language"}
+    assert figure.layout.title.text == "No rule alone costs pairs<br>that CLD2 finds Japanese"
+
+
+def test_nothing_rejected():
+    figure = plot_rejections(make_report(language=(0, 0, 0)))
+    assert not figure.data
+    assert figure.layout.title.text == "No rule is against any pair"
+
+
+def test_lengths_are_percent_of_the_texts_over_the_edges():
+    figure = plot_lengths({"lengths": {"characters": make_lengths(), "tokens": None}})
+    shown = {(trace.name, trace.xaxis): trace for trace in figure.data}
+    assert list(shown["before", "x"].y[:3]) == [25, 0, 75]
+    assert list(shown["after", "x2"].y[:3]) == [100, 0, 0]
+    for trace in figure.data:
+        assert trace.line.shape == "hv"
+        # a length of 0 has no logarithm
+        assert list(trace.x) == [0.5, 1, 2, 3]
+    assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
+    assert figure.layout.title.text == "The filter leaves shorter responses"
+
+
+def test_medians_are_marked_in_every_panel():
+    lengths = make_lengths()
+    figure = plot_lengths({"lengths": {"characters": lengths, "tokens": lengths}})
+    lines = {(line.xref, line.x0) for line in figure.layout.shapes}
+    assert lines == {("x", 1), ("x2", 2), ("x2", 1), ("x3", 1), ("x4", 2), ("x4", 1)}
+    assert [annotation.text for annotation in figure.layout.annotations] == [
+        f"{side}, {unit}<br>median {medians}"
+        for unit in ("characters", "tokens")
+        for side, medians in (("instruction", "1 → 1"), ("response", "2 → 1"))
+    ]
+
+
+def test_lengths_when_no_pair_is_left():
+    lengths = make_lengths()
+    lengths["after"] = dict.fromkeys(("instruction", "response"), describe(0.0, [0, 0, 0]))
+    figure = plot_lengths({"lengths": {"characters": lengths}})
+    after = [trace for trace in figure.data if trace.name == "after"]
+    assert all(share == 0 for trace in after for share in trace.y)
+    assert len(figure.layout.shapes) == 2
+    assert all(math.isfinite(x) for trace in figure.data for x in trace.x)
+
+
+def test_plots_survive_being_saved_as_json():
+    from plotly import io
+
+    for figure in (
+        plot_rejections(make_report(language=(3, 3, 0))),
+        plot_lengths({"lengths": {"characters": make_lengths(), "tokens": None}}),
+    ):
+        assert io.from_json(figure.to_json()) == figure

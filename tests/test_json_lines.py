@@ -1,0 +1,407 @@
+import gzip
+import io
+import json
+import logging
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ja_instruct import json_lines
+from ja_instruct.arrow_tables import collect
+from ja_instruct.errors import InputError
+from ja_instruct.json_blocks import parse_plain
+from ja_instruct.json_lines import read_records, read_tables
+from ja_instruct.json_types import LongInteger, TypeClashError, to_arrow, widen
+from ja_instruct.json_writer import dump_rows, write_tables
+
+CONVERSATIONS = {"conversations": [{"role": str, "content": str}]}
+
+
+def read(data, **options):
+    data = data if isinstance(data, bytes) else data.encode()
+    return collect(read_tables(io.BytesIO(data), "a.jsonl", **options)).to_list()
+
+
+def read_slowly(data, **options):
+    """Read with every line parsed by json, none by pyarrow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "parse_plain", lambda block, types: None)
+        return read(data, **options)
+
+
+def without_nulls(value):
+    """A record as it was, were it not that Arrow has every key in every object."""
+    if isinstance(value, dict):
+        kept = {key: without_nulls(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+characters = st.characters(exclude_categories=["Cs"])
+LOOKALIKES = ["2024-01-31", "2024-01-31T12:00:00", "12", "1.5", "true", "null", "{}"]
+AWKWARD = ['"\\', "a/b", "😀", "\u2028", "\x85", "\x00\x1f\x7f", "\n}\n{", "} null {", "\ufdd0"]
+texts = st.text(characters, max_size=8) | st.sampled_from(LOOKALIKES + AWKWARD)
+leaves = [
+    texts,
+    st.booleans(),
+    st.integers(-(2**53), 2**53),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.none(),
+]
+
+
+@st.composite
+def record_lists(draw):
+    """Records whose columns have one type each, as a file should have."""
+
+    def strategy_of(depth):
+        kind = draw(st.integers(0, len(leaves) + (2 if depth < 2 else 0) - 1))
+        if kind < len(leaves):
+            return st.none() | leaves[kind]
+        if kind == len(leaves):
+            return st.lists(strategy_of(depth + 1), max_size=3)
+        keys = draw(st.lists(texts.filter(lambda key: "\0" not in key), unique=True, max_size=3))
+        return st.fixed_dictionaries({}, optional={key: strategy_of(depth + 1) for key in keys})
+
+    keys = st.lists(texts.filter(lambda key: "\0" not in key), unique=True, max_size=4)
+    return draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {"id": st.integers(0, 9)}, optional={key: strategy_of(0) for key in draw(keys)}
+            ),
+            max_size=8,
+        )
+    )
+
+
+GOOD_LINES = [
+    *('{"a": 1}', '{"a": 2, "b": "x"}', '{"a": 1.5}', "{}", '{"a": 1, "a": 2}', "  ", "\r"),
+    *('{"a": NaN}', '{"a": 1e999}', '{"a": 9007199254740993}', '{"b": [null, null]}'),
+    *('{"b": []}', '{"b": {"c": []}}', '{"b": "\\ud83d"}', '{"b": "\\ud83d\\ude00"}'),
+]
+BAD_LINES = [
+    *('{"a": "x"}', '{"a": true}', "null", "[]", '{"a":', "1}", "}", "{'a': 1}", '{"a": 01}'),
+    *('{"a": 1}{"a": 2}', '{"a": 1} null {"a": 2}', '{"a": 1}//', '{"a": 1}\x0c'),
+    *('{"a": -Inf}', '{"a": 18446744073709551616}', '\ufeff{"a": 1}', '{"\\u0000": 1}'),
+]
+
+
+class TestAgainstJson:
+    """What pyarrow reads is what ``json.loads`` reads."""
+
+    @settings(deadline=None)  # a busy computer is no failure
+    @given(
+        records=record_lists(),
+        ensure_ascii=st.booleans(),
+        end=st.sampled_from(["\n", "\r\n", "\n\n", " \n"]),
+        block_bytes=st.integers(1, 400),
+    )
+    def test_equal(self, records, ensure_ascii, end, block_bytes):
+        data = end.join(json.dumps(record, ensure_ascii=ensure_ascii) for record in records)
+        fast = read(data, block_bytes=block_bytes)
+        assert fast == read_slowly(data, block_bytes=10**6)
+        expected = [json.loads(line) for line in data.encode().split(b"\n") if line.strip()]
+        assert without_nulls(fast) == without_nulls(expected)
+
+    @given(
+        lines=st.lists(st.sampled_from(GOOD_LINES + BAD_LINES), max_size=12),
+        broken=st.none()
+        | st.tuples(st.integers(0, 60), st.sampled_from([b"\xff", b"\xed\xa0\x80"])),
+        block_bytes=st.integers(1, 60),
+    )
+    @settings(max_examples=300, deadline=None)
+    def test_equal_on_bad_records(self, lines, broken, block_bytes):
+        data = "\n".join(lines).encode()
+        if broken is not None:
+            data = data[: broken[0]] + broken[1] + data[broken[0] :]
+        options = {"tolerant": True, "block_bytes": block_bytes}
+        assert repr(read(data, **options)) == repr(read_slowly(data, **options))  # NaN is not NaN
+        count = sum(bool(line.strip()) for line in data.split(b"\n"))
+        empty = sum(line.strip() == b"{}" for line in data.split(b"\n"))
+        assert count - empty <= len(read(data, **options)) <= count
+
+    def test_the_fast_path_is_taken(self):
+        lines = [json.dumps({"id": i, "t": ["文"], "s": {"x": 0.5, "y": None}}) for i in range(9)]
+        types = {"id": int, "t": [str], "s": {"x": float, "y": None}}
+        assert parse_plain("\n".join(lines).encode(), types).num_rows == 9
+
+    @pytest.mark.parametrize(
+        ("types", "block"),
+        [
+            ({"a": int}, b'{"a": 1}{"a": 2}\n'),
+            ({"a": int}, b'{"a": 1}{"a": 2}\n\n'),
+            ({"a": int}, b'{"a": 1} null {"a": 2}\n'),
+            ({"a": {"a": int}}, b'{"a":\n{"a": 1}}\n'),
+            ({"a": int}, b'\n{"a": 1}'),
+            ({"a": int}, b'{"a": 1, "b": 2}'),
+            ({"a": int}, b'{"a": 9007199254740993}'),
+            ({"a": int}, b'{"a": 1.0}'),
+            ({"a": [{"b": float}]}, b'{"a": [null, {"b": 9007199254740993}]}'),
+            ({"a": float}, b'{"a": NaN}'),
+            ({"a": str}, b'{"a": "\xff"}'),
+            ({"a": str}, b'{"a": "\xed\xa0\x80"}'),
+            ({"a": str}, b'{"a": "\\ud83d"}'),
+            ({"a": [None]}, b'{"a": [null, null]}'),
+        ],
+    )
+    def test_what_the_fast_path_leaves_to_the_slow_one(self, types, block):
+        assert parse_plain(block, types) is None
+
+
+class TestReading:
+    def test_dates_and_numbers_in_texts_stay_texts(self):
+        records = [{"t": "2024-01-31"}, {"t": "12"}, {"t": "true"}]
+        assert read("\n".join(map(json.dumps, records)), block_bytes=1) == records
+
+    def test_columns_in_order_of_appearance(self):
+        assert list(read('{"b":1,"a":2}\n{"c":3,"a":4}')[0]) == ["b", "a", "c"]
+
+    def test_integers_and_floats_mix(self):
+        assert read('{"a":1}\n{"a":0.5}\n{"a":2}', block_bytes=1) == [
+            {"a": 1},
+            {"a": 0.5},
+            {"a": 2},
+        ]
+
+    def test_byte_order_mark(self):
+        assert read(b'\xef\xbb\xbf{"a":1}\n{"a":2}') == [{"a": 1}, {"a": 2}]
+        assert [*read_records(io.BytesIO(b'\xef\xbb\xbf{"a":1}'), "a.jsonl")] == [{"a": 1}]
+
+    def test_duplicate_key(self):
+        assert read('{"a":1}\n{"a":1,"a":2}', block_bytes=1) == [{"a": 1}, {"a": 2}]
+
+    def test_half_a_surrogate_pair(self, caplog):
+        data = '{"a":"\\ud83d\\ude00"}\n{"a":"x\\ud83dy"}\n{"\\udc00":["\\udfff"]}'
+        with caplog.at_level(logging.WARNING, "ja_instruct"):
+            rows = read(data)
+        assert rows[0]["a"] == "😀"
+        assert rows[1]["a"] == "x\ufdd0y"
+        assert rows[2]["\ufdd0"] == ["\ufdd0"]
+        assert "a.jsonl: 2 record(s) hold half a surrogate pair" in caplog.text
+
+    def test_compressed(self):
+        data = gzip.compress(b'{"a":1}\n' * 1000)
+        with gzip.open(io.BytesIO(data)) as file:
+            tables = read_tables(file, "a.jsonl.gz", block_bytes=64)
+            assert sum(table.num_rows for table in tables) == 1000
+
+    @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"{" + data])
+    def test_damaged_gzip_file(self, damage):
+        data = damage(gzip.compress(b'{"a":1}\n' * 1000))
+        message = r"a\.jsonl\.gz: no whole gzip file"
+        with gzip.open(io.BytesIO(data)) as file, pytest.raises(InputError, match=message):
+            list(read_tables(file, "a.jsonl.gz", tolerant=True))
+
+    def test_endless_line(self, monkeypatch):
+        monkeypatch.setattr(json_lines, "LINE_BYTES_MAX", 100)
+        with pytest.raises(InputError, match=r"a\.jsonl: a line is longer than"):
+            read('{"a":"' + "x" * 1000 + '"}', block_bytes=10)
+
+    def test_blocks_are_small(self):
+        data = b'{"a":"xxxxxxxxxxxxxxxxxxxxx"}\n' * 1000
+        sizes = [table.num_rows for table in read_tables(io.BytesIO(data), "a", block_bytes=300)]
+        assert sum(sizes) == 1000
+        assert max(sizes) <= 12
+
+    def test_elyza_tasks(self, shared_data):
+        path = shared_data / "elyza_tasks_100" / "tasks.jsonl"
+        if not path.exists():
+            pytest.skip(f"no tasks at {path}")
+        expected = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        assert read(path.read_bytes(), block_bytes=4096) == expected
+
+
+class TestBadRecords:
+    @pytest.mark.parametrize(
+        ("line", "error"),
+        [
+            (b'{"a": "x', "not JSON (Unterminated string starting at at column 7); every line"),
+            (b'{"a": "\x93\xfa"}', "not UTF-8 (invalid start byte at byte 7); convert the file"),
+            (b'["x"]', "a list where a JSON object is expected, such as"),
+            (b"null", "a NoneType where a JSON object is expected"),
+            (b'{"a": 3}', "disagree on the type of a column: 'a' is a whole number where text is"),
+            (b'{"a": ["x"]}', "'a' is a list of text where text is expected; give every record"),
+            (b'{"b": 18446744073709551616}', "'b' is a whole number beyond 64 bits; write it as"),
+            (b'{"c": [1, "x"]}', "'c[]' is text where a whole number is expected"),
+            (b'{"d": {"e": [{"f": 1}, {"f": []}]}}', "'d.e[].f' is a list where a whole number"),
+            (b'{"g": ' + b"[" * 10**5, "JSON that cannot be read (maximum recursion depth"),
+            (b'{"g": ' + b"1" * 5000 + b"}", "JSON that cannot be read (Exceeds the limit"),
+            (b'{"h\\u0000": 1}', "a key with the character U+0000"),
+        ],
+    )
+    def test_is_named(self, line, error):
+        data = b'{"a": "x"}\n\n' + line + b'\n{"a": "y"}\n'
+        with pytest.raises(InputError) as caught:
+            read(data)
+        assert str(caught.value).startswith("a.jsonl:3: ")
+        assert error in str(caught.value)
+        good, bad, last = read(data, tolerant=True)
+        assert {key: bad["bad_record"][key] for key in ("source", "line")} == {
+            "source": "a.jsonl",
+            "line": 3,
+        }
+        assert error in bad["bad_record"]["error"]
+        assert bad["bad_record"]["text"] == line.decode(errors="replace")[:200]
+        assert bad["a"] is good["bad_record"] is last["bad_record"] is None
+        assert [good["a"], last["a"]] == ["x", "y"]
+
+    def test_lines_are_counted_through_all_blocks(self):
+        lines = ['{"a": 1}'] * 50
+        for number in (1, 7, 8, 50):
+            lines[number - 1] = "x"
+        lines.insert(20, "")
+        for block_bytes in (1, 30, 1000):
+            rows = read("\n".join(lines), tolerant=True, block_bytes=block_bytes)
+            found = [row["bad_record"]["line"] for row in rows if row["bad_record"]]
+            assert found == [1, 7, 8, 51]
+
+    def test_none_means_no_column(self):
+        assert read('{"a": 1}', tolerant=True) == [{"a": 1}]
+
+    def test_all(self):
+        assert [set(row) for row in read("x\ny", tolerant=True)] == [{"bad_record"}] * 2
+
+    def test_type_of_the_first_value_counts(self):
+        rows = read('{"a": null}\n{"a": "x"}\n{"a": 1}\n{"a": "y"}', tolerant=True, block_bytes=1)
+        assert [row["a"] for row in rows] == [None, "x", None, "y"]
+
+    def test_declared_type_counts_before_the_first_value(self):
+        lines = ['{"conversations": "x"}', '{"conversations": [{"role": "user", "n": 1}]}']
+        bad, good = read("\n".join(lines), tolerant=True, declared=CONVERSATIONS)
+        assert bad["bad_record"]["error"].startswith(
+            "the records disagree on the type of a column: 'conversations' is text where a list "
+            "of objects with role, content is expected"
+        )
+        assert good["conversations"] == [{"role": "user", "content": None, "n": 1}]
+        assert read('{"a": 1}', declared=CONVERSATIONS) == [{"a": 1}]
+
+    def test_fraction_among_integers_that_no_float_holds(self):
+        data = f'{{"a": {2**60}}}\n{{"a": 0.5}}\n{{"a": 3}}'
+        for block_bytes in (1, 100):
+            rows = read(data, tolerant=True, block_bytes=block_bytes)
+            assert [row["a"] for row in rows] == [2**60, None, 3]
+            assert "above 9007199254740992 is expected" in rows[1]["bad_record"]["error"]
+
+    def test_column_of_that_name(self):
+        with pytest.raises(InputError, match=r"a\.jsonl: has a column 'bad_record'.*rename it"):
+            read('{"bad_record": 1}', tolerant=True)
+        assert read('{"bad_record": 1}') == [{"bad_record": 1}]
+
+
+class TestTypes:
+    values = st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | st.text(max_size=2)
+        | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    )
+
+    @given(values=st.lists(values, max_size=5))
+    def test_arrow_holds_whatever_fits(self, values):
+        known, kept = None, []
+        for value in values:
+            try:
+                new = widen(known, value)
+            except TypeClashError:
+                continue
+            known = new
+            kept.append(value)
+            assert widen(known, value) is known
+        array = pa.array(kept, to_arrow(known)).to_pylist()
+        assert without_nulls(array) == without_nulls(kept)
+
+    @given(values=st.lists(values, max_size=5))
+    def test_a_clash_leaves_what_was_known(self, values):
+        known = None
+        for value in values:
+            before = repr(known)
+            try:
+                new = widen(known, value)
+            except TypeClashError:
+                new = known
+            assert repr(known) == before
+            known = new
+
+    def test_long_integers(self):
+        assert widen(int, 2**60) is LongInteger
+        assert widen(LongInteger, 1) is LongInteger
+        assert widen(float, 2**53) is float
+        for known, value in ((LongInteger, 0.5), (float, 2**60), (int, True), (bool, 1)):
+            with pytest.raises(TypeClashError):
+                widen(known, value)
+
+
+def write(table):
+    file = io.BytesIO()
+    write_tables([table], file)
+    return file.getvalue()
+
+
+class TestWriting:
+    @settings(deadline=None)
+    @given(records=record_lists())
+    def test_equals_json(self, records):
+        data = "\n".join(map(json.dumps, records)).encode()
+        for table in read_tables(io.BytesIO(data), "a"):
+            (batch,) = table.to_batches()
+            slow, fast = dump_rows(batch), write(table)
+            assert [*map(json.loads, fast.split(b"\n")[:-1])] == table.to_pylist()
+            assert [*map(json.loads, slow.split(b"\n")[:-1])] == table.to_pylist()
+            if not any(map(pa.types.is_floating, types_in(table.schema))):
+                assert fast == slow
+
+    def test_bytes(self):
+        table = pa.table({"t": ['日本/\u2028\x85\x7f\n\t"\\\x01😀'], "n": [None], "i": [2**63 - 1]})
+        assert (
+            write(table)
+            == (
+                '{"t":"日本/\u2028\x85\x7f\\n\\t\\"\\\\\\u0001😀","n":null,"i":9223372036854775807}\n'
+            ).encode()
+        )
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [None, [x]], lambda x: {"y": [x]}])
+    def test_no_number(self, value, wrap):
+        table = pa.table({"x": [wrap(value), None]})
+        written = write(table)
+        assert repr(json.loads(written.split(b"\n")[0])["x"]) == repr(wrap(value))
+        assert repr(read(written)) == repr(table.to_pylist())
+
+    def test_dates_become_text(self):
+        table = pa.table({"d": pa.array([0], pa.date32()), "t": pa.array([1], pa.timestamp("s"))})
+        assert write(table) == b'{"d":"1970-01-01","t":"1970-01-01T00:00:01"}\n'
+        nan = table.append_column("x", pa.array([math.nan]))
+        assert write(nan) == b'{"d":"1970-01-01","t":"1970-01-01T00:00:01","x":NaN}\n'
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            pa.array([b"x"]),
+            pa.array([[{"y": b"x"}]]),
+            pa.array([1], pa.timestamp("s", "Asia/Tokyo")),
+            pa.array([1], pa.duration("s")),
+            pa.array(["x"]).dictionary_encode(),
+        ],
+    )
+    def test_type_without_a_form_in_json(self, array):
+        with pytest.raises(InputError, match=r"column '[xy]' holds .*turn it into text"):
+            write(pa.table({"x": array}))
+
+    def test_large_tables_are_written_in_parts(self):
+        table = pa.table({"n": range(2500)})
+        assert [json.loads(line)["n"] for line in write(table).splitlines()] == [*range(2500)]
+
+
+def types_in(schema_or_type):
+    for field in schema_or_type:
+        yield field.type
+        if pa.types.is_list(field.type):
+            yield from types_in([field.type.value_field])
+        elif pa.types.is_struct(field.type):
+            yield from types_in(field.type)
