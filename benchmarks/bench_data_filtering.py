@@ -5,9 +5,10 @@
 filters the 11,020 real conversations and 130,000 made of them (``make_conversations.py``) with
 ``data_filtering_reference.py`` and with the product in turn, each in a process of its own. The
 product runs as its users run it, by its own catalog and parameters, in a copy of the project with
-one more environment, in which only ``raw_conversations`` and ``run_name`` differ; MLflow is off,
-and nothing is downloaded. Both must keep the same records with the same texts in the same order,
-and what the product rejects must be the others; else the benchmark fails.
+one more environment, in which only ``raw_conversations`` and ``run_name`` differ; MLflow's hook is
+taken out, so no store is opened, and nothing is downloaded. Both must keep the same records with
+the same texts in the same order, and what the product rejects must be the others; else the
+benchmark fails.
 
 Seconds count from just before the raw file is opened to the last byte written. For the product that
 includes its checks before the run; *outputs* is a run to ``filtered_pairs`` and ``rejected_pairs``
@@ -19,6 +20,10 @@ Memory is that of the whole process tree. *resident* is the most that samples fo
 process alone, the kernel's high-water mark; *private* is the anonymous part of it, sampled: what is
 not a view of a file. Of pages that several processes share each counts its part.
 
+The corpus of 130,000 is made twice: with as many rare characters a record as the real ones have, and
+with as many as a single real corpus of that size would have (``make_conversations.py`` says how).
+The recipe's way, one banned text after the other, takes a multiple of the time on the first.
+
 ``--curve`` runs the product alone on 10,000, 100,000 and 1,000,000 made records, ``--profile``
 prints where its time goes. Made corpora need the real conversations beside the project; with
 ``--folder`` they are kept there and used again.
@@ -27,253 +32,34 @@ prints where its time goes. Made corpora need the real conversations beside the 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import cProfile
-import importlib
 import json
-import os
-import pstats
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import psutil
-import yaml
-from kedro.framework.hooks import hook_impl
-from make_conversations import LAW_RECORDS, find_real_files, write_corpus
+from make_conversations import LAW_POWER, LAW_RECORDS, find_real_files, write_corpus
+from process_memory import Usage, describe_memory, run_measured
+from product_run import ENVIRONMENT, OUTPUTS, STAGES, copy_project, run_in_process
 from recording import PROJECT, describe_hardware, read_commit, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kedro.pipeline.node import Node
 
 #: Records, and how many times faster than the reference the product is to be.
 GOALS = {LAW_RECORDS: 12.0, 130_000: 25.0}
 REPEATS = 7
 LARGE = 100_000
 REPEATS_WHEN_LARGE = 3
+#: The power of the records by which rare characters grow, where it is not that of a real corpus.
+PER_RECORD = 1.0
+REPEATS_PER_RECORD = 1
 CURVE = (10_000, 100_000, 1_000_000)
 REFERENCE = Path(__file__).with_name("data_filtering_reference.py")
-ENVIRONMENT = "benchmark"
-OUTPUTS = ("filtered_pairs", "rejected_pairs")
 FILTERED, REJECTED = (f"data/03_primary/{ENVIRONMENT}/{name}.jsonl" for name in OUTPUTS)
-STAGES = ("load", "run", "save", "other")
-FUNCTIONS_SHOWN = 15
-
-
-class Clock:
-    """A Kedro hook: when the run starts, what each node takes to load, run and save."""
-
-    def __init__(self, profiler: cProfile.Profile | None) -> None:
-        """Take the profiler to start with the run, if any."""
-        self.profiler = profiler
-        self.seconds: dict[str, dict[str, float]] = {}
-        self.imported: set[str] = set()
-        self.at_start_mb = self.started = 0.0
-        self._last = 0.0
-
-    @hook_impl(tryfirst=True)  # the product's own checks read the raw file
-    def before_pipeline_run(self) -> None:
-        """Start."""
-        self.imported = set(sys.modules)
-        self.at_start_mb = read_memory(Path("/proc/self/status"), "VmRSS")
-        self.started = self._last = time.perf_counter()
-        if self.profiler is not None:
-            self.profiler.enable()
-
-    @hook_impl
-    def before_dataset_loaded(self, node: Node) -> None:
-        """What came before the first node are the checks."""
-        self._add(node.name if self.seconds else "checks", "other")
-
-    @hook_impl
-    def after_dataset_loaded(self, node: Node) -> None:
-        """Loaded."""
-        self._add(node.name, "load")
-
-    @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        """Between the two, Kedro and other hooks."""
-        self._add(node.name, "other")
-
-    @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """Computed."""
-        self._add(node.name, "run")
-
-    @hook_impl
-    def before_dataset_saved(self, node: Node) -> None:
-        """Between the two, Kedro and other hooks."""
-        self._add(node.name, "other")
-
-    @hook_impl(tryfirst=True)
-    def after_dataset_saved(self, node: Node) -> None:
-        """Saved."""
-        self._add(node.name, "save")
-
-    def _add(self, name: str, what: str) -> None:
-        now = time.perf_counter()
-        row = self.seconds.setdefault(name, dict.fromkeys(STAGES, 0.0))
-        row[what] += now - self._last
-        self._last = now
-
-
-def run_product(project: Path, result: Path, *, profile: bool, full: bool) -> None:
-    """Run the pipeline in this process and write what was measured to ``result``."""
-    from kedro.framework.session import KedroSession
-    from kedro.framework.startup import bootstrap_project
-
-    bootstrap_project(project)
-    known = result.with_name("imports.json")
-    for name in json.loads(known.read_text("utf-8")) if known.is_file() else []:
-        # some names are made by another module and no file of their own
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    profiler = cProfile.Profile() if profile else None
-    clock = Clock(profiler)
-    session: Any
-    with KedroSession.create(project, env=ENVIRONMENT) as session:
-        # Kedro registers hooks from a project's settings alone, and these are the product's
-        session._hook_manager.register(clock)
-        session.run(pipeline_names=["data_filtering"], to_outputs=None if full else OUTPUTS)
-        seconds = time.perf_counter() - clock.started
-    if profiler is not None:
-        profiler.disable()
-    if not known.is_file():
-        named = [name for name in sys.modules if name not in clock.imported]
-        known.write_text(json.dumps(named), "utf-8")
-    measured = {
-        "seconds": seconds,
-        "nodes": clock.seconds,
-        "at_start_mb": clock.at_start_mb,
-        "functions": largest_functions(profiler) if profiler is not None else [],
-    }
-    result.write_text(json.dumps(measured), "utf-8")
-
-
-def largest_functions(profiler: cProfile.Profile) -> list[dict[str, Any]]:
-    """Return the functions that take most time themselves: seconds, calls, name."""
-    stats: Any = pstats.Stats(profiler)
-    rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])
-    return [
-        {
-            "seconds": round(own, 3),
-            "calls": calls,
-            "name": f"{Path(file).name}:{line} {name}" if line else name,
-        }
-        for (file, line, name), (_, calls, own, _, _) in rows[:FUNCTIONS_SHOWN]
-    ]
-
-
-def read_memory(path: Path, *names: str) -> float:
-    """Return the sum of fields of a file of /proc, in MB."""
-    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return sum(int(fields[name].split()[0]) for name in names if name in fields) * 1024 / 1e6
-
-
-class Usage(NamedTuple):
-    """What a process and its children took: seconds, and MB at their peaks."""
-
-    seconds: float
-    resident_mb: float
-    private_mb: float
-    processes: int
-
-
-def run_measured(
-    command: list[str], environment: dict[str, str] | None = None
-) -> tuple[Usage, str]:
-    """Run a command to its end; return its usage and what it printed. Exits when it fails."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT, env=environment
-        )
-        sampler = MemorySampler(process.pid)
-        sampler.start()
-        process.wait()
-        seconds = time.perf_counter() - started
-        sampler.join()
-        output.seek(0)
-        printed = output.read()
-    if process.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{printed[-4000:]}")
-    return Usage(seconds, *sampler.peaks()), printed
-
-
-class MemorySampler(threading.Thread):
-    """Watches the memory of a process and its children until it ends."""
-
-    def __init__(self, pid: int) -> None:
-        """Watch ``pid``."""
-        super().__init__(daemon=True)
-        self._root = psutil.Process(pid)
-        self._resident = self._private = self._high_water = 0.0
-        self._processes = 1
-
-    def run(self) -> None:
-        """Sample; the kernel walks all pages for it, so for a twentieth of the time at most."""
-        status = Path(f"/proc/{self._root.pid}/status")
-        due = 0.0
-        while True:
-            # a process may end between being listed and being read
-            with contextlib.suppress(psutil.NoSuchProcess, OSError):
-                self._high_water = read_memory(status, "VmHWM") or self._high_water
-                if time.perf_counter() >= due:
-                    started = time.perf_counter()
-                    self._sample()
-                    due = started + 20 * (time.perf_counter() - started)
-            if self._finished():
-                return
-            time.sleep(0.01)
-
-    def _finished(self) -> bool:
-        try:
-            return bool(self._root.status() == psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return True
-
-    def _sample(self) -> None:
-        tree = [self._root, *self._root.children(recursive=True)]
-        pages = [Path(f"/proc/{process.pid}/smaps_rollup") for process in tree]
-        # shares of pages count other programs that map the same libraries, so only where needed
-        resident, private = ("Rss", "Anonymous") if len(tree) == 1 else ("Pss", "Pss_Anon")
-        self._resident = max(self._resident, sum(read_memory(page, resident) for page in pages))
-        self._private = max(self._private, sum(read_memory(page, private) for page in pages))
-        self._processes = max(self._processes, len(tree))
-
-    def peaks(self) -> tuple[float, float, int]:
-        """Return the peaks: resident and private MB, number of processes."""
-        return max(self._resident, self._high_water), self._private, self._processes
-
-
-def copy_project(target: Path, raw: Path) -> None:
-    """Copy what a run needs, with one more environment, which reads ``raw``."""
-    target.mkdir(parents=True)
-    leave_out = shutil.ignore_patterns("local", "__pycache__")
-    for name in ("conf", "src"):  # Kedro refuses a source folder that is a link
-        shutil.copytree(PROJECT / name, target / name, ignore=leave_out)
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(PROJECT / name, target)
-    source = {"type": "ja_instruct.datasets.JSONLinesDataset", "filepath": str(raw)}
-    disabled = {"tracking": {"disable_tracking": {"pipelines": ["data_filtering"]}}}
-    files = {
-        "globals": {"run_name": ENVIRONMENT},
-        "catalog": {"raw_conversations": source},
-        "mlflow": disabled,
-    }
-    environment = target / "conf" / ENVIRONMENT
-    environment.mkdir()
-    for name, content in files.items():
-        (environment / f"{name}.yml").write_text(yaml.safe_dump(content), "utf-8")
 
 
 class Runs:
@@ -287,7 +73,6 @@ class Runs:
         self.imports = folder / "imports.json"
         self._result = folder / "product.json"
         copy_project(self.project, raw)
-        self._source = str(self.project / "src")
 
     def reference(self, rare: str = "list") -> tuple[dict[str, Any], Usage]:
         """Return what the reference says of itself, and its usage."""
@@ -297,13 +82,7 @@ class Runs:
 
     def product(self, *, full: bool = True, profile: bool = False) -> tuple[dict[str, Any], Usage]:
         """Return what the product's process measured, and its usage."""
-        shutil.rmtree(self.project / "data", ignore_errors=True)
-        command = [sys.executable, __file__, "--run", str(self.project), str(self._result)]
-        # the copy's package, not the one that is installed; no download; no KEDRO_ENV
-        environment = {**os.environ, "PYTHONPATH": self._source, "HF_HUB_OFFLINE": "1"}
-        command += ["--profile"] * profile + ["--full"] * full
-        usage, _ = run_measured(command, environment)
-        return json.loads(self._result.read_text("utf-8")), usage
+        return run_in_process(self.project, self._result, profile=profile, full=full)
 
     def compare(self) -> int:
         """Return the number of kept records; exits when reference and product differ."""
@@ -340,13 +119,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def find_corpus(records: int, folder: Path) -> Path:
+def find_corpus(records: int, folder: Path, power: float = LAW_POWER) -> Path:
     """Return a corpus in ``folder``, made unless it is there; 11,020 are the real ones."""
-    path = folder / (f"{records}.jsonl" if records != LAW_RECORDS else "real.jsonl")
+    name = str(records) if power == LAW_POWER else f"{records}-power-{power}"
+    path = folder / ("real.jsonl" if records == LAW_RECORDS else f"{name}.jsonl")
     if not path.is_file() and records == LAW_RECORDS:
         path.write_bytes(b"".join(file.read_bytes() for file in find_real_files()))
     elif not path.is_file():
-        write_corpus(path, records, seed=0)
+        write_corpus(path, records, seed=0, power=power)
     return path
 
 
@@ -400,26 +180,21 @@ def compare_sizes(
     """Compare at each size, print the tables, and write the result unless sizes were chosen."""
     rows = {}
     for records in sizes:
-        repeats = arguments.repeats or (REPEATS if records < LARGE else REPEATS_WHEN_LARGE)
-        raw = find_corpus(records, corpora)
-        rows[records] = compare_sides(raw, folder / str(records), repeats)
-        print_comparison(records, rows[records])
-        shutil.rmtree(folder / str(records))
-    summary = {"ratio": rows[sizes[-1]]["ratio"], "sizes": rows}
+        powers = [LAW_POWER] if records == LAW_RECORDS else [PER_RECORD, LAW_POWER]
+        for power in powers:
+            usual = REPEATS if records < LARGE else REPEATS_WHEN_LARGE
+            repeats = arguments.repeats or (REPEATS_PER_RECORD if power == PER_RECORD else usual)
+            name = f"{records}" if power == LAW_POWER else f"{records}, rare characters a record"
+            rows[name] = compare_sides(
+                find_corpus(records, corpora, power), folder / "runs", repeats
+            )
+            print_comparison(records, rows[name])
+            shutil.rmtree(folder / "runs")
+    summary = {"ratio": next(iter(rows.values()))["ratio"], "corpora": rows}
     if arguments.sizes is None:
         record("data_filtering", summary)
     else:
         print(json.dumps(summary))
-
-
-def describe_memory(usages: list[Usage], raw_mb: float) -> dict[str, float]:
-    """Return the highest peaks of some runs, and the goal for resident memory, in MB."""
-    return {
-        "resident_mb": round(max(usage.resident_mb for usage in usages), 1),
-        "private_mb": round(max(usage.private_mb for usage in usages), 1),
-        "goal_mb": round(1.5 * raw_mb + 500, 1),
-        "processes": max(usage.processes for usage in usages),
-    }
 
 
 def print_comparison(records: int, row: dict[str, Any]) -> None:
@@ -522,17 +297,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where corpora are kept; default: nowhere")
     parser.add_argument("--curve", action="store_true", help="the product alone, up to a million")
     parser.add_argument("--profile", action="store_true", help="where the product's time goes")
-    parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--run", type=Path, nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure what is asked for, print the tables, write the result unless sizes were chosen."""
     arguments = parse_arguments()
-    if arguments.run is not None:
-        run_product(*arguments.run, profile=arguments.profile, full=arguments.full)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         corpora = arguments.folder or folder / "corpora"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MEMORY_BYTES_MAX = 64 * 2**20
+RELEASED_BYTES = 64 * 2**20
 FILE_BUFFER_BYTES = 2**20
+
+
+#: The files that hold what did not fit into memory, as long as a dataset maps them.
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 def collect(tables: Iterable[pa.Table], *, memory_bytes_max: int = MEMORY_BYTES_MAX) -> Dataset:
@@ -96,13 +102,31 @@ def iterate_tables(
     # starts[i] is the first row of batch i, starts[-1] the number of rows
     starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     picked = None if dataset._indices is None else dataset._indices.column(0)
+    read_bytes = 0
     for first in range(0, len(dataset), rows):
         last = min(first + rows, len(dataset))
         if picked is None:
-            yield _window(table.schema, batches, starts, first, last)
+            piece = _window(table.schema, batches, starts, first, last)
         else:
             indices = picked.slice(first, last - first).to_numpy()
-            yield _gather(table.schema, batches, starts, indices)
+            piece = _gather(table.schema, batches, starts, indices)
+        read_bytes += piece.nbytes if _mapped else 0
+        yield piece
+        if read_bytes > RELEASED_BYTES:
+            _release_mapped()
+            read_bytes = 0
+    _release_mapped()
+
+
+def _release_mapped() -> None:
+    """Give back the memory of what was read of spilled data; read again, it comes from the file.
+
+    The system would take it back only when memory runs short, and counts it as the process's until
+    then.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in list(_mapped):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _window(
@@ -276,6 +300,7 @@ class _Spill:
         except OSError as error:
             raise self._give_up(error) from error
         self._file.close()  # the mapping keeps the data
+        _mapped.add(mapped)
         data = pa.py_buffer(mapped)
         return [pa.ipc.open_stream(data.slice(start)).read_all() for start in self._starts]
 

@@ -40,7 +40,6 @@ def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
         "foreign_han_chars_without_kana_max": 12,
         "contamination_ngram_chars": 18,
         "contamination_share_min": 0.5,
-        "pairs_per_instruction_max": 1,
         "near_duplicate_jaccard_min": 0.6,
         "quality_scores": False,
     }
@@ -154,12 +153,8 @@ def test_duplicates_are_told_with_the_record_that_they_repeat() -> None:
 
 
 def test_what_one_rule_drops_speaks_against_no_other_pair() -> None:
-    rules = ("exact_duplicate", "repeated_instruction", "near_duplicate")
-    found = find(*rules, pairs_per_instruction_max=2)
+    found = find("exact_duplicate", "near_duplicate")
     assert [finding[:2] for finding in found] == [(1, "exact_duplicate"), (2, "near_duplicate")]
-    # without the exact duplicate, of which two are left, the third of its instruction is one too
-    found = find("repeated_instruction", pairs_per_instruction_max=2)
-    assert [finding[:2] for finding in found] == [(3, "repeated_instruction")]
 
 
 def test_rejected_pairs_have_no_duplicates() -> None:

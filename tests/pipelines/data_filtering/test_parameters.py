@@ -32,7 +32,6 @@ FIGURES = {
     "foreign_han_chars_without_kana_max": 12,
     "contamination_ngram_chars": 18,
     "contamination_share_min": 0.5,
-    "pairs_per_instruction_max": 1,
     "near_duplicate_jaccard_min": 0.8,
     "quality_scores": False,
 }

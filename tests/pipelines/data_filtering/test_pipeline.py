@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from tokenizers import Tokenizer, models
 
+from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
+from ja_instruct.records import as_dataset
 
 PROJECT = Path(__file__).parents[3]
 CONF = PROJECT / "conf"
@@ -45,13 +48,14 @@ def read_yaml(path: str) -> Any:
     return yaml.safe_load((CONF / path).read_text("utf-8"))
 
 
+RESULTS = ("filtered_pairs", "rejected_pairs", "filter_report")
 BASE = read_yaml("base/parameters_data_filtering.yml")["data_filtering"]
 
 
 class Case(NamedTuple):
     """What the filter is given."""
 
-    rows: list[dict[str, Any]]
+    rows: Any
     replacements: list[dict[str, str]]
     banned: list[str]
     banned_in_instruction: list[str]
@@ -61,7 +65,7 @@ class Case(NamedTuple):
 def run(case: Case) -> DataCatalog:
     catalog = DataCatalog(
         {
-            "raw_conversations": MemoryDataset(Dataset.from_list(case.rows)),
+            "raw_conversations": MemoryDataset(as_dataset(case.rows, "raw_conversations")),
             "replacements": MemoryDataset(case.replacements),
             "banned_substrings": MemoryDataset(case.banned),
             "banned_instruction_substrings": MemoryDataset(case.banned_in_instruction),
@@ -70,11 +74,11 @@ def run(case: Case) -> DataCatalog:
             "params:data_filtering": MemoryDataset(
                 DataFilteringParameters.model_validate(BASE | case.figures)
             ),
-            # what is read after the run
-            **{name: MemoryDataset() for name in (*create_pipeline().outputs(), "filter_report")},
+            **{name: MemoryDataset() for name in RESULTS},
         }
     )
-    SequentialRunner().run(create_pipeline(), catalog)
+    # plots and page have their own tests, and take longer than the filter
+    SequentialRunner().run(create_pipeline().to_outputs(*RESULTS), catalog)
     return catalog
 
 
@@ -230,7 +234,44 @@ def test_any_conversations_are_filtered_as_the_recipe_says(case: Case) -> None:
     assert_parity(case)
 
 
-def make_recipe_case(rows: list[dict[str, Any]], **figures: int) -> Case:
+wild_texts = st.builds(
+    lambda start, rest: "".join([*start, *rest]),
+    st.lists(st.sampled_from(JAPANESE), max_size=2),
+    st.lists(st.sampled_from([*PIECES, "\ud800", "\udc00", "\ufdd0", "\ufffe"]), max_size=2),
+)
+wild_records = st.lists(
+    st.lists(wild_texts, min_size=2, max_size=2).map(
+        lambda contents: {
+            "conversations": [
+                {"role": role, "content": content}
+                for role, content in zip(["user", "assistant"], contents, strict=True)
+            ]
+        }
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(wild_records, st.integers(0, 4), st.integers(0, 6))
+def test_files_with_half_surrogate_pairs_are_filtered_as_the_recipe_says(
+    records: list[dict[str, Any]], rare_char_count_max: int, survivor_char_count_min: int
+) -> None:
+    figures = {
+        "rare_char_count_max": rare_char_count_max,
+        "survivor_char_count_min": survivor_char_count_min,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "raw.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), "ascii")
+        read = JSONLinesDataset(filepath=path).load()
+        kept = run(make_recipe_case(read, **figures)).load("filtered_pairs").to_list()
+    expected, _ = filter_slowly(make_recipe_case(records, **figures))
+    assert kept == expected
+
+
+def make_recipe_case(rows: Any, **figures: int) -> Case:
     return Case(
         rows,
         read_yaml("base/word_lists/replacements.yml"),

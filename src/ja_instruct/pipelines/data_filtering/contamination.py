@@ -24,7 +24,7 @@ _NO_LETTER = re.compile(r"[\W_]+")
 # When one character in ten is edited, 59 % of the 5-grams are left (0.9^5), of 8-grams 43 %.
 SHORT_NGRAM_CHARS = 5
 # Of a short task at least so many must be there, or all: half of the three of 伊勢神宮は何県 are in
-# any text on the shrine.
+# many a text on the shrine.
 SHORT_NGRAMS_MIN = 8
 
 
@@ -58,11 +58,13 @@ class ContaminationIndex:
     A text is contaminated when it holds an n-gram of a task that is no stock phrase, or the share
     ``share_min`` of the 5-grams of a task's input or output. An n-gram is a stock phrase when
     several tasks share it, or when the corpus, shown to ``count_stock_phrases``, holds it in more
-    than ``stock_texts_min`` texts. The share counts stock phrases too, since a task that was copied
-    into many texts is none.
+    than ``stock_texts_max`` texts. In the share, a 5-gram that n texts hold weighs
+    ``stock_texts_max / n``, at most 1: をリストアップしてください weighs next to nothing, yet a
+    task that was copied into a thousand texts is found in all of them, since its 5-grams weigh the
+    same.
 
     >>> task = {"task_id": 7, "input": "クマが海辺でアザラシと友達になる短編小説を書いてください。"}
-    >>> index = ContaminationIndex([task], ngram_chars=18, share_min=0.5)
+    >>> index = ContaminationIndex([task], ngram_chars=15, share_min=0.5)
     >>> index.find("ネコが山でキツネと戦う短編小説を書いてください。")
     >>> index.find("宿題です。『クマが海辺で、アザラシと友達になる短編』を読んだ感想は？")
     ContaminationMatch(task_id=7, matched='クマが海辺でアザラシと友達になる短編')
@@ -76,26 +78,27 @@ class ContaminationIndex:
         *,
         ngram_chars: int,
         share_min: float,
-        stock_texts_min: int = 10,
+        stock_texts_max: int = 5,
     ) -> None:
         """Index the inputs, and the outputs where there are any.
 
         Args:
             tasks: Records with ``task_id``, ``input`` and optional ``output``. Outputs shorter than
                 ``ngram_chars`` are left out: such answers are facts that other texts may state.
+                So are inputs of fewer than 5 letters and digits.
             ngram_chars: Length of an n-gram in letters and digits, 10 or more. A word of English is
-                one and a half to two characters of Japanese, so that 13 words are some 20 to 25.
+                about two characters of Japanese, so that 13 words are some 25.
             share_min: Above 0, 1 at most.
-            stock_texts_min: As above.
+            stock_texts_max: 1 or more. GPT-3 took 10, among millions of texts.
 
         Raises:
             InputError: When there is no task, a task has no ``task_id``, no text as ``input`` or no
                 text as its ``output``, or a parameter is out of its bounds.
         """
-        _check_bounds(ngram_chars, share_min)
+        _check_bounds(ngram_chars, share_min, stock_texts_max)
         self._ngram_chars = ngram_chars
         self._share_min = share_min
-        self._stock_texts_min = stock_texts_min
+        self._stock_texts_max = stock_texts_max
         self._counts: Counter[str] = Counter()
         self._sides: list[_Side] = []
         #: of each n-gram the positions in _sides of those that hold it
@@ -113,7 +116,7 @@ class ContaminationIndex:
             )
 
     def _add(self, task_id: Any, squeezed: str) -> None:
-        short = frozenset(_split(squeezed, SHORT_NGRAM_CHARS)) or frozenset([squeezed])
+        short = frozenset(_split(squeezed, SHORT_NGRAM_CHARS))
         position = len(self._sides)
         self._sides.append(_Side(task_id, squeezed, short))
         for ngram in short:
@@ -122,7 +125,11 @@ class ContaminationIndex:
             self._long[ngram].append(position)
 
     def count_stock_phrases(self, texts: Iterable[str]) -> None:
-        """Count the texts that hold each n-gram of the tasks; adds to what was counted before."""
+        """Count the texts that hold each n-gram of the tasks; adds to what was counted before.
+
+        Show it the corpus before ``find`` is asked: only what the corpus holds tells a phrase from
+        a copied task.
+        """
         for text in texts:
             squeezed = squeeze(text)
             self._counts.update(self._find_long(squeezed).keys())
@@ -155,12 +162,12 @@ class ContaminationIndex:
 
     def _weigh(self, short_ngrams: Iterable[str]) -> float:
         return sum(
-            min(1.0, self._stock_texts_min / max(self._counts[ngram], 1)) for ngram in short_ngrams
+            min(1.0, self._stock_texts_max / max(self._counts[ngram], 1)) for ngram in short_ngrams
         )
 
     def _is_stock(self, ngram: str) -> bool:
         task_ids = {self._sides[position].task_id for position in self._long[ngram]}
-        return len(task_ids) > 1 or self._counts[ngram] > self._stock_texts_min
+        return len(task_ids) > 1 or self._counts[ngram] > self._stock_texts_max
 
     def _match(self, squeezed: str, position: int) -> ContaminationMatch:
         side = self._sides[position]
@@ -173,14 +180,16 @@ def _split(squeezed: str, chars: int) -> list[str]:
     return [squeezed[start : start + chars] for start in range(len(squeezed) - chars + 1)]
 
 
-def _check_bounds(ngram_chars: int, share_min: float) -> None:
+def _check_bounds(ngram_chars: int, share_min: float, stock_texts_max: int) -> None:
     if ngram_chars < 10:
         raise InputError(
-            f"ngram_chars is {ngram_chars}: set it to 10 or more, such as 18; shorter n-grams are "
+            f"ngram_chars is {ngram_chars}: set it to 10 or more, such as 25; shorter n-grams are "
             f"in texts that have nothing in common"
         )
     if not 0 < share_min <= 1:
         raise InputError(f"share_min is {share_min}: set it above 0 and to 1 at most, such as 0.5")
+    if stock_texts_max < 1:
+        raise InputError(f"stock_texts_max is {stock_texts_max}: set it to 1 or more, such as 5")
 
 
 def _require_texts(task: Mapping[str, Any], number: int) -> None:

@@ -1,13 +1,15 @@
-"""Pairs that repeat an earlier one: to the letter, by their instruction alone, or nearly.
+"""Pairs that repeat an earlier one, to the letter or nearly.
 
-Every function takes ``(row, instruction, response)`` in source order, where ``row`` is any integer
-that names the pair, and keeps the first of what repeats. Texts are compared in Unicode NFKC with
-runs of whitespace folded into one space, since full-width digits or another line break make no
-other pair.
+Both rules look at both sides: an instruction that returns with another answer is no duplicate, for
+the later answer is as often the better one. They take ``(row, instruction, response)`` in source
+order, where ``row`` is any integer that names the pair, and keep the first of what repeats. Texts
+are compared in Unicode NFKC with runs of whitespace folded into one space, since full-width digits
+or another line break make no other pair.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
@@ -42,6 +44,8 @@ CANDIDATES_MAX = 20
 BATCH_PAIRS = 1000
 SEED = 0
 
+_NUMBER = re.compile(r"\d+")
+
 
 class Repeat(NamedTuple):
     """A row, and the first row that holds the same."""
@@ -56,6 +60,11 @@ class NearDuplicate(NamedTuple):
     row: int
     earlier_row: int
     similarity: float
+
+
+class _Side(NamedTuple):
+    ngrams: frozenset[str]
+    numbers: list[str]
 
 
 def fold(text: str) -> str:
@@ -82,80 +91,44 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
     >>> list(find_exact_duplicates(pairs))
     [Repeat(row=3, earlier_row=0)]
     """
-    # folded texts hold no line break, so that it keeps ("ab", "c") apart from ("a", "bc")
-    keys = ((row, f"{fold(instruction)}\n{fold(response)}") for row, instruction, response in pairs)
-    return _find_repeats(keys, copies_max=1)
-
-
-def find_repeated_instructions(
-    pairs: Iterable[tuple[int, str, str]], *, pairs_per_instruction_max: int
-) -> Iterator[Repeat]:
-    """Yield each pair whose folded instruction enough earlier pairs hold, in source order.
-
-    Their answers may differ: several answers to one question teach less than as many questions,
-    and may contradict each other. Memory is that of ``find_exact_duplicates``.
-
-    >>> pairs = [
-    ...     (0, "日本の首都はどこですか。", "東京です。"),
-    ...     (1, "日本の首都はどこですか。", "首都は東京都です。"),
-    ...     (2, "フランスの首都はどこですか。", "パリです。"),
-    ... ]
-    >>> list(find_repeated_instructions(pairs, pairs_per_instruction_max=1))
-    [Repeat(row=1, earlier_row=0)]
-    >>> list(find_repeated_instructions(pairs, pairs_per_instruction_max=2))
-    []
-
-    Raises:
-        InputError: When ``pairs_per_instruction_max`` is below 1, which would keep no pair.
-    """
-    if pairs_per_instruction_max < 1:
-        raise InputError(
-            f"pairs_per_instruction_max is {pairs_per_instruction_max}, which keeps no pair at "
-            f"all: set it to 1 or more"
-        )
-    keys = ((row, fold(instruction)) for row, instruction, _ in pairs)
-    return _find_repeats(keys, copies_max=pairs_per_instruction_max)
-
-
-def _find_repeats(keys: Iterable[tuple[int, str]], *, copies_max: int) -> Iterator[Repeat]:
     import numpy as np
 
     rows = array("q")
     digests = bytearray()
-    for row, key in keys:
+    for row, instruction, response in pairs:
+        # folded texts hold no line break, so that it keeps ("ab", "c") apart from ("a", "bc")
+        key = f"{fold(instruction)}\n{fold(response)}"
         rows.append(row)
         digests += xxhash.xxh3_128_digest(key.encode("utf-8", "surrogatepass"))
     halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
     # lexsort is stable: the first of a group is the first in the source
     order = np.lexsort((halves[:, 0], halves[:, 1]))
-    positions = np.arange(len(order))
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
-    first = np.maximum.accumulate(np.where(starts, positions, 0))
-    surplus = np.flatnonzero(positions - first >= copies_max)
-    found = sorted(zip(order[surplus].tolist(), order[first[surplus]].tolist(), strict=True))
-    for row, earlier in found:
-        yield Repeat(rows[row], rows[earlier])
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+    repeats, originals = order[~starts].tolist(), order[first[~starts]].tolist()
+    for position, original in sorted(zip(repeats, originals, strict=True)):
+        yield Repeat(rows[position], rows[original])
 
 
 def compare_pairs(first: tuple[str, str], second: tuple[str, str], *, ngram_chars: int) -> float:
-    """Return the lower of the Jaccard similarities of the instructions and of the responses.
+    """Return the lower of the similarities of the instructions and of the responses.
 
-    Each is that of the sets of character n-grams of the folded texts; a text shorter than an
-    n-gram is one n-gram. The lower of both sides, because pairs on one long passage differ by
-    their question alone, and short answers such as はい repeat under any question.
+    Each is the Jaccard similarity of the sets of character n-grams of the folded texts; a text
+    shorter than an n-gram is one n-gram. It is 0 when their numbers differ, since 5つ and 10個 ask
+    for different answers, and [5, 1] and [5, 2] are such. The lower of both sides, because pairs on
+    one long passage differ by their question alone, and short answers such as はい repeat under
+    any question.
 
     >>> asked = ("日本の首都はどこですか。", "東京です。")
     >>> compare_pairs(asked, ("日本の首都はどこですか?", "東京です。"), ngram_chars=3)
     0.818...
     >>> compare_pairs(asked, ("豊臣秀吉はどこの生まれ。", "東京です。"), ngram_chars=3)
     0.0...
+    >>> compare_pairs(("何年？", "西暦1603年です。"), ("何年？", "西暦1600年です。"), ngram_chars=3)
+    0.0
     """
-    sides = zip(first, second, strict=True)
-    return min(
-        _measure_jaccard(_split_ngrams(one, ngram_chars), _split_ngrams(other, ngram_chars))
-        for one, other in sides
-    )
+    return _compare(_read_sides(first, ngram_chars), _read_sides(second, ngram_chars))
 
 
 def find_near_duplicates(
@@ -171,8 +144,8 @@ def find_near_duplicates(
     chapter 3) proposes candidates, and their true similarity decides, so a chance meeting rejects
     nothing. What MinHash sees is the n-grams of both sides, marked with their side: the Jaccard
     similarity of these sets is never below the lower one of the sides. At ``jaccard_min`` itself
-    at least 99 % of the near duplicates meet in a band. A pair takes 268 bytes; the pairs that
-    meet in some band take a few hundred more for each band that they meet in.
+    at least 99 % of the near duplicates meet in two bands. A pair takes 392 bytes, and for each
+    band in which it meets another some 150 more.
 
     Args:
         pairs: Read once.
@@ -207,9 +180,8 @@ def find_near_duplicates(
 
     # a group of copies is compared with its first again and again
     @lru_cache(maxsize=1024)
-    def read_ngrams(position: int) -> tuple[frozenset[str], frozenset[str]]:
-        instruction, response = read_pair(rows[position])
-        return _split_ngrams(instruction, ngram_chars), _split_ngrams(response, ngram_chars)
+    def read_sides(position: int) -> tuple[_Side, ...]:
+        return _read_sides(read_pair(rows[position]), ngram_chars)
 
     buckets: defaultdict[int, list[int]] = defaultdict(list)
     for position in meeting:
@@ -218,8 +190,7 @@ def find_near_duplicates(
         for earlier, bands in shared.most_common(CANDIDATES_MAX):
             if bands < SHARED_BANDS_MIN:
                 continue
-            sides = zip(read_ngrams(position), read_ngrams(earlier), strict=True)
-            similarity = min(_measure_jaccard(*side) for side in sides)
+            similarity = _compare(read_sides(position), read_sides(earlier))
             if similarity >= jaccard_min:
                 yield NearDuplicate(rows[position], rows[earlier], similarity)
                 break
@@ -229,10 +200,22 @@ def find_near_duplicates(
                     buckets[place].append(position)
 
 
-def _split_ngrams(text: str, ngram_chars: int) -> frozenset[str]:
-    text = fold(text)
-    count = max(1, len(text) - ngram_chars + 1)
-    return frozenset(text[start : start + ngram_chars] for start in range(count))
+def _read_sides(pair: tuple[str, str], ngram_chars: int) -> tuple[_Side, ...]:
+    return tuple(
+        _Side(_split_ngrams(text, ngram_chars), _NUMBER.findall(text)) for text in map(fold, pair)
+    )
+
+
+def _split_ngrams(folded: str, ngram_chars: int) -> frozenset[str]:
+    count = max(1, len(folded) - ngram_chars + 1)
+    return frozenset(folded[start : start + ngram_chars] for start in range(count))
+
+
+def _compare(first: tuple[_Side, ...], second: tuple[_Side, ...]) -> float:
+    sides = list(zip(first, second, strict=True))
+    if any(one.numbers != other.numbers for one, other in sides):
+        return 0.0
+    return min(_measure_jaccard(one.ngrams, other.ngrams) for one, other in sides)
 
 
 def _measure_jaccard(first: frozenset[str], second: frozenset[str]) -> float:
@@ -264,7 +247,7 @@ def _hash_bands(
     from rensa import RMinHash
 
     rows = array("q")
-    blocks = [np.empty((0, BANDS), dtype=np.uint32)]
+    stored = bytearray()
     source = iter(pairs)
     while batch := list(islice(source, BATCH_PAIRS)):
         rows.extend(row for row, _, _ in batch)
@@ -277,8 +260,8 @@ def _hash_bands(
         keys = np.zeros((len(batch), BANDS), dtype=np.uint64)
         for place in range(values):
             keys = _mix(keys, signatures[:, :, place])
-        blocks.append(np.maximum(keys >> np.uint64(32), 1).astype(np.uint32))
-    return rows, np.concatenate(blocks)
+        stored += np.maximum(keys >> np.uint64(32), 1).astype(np.uint32).tobytes()
+    return rows, np.frombuffer(stored, dtype=np.uint32).reshape(-1, BANDS)
 
 
 def _hash_ngrams(

@@ -97,13 +97,6 @@ _EXPLANATIONS = {
         on_purpose=True,
         quotes=False,
     ),
-    "repeated_instruction": Explanation(
-        "前の組と同じ指示の組",
-        "the same instruction as earlier pairs, whatever the response",
-        "data_filtering.pairs_per_instruction_max",
-        on_purpose=True,
-        quotes=False,
-    ),
     "near_duplicate": Explanation(
         "前の組とほとんど同じ組",
         "nearly the same as an earlier pair",

@@ -29,7 +29,6 @@ RULES = (
     "language_undetectable",
     "language",
     "exact_duplicate",
-    "repeated_instruction",
     "near_duplicate",
     "rare_survivor_character",
 )

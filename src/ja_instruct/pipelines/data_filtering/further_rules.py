@@ -14,7 +14,6 @@ from ja_instruct.pipelines.data_filtering.contamination import ContaminationInde
 from ja_instruct.pipelines.data_filtering.duplicates import (
     find_exact_duplicates,
     find_near_duplicates,
-    find_repeated_instructions,
 )
 from ja_instruct.pipelines.data_filtering.findings import (
     PLACES,
@@ -203,11 +202,6 @@ def _choose_finders(
         for row, earlier in find_exact_duplicates(some):
             yield row, f"record {earlier + 1}"
 
-    def instructions(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
-        most = parameters.pairs_per_instruction_max
-        for row, earlier in find_repeated_instructions(some, pairs_per_instruction_max=most):
-            yield row, f"record {earlier + 1}"
-
     def near(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
         for row, earlier, similarity in find_near_duplicates(
             some, read_pair=read_pair, jaccard_min=parameters.near_duplicate_jaccard_min
@@ -219,8 +213,7 @@ def _choose_finders(
         return pair["instruction"], pair["response"]
 
     sides = pairs.select_columns(list(SIDES))
-    finders = {"exact_duplicate": exact, "repeated_instruction": instructions}
-    finders["near_duplicate"] = near
+    finders = {"exact_duplicate": exact, "near_duplicate": near}
     return {rule: find for rule, find in finders.items() if rule in parameters.further_rules}
 
 

@@ -8,7 +8,7 @@ that drifts into another language), and with a side that CLD2 does not find to b
 from __future__ import annotations
 
 import logging
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,14 +82,13 @@ def extract_pairs(
     require_columns(source, ["conversations"], "raw_conversations")
     source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
 
-    def extract() -> Iterator[pa.Table]:
-        yield make_sides([], [])
-        record = 1
-        for table in iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH):
-            yield extract_sides(table.column("conversations"), record)
-            record += len(table)
-
-    return replace_columns(source, collect(extract()), first=True), quarantined
+    tables = iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH)
+    sides = map_in_threads(
+        lambda numbered: extract_sides(numbered[1].column("conversations"), numbered[0]),
+        zip(count(1, ROWS_PER_BATCH), tables, strict=False),
+    )
+    pairs = collect(chain([make_sides([], [])], sides))
+    return replace_columns(source, pairs, first=True), quarantined
 
 
 def find_rare_characters(
@@ -120,8 +119,8 @@ def apply_replacements(
         for sides, changed in map_in_threads(
             lambda batch: replace_in_batch(batch, table, candidates), batches
         ):
-            for find, count in changed.items():
-                touched[find] += count
+            for find, pairs in changed.items():
+                touched[find] += pairs
             yield sides
 
     return replace_columns(conversation_pairs, collect(replace()), first=True), touched
@@ -172,8 +171,9 @@ def judge_pairs(
         parts += [part for check in checks for part in check(batch)]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
+        parts += find_other_languages(batch, left, *asked)
         progress.update(len(batch))
-        return [*parts, *find_other_languages(batch, left, *asked)]
+        return parts
 
     with tqdm(total=len(cleaned_pairs), desc="data_filtering", unit="pair", delay=2) as progress:
         judged = map_in_threads(judge, iterate_batches(cleaned_pairs))

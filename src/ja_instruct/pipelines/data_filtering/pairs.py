@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.texts import SIDES
+from ja_instruct.pipelines.data_filtering.texts import SIDES, map_in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -197,16 +197,19 @@ def select_rows(
     """
     import pyarrow as pa
 
-    start = 0
-    for table in tables:
-        first, last = np.searchsorted(rows, [start, start + len(table)]).tolist()
-        picked = table.take(pa.array(rows[first:last] - start))
-        for name in columns.column_names:
-            if name in picked.column_names:
-                picked = picked.drop_columns(name)
-        for name in columns.column_names:
-            picked = picked.append_column(
-                columns.schema.field(name), columns.column(name).slice(first, last - first)
-            )
-        start += len(table)
-        yield picked
+    def locate() -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], pa.Table]]:
+        start = 0
+        for table in tables:
+            first, last = np.searchsorted(rows, [start, start + len(table)]).tolist()
+            yield table, rows[first:last] - start, columns.slice(first, last - first)
+            start += len(table)
+
+    def pick(located: tuple[pa.Table, npt.NDArray[np.int64], pa.Table]) -> pa.Table:
+        table, places, added = located
+        others = [name for name in table.column_names if name not in added.column_names]
+        picked = table.select(others).take(pa.array(places))
+        for name in added.column_names:
+            picked = picked.append_column(added.schema.field(name), added.column(name))
+        return picked
+
+    return map_in_threads(pick, locate())

@@ -15,7 +15,6 @@ FurtherRule = Literal[
     "kana_share",
     "contamination",
     "exact_duplicate",
-    "repeated_instruction",
     "near_duplicate",
 ]
 
@@ -106,9 +105,6 @@ class DataFilteringParameters(Parameters):
         gt=0,
         le=1,
         description="Rule contamination: share of a task's 5-grams that a text may not hold.",
-    )
-    pairs_per_instruction_max: int = Field(
-        ge=1, description="Rule repeated_instruction: most pairs of the same instruction."
     )
     near_duplicate_jaccard_min: float = Field(
         ge=0.5,

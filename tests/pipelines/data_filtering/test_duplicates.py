@@ -1,0 +1,255 @@
+"""Which pairs repeat an earlier one, against straightforward references."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ja_instruct.errors import InputError
+from ja_instruct.pipelines.data_filtering import duplicates
+from ja_instruct.pipelines.data_filtering.duplicates import (
+    NearDuplicate,
+    Repeat,
+    compare_pairs,
+    find_exact_duplicates,
+    find_near_duplicates,
+    fold,
+)
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+
+Row = tuple[int, str, str]
+
+# few letters, among them some that NFKC and folding make equal, so that texts often repeat
+TEXTS = st.text("アｱか１1 \u3000\n", max_size=4)
+LISTS = st.lists(st.tuples(TEXTS, TEXTS), max_size=30)
+# longer texts with one or two different words, so that similarities of all sizes occur
+WORDS = st.lists(
+    st.sampled_from(["東京", "は大きな", "都市です", "京都", "。", "3", "２"]), max_size=8
+)
+SENTENCES = st.lists(st.tuples(WORDS.map("".join), WORDS.map("".join)), max_size=12)
+
+
+def number(pairs: list[tuple[str, str]]) -> list[Row]:
+    """Name the pairs by rows that neither begin at 0 nor follow each other."""
+    return [(10 + 3 * place, *pair) for place, pair in enumerate(pairs)]
+
+
+def find_near(rows: list[Row], jaccard_min: float = 0.6, **others: Any) -> list[NearDuplicate]:
+    sides = {row: (instruction, response) for row, instruction, response in rows}
+    found = find_near_duplicates(
+        iter(rows), read_pair=sides.__getitem__, jaccard_min=jaccard_min, **others
+    )
+    return list(found)
+
+
+def find_near_slowly(rows: list[Row], jaccard_min: float) -> list[int]:
+    kept: list[Row] = []
+    rejected = []
+    for row in rows:
+        likeness = [compare_pairs(row[1:], earlier[1:], ngram_chars=3) for earlier in kept]
+        if max(likeness, default=0.0) >= jaccard_min:
+            rejected.append(row[0])
+        else:
+            kept.append(row)
+    return rejected
+
+
+class BlindSketch:
+    """Stands in for ``rensa.RMinHash``: all texts have the same signature."""
+
+    @classmethod
+    def digest_matrix_from_flat_token_hashes(
+        cls, hashes: Any, offsets: Any, values: int, seed: int
+    ) -> Any:
+        return mock.Mock(to_rows=lambda: [[7] * values] * (len(offsets) - 1))
+
+
+@given(LISTS)
+def test_exact_duplicates_are_those_of_a_dictionary(pairs: list[tuple[str, str]]) -> None:
+    rows = number(pairs)
+    first: dict[tuple[str, str], int] = {}
+    expected = []
+    for row, instruction, response in rows:
+        key = (fold(instruction), fold(response))
+        if key in first:
+            expected.append(Repeat(row, first[key]))
+        first.setdefault(key, row)
+    assert list(find_exact_duplicates(iter(rows))) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("ab", "c"), ("a", "bc")),
+        (("", "a"), ("a", "")),
+        (("東京", "京都"), ("京都", "東京")),
+        (("1 0", "答"), ("10", "答")),
+        (("は", "答"), ("ば", "答")),
+    ],
+)
+def test_different_pairs_are_kept(first: tuple[str, str], second: tuple[str, str]) -> None:
+    assert list(find_exact_duplicates([(0, *first), (1, *second)])) == []
+
+
+def test_half_a_surrogate_pair_is_a_text_like_others() -> None:
+    rows = [(0, "\ud800", "答"), (1, "\ud801", "答"), (2, "\ud800", "答")]
+    assert list(find_exact_duplicates(rows)) == [Repeat(2, 0)]
+    assert [near.row for near in find_near(rows)] == [2]
+
+
+@given(SENTENCES, st.sampled_from([0.5, 0.6, 0.8, 1.0]))
+def test_candidates_are_decided_by_their_true_similarity(
+    pairs: list[tuple[str, str]], jaccard_min: float
+) -> None:
+    rows = number(pairs)
+    with mock.patch("rensa.RMinHash", BlindSketch):
+        found = find_near(rows, jaccard_min)
+    assert [near.row for near in found] == find_near_slowly(rows, jaccard_min)
+    rejected = {near.row for near in found}
+    sides = {row: (instruction, response) for row, instruction, response in rows}
+    for row, earlier, similarity in found:
+        assert earlier < row
+        assert earlier not in rejected
+        assert similarity == compare_pairs(sides[row], sides[earlier], ngram_chars=3)
+        assert similarity >= jaccard_min
+
+
+def alter(text: str, edits: int, rng: random.Random) -> str:
+    letters = list(text)
+    for place in rng.sample(range(len(letters)), edits):
+        letters[place] = chr(rng.randrange(0x4E00, 0x9FA0))
+    return "".join(letters)
+
+
+def make_altered_pairs(count: int) -> list[Row]:
+    """Return pairs of Han characters at random, each followed by an altered one."""
+    rng = random.Random(0)
+    rows: list[Row] = []
+    for _ in range(count):
+        sides = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(80)) for _ in (0, 1)]
+        rows.append((len(rows), sides[0], sides[1]))
+        edits = rng.randrange(2, 9)
+        rows.append((len(rows), *(alter(side, edits, rng) for side in sides)))
+    return rows
+
+
+def test_near_duplicates_are_found_down_to_the_threshold() -> None:
+    rows = make_altered_pairs(600)
+    expected = set(find_near_slowly(rows[:400], 0.6))
+    assert 100 < len(expected) < 200  # edits on both sides of the threshold
+    found = {near.row for near in find_near(rows[:400])}
+    assert found <= expected
+    assert len(found) >= 0.98 * len(expected)
+
+
+def test_bands_are_the_same_in_every_process(tmp_path: Path) -> None:
+    rows = make_altered_pairs(20)
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    program = (
+        "import json, sys\n"
+        "from ja_instruct.pipelines.data_filtering.duplicates import _hash_bands\n"
+        "_, keys = _hash_bands(json.load(open(sys.argv[1])), 3, 5)\n"
+        "print(json.dumps(keys.tolist()))\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "rows.json")],
+            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1")
+    ]
+    _, keys = duplicates._hash_bands(rows, 3, 5)
+    assert [json.loads(output) for output in outputs] == [keys.tolist()] * 2
+
+
+@given(LISTS.filter(bool), st.integers(1, 5))
+def test_hashes_are_those_of_the_ngrams(pairs: list[tuple[str, str]], ngram_chars: int) -> None:
+    sides = [side for pair in pairs for side in pair]
+    hashes, offsets = duplicates._hash_ngrams(sides, ngram_chars)
+    names: dict[int, tuple[int, str]] = {}
+    for place, side in enumerate(sides):
+        found = set(hashes[offsets[place] : offsets[place + 1]].tolist())
+        ngrams = duplicates._split_ngrams(fold(side), ngram_chars)
+        assert len(found) == len(ngrams)
+        text = fold(side)
+        first = int(hashes[offsets[place]])
+        # the same n-gram has one hash in the instructions, another in the responses
+        assert names.setdefault(first, (place % 2, text[:ngram_chars])) == (
+            place % 2,
+            text[:ngram_chars],
+        )
+    assert len(hashes) == offsets[-1]
+
+
+@pytest.mark.parametrize("jaccard_min", [0.5, 0.6, 0.75, 0.9, 1.0])
+def test_bands_are_as_long_as_the_recall_allows(jaccard_min: float) -> None:
+    values = duplicates._count_band_values(jaccard_min)
+    agree = jaccard_min**values
+    rng = np.random.default_rng(0)
+    shared = rng.binomial(duplicates.BANDS, agree, size=100_000)
+    assert (shared >= duplicates.SHARED_BANDS_MIN).mean() > 0.985
+    assert 1 <= values <= duplicates.BAND_VALUES_MAX
+
+
+def test_pairs_on_one_passage_with_another_question_are_kept() -> None:
+    passage = "東京は日本の首都であり、人口は千四百万人を数える世界有数の大都市である。" * 3
+    rows = [
+        (0, f"人口は何人ですか。\n{passage}", "千四百万人です。"),
+        (1, f"どこの首都ですか。\n{passage}", "日本です。"),
+    ]
+    assert find_near(rows) == []
+    assert compare_pairs(rows[0][1:], (rows[1][1], rows[0][2]), ngram_chars=3) > 0.6
+
+
+def test_pairs_with_other_numbers_are_kept() -> None:
+    question = "次の三つの映画評に、それぞれ一から五までの点をつけ、整数の配列で返してください。"
+    rows = [(0, question, "点数は[5, 1, 3]です。"), (1, question, "点数は[5, 2, 3]です。")]
+    assert find_near(rows) == []
+    assert [near.row for near in find_near([*rows, (2, question, "点数は[５, 2, 3]です")])] == [2]
+
+
+@pytest.mark.parametrize("rows", [[], [(5, "", "")], [(5, "問", "答")]])
+def test_nothing_repeats_in_fewer_than_two_pairs(rows: list[Row]) -> None:
+    assert list(find_exact_duplicates(rows)) == []
+    assert find_near(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"jaccard_min": 0.49}, "jaccard_min is 0.49: .*0.5 or more"),
+        ({"jaccard_min": 1.01}, "jaccard_min is 1.01: .*1 at most"),
+        ({"ngram_chars": 0}, "ngram_chars is 0: .*1 or more"),
+    ],
+)
+def test_refused_figures(figures: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_near([], **figures)
+
+
+def test_duplicates_of_real_conversations() -> None:
+    files = [DATA / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")]
+    if not all(file.exists() for file in files):
+        pytest.skip(f"the real conversations are not at {DATA}")
+    rows: list[Row] = []
+    for line in (line for file in files for line in file.open(encoding="utf-8")):
+        turns = json.loads(line)["conversations"]
+        sides = [next(t["content"] for t in turns if t["role"] == r) for r in ("user", "assistant")]
+        rows.append((len(rows), sides[0], sides[1]))
+    exact = list(find_exact_duplicates(rows))
+    near = find_near(rows)
+    assert (len(rows), len(exact)) == (11_020, 10)
+    assert {repeat.row for repeat in exact} <= {duplicate.row for duplicate in near}
+    assert 40 <= len(near) <= 46
