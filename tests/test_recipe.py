@@ -61,16 +61,17 @@ def test_data_filtering(base):
         "bad_records_max": 0,
         "further_rules": [],
         "quality_scores": False,
-        "response_tokens_min": 2,
-        "pair_tokens_max": 1500,
+        "response_tokens_min": 1,
+        "pair_tokens_max": 2000,
         "repeated_sentence_percent_max": 30,
         "repeated_ngram_percent_max": 60,
         "repeated_ngram_letters_min": 300,
         "han_chars_without_kana_max": 20,
         "foreign_han_chars_without_kana_max": 12,
-        "contamination_ngram_chars": 18,
+        "contamination_ngram_chars": 25,
         "contamination_share_min": 0.5,
-        "near_duplicate_jaccard_min": 0.8,
+        "contamination_stock_texts_max": 5,
+        "near_duplicate_jaccard_min": 0.6,
     }
 
 

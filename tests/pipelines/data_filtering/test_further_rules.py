@@ -40,6 +40,7 @@ def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
         "foreign_han_chars_without_kana_max": 12,
         "contamination_ngram_chars": 18,
         "contamination_share_min": 0.5,
+        "contamination_stock_texts_max": 10,
         "near_duplicate_jaccard_min": 0.6,
         "quality_scores": False,
     }

@@ -157,6 +157,7 @@ def _build_contamination_check(
         tasks,
         ngram_chars=parameters.contamination_ngram_chars,
         share_min=parameters.contamination_share_min,
+        stock_texts_max=parameters.contamination_stock_texts_max,
     )
     for batch in iterate_batches(pairs):
         for side in batch.sides:

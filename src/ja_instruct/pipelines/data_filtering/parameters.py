@@ -106,6 +106,12 @@ class DataFilteringParameters(Parameters):
         le=1,
         description="Rule contamination: share of a task's 5-grams that a text may not hold.",
     )
+    contamination_stock_texts_max: int = Field(
+        ge=1,
+        description=(
+            "Rule contamination: what more texts than this share with a task is a stock phrase."
+        ),
+    )
     near_duplicate_jaccard_min: float = Field(
         ge=0.5,
         le=1,
