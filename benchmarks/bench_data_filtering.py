@@ -20,9 +20,9 @@ Memory is that of the whole process tree. *resident* is the most that samples fo
 process alone, the kernel's high-water mark; *private* is the anonymous part of it, sampled: what is
 not a view of a file. Of pages that several processes share each counts its part.
 
-The corpus of 130,000 is made twice: with as many rare characters a record as the real ones have, and
-with as many as a single real corpus of that size would have (``make_conversations.py`` says how).
-The recipe's way, one banned text after the other, takes a multiple of the time on the first.
+The corpus of 130,000 is made twice: with as many rare characters a record as the real ones have,
+and with as many as a single real corpus of that size would have (``make_conversations.py`` says
+how). The recipe's way, one banned text after the other, takes a multiple of the time on the first.
 
 ``--curve`` runs the product alone on 10,000, 100,000 and 1,000,000 made records, ``--profile``
 prints where its time goes. Made corpora need the real conversations beside the project; with

@@ -24,9 +24,9 @@ read, as often each as a rare real one (1 to 19 times, 4.6 in the mean), all ove
 there: 3.6 in each record that has any. Counted in what was made: 3,321 in 130,000 records, 4,728 in
 1,000,000.
 
-``--power 1`` plants as many rare characters a record as the real 11,020 have: 25,799 in 130,000. A
-corpus grows so that is joined of many that have nothing in common, and it is what a filter that asks
-for one banned text after another suffers from most.
+``--power 1`` plants as many rare characters a record as the real 11,020 have: 25,799 in 130,000. So
+grows a corpus that is joined of many small ones without anything in common, and a filter that asks
+for one banned text after another suffers from it most.
 
 One seed, one size: the same file, byte for byte. Records are written as they are made; only the
 real conversations and the places of the planted characters are held.

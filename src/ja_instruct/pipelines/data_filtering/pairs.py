@@ -145,9 +145,7 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
             len(bad),
         )
     if source._indices is not None:
-        features = source.features
-        none = source.data.table.schema.empty_table()
-        source = collect(chain([none], iterate_tables(source))).cast(features)
+        source = close_gaps(source)
     return source, collect([bad])
 
 
@@ -159,6 +157,23 @@ def describe_bad_records(bad: list[dict[str, Any]], count_max: int) -> str:
         f"'raw_conversations': {len(bad)} records cannot be read, more than "
         f"data_filtering.bad_records_max = {count_max}:\n" + "\n".join(shown) + more + "\nRepair "
         "or remove them, or raise data_filtering.bad_records_max to leave them out"
+    )
+
+
+def close_gaps(data: Dataset) -> Dataset:
+    """Return the rows that ``select`` picked as rows of a table of their own."""
+    from datasets import Dataset, DatasetInfo
+    from datasets.fingerprint import generate_random_fingerprint
+
+    from ja_instruct.arrow_tables import collect, iterate_tables
+
+    none = data.data.table.schema.empty_table()
+    table = collect(chain([none], iterate_tables(data))).data.table
+    # Dataset.cast would show a progress bar and leave a file in the cache
+    return Dataset(
+        table.replace_schema_metadata(None),
+        info=DatasetInfo(features=data.features),
+        fingerprint=generate_random_fingerprint(),
     )
 
 
