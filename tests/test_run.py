@@ -11,6 +11,7 @@ STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "re
 OUTPUTS = (
     "03_primary/test/filtered_pairs.jsonl",
     "03_primary/test/rejected_pairs.jsonl",
+    "03_primary/test/quarantined_records.jsonl",
     "04_feature/test/retrieval_index",
     "05_model_input/test/train_dataset.jsonl",
     "05_model_input/test/eval_dataset.jsonl",
@@ -20,6 +21,9 @@ OUTPUTS = (
     "07_model_output/test/output.jsonl",
     "07_model_output/test/base_answers.jsonl",
     "08_reporting/test/filter_report.json",
+    "08_reporting/test/filter_report.html",
+    "08_reporting/test/rejection_plot.json",
+    "08_reporting/test/length_plot.json",
     "08_reporting/test/quantization_report.json",
     "08_reporting/test/train_metrics.json",
     "08_reporting/test/train_history.json",

@@ -99,6 +99,17 @@ def test_a_contaminated_pair_names_the_task() -> None:
     assert "海辺でアザラシと友達" in found[3]
 
 
+def test_what_was_caught_is_in_the_report() -> None:
+    pairs = make_pairs((QUESTION, ANSWER), (STORY, ANSWER))
+    parameters = make_parameters("contamination")
+    tasks = Dataset.from_list([TASK])
+    found = nodes.judge_pairs(pairs, {}, [], [], None, tasks, parameters)
+    report = nodes.report_filtering(pairs, pairs, pairs, found, {}, {}, {}, None, parameters)
+    ((told, counted),) = report["contamination"].items()
+    assert told.startswith("task 7: ")
+    assert counted == {"pairs": 1, "alone": 1}
+
+
 def test_a_phrase_of_many_pairs_is_no_contamination() -> None:
     pairs = make_pairs(*[(f"{STORY[:20]}{row}番目の話", ANSWER) for row in range(11)])
     assert judge(pairs, "contamination", contamination_share_min=1) == []

@@ -282,6 +282,7 @@ def report_filtering(
         "rare_survivor_characters": report.describe_characters(
             rare_survivor_characters, findings, "rare_survivor_character"
         ),
+        "contamination": report.count_matches(findings, "contamination"),
         "examples": report.pick_examples(cleaned_pairs, findings),
         "lengths": {
             "characters": report.describe_characters_of(conversation_pairs, kept_pairs),
