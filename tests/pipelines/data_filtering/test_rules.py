@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import substrings as substrings_module
 from ja_instruct.pipelines.data_filtering.characters import count_characters, pick_characters
+from ja_instruct.pipelines.data_filtering.cld2_process import detect_all
 from ja_instruct.pipelines.data_filtering.findings import SIDES, Finding, Findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.substrings import Banned, Candidates, find_banned
@@ -137,11 +138,14 @@ def test_what_cld2_fails_on_is_undetectable_even_beside_a_foreign_side(
     assert finding[:3] == (0, "language_undetectable", side)
 
 
-def test_language_is_asked_of_the_given_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    detect = pycld2.detect
-    monkeypatch.setattr(pycld2, "detect", lambda text: asked.append(text) or detect(text))
+def test_language_is_asked_of_the_given_rows_only() -> None:
+    asked: list[bytes] = []
+
+    def detect(texts: list[bytes], code: str, percent_min: int) -> list[Any]:
+        asked.extend(texts)
+        return detect_all(texts, code, percent_min)
+
     batch = make_batch([(QUESTION, ANSWER), ("Hello there, my friend.", ANSWER), ("", "")], start=5)
-    found = flatten(find_other_languages(batch, np.array([1]), "ja", 60))
+    found = flatten(find_other_languages(batch, np.array([1]), "ja", 60, detect))
     assert [finding.row for finding in found] == [6]
     assert asked == [b"Hello there, my friend.", ANSWER.encode()]

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import queue
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pycld2
 
+from ja_instruct.pipelines.data_filtering import cld2_process
 from ja_instruct.pipelines.data_filtering.findings import Findings, make_findings
+from ja_instruct.pipelines.data_filtering.texts import count_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy.typing as npt
 
     from ja_instruct.pipelines.data_filtering.texts import PairBatch
 
+    Detect = Callable[[list[bytes], str, int], list[Any]]
+
+logger = logging.getLogger(__name__)
+
+#: Fewer are asked about in less time than processes take to start.
+PAIRS_MIN_FOR_PROCESSES = 5000
+
 
 def find_other_languages(
-    batch: PairBatch, rows: npt.NDArray[np.int64], code: str, percent_min: int
+    batch: PairBatch,
+    rows: npt.NDArray[np.int64],
+    code: str,
+    percent_min: int,
+    detect: Detect = cld2_process.detect_all,
 ) -> list[Findings]:
     r"""Find the sides that CLD2 does not find to be ``percent_min`` % or more ``code``.
 
@@ -31,6 +53,7 @@ def find_other_languages(
             only about what the other rules leave.
         code: CLD2's code of the language.
         percent_min: Least share of that language in each side.
+        detect: Asks CLD2, here or in another process.
 
     >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
     >>> question = "日本の首都はどこですか。"
@@ -43,45 +66,27 @@ def find_other_languages(
     1 language response en 97 %
     """
     started = time.perf_counter()
+    texts = [text for side in batch.sides for text in side.encoded(rows)]
+    told = detect(texts, code, percent_min)
     undetectable: list[tuple[int, int, str]] = []
     foreign: list[tuple[int, int, str]] = []
-    for side, texts in enumerate(batch.sides):
-        for row, found in zip(rows.tolist(), _detect(texts.encoded(rows)), strict=True):
-            if isinstance(found, str):
-                undetectable.append((row, side, found))
-                continue
-            languages = found[2]
-            # nearly always the first
-            if languages[0][1] == code and languages[0][2] >= percent_min:
-                continue
-            if not any(name == code and share >= percent_min for _, name, share, _ in languages):
-                shares = [f"{name} {share} %" for _, name, share, _ in languages if share]
-                foreign.append((row, side, ", ".join(shares) or "none"))
+    for place, against in enumerate(told):
+        if against is None:
+            continue
+        side, number = divmod(place, len(rows))
+        if isinstance(against, str):
+            undetectable.append((int(rows[number]), side, against))
+        else:
+            shares = ", ".join(f"{name} {percent} %" for name, percent in against)
+            foreign.append((int(rows[number]), side, shares or "none"))
     failed = {row for row, _, _ in undetectable}
     foreign = [finding for finding in foreign if finding[0] not in failed]
-    seconds = time.perf_counter() - started
+    seconds = {"language": time.perf_counter() - started}
     return [
         *_gather("language_undetectable", undetectable, batch.start),
         *_gather("language", foreign, batch.start),
-        make_findings(np.empty(0, np.int64), "language", 0, [], {"language": seconds}),
+        make_findings(np.empty(0, np.int64), "language", 0, [], seconds),
     ]
-
-
-def _detect(texts: list[bytes]) -> list[Any]:
-    """Return what CLD2 finds in each text, or its message where it fails."""
-    try:
-        # no step of Python between two calls: CLD2 returns to it every ten microseconds, and would
-        # wait there for the other threads
-        return list(map(pycld2.detect, texts))
-    except pycld2.error:
-        return [_detect_one(text) for text in texts]
-
-
-def _detect_one(text: bytes) -> Any:
-    try:
-        return pycld2.detect(text)
-    except pycld2.error as error:
-        return str(error)
 
 
 def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Findings]:
@@ -91,3 +96,59 @@ def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Fi
         rows = np.array([row for row, _ in of_side], np.int64) + start
         parts.append(make_findings(rows, rule, side, [matched for _, matched in of_side]))
     return parts
+
+
+@contextlib.contextmanager
+def start_detectors(pairs: int) -> Iterator[Detect]:
+    """Yield what asks CLD2 for as many threads as there are cores, each in a process of its own.
+
+    In threads alone CLD2 would wait for the interpreter every ten microseconds. The processes are
+    started, not forked, and end with the block, or when this process does. One that dies is done
+    without.
+
+    Args:
+        pairs: How many there are to ask about; for few no process is started.
+    """
+    if pairs < PAIRS_MIN_FOR_PROCESSES:
+        yield cld2_process.detect_all
+        return
+    processes = [_start_process() for _ in range(count_cores())]
+    idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def detect(texts: list[bytes], code: str, percent_min: int) -> list[Any]:
+        process = idle.get()
+        told = None if process is None else _ask(process, (texts, code, percent_min))
+        idle.put(None if told is None else process)
+        return cld2_process.detect_all(texts, code, percent_min) if told is None else told
+
+    try:
+        yield detect
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _start_process() -> subprocess.Popen[bytes]:
+    # without site: what it imports for packages installed in place takes longer than all the rest
+    where = {"PYTHONPATH": str(Path(pycld2.__file__).parent.parent)}
+    return subprocess.Popen(  # noqa: S603 - a file of this package, and nothing from outside
+        [sys.executable, "-P", "-S", cld2_process.__file__],
+        env={**os.environ, **where},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Ctrl-C is for this process, whose end is theirs
+        start_new_session=True,
+    )
+
+
+def _ask(process: subprocess.Popen[bytes], question: tuple[list[bytes], str, int]) -> Any:
+    """Return the answer, None from a process that has died."""
+    try:
+        cld2_process.write_frame(process.stdin, question)
+        return cld2_process.read_frame(process.stdout)
+    except (OSError, EOFError):
+        logger.warning("A process that asks CLD2 has died; this one asks instead")
+        return None

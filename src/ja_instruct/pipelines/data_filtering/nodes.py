@@ -21,7 +21,7 @@ from ja_instruct.pipelines.data_filtering.characters import (
 )
 from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
 from ja_instruct.pipelines.data_filtering.further_rules import build_checks, find_duplicates
-from ja_instruct.pipelines.data_filtering.language import find_other_languages
+from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
     extract_sides,
     make_sides,
@@ -171,11 +171,14 @@ def judge_pairs(
         parts += [part for check in checks for part in check(batch)]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
-        parts += find_other_languages(batch, left, *asked)
+        parts += find_other_languages(batch, left, *asked, detect)
         progress.update(len(batch))
         return parts
 
-    with tqdm(total=len(cleaned_pairs), desc="data_filtering", unit="pair", delay=2) as progress:
+    with (
+        tqdm(total=len(cleaned_pairs), desc="data_filtering", unit="pair", delay=2) as progress,
+        start_detectors(len(cleaned_pairs)) as detect,
+    ):
         judged = map_in_threads(judge, iterate_batches(cleaned_pairs))
         return join_findings(chain.from_iterable(judged))
 

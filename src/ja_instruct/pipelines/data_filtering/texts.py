@@ -119,17 +119,20 @@ def _as_one_array(column: pa.ChunkedArray) -> pa.StringArray:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
+def count_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield ``function`` of each item, in order, computed by as many threads as there are cores.
 
-    CLD2, Arrow and the automaton leave the interpreter to other threads while they work, so that
-    threads do without the start, the copies and the memory of processes. Only a few items are under
-    way at a time, which bounds the memory.
+    Arrow leaves the interpreter to other threads while it works, and so does what waits for another
+    process. Only a few items are under way at a time, which bounds the memory.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     items = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        pending = deque(pool.submit(function, item) for item in islice(items, 2 * (workers or 1)))
+    with ThreadPoolExecutor(count_cores()) as pool:
+        pending = deque(pool.submit(function, item) for item in islice(items, 2 * count_cores()))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(items, 1))
