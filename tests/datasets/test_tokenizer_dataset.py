@@ -56,6 +56,16 @@ def test_from_a_directory_or_its_file(directory, name):
     assert dataset.load().encode(TEXT).ids == [1, *IDS]
 
 
+def test_it_is_read_once_until_it_is_released(directory):
+    dataset = TokenizerDataset(filepath=directory)
+    tokenizer = dataset.load()
+    (directory / "tokenizer.json").unlink()
+    assert dataset.load() is tokenizer
+    dataset.release()
+    with pytest.raises(InputError, match="no such file"):
+        dataset.load()
+
+
 def test_counts_are_those_of_the_text_alone(directory):
     tokenizer = make_tokenizer()
     tokenizer.enable_truncation(2)

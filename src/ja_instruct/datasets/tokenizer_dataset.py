@@ -112,6 +112,7 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         self._filepath = None if filepath is None else Path(filepath)
         self._model = None if model is None else AbstractDataset.from_config("model", model)
         self._required = required
+        self._loaded: list[Tokenizer | None] = []
         self.metadata = metadata
         if isinstance(self._model, HubModelDataset):
             raise InputError(
@@ -134,18 +135,21 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         """Return the tokenizer; None, with a warning, when it cannot be had nor is required.
 
         Truncation and padding, which a tokenizer saved after training may carry, are off, so that
-        the length of what ``encode`` returns is the text's.
+        the length of what ``encode`` returns is the text's. It is read once: that takes a second,
+        and several nodes ask for it.
 
         Raises:
             InputError: It is required and cannot be had.
         """
-        try:
-            return _read_tokenizer(self._find_file())
-        except InputError as error:
-            if self._required:
-                raise
-            logger.warning("Lengths in tokens are left out, there is no tokenizer: %s", error)
-            return None
+        if not self._loaded:
+            try:
+                self._loaded.append(_read_tokenizer(self._find_file()))
+            except InputError as error:
+                if self._required:
+                    raise
+                logger.warning("Lengths in tokens are left out, there is no tokenizer: %s", error)
+                self._loaded.append(None)
+        return self._loaded[0]
 
     def _find_file(self) -> Path:
         if self._filepath is not None:
@@ -169,6 +173,9 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
     def save(self, data: Any) -> NoReturn:
         """Refuse: this entry is an input."""
         raise DatasetError("a tokenizer is an input and is never written to")
+
+    def _release(self) -> None:
+        self._loaded.clear()
 
     def _exists(self) -> bool:
         if self._filepath is not None:
