@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from make_conversations import LAW_POWER, LAW_RECORDS, find_real_files, write_corpus
 from process_memory import Usage, describe_memory, run_measured
 from product_run import ENVIRONMENT, OUTPUTS, STAGES, copy_project, run_in_process
-from recording import PROJECT, describe_hardware, read_commit, record
+from recording import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,16 +277,12 @@ def print_profile(raw: Path, folder: Path) -> None:
 
 def write_curve(rows: list[dict[str, Any]]) -> None:
     """Keep the curve as a file and print it; ``ratio``: records/s of the last to the first size."""
-    complete = {
-        "ratio": round(rows[-1]["records_per_second"] / rows[0]["records_per_second"], 3),
-        "curve": rows,
-        "command": "python benchmarks/bench_data_filtering.py --curve",
-        "hardware": describe_hardware(),
-        "commit": read_commit(),
-    }
-    path = PROJECT / "benchmarks/results/data_filtering_curve.json"
-    path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8")
-    print(json.dumps(complete))
+    ratio = round(rows[-1]["records_per_second"] / rows[0]["records_per_second"], 3)
+    record(
+        "data_filtering_curve",
+        {"ratio": ratio, "curve": rows},
+        "python benchmarks/bench_data_filtering.py --curve",
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

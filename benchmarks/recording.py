@@ -33,16 +33,17 @@ def read_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def record(name: str, result: dict[str, Any]) -> None:
+def record(name: str, result: dict[str, Any], command: str | None = None) -> None:
     """Write ``results/<name>.json`` with command, hardware and commit, and print it on one line.
 
     Args:
         name: The benchmark, without ``bench_``.
         result: What was measured, with the key ``ratio``: ours over theirs.
+        command: What measured it, where it is not ``bench_<name>.py`` alone.
     """
     complete = {
         **result,
-        "command": f"python benchmarks/bench_{name}.py",
+        "command": command or f"python benchmarks/bench_{name}.py",
         "hardware": describe_hardware(),
         "commit": read_commit(),
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.texts import SIDES
+from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +81,17 @@ class Findings:
     def rejected_rows(self) -> npt.NDArray[np.int64]:
         """Return the rows with a finding against them, each once, in order."""
         return np.unique(self.column("row"))
+
+    def kept_rows(self, total: int) -> npt.NDArray[np.int64]:
+        """Return those of ``total`` rows with nothing against them, in order."""
+        return np.setdiff1d(np.arange(total), self.column("row"))
+
+    @cached_property
+    def rules_of_rows(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Each row with each rule against it, once: rows and rules, in order."""
+        rows, rules = self.column("row"), self.column("rule")
+        new = _starts(rows) | _starts(rules)
+        return rows[new], rules[new]
 
     def at_rows(self, rows: npt.NDArray[np.int64]) -> Findings:
         """Return the findings with row i called ``rows[i]``, which must ascend."""
@@ -155,9 +167,7 @@ def build_reasons(findings: Findings) -> pa.Table:
     new_rule = new_row | _starts(rules)
     new_group = new_rule | _starts(sides)
     groups = np.flatnonzero(new_group)
-    matched = findings.table.column("matched").combine_chunks()
-    if isinstance(matched, pa.ChunkedArray):
-        matched = pa.concat_arrays(matched.chunks) if matched.num_chunks else pa.array([], "string")
+    matched = as_one_array(findings.table.column("matched"))
     details = pa.StructArray.from_arrays(
         [
             names.take(pa.array(rules[groups])),

@@ -192,7 +192,7 @@ def judge_survivors(
         All findings, and the characters held fewer than ``survivor_char_count_min`` times, with
         their counts.
     """
-    left = np.setdiff1d(np.arange(len(cleaned_pairs)), pair_findings.rejected_rows())
+    left = pair_findings.kept_rows(len(cleaned_pairs))
     duplicates = find_duplicates(cleaned_pairs, left, parameters)
     left = np.setdiff1d(left, duplicates.rejected_rows())
     survivors = cleaned_pairs.select(left)
@@ -218,7 +218,7 @@ def split_pairs(
     from ja_instruct.arrow_tables import collect, iterate_tables
 
     rejected = findings.rejected_rows()
-    kept = np.setdiff1d(np.arange(len(cleaned_pairs)), rejected)
+    kept = findings.kept_rows(len(cleaned_pairs))
     none = cleaned_pairs.data.table.schema.empty_table()
     tables = chain([none], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
     rejected_pairs = collect(select_rows(tables, rejected, build_reasons(findings)))
@@ -262,16 +262,16 @@ def report_filtering(
     Returns:
         Counts are of pairs; the functions of the module ``report`` say what each part holds.
     """
-    read, rejected = len(cleaned_pairs), len(findings.rejected_rows())
-    kept_rows = np.setdiff1d(np.arange(read), findings.rejected_rows())
-    kept_pairs = cleaned_pairs.select(kept_rows)
+    read = len(cleaned_pairs)
+    kept_pairs = cleaned_pairs.select(findings.kept_rows(read))
+    rejected = read - len(kept_pairs)
     asked = (parameters.language, parameters.language_percent_min)
     return {
         "summary": {
             "read": read,
-            "kept": read - rejected,
+            "kept": len(kept_pairs),
             "rejected": rejected,
-            "kept_percent": round(100 * (read - rejected) / read, 2) if read else 0.0,
+            "kept_percent": round(100 * len(kept_pairs) / read, 2) if read else 0.0,
             "quarantined": len(quarantined_records),
         },
         **report.count_rules(findings),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.texts import SIDES, map_in_threads
+from ja_instruct.json_lines import BAD_RECORD, BAD_RECORD_TYPE
+from ja_instruct.json_types import to_arrow
+from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array, map_in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROLES = ("user", "assistant")
-BAD_RECORD = "bad_record"
 
 
 def make_sides(instructions: Sequence[str], responses: Sequence[str]) -> pa.Table:
@@ -44,11 +45,7 @@ def extract_sides(conversations: pa.ChunkedArray, first_record: int) -> pa.Table
     Raises:
         InputError: A conversation is no list of turns; the record is named.
     """
-    import pyarrow as pa
-
-    turns = pa.chunked_array(conversations).combine_chunks()
-    if isinstance(turns, pa.ChunkedArray):
-        turns = turns.chunk(0) if turns.num_chunks else pa.array([], turns.type)
+    turns = as_one_array(conversations)
     if _holds_turns(turns.type):
         sides = [_take_first(turns, role) for role in ROLES]
     else:
@@ -128,14 +125,15 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
 
     from ja_instruct.arrow_tables import collect, iterate_tables
 
-    fields = {"source": "string", "line": "int64", "error": "string", "text": "string"}
-    bad = pa.table({name: pa.array([], kind) for name, kind in fields.items()})
+    fields = list(to_arrow(BAD_RECORD_TYPE))
+    bad = pa.schema(fields).empty_table()
     if BAD_RECORD in source.column_names:
         told = [table.column(0) for table in iterate_tables(source, columns=[BAD_RECORD])]
         records = pa.concat_tables([pa.table({BAD_RECORD: column}) for column in told])
         is_bad = pc.is_valid(records.column(0)).to_numpy()
         flat = records.filter(is_bad).flatten()
-        bad = flat.select([f"{BAD_RECORD}.{name}" for name in fields]).rename_columns(list(fields))
+        names = [field.name for field in fields]
+        bad = flat.select([f"{BAD_RECORD}.{name}" for name in names]).rename_columns(names)
         source = source.remove_columns(BAD_RECORD).select(np.flatnonzero(~is_bad))
     if len(bad) > count_max:
         raise InputError(describe_bad_records(bad.to_pylist(), count_max))

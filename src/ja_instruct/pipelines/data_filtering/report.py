@@ -8,7 +8,7 @@ import numpy as np
 
 from ja_instruct.pipelines.data_filtering.findings import PLACES, RULES, Findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
-from ja_instruct.pipelines.data_filtering.texts import SIDES, iterate_batches
+from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array, iterate_batches
 from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
         ``rejected_by_first_rule`` once, ``rejected_by_rule_alone`` only where a single rule is
         against it, so that without this rule it would have been kept.
     """
-    rows, rules = _distinct(findings.column("row"), findings.column("rule"))
+    rows, rules = findings.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
     return {
         "rejected_by_rule": _by_rule(rules),
@@ -45,7 +45,7 @@ def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
 
 def find_alone(findings: Findings, rule: str) -> npt.NDArray[np.int64]:
     """Return the rows that only this rule is against."""
-    rows, rules = _distinct(findings.column("row"), findings.column("rule"))
+    rows, rules = findings.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
     alone = first[times == 1]
     of_rule: npt.NDArray[np.int64] = rows[alone[rules[alone] == RULES.index(rule)]]
@@ -59,14 +59,11 @@ def count_matches(findings: Findings, rule: str) -> dict[str, dict[str, int]]:
         By text, the most frequent first: ``pairs`` that hold it, and ``alone``, those of them with
         nothing else against them.
     """
-    table = findings.table
-    codes = table.column("matched").combine_chunks().dictionary_encode()
-    if hasattr(codes, "chunks"):
-        codes = codes.combine_chunks()
+    codes = as_one_array(findings.table.column("matched")).dictionary_encode()
     texts = codes.dictionary.to_pylist()
     keys = findings.column("rule").astype(np.int64) * max(len(texts), 1)
     keys += codes.indices.to_numpy()
-    rows, keys = _distinct(findings.column("row"), keys)
+    rows, keys = np.unique(np.stack([findings.column("row"), keys]), axis=1)
     _, inverse, times = np.unique(rows, return_inverse=True, return_counts=True)
     number = RULES.index(rule)
     of_rule = keys // max(len(texts), 1) == number
@@ -232,14 +229,6 @@ def spread(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     if len(values) <= count:
         return values
     return values[np.linspace(0, len(values) - 1, count).round().astype(np.int64)]
-
-
-def _distinct(
-    rows: npt.NDArray[np.int64], keys: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each pair of row and key once, ordered by them."""
-    pairs = np.unique(np.stack([rows, keys.astype(np.int64)]), axis=1)
-    return pairs[0], pairs[1]
 
 
 def _by_rule(rules: npt.NDArray[np.int64]) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Banned:
         if not found:
             return none, none
         pattern, start, end = np.array(found, np.int64).T
-        rows = np.searchsorted(texts.offsets, start, side="right") - 1
+        rows = texts.rows_at(start)
         # the texts follow each other without a gap, so a match may run over an end
         inside = end <= texts.offsets[rows + 1]
         order = np.flatnonzero(inside)[np.argsort(start[inside], kind="stable")]
@@ -133,8 +133,8 @@ class Candidates:
         if not found:
             return np.empty(0, np.int64)
         _, start, end = np.array(found, np.int64).T
-        first = np.searchsorted(texts.offsets, start, side="right") - 1
-        last = np.searchsorted(texts.offsets, end - 1, side="right") - 1
+        first = texts.rows_at(start)
+        last = texts.rows_at(end - 1)
         # a match over the end of a text hides what overlaps it in any of the texts that it touches
         touched = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
         return np.unique(np.concatenate(touched))

@@ -69,6 +69,10 @@ class Texts:
         lengths: npt.NDArray[Any] = pc.utf8_length(self.array).to_numpy(zero_copy_only=False)
         return lengths.astype(np.int64)
 
+    def rows_at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of the text that holds each byte of ``data``."""
+        return np.searchsorted(self.offsets, places, side="right") - 1
+
     def encoded(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """Return the UTF-8 of the texts with these numbers."""
         starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
@@ -110,12 +114,13 @@ def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
 
     start = 0
     for table in iterate_tables(pairs, columns=list(SIDES), rows=ROWS_PER_BATCH):
-        columns = [_as_one_array(table.column(side)) for side in SIDES]
+        columns = [as_one_array(table.column(side)) for side in SIDES]
         yield PairBatch(start, *map(Texts.from_arrow, columns))
         start += len(table)
 
 
-def _as_one_array(column: pa.ChunkedArray) -> pa.StringArray:
+def as_one_array(column: pa.ChunkedArray) -> Any:
+    """Return the values as one array; those of a single chunk are not copied."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
