@@ -11,6 +11,7 @@ import httpx
 import huggingface_hub
 import psutil
 import pytest
+from fake_devices import FakeDevices
 from huggingface_hub import constants
 from kedro.framework.project import configure_project
 from kedro.io import DataCatalog, MemoryDataset
@@ -26,6 +27,7 @@ from ja_instruct.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.preflight import check_run
+from ja_instruct.runner.devices import use_layer
 
 PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
 CONVERSATIONS = {
@@ -244,8 +246,10 @@ class TestModels:
 
 class TestDevice:
     @pytest.fixture(autouse=True)
-    def _no_gpu(self, monkeypatch):
-        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    def _no_gpu(self, tmp_path):
+        before = use_layer(FakeDevices(tmp_path, count=0))
+        yield
+        use_layer(before)
 
     def test_gpu_environment_without_gpu(self, refused, add_environment):
         environment = add_environment(
@@ -257,9 +261,29 @@ class TestDevice:
             },
         )
         message = refused(environment)
-        told = re.search(r"- ([\w., ]+): 'cuda', but PyTorch finds no CUDA device", message)
-        assert set(told[1].split(", ")) == {"quantization.device", "sft.device", "inference.device"}
-        assert "'--env=demo'" in message
+        (told,) = re.findall(r"- (['\w, ]+): there is no CUDA device", message)
+        nodes = ("quantize", "train", "answer_tasks", "answer_with_base_model")
+        assert set(told.split(", ")) == {f"'{name}'" for name in nodes}
+        assert "in an environment that needs none: '--env=demo' (a small real model), " in message
+
+    @pytest.mark.parametrize("arguments", [(), ("--runner=ja_instruct.runner.CudaRunner",)])
+    def test_environments_that_need_none_are_those_of_the_project(
+        self, refused, add_environment, arguments
+    ):
+        mine = add_environment("mine").removeprefix("--env=")
+        gpu = add_environment("gpu", parameters={"sft": {"device": "cuda"}})
+        message = refused(gpu, *arguments)
+        listed = re.findall(r"'--env=(\w+)'", message)
+        assert listed == sorted(["demo", "test", mine])
+
+    def test_several_devices_without_the_runner_for_them(self, refused, add_environment, tmp_path):
+        use_layer(FakeDevices(tmp_path / "two", count=2))
+        environment = add_environment(
+            "two", parameters={"sft": {"device": "cuda", "gpu": {"devices": 2}}}
+        )
+        message = refused(environment, "--pipeline=sft")
+        assert "node 'train' asks for 2 devices" in message
+        assert "add --runner=ja_instruct.runner.CudaRunner" in message
 
     def test_pipelines_without_gpu_nodes_may_run(self, invoke_kedro, add_environment):
         environment = add_environment("gpu", parameters={"quantization": {"device": "cuda"}})
@@ -275,7 +299,7 @@ class TestDevice:
             "tomo1222/Japanese-QA111dataset",
         ):
             assert f"'{repository}' cannot be reached" in message
-        assert "PyTorch finds no CUDA device" in message
+        assert "there is no CUDA device" in message
         assert "'--env=demo'" in message
 
 

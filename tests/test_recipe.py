@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+NO_GPU_SETTINGS = {"devices": None, "memory_gb": None, "disk_gb": None}
+
 
 @pytest.fixture(scope="module")
 def base(read_parameters):
@@ -44,6 +46,8 @@ def test_quantization(base):
         "quant_type": "nf4",
         "double_quantization": True,
         "compute_dtype": "bfloat16",
+        # estimated
+        "gpu": NO_GPU_SETTINGS,
     }
 
 
@@ -89,6 +93,7 @@ def test_sft(base):
     assert sft["max_seq_length"] == 2048
     assert sft["answer_only_loss"] is False
     assert sft["eval_fraction"] == 0
+    assert sft["gpu"] == NO_GPU_SETTINGS
 
 
 def test_lora(base):
@@ -156,6 +161,7 @@ def test_inference(base):
         # RAGatouille's own choice, and nothing beside the tasks
         "max_query_tokens": None,
         "compare_tasks": 0,
+        "gpu": NO_GPU_SETTINGS,
     }
 
 

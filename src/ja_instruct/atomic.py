@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+TOKEN_PATTERN = "[0-9a-f]" * 8
 
 
 def _remove(path: Path) -> None:
@@ -48,3 +51,18 @@ def replacing(target: Path) -> Iterator[Path]:
             old.rename(target)
         raise
     _remove(old)
+
+
+def discard_unfinished(target: Path) -> None:
+    """Remove what a ``replacing`` left behind whose process was killed, and put back the old.
+
+    Only for when nobody writes ``target`` any more: the leavings of the living look the same.
+    """
+    leavings = f".{glob.escape(target.name)}.{TOKEN_PATTERN}"
+    for old in target.parent.glob(f"{leavings}.old"):
+        if target.exists():
+            _remove(old)
+        else:  # killed between its two renames
+            old.rename(target)
+    for new in target.parent.glob(f"{leavings}.new"):
+        _remove(new)

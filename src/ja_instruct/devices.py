@@ -41,7 +41,11 @@ def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel
     import torch
 
     if device == "cuda":
-        return directory.load_model(device_map={"": 0}, dtype=torch.bfloat16)
+        from accelerate import PartialState
+
+        # a launcher starts one process a GPU, and each trains on its own; without one it is 0
+        index = PartialState().local_process_index
+        return directory.load_model(device_map={"": index}, dtype=torch.bfloat16)
     model: Any = directory.load_model(device_map="cpu", dtype=torch.float32).dequantize()
     # dequantize() leaves the mark, for which TRL would train the adapter in bfloat16, many times
     # slower on a processor without bfloat16 units

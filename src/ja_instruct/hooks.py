@@ -14,7 +14,12 @@ from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import BaseModel
 
-from ja_instruct.preflight import check_parameters, check_run, nodes_to_run
+from ja_instruct.preflight import (
+    check_parameters,
+    check_run,
+    environments_without_gpu,
+    nodes_to_run,
+)
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -31,6 +36,8 @@ STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "re
 class PreflightHook:
     """Refuses what cannot work before any work is done."""
 
+    _context: KedroContext
+
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Validate every parameter as soon as there is a configuration.
@@ -38,6 +45,7 @@ class PreflightHook:
         Relative paths in parameters are the project's from whichever folder a run is started.
         """
         os.chdir(context.project_path)
+        self._context = context
         check_parameters(context)
 
     @hook_impl
@@ -47,7 +55,13 @@ class PreflightHook:
         """Check inputs, devices, memory and disk; report every problem at once."""
         # Arrow's own pool keeps what it has used once, 70 MB in a run of the filter
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-        check_run(pipeline, catalog, only_missing_outputs=run_params["only_missing_outputs"])
+        check_run(
+            pipeline,
+            catalog,
+            only_missing_outputs=run_params["only_missing_outputs"],
+            cpu_environments=lambda: environments_without_gpu(self._context),
+            runner=run_params["runner"],
+        )
 
 
 class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
@@ -91,7 +105,7 @@ class ProgressHook:
         self._remaining: dict[str, set[str]] = {}
         self._seconds: dict[str, float] = {}
         self._summaries: dict[str, dict[str, Any]] = {}
-        self._node_started = 0.0
+        self._node_started: dict[str, float] = {}
         self._started = 0.0
 
     @hook_impl
@@ -115,28 +129,27 @@ class ProgressHook:
             logger.info("Finished before, skipped: %s", ", ".join(finished))
         self._summaries = {}
         self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._node_started = 0.0
+        self._node_started = {}
         self._started = time.perf_counter()
 
     @hook_impl
-    def before_dataset_loaded(self) -> None:
+    def before_dataset_loaded(self, node: Node) -> None:
         """Start a node's clock where it starts to load: a download is part of its time."""
-        if not self._node_started:
-            self._node_started = time.perf_counter()
+        self._node_started.setdefault(node.name, time.perf_counter())
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Keep a report's summary; when a stage has saved all its outputs, say so."""
         saved_at = time.perf_counter()
         for stage in (stage for stage in STAGES if stage in node.tags):
-            self._seconds[stage] += saved_at - self._node_started
+            self._seconds[stage] += saved_at - self._node_started.get(node.name, saved_at)
             if isinstance(data, dict) and isinstance(data.get("summary"), dict):
                 self._summaries[stage] = data["summary"]
             self._remaining[stage].discard(dataset_name)
             if not self._remaining[stage]:
                 self._finish(stage)
-        # further outputs of the node, and the next node's inputs, count from here
-        self._node_started = saved_at
+        # further outputs of the node count from here
+        self._node_started[node.name] = saved_at
 
     @hook_impl(tryfirst=True)  # while the MLflow run is open
     def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:

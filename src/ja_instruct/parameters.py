@@ -1,9 +1,36 @@
-"""The base of every typed parameter section."""
+"""The base of every typed parameter section, and what several sections share."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Parameters(BaseModel):
     """A frozen parameter section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GpuParameters(Parameters):
+    """What a node shall be given of the GPUs; None is estimated from model and parameters.
+
+    It says where a node runs, nothing about its result.
+    """
+
+    devices: int | None = Field(ge=1, description="CUDA devices")
+    memory_gb: float | None = Field(gt=0, description="Peak on each device, in 10⁹ bytes")
+    disk_gb: float | None = Field(ge=0, description="Written to disk, in 10⁹ bytes")
+
+
+def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") -> None:
+    """Raise ``ValueError`` when a section asks for GPUs that its node could not use.
+
+    Args:
+        gpu: What is asked for.
+        device: ``cpu`` or ``cuda``, where the node runs.
+        refuse_several: Why more than one is of no use, for the message; empty where it is.
+    """
+    if gpu.devices is not None and device == "cpu":
+        raise ValueError(
+            f"gpu.devices = {gpu.devices}, but device 'cpu' uses none; leave gpu.devices null"
+        )
+    if gpu.devices is not None and gpu.devices > 1 and refuse_several:
+        raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")

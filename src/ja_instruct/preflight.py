@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 from kedro.config import MissingConfigException
-from kedro.framework.project import pipelines
+from kedro.framework.project import pipelines, settings
 from kedro.runner import SequentialRunner
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel, ValidationError
 
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
+from ja_instruct.runner.devices import default_layer
+from ja_instruct.runner.preflight import device_problems, read_needs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
@@ -39,10 +43,10 @@ REQUIRED_COLUMNS = {
 # delays the same error.
 READ_BEFORE_LONG_RUNS = {"raw_conversations"}
 
-NO_GPU_REMEDY = (
-    "run on a machine with an NVIDIA GPU, or on the CPU with '--env=demo' (a small real model) or "
-    "'--env=test' (tiny random models, after 'make tiny-models')"
-)
+CPU_ENVIRONMENTS = {
+    "demo": " (a small real model)",
+    "test": " (tiny random models, after 'make tiny-models')",
+}
 
 
 def check_parameters(context: KedroContext) -> None:
@@ -121,13 +125,22 @@ def nodes_to_run(
     return pipeline.nodes
 
 
-def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs: bool) -> None:
+def check_run(
+    pipeline: Pipeline,
+    catalog: DataCatalog,
+    *,
+    only_missing_outputs: bool,
+    cpu_environments: Callable[[], Sequence[str]] = tuple,
+    runner: str = "",
+) -> None:
     """Raise ``InputError`` listing everything that would stop the run later.
 
     Args:
         pipeline: What is to run.
         catalog: With its inputs.
         only_missing_outputs: Nodes whose outputs exist will be skipped, so they need nothing.
+        cpu_environments: Returns the environments that need no GPU, for who has none.
+        runner: The name of the runner.
     """
     nodes = nodes_to_run(pipeline, catalog, only_missing_outputs=only_missing_outputs)
     produced = {output for node in nodes for output in node.outputs}
@@ -141,7 +154,7 @@ def check_run(pipeline: Pipeline, catalog: DataCatalog, *, only_missing_outputs:
             name, catalog, read=is_long or name not in READ_BEFORE_LONG_RUNS
         )
     ]
-    problems += _device_problems(nodes, catalog)
+    problems += _device_problems(nodes, catalog, cpu_environments, runner)
     if not problems:
         problems += _resource_problems(nodes, catalog)
     if problems:
@@ -200,28 +213,63 @@ def _parameters_of(node: Node, catalog: DataCatalog) -> list[tuple[str, Any]]:
     ]
 
 
-def _device_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
-    wanting_cuda: dict[str, None] = {}
-    wanting_unsloth: dict[str, None] = {}
-    for node in nodes:
-        for section, values in _parameters_of(node, catalog) if "gpu" in node.tags else []:
-            if getattr(values, "device", None) == "cuda":
-                wanting_cuda[section] = None
-            if getattr(values, "backend", None) == "unsloth":
-                wanting_unsloth[section] = None
-    problems = []
-    if wanting_cuda:
-        import torch
-
-        if not torch.cuda.is_available():
-            keys = ", ".join(f"{section}.device" for section in wanting_cuda)
-            problems.append(f"{keys}: 'cuda', but PyTorch finds no CUDA device; {NO_GPU_REMEDY}")
+def _device_problems(
+    nodes: list[Node],
+    catalog: DataCatalog,
+    cpu_environments: Callable[[], Sequence[str]],
+    runner: str,
+) -> list[str]:
+    wanting_unsloth = [
+        f"{section}.backend"
+        for section, values in _gpu_parameters(nodes, catalog).items()
+        if getattr(values, "backend", None) == "unsloth"
+    ]
+    needs, problems = read_needs(nodes, catalog)
+    problems += device_problems(needs, default_layer(), lambda: _no_gpu_remedy(cpu_environments()))
+    problems += [
+        f"node '{node.name}' asks for {need.devices} devices, which only the CUDA runner gives it; "
+        f"add --runner=ja_instruct.runner.CudaRunner"
+        for node, need in needs.items()
+        if need.devices > 1 and "CudaRunner" not in runner
+    ]
     if wanting_unsloth and find_spec("unsloth") is None:
-        keys = ", ".join(f"{section}.backend" for section in wanting_unsloth)
         problems.append(
-            f"{keys}: 'unsloth' is not installed; pip install -e '.[gpu]' -c requirements.txt"
+            f"{', '.join(wanting_unsloth)}: 'unsloth' is not installed; "
+            f"pip install -e '.[gpu]' -c requirements.txt"
         )
     return problems
+
+
+def _no_gpu_remedy(cpu_environments: Sequence[str]) -> str:
+    listed = ", ".join(
+        f"'--env={name}'{CPU_ENVIRONMENTS.get(name, '')}" for name in cpu_environments
+    )
+    without = f", or in an environment that needs none: {listed}" if listed else ""
+    return f"run on a machine with an NVIDIA GPU{without}"
+
+
+def _gpu_parameters(nodes: list[Node], catalog: DataCatalog) -> dict[str, Any]:
+    return {
+        section: values
+        for node in nodes
+        if "gpu" in node.tags
+        for section, values in _parameters_of(node, catalog)
+    }
+
+
+def environments_without_gpu(context: KedroContext) -> list[str]:
+    """Return the environments of ``conf/`` in which no section's device is ``cuda``."""
+    loader: Any = context.config_loader
+    names = sorted(path.name for path in Path(loader.conf_source).iterdir() if path.is_dir())
+    found = []
+    for name in names:
+        if name in (loader.base_env, loader.default_run_env):
+            continue
+        other = type(loader)(loader.conf_source, env=name, **settings.CONFIG_LOADER_ARGS)
+        sections = other["parameters"].values()
+        if not any(isinstance(one, dict) and one.get("device") == "cuda" for one in sections):
+            found.append(name)
+    return found
 
 
 def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:

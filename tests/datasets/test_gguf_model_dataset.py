@@ -90,6 +90,17 @@ def test_converted_model_needs_no_package(tmp_path):
     assert model.revision == f"sha256:{SHA256}"
 
 
+def test_configuration_is_there_after_the_conversion_and_converts_nothing(tmp_path):
+    dataset = make_dataset(tmp_path, "no_such_package")
+    assert dataset.peek_config() is None
+    directory = tmp_path / "models" / "base_model"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"model_type": "gemma3_text"}', "utf-8")
+    assert dataset.peek_config() is None
+    write_provenance(directory, {"source": {"revision": f"sha256:{SHA256}"}})
+    assert dataset.peek_config() == {"model_type": "gemma3_text"}
+
+
 def test_model_converted_from_another_file_does_not_count(tmp_path):
     dataset = make_dataset(tmp_path, "no_such_package", sha256="1" * 64)
     directory = tmp_path / "models" / "base_model"

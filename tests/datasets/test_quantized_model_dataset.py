@@ -126,3 +126,11 @@ def test_incomplete_directory_is_refused(dataset, missing, message):
 def test_missing_directory_names_the_pipeline_that_makes_it(dataset):
     with pytest.raises(InputError, match=r"no such model directory.*--pipeline=quantization"):
         dataset.load()
+
+
+def test_configuration_is_there_once_the_model_is_complete(dataset):
+    assert dataset.peek_config() is None
+    dataset.save(artifact())
+    assert dataset.peek_config() == {"model_type": "gemma2"}
+    (dataset.load().path / "config.json").unlink()
+    assert dataset.peek_config() is None

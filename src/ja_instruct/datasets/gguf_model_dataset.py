@@ -183,6 +183,12 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return self._parameters
 
+    def peek_config(self) -> dict[str, Any] | None:
+        """Return ``config.json``, None before the conversion; nothing is converted or loaded."""
+        if not self._exists():
+            return None
+        return ModelDirectory(self._filepath, self._model_id).load_config()
+
     def load(self) -> ModelDirectory:
         """Convert on first use (half a minute), then return a handle on the directory."""
         if not self._exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
@@ -66,6 +67,15 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
     def pending_download_bytes(self) -> int:
         """Return how much has yet to be downloaded, for the check of free disk."""
         return pending_download_bytes(self._repo_id, self._revision)
+
+    def peek_config(self) -> dict[str, Any] | None:
+        """Return ``config.json`` out of the local cache, None where it is not; asks no hub."""
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
+        if not isinstance(path, str):
+            return None
+        return ModelDirectory(Path(path).parent, self._repo_id).load_config()
 
     def load(self) -> ModelDirectory:
         """Download what is missing and return a handle on the snapshot."""

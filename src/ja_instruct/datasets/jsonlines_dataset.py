@@ -12,7 +12,7 @@ from kedro.io import AbstractDataset
 from kedro_datasets._typing import TablePreview
 
 from ja_instruct.arrow_tables import collect, iterate_tables
-from ja_instruct.atomic import replacing
+from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.errors import InputError
 from ja_instruct.json_lines import GZIP_SUFFIX, open_lines, read_records, read_tables
 from ja_instruct.json_writer import write_tables
@@ -171,6 +171,10 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         columns = list(dict.fromkeys(key for record in head for key in record))
         rows = [[_as_cell(record.get(column)) for column in columns] for record in head]
         return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
+
+    def discard_unfinished(self) -> None:
+        """Tidy up after a process that was killed while it saved."""
+        discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:
         return self._filepath.is_file()

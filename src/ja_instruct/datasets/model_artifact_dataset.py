@@ -8,7 +8,7 @@ from typing import Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import replacing
+from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.models import PROVENANCE_FILE, ModelArtifact, ModelDirectory, write_provenance
 
 
@@ -39,6 +39,10 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
             data.model.save_pretrained(new)
             data.tokenizer.save_pretrained(new)
             write_provenance(new, data.provenance)
+
+    def discard_unfinished(self) -> None:
+        """Tidy up after a process that was killed while it saved."""
+        discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:
         return (self._filepath / PROVENANCE_FILE).is_file()

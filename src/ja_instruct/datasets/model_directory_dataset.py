@@ -65,6 +65,12 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
 
+    def peek_config(self) -> dict[str, Any] | None:
+        """Return ``config.json``, None where it is missing; nothing is checked or loaded."""
+        if not self._exists():
+            return None
+        return ModelDirectory(self._filepath, self._model_id).load_config()
+
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; weights are read when a node asks for them."""
         self.check()

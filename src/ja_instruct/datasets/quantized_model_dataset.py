@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models import (
@@ -51,6 +53,12 @@ class QuantizedModelDataset(ModelArtifactDataset):
     def parameter_count(self) -> int:
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
+
+    def peek_config(self) -> dict[str, Any] | None:
+        """Return ``config.json``, None before the model is made; nothing is loaded."""
+        if not self._exists() or not (self._filepath / "config.json").is_file():
+            return None
+        return ModelDirectory(self._filepath, self._filepath.name).load_config()
 
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; weights are read when a node asks for them."""

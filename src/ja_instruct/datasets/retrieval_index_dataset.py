@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import replacing
+from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.colbert import EncodedQuestions
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval import RetrievalIndex
@@ -150,6 +150,10 @@ class RetrievalIndexDataset(AbstractDataset[RetrievalIndex, RetrievalIndex]):
         content = json.loads((self._filepath / DESCRIPTION).read_text(encoding="utf-8"))
         content["questions"] = content["questions"][:nrows]
         return JSONPreview(json.dumps(content, ensure_ascii=False))
+
+    def discard_unfinished(self) -> None:
+        """Tidy up after a process that was killed while it saved."""
+        discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:
         return all((self._filepath / name).is_file() for name in (TENSORS, DESCRIPTION))

@@ -121,7 +121,7 @@ def test_report(quantized, tiny_gemma2, parameters):
     source = (tiny_gemma2.path / "model.safetensors").stat().st_size
     assert report["source"]["model_id"] == "tiny-random-gemma2"
     assert report["source"]["model_type"] == "gemma2"
-    assert report["settings"] == parameters.model_dump(exclude={"chat_template"})
+    assert report["settings"] == parameters.model_dump(exclude={"chat_template", "gpu"})
     assert set(report["versions"]) == {"torch", "transformers", "bitsandbytes", "ja-instruct"}
     summary = report["summary"]
     assert summary["source_mb"] == round(source / 1e6, 1)

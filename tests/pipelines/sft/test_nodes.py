@@ -272,6 +272,8 @@ class TestTrain:
             summary["eval_loss_after"],
         ]
         assert artifact.provenance["settings"]["lora"]["lora_r"] == parameters.lora.lora_r
+        # of the GPUs, the number alone has a part in the result
+        assert artifact.provenance["settings"]["gpu"] == {"devices": None}
         assert artifact.provenance["base"] == {
             "model_id": "tiny-random-gemma2",
             "revision": None,

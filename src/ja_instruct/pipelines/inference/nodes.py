@@ -6,8 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference.generation import Generated, generate_answers
+from ja_instruct.pipelines.inference.gpu_need import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters, few_shot_prompt
 from ja_instruct.records import as_dataset, require_columns
@@ -112,6 +114,7 @@ def _generate(
     return list(tqdm(answers, desc=description, total=len(prompts), unit="task", disable=None))
 
 
+@needs_gpu(estimate_inference)
 def answer_tasks(
     prompts: Dataset,
     quantized_model: ModelDirectory,
@@ -164,6 +167,7 @@ def answer_tasks(
     return Dataset.from_list(answers), report
 
 
+@needs_gpu(estimate_inference)
 def answer_with_base_model(
     prompts: Dataset, quantized_model: ModelDirectory, parameters: InferenceParameters
 ) -> Dataset:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ja_instruct.devices import Device
-from ja_instruct.parameters import Parameters
+from ja_instruct.parameters import GpuParameters, Parameters, check_devices
 
 
 class InferenceParameters(Parameters):
@@ -13,6 +13,7 @@ class InferenceParameters(Parameters):
 
     backend: Literal["unsloth", "transformers"]
     device: Device
+    gpu: GpuParameters = Field(description="One device at most")
     top_k: int = Field(ge=0, description="Shots a task: the most similar pairs of the pool")
     max_query_tokens: int | None = Field(
         ge=1, description="Tokens of a task that the retriever reads; None: RAGatouille's choice"
@@ -31,6 +32,12 @@ class InferenceParameters(Parameters):
             raise ValueError(
                 "backend 'unsloth' needs device 'cuda'; on a CPU use backend 'transformers'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_can_be_used(self) -> Self:
+        several = "answers are generated on one: more would only repeat the work"
+        check_devices(self.gpu, self.device, refuse_several=several)
         return self
 
     @model_validator(mode="after")

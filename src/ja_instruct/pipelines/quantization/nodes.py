@@ -7,12 +7,15 @@ from importlib.metadata import version
 from typing import Any
 
 from ja_instruct import __version__
+from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.models import ModelArtifact, ModelDirectory, refuse_quantized
+from ja_instruct.pipelines.quantization.gpu_need import estimate_quantization
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 
 logger = logging.getLogger(__name__)
 
 
+@needs_gpu(estimate_quantization)
 def quantize(
     base_model: ModelDirectory, parameters: QuantizationParameters
 ) -> tuple[ModelArtifact, dict[str, Any]]:
@@ -60,7 +63,7 @@ def quantize(
             "model_type": base_model.load_config().get("model_type"),
             "provenance": base_model.provenance,
         },
-        "settings": parameters.model_dump(exclude={"chat_template"}),
+        "settings": parameters.model_dump(exclude={"chat_template", "gpu"}),
         "chat_template_added": added_template,
         "versions": {
             "ja-instruct": __version__,

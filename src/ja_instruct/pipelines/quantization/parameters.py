@@ -1,17 +1,18 @@
 """Typed parameters of ``quantization``."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ja_instruct.devices import Device
-from ja_instruct.parameters import Parameters
+from ja_instruct.parameters import GpuParameters, Parameters, check_devices
 
 
 class QuantizationParameters(Parameters):
     """How the base model becomes a 4-bit model."""
 
     device: Device = Field(description="Where the weights are quantized")
+    gpu: GpuParameters = Field(description="One device at most")
     quant_type: Literal["nf4", "fp4"] = Field(description="4-bit data type (QLoRA: nf4)")
     double_quantization: bool = Field(description="Quantize the quantization constants too")
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
@@ -20,3 +21,9 @@ class QuantizationParameters(Parameters):
     chat_template: str = Field(
         description="Jinja chat template for a tokenizer that has none; empty adds none"
     )
+
+    @model_validator(mode="after")
+    def _devices_can_be_used(self) -> Self:
+        several = "a model is quantized on one: more would only repeat the work"
+        check_devices(self.gpu, self.device, refuse_several=several)
+        return self

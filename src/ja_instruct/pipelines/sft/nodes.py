@@ -10,8 +10,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.models import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS
+from ja_instruct.pipelines.sft.gpu_need import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
 from ja_instruct.prompts import PromptParameters
@@ -69,6 +71,7 @@ def build_datasets(
     return Dataset.from_list(train), Dataset.from_list(evaluation)
 
 
+@needs_gpu(estimate_training)
 def train(
     quantized_model: ModelDirectory,
     train_dataset: Dataset,
@@ -126,7 +129,8 @@ def train(
             "revision": quantized_model.revision,
             "weights_sha256": quantized_model.provenance.get("weights_sha256"),
         },
-        "settings": parameters.model_dump(mode="json"),
+        # of the GPUs only their number, which multiplies the batch
+        "settings": parameters.model_dump(mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}}),
         "metrics": summary,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
     }

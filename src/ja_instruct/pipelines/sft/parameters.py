@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ja_instruct.devices import Device
-from ja_instruct.parameters import Parameters
+from ja_instruct.parameters import GpuParameters, Parameters, check_devices
 
 
 class LoraParameters(Parameters):
@@ -57,6 +57,13 @@ class SftParameters(Parameters):
         description="unsloth needs CUDA; peft runs anywhere"
     )
     device: Device
+    gpu: GpuParameters = Field(
+        description=(
+            "More than one device only with backend peft, data-parallel: each takes batches of "
+            "its own, so the effective batch is per_device_train_batch_size x "
+            "gradient_accumulation_steps x devices, and an epoch has as many fewer steps"
+        )
+    )
     max_seq_length: int = Field(gt=0, description="Longer samples are cut, in tokens")
     answer_only_loss: bool = Field(description="Leave the question out of the loss")
     eval_fraction: float = Field(ge=0, lt=1, description="Share of filtered_pairs held out")
@@ -68,4 +75,12 @@ class SftParameters(Parameters):
     def _backend_fits_device(self) -> Self:
         if self.backend == "unsloth" and self.device == "cpu":
             raise ValueError("backend 'unsloth' needs device 'cuda'; on a CPU use backend 'peft'")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_can_be_used(self) -> Self:
+        several = "backend 'unsloth' trains on one; use backend 'peft', or give 1 or null"
+        check_devices(
+            self.gpu, self.device, refuse_several=several if self.backend == "unsloth" else ""
+        )
         return self

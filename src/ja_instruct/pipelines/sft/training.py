@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ja_instruct.pipelines.sft.parameters import SftParameters
+
+logger = logging.getLogger(__name__)
 
 
 class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
@@ -64,6 +67,22 @@ def training_arguments(parameters: SftParameters) -> SFTConfig:
     )
 
 
+def fit_to_processes(arguments: SFTConfig) -> SFTConfig:
+    """Set what several processes need that train together, each on its GPU; one needs nothing.
+
+    A PEFT model is no ``PreTrainedModel``, so the trainer would look for unused parameters in
+    every step. All adapters are used, and the search goes together with checkpointing only
+    where that is not reentrant. An out-of-memory error in one process would halve the batch
+    there alone, while the others wait for its gradients.
+    """
+    if arguments.world_size > 1:
+        arguments.ddp_find_unused_parameters = False
+        if arguments.auto_find_batch_size:
+            logger.warning("sft.training.auto_find_batch_size is off: it works on one GPU alone")
+            arguments.auto_find_batch_size = False
+    return arguments
+
+
 def build_trainer(
     model: Any,
     tokenizer: Any,
@@ -75,7 +94,7 @@ def build_trainer(
     trainer_class = CpuSFTTrainer if parameters.device == "cpu" else SFTTrainer
     trainer = trainer_class(
         model=model,
-        args=training_arguments(parameters),
+        args=fit_to_processes(training_arguments(parameters)),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,

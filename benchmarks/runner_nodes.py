@@ -1,0 +1,22 @@
+"""Nodes of ``bench_cuda_runner.py``, where another process can import them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def multiply(libraries: str, need: dict[str, Any], _: Any) -> float:
+    """Import what a node of this kind would, and use the device for a moment."""
+    for library in libraries.split(","):
+        importlib.import_module(library)
+    import torch
+
+    device = "cuda" if need["gpu"]["devices"] else "cpu"
+    matrix = torch.ones(1024, 1024, device=device)
+    return float((matrix @ matrix).sum())
+
+
+def add_one(number: int) -> int:
+    """Do next to nothing."""
+    return number + 1

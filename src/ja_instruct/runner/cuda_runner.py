@@ -1,0 +1,110 @@
+"""``CudaRunner``: nodes with the tag ``gpu`` on CUDA devices, all others as Kedro runs them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from kedro.framework.hooks.manager import _NullPluginManager
+from kedro.runner import AbstractRunner
+
+from ja_instruct.runner import devices
+from ja_instruct.runner.errors import PreflightError
+from ja_instruct.runner.hooks_gate import HooksGate
+from ja_instruct.runner.node_process import RunContext
+from ja_instruct.runner.placement import Placement
+from ja_instruct.runner.preflight import find_devices, find_problems, read_needs
+from ja_instruct.runner.report import TableHook
+from ja_instruct.runner.scheduler import Scheduler
+from ja_instruct.runner.terminal import Terminal
+from ja_instruct.runner.tracking import active_tracking
+
+if TYPE_CHECKING:
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline import Pipeline
+    from pluggy import PluginManager
+
+    from ja_instruct.runner.devices import DeviceLayer
+
+
+class CudaRunner(AbstractRunner):
+    """Runs the nodes tagged ``gpu`` in processes of their own on CUDA devices.
+
+    Before the first node it checks that devices, their free memory and the disk suffice for what
+    the nodes declare (``needs.need_of`` says how). While it runs, independent nodes run at the same
+    time: one without the tag in this process, as under ``SequentialRunner``, and as many with it as
+    there is room for on the devices. Afterwards it prints and logs what each has used.
+
+    Examples:
+        On the command line::
+
+            kedro run --runner=ja_instruct.runner.CudaRunner
+
+        In Python:
+
+        >>> from kedro.io import DataCatalog, MemoryDataset
+        >>> from kedro.pipeline import node, pipeline
+        >>> catalog = DataCatalog({"a": MemoryDataset([3, 1, 2])})
+        >>> outputs = CudaRunner().run(pipeline([node(sorted, "a", "b")]), catalog)
+        >>> outputs["b"].load()
+        [1, 2, 3]
+    """
+
+    def __init__(self, is_async: bool = False, layer: DeviceLayer | None = None) -> None:
+        """Prepare a runner.
+
+        Args:
+            is_async: Load and save the data of each node in threads (``--async``).
+            layer: The hardware; by default that of this machine.
+        """
+        super().__init__(is_async=is_async)
+        self._layer = layer
+
+    @property
+    def _logger(self) -> logging.Logger:
+        # what Kedro itself says is shown or not as under its own runners
+        return logging.getLogger("kedro.runner.cuda_runner")
+
+    def _get_executor(self, max_workers: int) -> None:
+        return None
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol[Any, Any],  # type: ignore[override]
+        hook_manager: PluginManager | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        layer = self._layer or devices.default_layer()
+        needs, problems = read_needs(pipeline.nodes, catalog)
+        problems += find_problems(needs, catalog, layer)
+        if problems:
+            raise PreflightError(
+                "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
+            )
+        hooks = hook_manager or _NullPluginManager()
+        scheduler = Scheduler(
+            pipeline=pipeline,
+            needs=needs,
+            placement=Placement(find_devices(needs, layer), layer),
+            layer=layer,
+            shared=RunContext(
+                catalog=catalog,
+                hooks=HooksGate(hooks),
+                run_id=run_id,
+                is_async=self._is_async,
+                tracking=active_tracking() if needs else None,
+                terminal=Terminal(),
+            ),
+            release=self._release_datasets,
+            suggest_resume=lambda done: self._suggest_resume_scenario(pipeline, done, catalog),
+        )
+        table = TableHook(scheduler.records)
+        if isinstance(hooks, _NullPluginManager):
+            try:
+                scheduler.run()
+            finally:
+                table.show()
+        else:
+            hooks.register(table)
+            scheduler.run()

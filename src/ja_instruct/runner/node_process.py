@@ -1,0 +1,381 @@
+"""A node in a process of its own, seen from the runner's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import signal
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from ja_instruct.runner.channel import Failure, Task
+from ja_instruct.runner.outputs import OutputWatch
+from ja_instruct.runner.terminal import LastLines, Output, Terminal, open_outputs
+from ja_instruct.runner.transfer import NotTransferableError, dumps, unpack_for_hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline.node import Node
+
+    from ja_instruct.runner.devices import Device
+    from ja_instruct.runner.hooks_gate import HooksGate
+    from ja_instruct.runner.tracking import Tracking
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+# for the libraries' own clean-up after the node is done
+EXIT_SECONDS = 30.0
+WORKER = "ja_instruct.runner.worker"
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all nodes of a run share.
+
+    Attributes:
+        catalog: The runner's.
+        hooks: The run's hooks, one call at a time.
+        run_id: Kedro's.
+        is_async: Whether nodes load and save in threads.
+        tracking: The MLflow run, if one is open.
+        terminal: Where everything is printed.
+        running: The names of the nodes that run in processes of their own.
+    """
+
+    catalog: CatalogProtocol[Any, Any]
+    hooks: HooksGate
+    run_id: str | None
+    is_async: bool
+    tracking: Tracking | None
+    terminal: Terminal
+    running: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Ending:
+    """How a process ended.
+
+    Attributes:
+        done: Whether the node was finished and its outputs saved.
+        failure: The exception that the process told of.
+        exit_code: Of the process; the negative signal number where a signal ended it.
+        torch_peak_bytes: What PyTorch held at most on one device.
+        last_lines: What it printed last.
+        unfinished: Outputs that it was saving.
+        inputs: What the node's hooks were shown.
+    """
+
+    done: bool = False
+    failure: Failure | None = None
+    exit_code: int | None = None
+    torch_peak_bytes: int | None = None
+    last_lines: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+class NodeProcess:
+    """Starts a node's process, answers it, prints what it prints, and sees it end."""
+
+    def __init__(
+        self, node: Node, devices: Sequence[Device], environment: dict[str, str], run: RunContext
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            node: To be run.
+            devices: For it alone or shared; several are served by accelerate, a process each.
+            environment: Variables that name the devices.
+            run: What it shares with other nodes.
+        """
+        self._node = node
+        self._devices = devices
+        self._environment = environment
+        self._run = run
+        self._ending = Ending()
+        self._lines = LastLines()
+        self._watch = OutputWatch(node, run.catalog)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connections: list[Connection] = []
+        self._asking_for_inputs: list[Connection] = []
+        self._replaced_inputs: dict[str, Any] | None = None
+        self._finished_at: float | None = None
+        self._stopping = False
+
+    def run(self) -> Ending:
+        """Run the node to its end, good or bad; blocks."""
+        folder = Path(tempfile.mkdtemp(prefix="cuda-runner-"))
+        listener = socket.socket(socket.AF_UNIX)
+        outputs: list[Output] = []
+        try:
+            work = pack_work(self._node, self._run.catalog)
+            listener.bind(str(folder / "socket"))
+            listener.listen(16 + 2 * len(self._devices))
+            outputs = list(dict.fromkeys(open_outputs(self._lines)))
+            self._start(str(folder / "socket"), outputs)
+            self._serve(listener, outputs, work)
+        finally:
+            self._kill_group(signal.SIGKILL)  # what the node may have started and left
+            for connection in self._connections:
+                connection.close()
+            for output in outputs:
+                output.close()
+            listener.close()
+            shutil.rmtree(folder)
+        self._ending.last_lines = list(self._lines)
+        self._ending.unfinished = self._watch.unfinished()
+        if not self._ending.done:
+            self._watch.discard_unfinished()
+        return self._ending
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Ask the process to end, or end it; its own processes too."""
+        self._stopping = True
+        self._kill_group(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def process_ids(self) -> set[int]:
+        """Return the ids of the process and of all that it has started."""
+        if self._process is None:
+            return set()
+        try:
+            process = psutil.Process(self._process.pid)
+            return {process.pid, *(child.pid for child in process.children(recursive=True))}
+        except psutil.NoSuchProcess:
+            return set()
+
+    def _start(self, address: str, outputs: list[Output]) -> None:
+        own = {"PYTHONPATH": os.pathsep.join(_import_paths())}
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
+            [*_launcher(len(self._devices)), "-m", WORKER, address],
+            stdin=subprocess.DEVNULL,
+            stdout=outputs[0].child_end,
+            stderr=outputs[-1].child_end,
+            env={**os.environ, **own, **self._environment},
+            # Ctrl-C is for the runner, which then ends its processes in order
+            start_new_session=True,
+        )
+        for output in outputs:
+            os.close(output.child_end)
+        if self._stopping:  # it came in between
+            self.stop()
+
+    def _kill_group(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    def _serve(self, listener: socket.socket, outputs: list[Output], work: bytes) -> None:
+        assert self._process is not None  # noqa: S101 - for the type checker
+        reading = list(outputs)
+        while True:
+            # all of them have a file descriptor, which is what it waits for
+            sources: list[Any] = [listener, *self._connections, *reading]
+            ready = wait(sources, timeout=POLL_SECONDS)
+            has_ended = self._process.poll() is not None
+            # what was printed before a message was sent is printed before it is acted upon
+            for output in list(reading):
+                if not self._print(output):
+                    reading.remove(output)
+            if listener in ready:
+                self._connections.append(Connection(listener.accept()[0].detach()))
+            for connection in [c for c in self._connections if c in ready]:
+                self._receive(connection, work)
+            if has_ended and not any(isinstance(one, Connection) for one in ready):
+                break
+            self._end_if_overdue()
+        for output in reading:
+            self._print(output)
+        self._ending.exit_code = self._process.returncode
+
+    def _end_if_overdue(self) -> None:
+        if self._finished_at is not None and time.monotonic() > self._finished_at + EXIT_SECONDS:
+            logger.warning(
+                "The process of '%s' had not ended %.0f s after its node; it was killed",
+                self._node.name,
+                EXIT_SECONDS,
+            )
+            self._finished_at = None
+            self._kill_group(signal.SIGKILL)
+
+    def _print(self, output: Output) -> bool:
+        text = output.read()
+        if text:
+            prefix = f"[{self._node.name}] " if len(self._run.running) > 1 else ""
+            self._run.terminal.write(output, text, prefix)
+        return text is not None
+
+    def _receive(self, connection: Connection, work: bytes) -> None:
+        try:
+            kind, *content = pickle.loads(connection.recv_bytes())  # noqa: S301 - own process
+        except (EOFError, OSError):
+            connection.close()
+            self._connections.remove(connection)
+            return
+        if kind == "hello":
+            self._answer(connection, lambda: self._task(work))
+        elif kind == "hook":
+            self._answer(connection, lambda: self._fire(*content))
+        elif kind == "load":
+            self._answer(connection, lambda: self._load(*content))
+        elif kind == "save":
+            self._answer(connection, lambda: self._save(*content))
+        elif kind == "replaced_inputs":
+            self._asking_for_inputs.append(connection)
+        elif kind == "log":
+            self._log(*content)
+        elif kind in ("saving", "saved"):
+            getattr(self._watch, kind)(*content)
+        elif kind == "finished":
+            self._finish(*content)
+        self._answer_about_inputs()
+
+    def _answer(self, connection: Connection, act: Callable[[], Any]) -> None:
+        try:
+            answer = dumps((True, act()))
+        except Exception as error:  # a hook's or a dataset's: the node's process raises it
+            try:
+                answer = dumps((False, error))
+                pickle.loads(answer)  # noqa: S301 - does it survive the journey?
+            except Exception:  # then its text has to do
+                answer = dumps((False, f"{type(error).__name__}: {error}"))
+        with contextlib.suppress(OSError):  # the process has gone, which is seen elsewhere
+            connection.send_bytes(answer)
+
+    def _answer_about_inputs(self) -> None:
+        replaced = self._replaced_inputs
+        if replaced is not None:
+            while self._asking_for_inputs:
+                self._answer(self._asking_for_inputs.pop(), lambda: replaced)
+
+    def _task(self, work: bytes) -> Task:
+        loggers = logging.root.manager.loggerDict
+        levels = {
+            name: one.level for name, one in loggers.items() if isinstance(one, logging.Logger)
+        }
+        hooks = self._run.hooks.listened_to()
+        if hooks is None or "before_node_run" not in hooks:
+            self._replaced_inputs = {}
+        return Task(
+            work=work,
+            hooks=hooks,
+            log_levels={**levels, "": logging.root.level},
+            tracking=self._run.tracking,
+            is_async=self._run.is_async,
+            run_id=self._run.run_id,
+        )
+
+    def _fire(self, name: str, sent: dict[str, Any]) -> Any:
+        inputs = self._ending.inputs
+        arguments = dict(sent)
+        if name == "after_dataset_loaded":
+            if sent["data"] is not None:
+                inputs[sent["dataset_name"]] = unpack_for_hooks(sent["data"])
+            arguments["data"] = inputs.get(sent["dataset_name"])
+        elif "data" in sent and sent["data"] is not None:
+            arguments["data"] = unpack_for_hooks(sent["data"])
+        if "inputs" in sent:
+            new = {key: one for key, one in (sent["inputs"] or {}).items() if one is not None}
+            inputs |= {key: unpack_for_hooks(one) for key, one in new.items()}
+            arguments["inputs"] = dict(inputs)
+        if sent.get("outputs") is not None:
+            arguments["outputs"] = {k: unpack_for_hooks(v) for k, v in sent["outputs"].items()}
+        if "error" in sent:
+            arguments["error"] = unpack_for_hooks(sent["error"])
+        answers = self._run.hooks.fire(
+            name, node=self._node, catalog=self._run.catalog, **arguments
+        )
+        if name == "before_node_run":
+            self._replaced_inputs = {}
+            for answer in answers or []:
+                if isinstance(answer, dict):
+                    self._replaced_inputs |= answer
+            inputs |= self._replaced_inputs
+        return answers
+
+    def _load(self, name: str) -> Any:
+        data = self._run.catalog.load(name)
+        self._ending.inputs[name] = data
+        return data
+
+    def _save(self, name: str, packed: bytes) -> None:
+        self._run.catalog.save(name, pickle.loads(packed))  # noqa: S301 - own process
+
+    def _log(self, record: logging.LogRecord) -> None:
+        self._lines.add_line(f"{record.levelname} {record.getMessage()}")
+        logging.getLogger(record.name).handle(record)
+
+    def _finish(self, rank: int, peak_bytes: int | None, failure: Failure | None) -> None:
+        self._finished_at = self._finished_at or time.monotonic()
+        if peak_bytes is not None:
+            self._ending.torch_peak_bytes = max(peak_bytes, self._ending.torch_peak_bytes or 0)
+        if failure is None:
+            self._ending.done = self._ending.done or rank == 0  # which saves for all
+        elif self._ending.failure is None:
+            self._ending.failure = failure
+
+
+def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
+    """Pickle a node and those of its datasets that can work in another process.
+
+    Raises:
+        NotTransferableError: The node's function cannot be found by its name.
+    """
+    names = dict.fromkeys((*node.inputs, *node.outputs))
+    datasets, staying = {}, []
+    for name in names:
+        dataset: Any = catalog.get(name)
+        is_single = getattr(dataset, "_SINGLE_PROCESS", False) or getattr(
+            dataset, "_EPHEMERAL", False
+        )
+        try:
+            if is_single:
+                raise NotTransferableError
+            dumps(dataset)
+        except NotTransferableError:
+            staying.append(name)
+        else:
+            datasets[name] = dataset
+    specs = getattr(catalog, "validator_specs", {})
+    return dumps((node, datasets, {n: specs[n] for n in datasets if n in specs}, tuple(staying)))
+
+
+def _launcher(device_count: int) -> list[str]:
+    if device_count < 2:
+        return [sys.executable]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", str(device_count), "--num_machines", "1", "--machine_rank", "0"),
+        # what a person's own configuration file might say otherwise; the node's library decides
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", str(_free_port())),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _import_paths() -> list[str]:
+    """Return what this process imports from and a fresh interpreter would not."""
+    own = {*site.getsitepackages(), *sysconfig.get_paths().values()}
+    stdlib = sysconfig.get_paths()["stdlib"]
+    return [path for path in sys.path if path and path not in own and not path.startswith(stdlib)]

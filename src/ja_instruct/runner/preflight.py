@@ -1,0 +1,141 @@
+"""What must be there before the first node runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.runner.devices import NoDevicesError
+from ja_instruct.runner.errors import PreflightError
+from ja_instruct.runner.figures import gigabytes
+from ja_instruct.runner.needs import Need, is_gpu_node, need_of
+from ja_instruct.runner.outputs import output_path
+from ja_instruct.runner.placement import Placement
+from ja_instruct.runner.transfer import NotTransferableError, dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline.node import Node
+
+    from ja_instruct.runner.devices import Device, DeviceLayer
+
+NO_DEVICE_REMEDY = (
+    "run on a machine with an NVIDIA GPU, or choose an environment (--env) in which these nodes "
+    "need none"
+)
+
+
+def read_needs(
+    nodes: Sequence[Node], catalog: CatalogProtocol[Any, Any]
+) -> tuple[dict[Node, Need], list[str]]:
+    """Return what the GPU nodes among ``nodes`` need, and what is wrong with what they declare."""
+    needs, problems = {}, []
+    for node in nodes:
+        if is_gpu_node(node):
+            try:
+                needs[node] = need_of(node, catalog)
+            except PreflightError as error:
+                problems.append(str(error))
+    return needs, problems
+
+
+def find_problems(
+    needs: Mapping[Node, Need],
+    catalog: CatalogProtocol[Any, Any],
+    layer: DeviceLayer,
+) -> list[str]:
+    """Return everything that would stop these nodes later, each with its remedy.
+
+    Args:
+        needs: The GPU nodes of the run.
+        catalog: With their outputs.
+        layer: The hardware.
+    """
+    return [
+        *_transfer_problems(needs),
+        *device_problems(needs, layer),
+        *_disk_problems(needs, catalog),
+    ]
+
+
+def find_devices(needs: Mapping[Node, Need], layer: DeviceLayer) -> list[Device]:
+    """Return the devices, or none where no node needs one; then the hardware is not asked.
+
+    Raises:
+        NoDevicesError: There are none.
+    """
+    return layer.find() if any(need.devices for need in needs.values()) else []
+
+
+def _transfer_problems(needs: Mapping[Node, Need]) -> list[str]:
+    problems = []
+    for node in needs:
+        try:
+            dumps(node)
+        except NotTransferableError as error:
+            problems.append(
+                f"node '{node.name}' cannot be run in a process of its own: {error}. Define its "
+                f"function at the top level of a module, not as a lambda or inside a function"
+            )
+    return problems
+
+
+def device_problems(
+    needs: Mapping[Node, Need],
+    layer: DeviceLayer,
+    no_device_remedy: Callable[[], str] = lambda: NO_DEVICE_REMEDY,
+) -> list[str]:
+    """Return which nodes lack devices or free memory on them.
+
+    Args:
+        needs: The GPU nodes of the run.
+        layer: The hardware.
+        no_device_remedy: Returns what to do on a machine without a device.
+    """
+    try:
+        placement = Placement(find_devices(needs, layer), layer)
+    except NoDevicesError as error:
+        names = ", ".join(f"'{node.name}'" for node, need in needs.items() if need.devices)
+        return [f"{names}: {error.message}; {no_device_remedy()}"]
+    problems = []
+    for node, need in needs.items():
+        why = placement.could_ever_fit(need)
+        if why:
+            remedy = f"; {need.remedy}" if need.remedy else ""
+            problems.append(f"node '{node.name}': {why}{remedy}")
+    return problems
+
+
+def _disk_problems(needs: Mapping[Node, Need], catalog: CatalogProtocol[Any, Any]) -> list[str]:
+    """Compare what all nodes write to a disk with what is free there."""
+    wanted: dict[int, dict[str, int]] = defaultdict(dict)
+    folders: dict[int, Path] = {}
+    for node, need in needs.items():
+        paths = [output_path(catalog.get(name)) for name in node.outputs]
+        folder = next((_existing_parent(path) for path in paths if path is not None), None)
+        if need.disk_bytes and folder is not None:
+            disk = folder.stat().st_dev
+            wanted[disk][node.name] = need.disk_bytes
+            folders.setdefault(disk, folder)
+    problems = []
+    for disk, sizes in wanted.items():
+        need_bytes, free = sum(sizes.values()), shutil.disk_usage(folders[disk]).free
+        if free < need_bytes:
+            nodes = ", ".join(f"'{name}' {gigabytes(size)}" for name, size in sizes.items())
+            problems.append(
+                f"about {gigabytes(need_bytes)} of disk are needed at {folders[disk]} ({nodes}), "
+                f"{gigabytes(free)} are free; make room, or point the catalog entries of their "
+                f"outputs elsewhere"
+            )
+    return problems
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

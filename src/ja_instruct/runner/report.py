@@ -1,0 +1,131 @@
+"""The last word of a run: where each node ran, for how long, and what it used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from kedro.framework.hooks import hook_impl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ja_instruct.runner.figures import duration, gigabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ARTIFACT = "cuda_runner.json"
+UNFIT_FOR_METRICS = re.compile(r"[^-.\w /]")
+
+
+@dataclass
+class NodeRecord:
+    """What is known of one node's run.
+
+    Attributes:
+        node: Its name.
+        place: ``CPU``, ``CPU, own process``, or the devices: ``cuda:0 (NVIDIA H100)``.
+        devices: Their numbers.
+        outcome: ``done``, ``failed``, ``stopped`` or ``running``.
+        started_seconds: When it started, from the start of the run.
+        seconds: Wall time, with starting its process, loading and saving.
+        peak_bytes: Highest GPU memory on one of its devices.
+        estimated_bytes: What that was expected to be.
+        available_bytes: What was free on each device when it started.
+        device_bytes: What each device has.
+        mean_utilization_percent: Mean of the devices' utilization, as nvidia-smi gives it.
+        host_peak_bytes: Highest resident memory of its processes.
+        parts: What the estimate is made of, in bytes.
+    """
+
+    node: str
+    place: str = "CPU"
+    devices: tuple[int, ...] = ()
+    outcome: str = "running"
+    started_seconds: float = 0.0
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+    estimated_bytes: int | None = None
+    available_bytes: int = 0
+    device_bytes: int = 0
+    mean_utilization_percent: float | None = None
+    host_peak_bytes: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+def build_table(records: Sequence[NodeRecord]) -> Table:
+    """Return a table of nodes for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("node", overflow="fold")
+    table.add_column("device", no_wrap=True)
+    for heading in ("time", "peak memory", "estimate", "GPU busy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for record in records:
+        seconds = duration(record.seconds)
+        used = record.mean_utilization_percent
+        table.add_row(
+            record.node,
+            ", ".join(f"cuda:{index}" for index in record.devices) or record.place,
+            seconds if record.outcome == "done" else f"{record.outcome} after {seconds}",
+            "" if record.peak_bytes is None else gigabytes(record.peak_bytes),
+            "" if record.estimated_bytes is None else gigabytes(record.estimated_bytes),
+            "" if used is None else f"{used:.0f} %",
+            style="" if record.outcome == "done" else "red",
+        )
+    return table
+
+
+def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
+    """Log the records to this thread's MLflow run, if there is one.
+
+    Metrics ``node.<node>.seconds``, ``.peak_gpu_gb``, ``.estimated_gpu_gb``, ``.gpu_percent`` for
+    nodes with a process of their own, and all records as an artifact.
+    """
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is None or mlflow.active_run() is None:
+        return
+    metrics: dict[str, float] = {}
+    for record in records:
+        if record.place != "CPU":
+            prefix = "node." + UNFIT_FOR_METRICS.sub("_", record.node)
+            figures = {
+                "seconds": record.seconds,
+                "peak_gpu_gb": None if record.peak_bytes is None else record.peak_bytes / 1e9,
+                "estimated_gpu_gb": (
+                    None if record.estimated_bytes is None else record.estimated_bytes / 1e9
+                ),
+                "gpu_percent": record.mean_utilization_percent,
+            }
+            metrics |= {
+                f"{prefix}.{key}": round(value, 3)
+                for key, value in figures.items()
+                if value is not None
+            }
+    mlflow.log_metrics(metrics)
+    mlflow.log_dict({"nodes": [asdict(record) for record in records]}, ARTIFACT)
+
+
+class TableHook:
+    """Prints the table when everybody else has had their say."""
+
+    def __init__(self, records: Sequence[NodeRecord]) -> None:
+        """Take the records; they are read when the run has ended."""
+        self._records = records
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """Print the table of a run that went well."""
+        self.show()
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self) -> None:
+        """Print the table of a run that did not; the error comes after it."""
+        self.show()
+
+    def show(self) -> None:
+        """Print the table."""
+        if self._records:
+            Console().print(build_table(self._records))

@@ -1,0 +1,172 @@
+"""A node on its devices: started, watched, measured, and its memory seen to come back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from ja_instruct.runner.failures import explain
+from ja_instruct.runner.figures import duration, gigabytes
+from ja_instruct.runner.node_process import NodeProcess
+from ja_instruct.runner.report import NodeRecord
+from ja_instruct.runner.tracking import continued
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kedro.pipeline.node import Node
+
+    from ja_instruct.runner.devices import Device, DeviceLayer
+    from ja_instruct.runner.errors import GpuNodeError
+    from ja_instruct.runner.monitor import Monitor, Usage
+    from ja_instruct.runner.needs import Need
+    from ja_instruct.runner.node_process import Ending, RunContext
+
+logger = logging.getLogger(__name__)
+
+# the driver gives memory back a moment after a process has ended
+RELEASE_SECONDS = 10.0
+RELEASED_WITHIN_BYTES = 64 * 2**20
+
+
+class Supervisor:
+    """Sees one node through.
+
+    Attributes:
+        devices: The node's.
+        record: What is known of it, for the report.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        need: Need,
+        devices: Sequence[Device],
+        layer: DeviceLayer,
+        monitor: Monitor,
+        shared: RunContext,
+    ) -> None:
+        self.devices = devices
+        self.record = NodeRecord(
+            node.name,
+            place=", ".join(f"cuda:{one.index} ({one.name})" for one in devices)
+            or "CPU, own process",
+            devices=tuple(one.index for one in devices),
+            estimated_bytes=need.memory_bytes if devices else None,
+            available_bytes=min((layer.free_bytes(one) for one in devices), default=0),
+            device_bytes=min((one.memory_bytes for one in devices), default=0),
+            parts=dict(need.parts),
+        )
+        self._node = node
+        self._need = need
+        self._layer = layer
+        self._monitor = monitor
+        self._shared = shared
+        self._is_shared = False
+        self._process = NodeProcess(node, devices, layer.environment(devices), shared)
+        self._used_before = {one: layer.used_bytes(one) for one in devices}
+        monitor.watch(node.name, devices, self._process.process_ids, exclusive=True)
+
+    def share(self, devices: Sequence[Device]) -> None:
+        """Take note of a neighbour: what a device uses is then not this node's alone."""
+        if set(devices) & set(self.devices):
+            self._is_shared = True
+            self._monitor.share(self._node.name)
+
+    def run(self, command: Callable[[], str]) -> GpuNodeError | None:
+        """Run the node; blocks.
+
+        Args:
+            command: Returns the command that goes on with the run.
+
+        Returns:
+            The error, if the node was not finished.
+        """
+        self._announce()
+        started = time.perf_counter()
+        with continued(self._shared.tracking):
+            try:
+                ending = self._process.run()
+            finally:
+                usage = self._monitor.stop(self._node.name)
+            self.record.seconds = time.perf_counter() - started
+            self._note(usage, ending)
+            error = None if ending.done else self._explain(ending, command)
+        self._wait_for_memory()
+        if error is None:
+            self._praise()
+        return error
+
+    def stop(self, *, kill: bool) -> None:
+        """Ask the node's process to end, or end it."""
+        self._process.stop(kill=kill)
+
+    def _announce(self) -> None:
+        record = self.record
+        if record.devices:
+            needed = (
+                f", about {gigabytes(record.estimated_bytes)} needed"
+                if record.estimated_bytes is not None
+                else ""
+            )
+            free = gigabytes(record.available_bytes)
+            logger.info("%s on %s: %s free%s", record.node, record.place, free, needed)
+        else:
+            logger.info("%s in a process of its own, on the CPU", record.node)
+
+    def _praise(self) -> None:
+        record = self.record
+        peak = "" if record.peak_bytes is None else f", peak {gigabytes(record.peak_bytes)}"
+        logger.info("%s ended after %s%s", record.node, duration(record.seconds), peak)
+
+    def _note(self, usage: Usage, ending: Ending) -> None:
+        record = self.record
+        peaks = [one for one in (usage.peak_bytes, ending.torch_peak_bytes) if one is not None]
+        record.peak_bytes = max(peaks) if peaks and record.devices else None
+        record.mean_utilization_percent = usage.mean_utilization_percent
+        record.host_peak_bytes = usage.host_peak_bytes
+        record.outcome = "done" if ending.done else "failed"
+        if ending.done and ending.exit_code:
+            logger.warning(
+                "The process of '%s' ended with code %d after its outputs were saved",
+                record.node,
+                ending.exit_code,
+            )
+
+    def _explain(self, ending: Ending, command: Callable[[], str]) -> GpuNodeError:
+        error = explain(
+            self._node, ending, self.record, remedy=self._need.remedy, command=command()
+        )
+        if ending.failure is None:  # nobody in the node's process could tell the hooks
+            self._shared.hooks.fire(
+                "on_node_error",
+                error=error,
+                node=self._node,
+                catalog=self._shared.catalog,
+                inputs=ending.inputs,
+                is_async=self._shared.is_async,
+                run_id=self._shared.run_id,
+            )
+        elif not ending.failure.is_usage_error:
+            logger.error("'%s' failed:\n%s", self._node.name, ending.failure.traceback)
+        return error
+
+    def _wait_for_memory(self) -> None:
+        if self._is_shared:
+            return
+        deadline = time.monotonic() + RELEASE_SECONDS
+        for device, before in self._used_before.items():
+            while before is not None:
+                held = (self._layer.used_bytes(device) or 0) - before
+                if held <= RELEASED_WITHIN_BYTES:
+                    break
+                if time.monotonic() > deadline:
+                    logger.warning(
+                        "cuda:%d still holds %s more than before '%s' ran",
+                        device.index,
+                        gigabytes(held),
+                        self._node.name,
+                    )
+                    break
+                time.sleep(0.05)

@@ -1,0 +1,348 @@
+"""Node functions for the runner's tests; a process of its own finds them here by name."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fake_devices
+
+logger = logging.getLogger("gpu_nodes")
+
+
+def double(value):
+    return value * 2
+
+
+def add(*values):
+    return sum(values)
+
+
+def where(_=None):
+    """Return who runs this, and what it sees."""
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "rank": int(os.environ.get("RANK", "0")),
+        "world": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def hold(folder, gb=1.0, seconds=0.3):
+    """Take GPU memory for a while, and return when."""
+    started = time.time()
+    for uuid in os.environ["CUDA_VISIBLE_DEVICES"].split(","):
+        fake_devices.allocate(folder, uuid, gb)
+    time.sleep(seconds)
+    return {"from": started, "to": time.time(), "devices": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+
+def hold_long(folder):
+    return hold(folder, 1.0, 120.0)
+
+
+def hold_more_than_there_is(folder):
+    print("about to allocate", flush=True)
+    return hold(folder, 10_000.0)
+
+
+def sleep_here(seconds):
+    started = time.time()
+    time.sleep(seconds)
+    return {"from": started, "to": time.time()}
+
+
+def raise_value_error(_):
+    logger.warning("what was seen before")
+    raise ValueError("this cannot be")
+
+
+def kill_itself(_):
+    print("last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash(_):
+    ctypes.string_at(0)
+
+
+def leave(_):
+    os._exit(7)
+
+
+def start_and_hang(folder):
+    """Leave a process of its own behind, and tell both ids."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    (Path(folder) / "pids").write_text(f"{os.getpid()} {other.pid}")
+    time.sleep(300)
+
+
+def speak(_):
+    """Say things in every way a node has."""
+    from tqdm import tqdm
+
+    logger.info("first: a log line")
+    print("second: a print", flush=True)
+    for _ in tqdm(range(3), desc="third: a bar", disable=False):
+        time.sleep(0.01)
+    logger.warning("fourth: a warning")
+    return "spoken"
+
+
+def chunks(value):
+    yield from range(value)
+
+
+def unpicklable(_):
+    return lambda: None
+
+
+def large(_):
+    return bytes(200 * 2**20)
+
+
+class HoldsFunctionError(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.function = lambda: None
+
+
+class TwoPartsError(Exception):
+    """Can be pickled, and then not be unpickled: that calls it with one argument."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def _raise(error):
+    raise error
+
+
+def _write_error(*parts):
+    from ja_instruct.errors import InputError
+
+    raise InputError("prompts.yml, line 3: 'sytem' is no key; known are system, user")
+
+
+WAYS_TO_FAIL = {
+    "exception": lambda: _raise(ValueError("this cannot be")),
+    "input error": _write_error,
+    "unpicklable": lambda: _raise(HoldsFunctionError("it holds a function")),
+    "not unpicklable": lambda: _raise(TwoPartsError("two", "parts")),
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "real-time signal": lambda: os.kill(os.getpid(), signal.SIGRTMIN + 3),
+    "segmentation fault": lambda: ctypes.string_at(0),
+    "SIGABRT": os.abort,
+    "os._exit": lambda: os._exit(7),
+    "sys.exit": lambda: sys.exit(3),
+}
+
+
+def hold_and_fail(folder, way):
+    """Take 2.5 GB of GPU memory, for long enough to be seen, and fail in one of the ways."""
+    logger.warning("what was seen before")
+    print("last words", flush=True)
+    hold(folder, 2.5, 0.45)
+    if way == "out of memory":
+        hold(folder, 10_000.0)
+    WAYS_TO_FAIL[way]()
+
+
+hold_and_fail.gpu_need = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
+
+
+def crash_at_exit(_):
+    """Be done, and crash on the way out."""
+    import atexit
+
+    atexit.register(ctypes.string_at, 0)
+    return "kept"
+
+
+def hang_at_exit(_):
+    """Be done, and never end."""
+    import atexit
+
+    atexit.register(time.sleep, 300)
+    return "kept"
+
+
+def pause(_):
+    time.sleep(0.3)
+    return "awake"
+
+
+def wait_for(path):
+    """Return once a file is there."""
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return "there"
+
+
+def touch_and_wait_for(first, second):
+    touch(first)
+    return wait_for(second)
+
+
+def fail_when(path):
+    wait_for(path)
+    raise ValueError("this failed")
+
+
+def touch(path):
+    Path(path).touch()
+
+
+def ignore_termination(folder):
+    """Hang, and do not end when asked to."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    start_and_hang(folder)
+
+
+def print_much(_):
+    """Print faster than anybody reads."""
+    block = b"x" * 79 + b"\n"
+    for _ in range(400):
+        os.write(1, block * 800)
+
+
+def two_streams(_):
+    print("to the output", flush=True)
+    print("to the error", file=sys.stderr, flush=True)
+
+
+def print_bytes(_):
+    os.write(1, b"\xff\xfe that was \xe6")
+    time.sleep(0.1)
+    os.write(1, b"\x97\xa5\n")
+
+
+def bar_and_words(word):
+    """Draw a bar of 20 steps, and print a line between them now and then."""
+    from tqdm import tqdm
+
+    for step in tqdm(range(20), desc=word, mininterval=0):
+        time.sleep(0.02)
+        if step % 5 == 0:
+            logger.warning("%s logs %d", word, step)
+    print(f"{word} ends", flush=True)
+
+
+def start():
+    return [3, 1, 2]
+
+
+def scale(values, factor):
+    return [value * factor for value in values]
+
+
+def split(values):
+    return min(values), max(values)
+
+
+def mirror(values):
+    """Yield one value and its opposite at a time."""
+    for value in values:
+        yield value, -value
+
+
+def keep_nothing(_):
+    return None
+
+
+def as_text(value):
+    return f"{value!r}"
+
+
+def length(*values):
+    return [len(value) for value in values]
+
+
+def meet(folder, settings):
+    """Come to a meeting, and tell whether all others have come before patience ran out."""
+    folder = Path(folder)
+    (folder / settings["me"]).touch()
+    deadline = time.monotonic() + settings.get("patience", 20)
+    while time.monotonic() < deadline:
+        if all((folder / other).exists() for other in settings["others"]):
+            return {**where(), "met": True, "thread": threading.current_thread().name}
+        time.sleep(0.01)
+    return {**where(), "met": False}
+
+
+def hold_as(folder, settings):
+    return hold(folder, settings["gb"], settings["seconds"])
+
+
+def tensor_and_large(_):
+    import torch
+
+    return {"weights": torch.ones(2)}, bytes(65 * 2**20)
+
+
+def write_rank(value, settings):
+    """Leave a file a process, so that a test sees what each of them was given."""
+    seen = {**where(), "value": value}
+    (Path(settings["folder"]) / f"rank_{seen['rank']}").write_text(json.dumps(seen))
+    return seen
+
+
+def yield_ranks(value, settings):
+    for _ in range(2):
+        yield write_rank(value, settings)
+
+
+def log_loss(value):
+    import mlflow
+
+    mlflow.log_metric("loss", value)
+    return mlflow.active_run().info.run_id
+
+
+def train_with_callback(value):
+    """Do what transformers' trainer does to MLflow."""
+    from types import SimpleNamespace
+
+    from transformers.integrations import MLflowCallback
+
+    callback = MLflowCallback()
+    settings = SimpleNamespace(run_name="trainer", to_dict=lambda: {"trained_on": value})
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    callback.on_train_begin(settings, state, None)
+    callback.on_log(settings, state, None, {"trained": 0.5})
+    callback.on_train_end(settings, state, None)
+    return value
+
+
+def imported(_):
+    return sorted({"mlflow", "torch"} & set(sys.modules))
+
+
+def meet_after(folder, settings, _):
+    return meet(folder, settings)
+
+
+def chunks_and_die(_):
+    yield "first chunk"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def chunks_and_raise(_):
+    yield "first chunk"
+    raise ValueError("there is no second")
+
+
+def identity(value):
+    return value

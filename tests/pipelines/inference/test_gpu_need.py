@@ -1,0 +1,119 @@
+import json
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import pipeline
+
+from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset
+from ja_instruct.pipelines.inference import create_pipeline
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.sft.parameters import SftParameters
+
+GEMMA_2_27B = {
+    "model_type": "gemma2",
+    "hidden_size": 4608,
+    "intermediate_size": 36864,
+    "num_hidden_layers": 46,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 256000,
+    "sliding_window": 4096,
+}
+NODES = ("answer_tasks", "answer_with_base_model")
+
+
+@pytest.fixture
+def base_model(tmp_path):
+    (tmp_path / "base_model").mkdir()
+    (tmp_path / "base_model/config.json").write_text(json.dumps(GEMMA_2_27B), "utf-8")
+    return ModelDirectoryDataset(filepath=tmp_path / "base_model")
+
+
+@pytest.fixture
+def inference(read_parameters):
+    section = read_parameters("base")["inference"]
+    return lambda **changes: InferenceParameters(**{**section, **changes})
+
+
+@pytest.fixture(params=["typed", "untyped"])
+def sft(request, read_parameters):
+    """The adapter's parameters: a section that no node of the run takes is not typed."""
+    section = read_parameters("base")["sft"]
+    return SftParameters(**section) if request.param == "typed" else section
+
+
+def need(node_name, parameters, namespace=None, **entries):
+    whole = create_pipeline()
+    parts = pipeline(whole, namespace=namespace) if namespace else whole
+    (node,) = (node for node in parts.nodes if node.func.__name__ == node_name)
+    (name,) = (name for name in node.inputs if name.startswith("params:"))
+    sft = entries.pop("sft", None)
+    sections = {name: MemoryDataset(parameters)}
+    if sft is not None:
+        sections["params:sft"] = MemoryDataset(sft)
+    return node.func.gpu_need(node, DataCatalog({**sections, **entries}))
+
+
+def test_adapter_is_held_beside_the_model_that_it_changes(inference, base_model, sft):
+    tuned, plain = (need(name, inference(), base_model=base_model, sft=sft) for name in NODES)
+    for found in (tuned, plain):
+        assert found["devices"] == 1
+        assert 16 < found["memory_gb"] < 24
+        assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
+        assert "inference.max_seq_length" in found["remedy"]
+    # 456 million weights in float32
+    assert tuned["memory_gb"] - plain["memory_gb"] == pytest.approx(0.4568 * 4, rel=1e-3)
+
+
+def test_longer_prompts_need_more(inference, base_model):
+    short, long = (
+        need(NODES[1], inference(max_seq_length=length), base_model=base_model)["parts_gb"]
+        for length in (2048, 8192)
+    )
+    # half of the layers look back over 4,096 tokens only
+    assert long["kv_cache"] == pytest.approx(3 * short["kv_cache"])
+    assert long["weights"] == short["weights"]
+
+
+def test_adapter_of_unknown_size_has_no_estimate(inference, base_model):
+    assert set(need(NODES[0], inference(), base_model=base_model)) == {"devices", "remedy"}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_model_that_is_not_there_has_no_estimate(inference, name, sft):
+    entry = HubModelDataset(repo_id="owner/none")
+    assert set(need(name, inference(), base_model=entry, sft=sft)) == {"devices", "remedy"}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_names_may_carry_a_namespace(inference, base_model, name, sft):
+    found = need(name, inference(), namespace="trial_a", base_model=base_model, sft=sft)
+    plain = need(name, inference(), base_model=base_model, sft=sft)
+    assert found["memory_gb"] == plain["memory_gb"]
+    assert "trial_a.inference.top_k" in found["remedy"]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_cpu_needs_no_device(inference, base_model, name):
+    parameters = inference(device="cpu", backend="transformers")
+    assert need(name, parameters, base_model=base_model) == {"devices": 0}
+
+
+def test_prompts_are_built_without_a_gpu():
+    (node,) = (node for node in create_pipeline().nodes if node.name == "build_prompts")
+    assert not hasattr(node.func, "gpu_need")
+    assert "gpu" not in node.tags
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "devices", "message"),
+    [
+        ("cuda", "unsloth", 2, "gpu.devices = 2, but .* would only repeat the work"),
+        ("cpu", "transformers", 1, "device 'cpu' uses none"),
+    ],
+)
+def test_devices_that_nobody_can_use_are_refused(inference, device, backend, devices, message):
+    gpu = {"devices": devices, "memory_gb": None, "disk_gb": None}
+    with pytest.raises(ValueError, match=message):
+        inference(device=device, backend=backend, gpu=gpu)

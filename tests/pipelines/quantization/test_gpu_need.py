@@ -1,0 +1,105 @@
+import json
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import pipeline
+
+from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset
+from ja_instruct.pipelines.quantization import create_pipeline
+from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
+
+GEMMA_2_27B = {
+    "model_type": "gemma2",
+    "hidden_size": 4608,
+    "intermediate_size": 36864,
+    "num_hidden_layers": 46,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 256000,
+    "sliding_window": 4096,
+}
+
+
+@pytest.fixture
+def base_model(tmp_path):
+    (tmp_path / "base_model").mkdir()
+    (tmp_path / "base_model/config.json").write_text(json.dumps(GEMMA_2_27B), "utf-8")
+    return ModelDirectoryDataset(filepath=tmp_path / "base_model")
+
+
+@pytest.fixture
+def section(read_parameters):
+    return read_parameters("base")["quantization"]
+
+
+def need(parts, section, **changes):
+    """What ``quantize`` declares, with the parameters of the environment ``base``."""
+    (node,) = parts.nodes
+    (name,) = (name for name in node.inputs if name.startswith("params:"))
+    (model,) = (name for name in node.inputs if not name.startswith("params:"))
+    parameters = QuantizationParameters(**{**section, **changes.pop("parameters", {})})
+    catalog = DataCatalog({name: MemoryDataset(parameters), model: changes.pop("base_model")})
+    return node.func.gpu_need(node, catalog)
+
+
+def test_weights_disk_and_parts_of_gemma_2_27b(section, base_model):
+    found = need(create_pipeline(), section, base_model=base_model)
+    assert found["devices"] == 1
+    assert 15.8 < found["memory_gb"] < 20
+    assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
+    assert set(found["parts_gb"]) == {"weights", "matrix in flight", "cuda context"}
+    # what the preflight check reckons with
+    assert found["disk_gb"] == pytest.approx(27.227 * 1.5, rel=1e-3)
+    assert "quantization.device" in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"double_quantization": False}, {"compute_dtype": "float32"}], ids=str
+)
+def test_coarser_settings_need_more(section, base_model, changes):
+    plain = need(create_pipeline(), section, base_model=base_model)
+    more = need(create_pipeline(), section, base_model=base_model, parameters=changes)
+    assert more["memory_gb"] > plain["memory_gb"] + 1
+
+
+def test_cpu_needs_no_device(section, base_model):
+    found = need(create_pipeline(), section, base_model=base_model, parameters={"device": "cpu"})
+    assert found == {"devices": 0}
+
+
+def test_model_that_is_not_downloaded_has_no_estimate(section):
+    found = need(create_pipeline(), section, base_model=HubModelDataset(repo_id="owner/none"))
+    assert set(found) == {"devices", "remedy"}
+
+
+def test_names_may_carry_a_namespace(section, base_model):
+    spaced = pipeline(create_pipeline(), namespace="trial_a")
+    found = need(spaced, section, base_model=base_model)
+    plain = need(create_pipeline(), section, base_model=base_model)
+    assert found["memory_gb"] == plain["memory_gb"]
+    assert "trial_a.quantization.device" in found["remedy"]
+
+
+class TestParameters:
+    @pytest.mark.parametrize("devices", [None, 1])
+    def test_one_device(self, section, devices):
+        gpu = {"devices": devices, "memory_gb": 12.5, "disk_gb": None}
+        assert QuantizationParameters(**{**section, "gpu": gpu}).gpu.memory_gb == 12.5
+
+    @pytest.mark.parametrize(
+        ("device", "devices", "message"),
+        [
+            ("cuda", 2, "gpu.devices = 2, but .* would only repeat the work"),
+            ("cuda", 0, "greater than or equal to 1"),
+            ("cpu", 1, "device 'cpu' uses none; leave gpu.devices null"),
+        ],
+    )
+    def test_others_are_refused(self, section, device, devices, message):
+        gpu = {"devices": devices, "memory_gb": None, "disk_gb": None}
+        with pytest.raises(ValueError, match=message):
+            QuantizationParameters(**{**section, "device": device, "gpu": gpu})
+
+    def test_nothing_is_left_to_defaults(self, section):
+        with pytest.raises(ValueError, match=r"gpu\.disk_gb"):
+            QuantizationParameters(**{**section, "gpu": {"devices": None, "memory_gb": None}})

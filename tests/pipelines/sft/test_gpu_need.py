@@ -1,0 +1,141 @@
+import json
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import pipeline
+
+from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset, QuantizedModelDataset
+from ja_instruct.models import write_provenance
+from ja_instruct.pipelines.sft import create_pipeline
+from ja_instruct.pipelines.sft.parameters import SftParameters
+
+GEMMA_2_27B = {
+    "model_type": "gemma2",
+    "hidden_size": 4608,
+    "intermediate_size": 36864,
+    "num_hidden_layers": 46,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 256000,
+    "sliding_window": 4096,
+}
+
+
+@pytest.fixture
+def quantized_model(tmp_path):
+    """A catalog entry whose model a run has yet to make."""
+    return QuantizedModelDataset(filepath=tmp_path / "quantized_model")
+
+
+def write_config(directory, **changes):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(GEMMA_2_27B | changes), "utf-8")
+    return directory
+
+
+@pytest.fixture
+def base_model(tmp_path):
+    return ModelDirectoryDataset(filepath=write_config(tmp_path / "base_model"))
+
+
+@pytest.fixture
+def sft(read_parameters):
+    """The parameters of the environment ``base``, and those given."""
+
+    def change(training=None, lora=None, **changes):
+        section = read_parameters("base")["sft"]
+        section["training"] |= training or {}
+        section["lora"] |= lora or {}
+        return SftParameters(**{**section, **changes})
+
+    return change
+
+
+def need(parameters, entries, namespace=None):
+    whole = create_pipeline()
+    parts = pipeline(whole, namespace=namespace) if namespace else whole
+    (node,) = (node for node in parts.nodes if node.func.__name__ == "train")
+    (name,) = (name for name in node.inputs if name.startswith("params:"))
+    catalog = DataCatalog({name: MemoryDataset(parameters), **entries})
+    return node.func.gpu_need(node, catalog)
+
+
+def test_recipe_fits_a_gpu_of_32_gb(sft, base_model, quantized_model):
+    found = need(sft(), {"base_model": base_model, "quantized_model": quantized_model})
+    assert found["devices"] == 1
+    assert 23 < found["memory_gb"] < 32
+    assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
+    assert {"weights", "lora", "gradients", "optimizer", "activations"} <= set(found["parts_gb"])
+    # 456 million weights: the adapter, and ten checkpoints of it with the optimizer's states
+    assert found["disk_gb"] == pytest.approx(0.4568 * (4 + 10 * 6), rel=1e-3)
+
+
+def test_nothing_is_kept_without_checkpoints(sft, base_model):
+    found = need(sft(training={"save_strategy": "no"}), {"base_model": base_model})
+    assert found["disk_gb"] == pytest.approx(0.4568 * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backend": "peft"},
+        {"max_seq_length": 4096},
+        {"training": {"per_device_train_batch_size": 8}},
+        {"training": {"optim": "adamw_torch"}},
+        {"training": {"gradient_checkpointing": False}},
+        {"lora": {"lora_r": 128}},
+    ],
+    ids=str,
+)
+def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
+    recipe = need(sft(), {"base_model": base_model})
+    found = need(sft(**changes), {"base_model": base_model})
+    assert found["memory_gb"] > recipe["memory_gb"] + 1
+    *_, (key, value) = changes.items()
+    key = next(iter(value)) if isinstance(value, dict) else key
+    assert key in found["remedy"]
+
+
+def test_model_that_is_there_counts_more_than_what_it_would_be_made_of(
+    sft, base_model, quantized_model, tmp_path
+):
+    directory = write_config(tmp_path / "quantized_model", num_hidden_layers=23)
+    entries = {"base_model": base_model, "quantized_model": quantized_model}
+    whole = need(sft(), entries)["parts_gb"]["weights"]
+    write_provenance(directory, {"stage": "quantization"})
+    half = need(sft(), entries)["parts_gb"]["weights"]
+    assert half == pytest.approx((whole - 2.36) / 2 + 2.36, rel=1e-2)
+
+
+@pytest.mark.parametrize("own", ["", "trial_a."])
+def test_names_may_carry_a_namespace(sft, base_model, quantized_model, own):
+    entries = {f"{own}base_model": base_model, "trial_a.quantized_model": quantized_model}
+    found = need(sft(), entries, namespace="trial_a")
+    assert found["memory_gb"] == need(sft(), {"base_model": base_model})["memory_gb"]
+    assert "trial_a.sft.max_seq_length" in found["remedy"]
+
+
+def test_cpu_needs_no_device(sft, base_model):
+    found = need(sft(device="cpu", backend="peft"), {"base_model": base_model})
+    assert found == {"devices": 0}
+
+
+@pytest.mark.parametrize("lora", [None, {"target_modules": ["lm_head"]}])
+def test_unknown_models_and_modules_have_no_estimate(sft, base_model, lora):
+    entry = base_model if lora else HubModelDataset(repo_id="owner/none")
+    assert set(need(sft(lora=lora), {"base_model": entry})) == {"devices", "remedy"}
+
+
+def gpu(devices):
+    return {"devices": devices, "memory_gb": None, "disk_gb": None}
+
+
+def test_several_devices_with_peft_alone(sft, base_model):
+    parameters = sft(backend="peft", gpu=gpu(4))
+    assert need(parameters, {"base_model": base_model})["devices"] == 4
+    with pytest.raises(ValueError, match=r"devices = 4, but backend 'unsloth' trains on one.*peft"):
+        sft(gpu=gpu(4))
+    with pytest.raises(ValueError, match="device 'cpu' uses none"):
+        sft(backend="peft", device="cpu", gpu=gpu(1))
+    assert sft(gpu=gpu(1)).gpu.devices == 1

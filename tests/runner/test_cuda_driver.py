@@ -1,0 +1,164 @@
+import os
+import shutil
+import subprocess
+
+import pytest
+from missing_libraries import why_not_loaded
+
+from ja_instruct.runner import cuda_driver
+from ja_instruct.runner.cuda_driver import (
+    DriverAnswer,
+    DriverDevice,
+    DriverError,
+    ask_driver,
+    read_devices,
+)
+
+UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
+
+
+class FakeLibrary:
+    """``libcuda.so.1`` for two devices, one of them a slice."""
+
+    def __init__(self, code=0, failing="cuInit", knows_names=True):
+        self.code = code
+        self.failing = failing
+        self.knows_names = knows_names
+
+    def _answer(self, function):
+        return self.code if function == self.failing else 0
+
+    def cuInit(self, flags):  # noqa: N802
+        assert flags == 0
+        return self._answer("cuInit")
+
+    def cuDeviceGetCount(self, count):  # noqa: N802
+        count._obj.value = 2
+        return self._answer("cuDeviceGetCount")
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        device._obj.value = 10 + index
+        return self._answer("cuDeviceGet")
+
+    def cuDeviceGetName(self, name, size, device):  # noqa: N802
+        name.value = f"Fake {device.value - 10}"[: size - 1].encode()
+        return self._answer("cuDeviceGetName")
+
+    def cuDeviceTotalMem_v2(self, memory, device):  # noqa: N802
+        memory._obj.value = 2**37 + device.value - 10
+        return self._answer("cuDeviceTotalMem_v2")
+
+    def cuDeviceGetUuid(self, uuid, device):  # noqa: N802
+        uuid._obj[:] = bytes(range(16))
+        return self._answer("cuDeviceGetUuid")
+
+    def cuGetErrorName(self, code, name):  # noqa: N802
+        if not self.knows_names:
+            return 1
+        name._obj.value = b"CUDA_ERROR_OF_THE_FAKE"
+        return 0
+
+
+class NewerFakeLibrary(FakeLibrary):
+    def cuDeviceGetUuid_v2(self, uuid, device):  # noqa: N802
+        uuid._obj[:] = bytes(range(16)) if device.value == 10 else bytes(range(0xF0, -1, -0x10))
+        return self._answer("cuDeviceGetUuid_v2")
+
+
+class TestReadDevices:
+    def test_older_driver(self):
+        assert read_devices(FakeLibrary()) == DriverAnswer(
+            tuple(DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2))
+        )
+
+    def test_newer_driver_tells_a_slice_from_its_gpu(self):
+        devices = read_devices(NewerFakeLibrary()).devices
+        assert [(device.uuid, device.is_mig) for device in devices] == [
+            (UUIDS[0], False),
+            (UUIDS[1], True),
+        ]
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            "cuInit",
+            "cuDeviceGetCount",
+            "cuDeviceGet",
+            "cuDeviceGetName",
+            "cuDeviceTotalMem_v2",
+            "cuDeviceGetUuid",
+            "cuDeviceGetUuid_v2",
+        ],
+    )
+    def test_every_failure_is_told(self, function):
+        answer = read_devices(NewerFakeLibrary(code=803, failing=function))
+        assert answer == DriverAnswer(error=DriverError(function, 803, "CUDA_ERROR_OF_THE_FAKE"))
+
+    @pytest.mark.parametrize(
+        ("code", "name"), [(803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (4711, "unknown error")]
+    )
+    def test_library_that_does_not_know_its_errors(self, code, name):
+        answer = read_devices(FakeLibrary(code=code, knows_names=False))
+        assert answer.error == DriverError("cuInit", code, name)
+
+
+COMPILED = r"""
+#include <stdlib.h>
+#include <string.h>
+int cuInit(unsigned flags) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    const char *fault = getenv("FAKE_CUINIT");
+    if (fault) { if (!strcmp(fault, "crash")) abort(); return atoi(fault); }
+    return visible && !*visible ? 100 : 0;
+}
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+    strncpy(name, "Compiled", length); return 0;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 0x2300000000; return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
+    for (int i = 0; i < 16; i++) uuid[i] = i;
+    return 0;
+}
+int cuDeviceGetUuid(unsigned char *uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }
+int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_COMPILED"; return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled_environment(tmp_path_factory):
+    """Return an environment whose ``libcuda.so.1`` is a compiled fake."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("libcuda")
+    (folder / "cuda.c").write_text(COMPILED)
+    library = ["-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "cuda.c")]
+    subprocess.run([compiler, *library], check=True)
+    rest = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return {**rest, "LD_LIBRARY_PATH": str(folder)}
+
+
+class TestAskDriver:
+    def test_compiled_library(self, compiled_environment):
+        device = DriverDevice(UUIDS[0], False, "Compiled", 0x2300000000)
+        assert ask_driver(compiled_environment) == DriverAnswer((device,))
+
+    def test_given_environment_counts_not_this_process_s(self, compiled_environment):
+        answer = ask_driver({**compiled_environment, "CUDA_VISIBLE_DEVICES": ""})
+        assert answer == DriverAnswer(error=DriverError("cuInit", 100, "CUDA_ERROR_COMPILED"))
+
+    def test_driver_that_crashes(self, compiled_environment):
+        error = ask_driver({**compiled_environment, "FAKE_CUINIT": "crash"}).error
+        assert error.code is None
+        assert error.name.startswith("ended with -6")
+
+    def test_driver_that_hangs(self, compiled_environment, monkeypatch):
+        monkeypatch.setattr(cuda_driver, "ANSWER_SECONDS", 0.001)
+        error = ask_driver(compiled_environment).error
+        assert error == DriverError("cuInit", None, "no answer in 0.001 seconds")
+
+    def test_missing_library(self):
+        expected = why_not_loaded("libcuda.so.1")
+        assert ask_driver(os.environ) == DriverAnswer(error=DriverError("", None, expected))

@@ -1,0 +1,416 @@
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+from fake_devices import FakeDevices
+from missing_libraries import why_not_loaded
+
+from ja_instruct.runner.cuda_driver import DriverAnswer, DriverDevice, DriverError
+from ja_instruct.runner.devices import (
+    Device,
+    NoDevicesError,
+    NvidiaDevices,
+    default_layer,
+    lack_of_torch_build,
+    use_layer,
+)
+from ja_instruct.runner.errors import CudaRunnerError
+
+UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
+FOUND = DriverAnswer(
+    (
+        DriverDevice(UUIDS[0], False, "NVIDIA H200", 150 * 10**9),
+        DriverDevice(UUIDS[1], False, "NVIDIA L4", 24 * 10**9),
+    )
+)
+NONE = DriverAnswer(error=DriverError("cuInit", 100, "CUDA_ERROR_NO_DEVICE"))
+
+
+def asking(**answers):
+    """Return a driver that answers by CUDA_VISIBLE_DEVICES."""
+    return lambda environment: answers[environment.get("CUDA_VISIBLE_DEVICES", "unset")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_hidden(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+class NVMLError(Exception):
+    def __init__(self, value):
+        super().__init__(f"error {value}")
+        self.value = value
+
+
+class FakeNvml:
+    """The part of ``pynvml`` that is used; ``errors`` are raised by function."""
+
+    NVMLError = NVMLError
+    NVML_ERROR_NO_PERMISSION = 4
+    NVML_ERROR_NOT_SUPPORTED = 3
+    NVML_ERROR_NOT_FOUND = 6
+    NVML_ERROR_FUNCTION_NOT_FOUND = 13
+
+    def __init__(self, uuids=("GPU-" + UUIDS[0], "GPU-" + UUIDS[1]), errors=None, **lists):
+        self.uuids = uuids
+        self.errors = errors or {}
+        self.lists = {kind: lists.get(kind, []) for kind in ("Compute", "MPSCompute", "Graphics")}
+        self.calls = []
+
+    def __getattr__(self, name):
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+
+        def call(*args):
+            self.calls.append((name, *args))
+            if name in self.errors:
+                raise NVMLError(self.errors[name])
+            return self._answer(name, *args)
+
+        return call
+
+    def _answer(self, name, *args):
+        if name == "nvmlInit":
+            return None
+        if name == "nvmlDeviceGetHandleByUUID":
+            if args[0] not in self.uuids:
+                raise NVMLError(self.NVML_ERROR_NOT_FOUND)
+            return f"handle of {args[0]}"
+        assert args[0].startswith("handle of ")
+        if name == "nvmlDeviceGetMemoryInfo":
+            return types.SimpleNamespace(total=100, free=70, used=30)
+        if name == "nvmlDeviceGetUtilizationRates":
+            return types.SimpleNamespace(gpu=83, memory=12)
+        kind = name.removeprefix("nvmlDeviceGet").removesuffix("RunningProcesses")
+        return [
+            types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.lists[kind]
+        ]
+
+
+def layer_with(nvml, ask=None):
+    return NvidiaDevices(ask or asking(unset=FOUND), nvml, is_torch_used=False)
+
+
+DEVICE = Device(0, "GPU-" + UUIDS[0], "NVIDIA H200", 150 * 10**9)
+
+
+class TestFind:
+    def test_devices_as_cuda_counts_them(self):
+        assert layer_with(FakeNvml()).find() == [
+            DEVICE,
+            Device(1, "GPU-" + UUIDS[1], "NVIDIA L4", 24 * 10**9),
+        ]
+
+    @pytest.mark.parametrize("driver_tells", [False, True])
+    def test_slice(self, driver_tells):
+        answer = DriverAnswer((DriverDevice(UUIDS[0], driver_tells, "H200 MIG 1g.18gb", 18),))
+        nvml = FakeNvml(uuids=("MIG-" + UUIDS[0],))
+        assert layer_with(nvml, asking(unset=answer)).find()[0].uuid == "MIG-" + UUIDS[0]
+
+    @pytest.mark.parametrize(("driver_tells", "prefix"), [(False, "GPU-"), (True, "MIG-")])
+    def test_slice_without_nvml(self, driver_tells, prefix):
+        answer = DriverAnswer((DriverDevice(UUIDS[0], driver_tells, "H200 MIG 1g.18gb", 18),))
+        nvml = FakeNvml(errors={"nvmlInit": 12})
+        assert layer_with(nvml, asking(unset=answer)).find()[0].uuid == prefix + UUIDS[0]
+
+    def test_nvml_that_knows_neither(self):
+        assert layer_with(FakeNvml(uuids=())).find()[0] == DEVICE
+
+    def test_no_driver(self):
+        answer = DriverAnswer(error=DriverError("", None, "libcuda.so.1: cannot open"))
+        with pytest.raises(NoDevicesError, match=r"libcuda\.so\.1, the NVIDIA driver's library"):
+            layer_with(FakeNvml(), asking(unset=answer)).find()
+
+    def test_this_machine_s_real_layer(self):
+        why = why_not_loaded("libcuda.so.1")
+        with pytest.raises(NoDevicesError, match=re.escape(f"cannot be loaded ({why}); run on")):
+            NvidiaDevices().find()
+
+    @pytest.mark.parametrize("answer", [NONE, DriverAnswer()])
+    def test_driver_without_devices(self, answer):
+        with pytest.raises(NoDevicesError, match="the NVIDIA driver finds none; 'nvidia-smi'"):
+            layer_with(FakeNvml(), asking(unset=answer)).find()
+
+    @pytest.mark.parametrize("value", ["", "-1"])
+    def test_all_hidden(self, value, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        layer = layer_with(FakeNvml(), asking(**{value: NONE, "unset": FOUND}))
+        with pytest.raises(
+            NoDevicesError, match=f"CUDA_VISIBLE_DEVICES='{value}' hides all of the 2 there are"
+        ):
+            layer.find()
+
+    def test_variable_that_hides_nothing_is_not_blamed(self, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        layer = layer_with(FakeNvml(), asking(**{"0": NONE, "unset": NONE}))
+        with pytest.raises(NoDevicesError, match="the NVIDIA driver finds none"):
+            layer.find()
+
+    @pytest.mark.parametrize(
+        ("code", "name", "remedy"),
+        [
+            (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "reboot after an update"),
+            (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", "remove cuda-compat"),
+            (4711, "CUDA_ERROR_NEW", "see whether 'nvidia-smi' works"),
+        ],
+    )
+    def test_driver_that_fails(self, code, name, remedy):
+        answer = DriverAnswer(error=DriverError("cuInit", code, name))
+        with pytest.raises(NoDevicesError) as caught:
+            layer_with(FakeNvml(), asking(unset=answer)).find()
+        assert f"cuInit failed: {name} ({code}); " in caught.value.message
+        assert remedy in caught.value.message
+
+    def test_driver_that_gives_no_code(self):
+        answer = DriverAnswer(error=DriverError("cuInit", None, "no answer in 120 seconds"))
+        with pytest.raises(NoDevicesError, match="cuInit failed: no answer in 120 seconds; see"):
+            layer_with(FakeNvml(), asking(unset=answer)).find()
+
+
+class TestTorch:
+    def write(self, tmp_path, cuda, hip="None"):
+        file = tmp_path / "version.py"
+        file.write_text(f"__version__ = '2.11.0+x'\ncuda: str | None = {cuda}\nhip = {hip}\n")
+        return file
+
+    def test_cuda_build(self, tmp_path):
+        assert lack_of_torch_build(self.write(tmp_path, "'13.0'")) is None
+
+    def test_cpu_build(self, tmp_path):
+        lack = lack_of_torch_build(self.write(tmp_path, "None"))
+        assert lack.startswith("the installed torch 2.11.0+x is built without CUDA; install")
+
+    def test_rocm_build(self, tmp_path):
+        lack = lack_of_torch_build(self.write(tmp_path, "None", hip="'6.4'"))
+        assert "2.11.0+x is built for ROCm" in lack
+
+    def test_no_such_file(self, tmp_path):
+        assert lack_of_torch_build(tmp_path / "version.py") is None
+
+    def test_installed_build_counts_and_is_not_imported(self):
+        import torch
+
+        code = (
+            "import sys\n"
+            "from ja_instruct.runner import devices\n"
+            "print(devices._lack_of_torch())\n"
+            "assert 'torch' not in sys.modules\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        lack = None if torch.version.cuda else f"the installed torch {torch.__version__} is built "
+        assert said.startswith(str(lack))
+
+    def test_devices_that_the_installed_torch_cannot_use(self):
+        import torch
+
+        layer = NvidiaDevices(asking(unset=FOUND), FakeNvml())
+        if torch.version.cuda:
+            assert layer.find()[0] == DEVICE
+        else:
+            with pytest.raises(NoDevicesError, match="cannot be used: the installed torch"):
+                layer.find()
+
+
+class TestNvml:
+    def test_memory(self):
+        layer = layer_with(FakeNvml())
+        assert layer.free_bytes(DEVICE) == 70
+        assert layer.used_bytes(DEVICE) == 30
+
+    def test_asked_by_uuid_and_once_for_the_handle(self):
+        nvml = FakeNvml()
+        layer = layer_with(nvml)
+        layer.free_bytes(DEVICE)
+        layer.free_bytes(DEVICE)
+        assert [call for call in nvml.calls if call[0].endswith("ByUUID")] == [
+            ("nvmlDeviceGetHandleByUUID", DEVICE.uuid)
+        ]
+
+    @pytest.mark.parametrize(
+        "errors",
+        [
+            {"nvmlInit": 12},
+            {"nvmlInit": 18},
+            {"nvmlDeviceGetMemoryInfo": 3},
+            {"nvmlDeviceGetHandleByUUID": 6},
+        ],
+    )
+    def test_unknown_memory_counts_as_free(self, errors):
+        layer = layer_with(FakeNvml(errors=errors))
+        assert layer.free_bytes(DEVICE) == DEVICE.memory_bytes
+        assert layer.used_bytes(DEVICE) is None
+
+    def test_missing_nvml_is_told_once(self, caplog):
+        layer = layer_with(FakeNvml(errors={"nvmlInit": 12}))
+        layer.free_bytes(DEVICE)
+        layer.process_bytes(DEVICE, {1})
+        assert [record.message for record in caplog.records] == [
+            "NVML cannot be used (error 12): all GPU memory counts as free"
+        ]
+
+    def test_the_real_module_without_the_library(self, caplog):
+        why_not_loaded("libnvidia-ml.so.1")
+        assert layer_with(None).free_bytes(DEVICE) == DEVICE.memory_bytes
+        assert "NVML Shared Library Not Found" in caplog.text
+
+    def test_the_real_module_has_what_the_fake_has(self):
+        import pynvml
+
+        nvml = FakeNvml(Compute=[(1, 2)])
+        layer = layer_with(nvml)
+        layer.find()
+        layer.free_bytes(DEVICE)
+        layer.utilization_percent(DEVICE)
+        layer.process_bytes(DEVICE, {1})
+        for name in {call[0] for call in nvml.calls}:
+            assert callable(getattr(pynvml, name))
+        for name in vars(FakeNvml):
+            if name.startswith("NVML_"):
+                assert getattr(pynvml, name) == getattr(FakeNvml, name)
+        assert pynvml.NVMLError(3).value == 3
+
+    def test_lost_device_is_an_error(self):
+        layer = layer_with(FakeNvml(errors={"nvmlDeviceGetMemoryInfo": 15}))
+        with pytest.raises(CudaRunnerError, match=r"cuda:0 .* error 15 \(NVML 15\); see"):
+            layer.free_bytes(DEVICE)
+        with pytest.raises(CudaRunnerError):
+            layer.used_bytes(DEVICE)
+
+    def test_utilization(self):
+        assert layer_with(FakeNvml()).utilization_percent(DEVICE) == 83
+        nvml = FakeNvml(errors={"nvmlDeviceGetUtilizationRates": 3})
+        assert layer_with(nvml).utilization_percent(DEVICE) is None
+
+    @pytest.mark.parametrize(
+        ("lists", "expected"),
+        [
+            ({"Compute": [(1, 10), (2, 20), (3, 40)]}, 30),
+            # computes and draws: listed twice with all it has
+            ({"Compute": [(1, 10)], "Graphics": [(1, 10), (2, 5)]}, 15),
+            ({"MPSCompute": [(2, 7)], "Compute": [(9, 100)]}, 7),
+            # other numbers, or nothing allocated yet
+            ({"Compute": [(3, 40)]}, None),
+            ({}, None),
+            # listed without its memory
+            ({"Compute": [(1, None), (2, 20)]}, None),
+            ({"Compute": [(1, 0)]}, None),
+        ],
+    )
+    def test_process_bytes(self, lists, expected):
+        assert layer_with(FakeNvml(**lists)).process_bytes(DEVICE, {1, 2}) == expected
+
+    def test_process_bytes_where_a_list_is_missing(self):
+        errors = {"nvmlDeviceGetMPSComputeRunningProcesses": 13}
+        layer = layer_with(FakeNvml(Compute=[(1, 10)], errors=errors))
+        assert layer.process_bytes(DEVICE, [1]) == 10
+
+    def test_process_bytes_without_nvml(self):
+        assert layer_with(FakeNvml(errors={"nvmlInit": 12})).process_bytes(DEVICE, {1}) is None
+
+
+def test_environment_names_uuids_in_order():
+    layer = layer_with(FakeNvml())
+    devices = layer.find()
+    assert layer.environment(devices[::-1]) == {
+        "CUDA_VISIBLE_DEVICES": f"GPU-{UUIDS[1]},GPU-{UUIDS[0]}"
+    }
+    assert layer.environment([]) == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_layer_is_replaced_and_put_back(tmp_path):
+    fake = FakeDevices(tmp_path)
+    before = use_layer(fake)
+    try:
+        assert default_layer() is fake
+    finally:
+        assert use_layer(before) is fake
+    assert default_layer() is before
+    assert isinstance(before, NvidiaDevices)
+
+
+def test_package_imports_nothing_of_the_project_around_it():
+    code = (
+        "import sys\n"
+        "from ja_instruct.runner import devices, monitor, placement\n"
+        "print([name for name in sys.modules if name.startswith('ja_instruct.')"
+        " and not name.startswith('ja_instruct.runner')])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+class TestOnRealDevices:
+    def test_as_torch_finds_them(self):
+        import torch
+
+        devices = default_layer().find()
+        assert len(devices) == torch.cuda.device_count()
+        for device in devices:
+            properties = torch.cuda.get_device_properties(device.index)
+            assert device.name == properties.name
+            assert device.uuid[4:] == str(properties.uuid)
+            assert device.memory_bytes == properties.total_memory
+
+    def test_free_memory_is_what_torch_sees(self):
+        import torch
+
+        layer = default_layer()
+        for device in layer.find():
+            torch.zeros(1, device=f"cuda:{device.index}")
+            free, _ = torch.cuda.mem_get_info(device.index)
+            # others may come and go meanwhile
+            assert layer.free_bytes(device) == pytest.approx(free, rel=0.02)
+
+    def test_allocation_is_seen(self):
+        import torch
+
+        layer = default_layer()
+        device = layer.find()[0]
+        torch.zeros(1, device="cuda:0")
+        used, own = layer.used_bytes(device), layer.process_bytes(device, [os.getpid()])
+        held = torch.zeros(2**30, dtype=torch.uint8, device="cuda:0")
+        assert layer.used_bytes(device) - used == pytest.approx(held.nbytes, rel=0.1)
+        if own is None:
+            pytest.skip("the used bytes are right, but NVML does not tell them by process here")
+        now = layer.process_bytes(device, [os.getpid()])
+        assert now - own == pytest.approx(held.nbytes, rel=0.1)
+
+    def test_child_sees_the_given_ones_in_their_order(self):
+        layer = default_layer()
+        devices = layer.find()[::-1]
+        code = (
+            "from ja_instruct.runner.devices import NvidiaDevices\n"
+            "print([device.uuid for device in NvidiaDevices().find()])"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **layer.environment(devices)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert said.strip() == str([device.uuid for device in devices])
+
+    def test_finding_leaves_this_process_without_cuda(self):
+        code = (
+            "import os, torch\n"
+            "from ja_instruct.runner.devices import default_layer\n"
+            "layer = default_layer()\n"
+            "device = layer.find()[0]\n"
+            "assert layer.process_bytes(device, [os.getpid()]) is None\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    print(torch.zeros(1, device='cuda').item(), flush=True)\n"
+            "    os._exit(0)\n"
+            "assert os.waitpid(child, 0)[1] == 0\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == "0.0"

@@ -1,0 +1,172 @@
+"""The runner on real CUDA devices."""
+
+import cuda_nodes
+import pytest
+from kedro.framework.hooks import hook_impl
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
+
+from ja_instruct.runner import CudaRunner, GpuNodeError, PreflightError
+from ja_instruct.runner.devices import default_layer
+from ja_instruct.runner.report import TableHook
+
+pytestmark = pytest.mark.gpu
+
+GB = 10**9
+# what the driver may keep for itself once a process has used the device
+NEARLY_NOTHING = 0.1 * GB
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return default_layer()
+
+
+@pytest.fixture(scope="module")
+def devices(layer):
+    return layer.find()
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """What the table of the last run showed, by node."""
+    shown = {}
+    monkeypatch.setattr(
+        TableHook, "show", lambda self: shown.update({one.node: one for one in self._records})
+    )
+    return shown
+
+
+def run(nodes, **data):
+    catalog = DataCatalog({name: MemoryDataset(value) for name, value in data.items()})
+    outputs = CudaRunner().run(pipeline(nodes), catalog)
+    return {name: dataset.load() for name, dataset in outputs.items()}
+
+
+def gpu_node(function, inputs, output, need=None):
+    if need is not None:
+        function.gpu_need = need
+    return node(function, inputs, output, name=output, tags="gpu")
+
+
+@pytest.fixture(autouse=True)
+def _needs_are_each_test_s_own():
+    yield
+    for function in vars(cuda_nodes).values():
+        if hasattr(function, "gpu_need"):
+            del function.gpu_need
+
+
+def test_peak_and_utilization_are_measured(records):
+    run([gpu_node(cuda_nodes.take, ["gb", "seconds"], "out", {"memory_gb": 3.5})], gb=3, seconds=2)
+    record = records["out"]
+    assert 3 * GB < record.peak_bytes < 4.5 * GB
+    assert record.estimated_bytes == 3.5 * GB
+    assert record.mean_utilization_percent > 10
+    assert record.place.startswith("cuda:0 (NVIDIA")
+
+
+class TestMemoryComesBack:
+    """After whatever end, before the next node starts."""
+
+    @pytest.fixture
+    def used(self, layer, devices):
+        return lambda: layer.used_bytes(devices[0])
+
+    def test_between_nodes(self, used):
+        seen = []
+
+        class Recorder:
+            @hook_impl
+            def before_node_run(self, node):
+                seen.append(used())
+
+        manager = _create_hook_manager()
+        manager.register(Recorder())
+        catalog = DataCatalog({"gb": MemoryDataset(4)})
+        nodes = [
+            node(cuda_nodes.take, "gb", "first", name="first", tags="gpu"),
+            node(lambda first: 4, "first", "again", name="between"),
+            node(cuda_nodes.take, "again", "second", name="second", tags="gpu"),
+        ]
+        before = used()
+        CudaRunner().run(pipeline(nodes), catalog, manager)
+        assert len(seen) == 3
+        assert all(level - before < NEARLY_NOTHING for level in seen)
+
+    def test_out_of_memory(self, used, devices, records):
+        before = used()
+        with pytest.raises(GpuNodeError) as caught:
+            run([gpu_node(cuda_nodes.take_all, "x", "out", {"remedy": "ask for less"})], x=1)
+        assert caught.value.reason == "out of memory"
+        message = caught.value.message
+        assert "node 'out' ran out of GPU memory (OutOfMemoryError" in message
+        assert "remedy: ask for less" in message
+        assert records["out"].peak_bytes > 0.9 * records["out"].available_bytes
+        assert used() - before < NEARLY_NOTHING
+
+    @pytest.mark.parametrize(
+        ("function", "reason"),
+        [(cuda_nodes.take_and_be_killed, "killed"), (cuda_nodes.take_and_crash, "crashed")],
+    )
+    def test_killed_and_crashed(self, used, function, reason):
+        before = used()
+        with pytest.raises(GpuNodeError) as caught:
+            run([gpu_node(function, "gb", "out")], gb=4)
+        assert caught.value.reason == reason
+        assert used() - before < NEARLY_NOTHING
+        # the device is none the worse for it
+        assert run([gpu_node(cuda_nodes.take, "gb", "out")], gb=1)["out"]["bytes"] == GB
+
+
+def test_more_than_is_free_is_refused(devices):
+    too_much = 2 * devices[0].memory_bytes / GB
+    with pytest.raises(PreflightError, match=r"needs .* GB on one device; free are: cuda:0"):
+        run([gpu_node(cuda_nodes.take, "gb", "out", {"memory_gb": too_much})], gb=1)
+
+
+def test_more_devices_than_there_are(devices):
+    count = len(devices) + 1
+    with pytest.raises(PreflightError, match=f"needs {count} CUDA devices, there are {count - 1}"):
+        run([gpu_node(cuda_nodes.take, "gb", "out", {"devices": count})], gb=1)
+
+
+def test_tensor_on_the_device_is_not_handed_on():
+    with pytest.raises(GpuNodeError, match=r"'out'.*it holds a tensor on cuda:0.*\.cpu\(\)"):
+        run([gpu_node(cuda_nodes.give_a_tensor, "x", "out")], x=1)
+
+
+def overlap(one, other):
+    return min(one["to"], other["to"]) - max(one["from"], other["from"])
+
+
+def test_two_nodes_share_a_device_where_they_fit():
+    nodes = [
+        gpu_node(cuda_nodes.take, ["gb", "seconds"], name, {"memory_gb": 2}) for name in ("a", "b")
+    ]
+    out = run(nodes, gb=1, seconds=8)
+    assert overlap(out["a"], out["b"]) > 0
+
+
+class TestTwoDevices:
+    @pytest.fixture(autouse=True)
+    def _two(self, devices):
+        if len(devices) < 2:
+            pytest.skip("PyTorch finds one CUDA device, two are needed")
+
+    def test_two_nodes_at_once(self):
+        nodes = [gpu_node(cuda_nodes.take, ["gb", "seconds"], name) for name in ("a", "b")]
+        out = run(nodes, gb=1, seconds=8)
+        assert overlap(out["a"], out["b"]) > 0
+        assert set(out["a"]["uuids"]).isdisjoint(out["b"]["uuids"])
+
+    def test_one_node_on_both(self, records):
+        out = run([gpu_node(cuda_nodes.sum_over_ranks, "x", "out", {"devices": 2})], x=10)
+        assert out["out"] == {"total": 21, "ranks": 2}
+        assert records["out"].devices == (0, 1)
+
+    def test_visible_devices_are_honoured(self, monkeypatch, devices):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        out = run([gpu_node(cuda_nodes.take, "gb", "out")], gb=1)
+        assert [uuid[-12:] for uuid in out["out"]["uuids"]] == [devices[1].uuid[-12:]]

@@ -1,0 +1,84 @@
+"""``kedro run`` with the CUDA runner: what ``SequentialRunner`` makes, in processes of its own."""
+
+import json
+import re
+import shutil
+
+import pytest
+from mlflow import MlflowClient
+
+RUNNER = "--runner=ja_instruct.runner.CudaRunner"
+GPU_NODES = ("quantize", "train", "answer_tasks", "answer_with_base_model")
+SAME_BYTES = (
+    "03_primary/test/filtered_pairs.jsonl",
+    "03_primary/test/rejected_pairs.jsonl",
+    "05_model_input/test/train_dataset.jsonl",
+    "05_model_input/test/eval_dataset.jsonl",
+    "07_model_output/test/prompts.jsonl",
+    "07_model_output/test/output.jsonl",
+    "07_model_output/test/base_answers.jsonl",
+    "08_reporting/test/loss_plot.json",
+)
+
+
+@pytest.fixture(scope="module")
+def isolated(clean_project, run_kedro, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("isolated") / "project"
+    shutil.copytree(clean_project, copy, symlinks=True)
+    process = run_kedro("--env=test", RUNNER, cwd=copy)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return copy, process
+
+
+@pytest.mark.parametrize("path", SAME_BYTES)
+def test_same_files(isolated, finished_project, path):
+    made, expected = (
+        (root / "data" / path).read_bytes() for root in (isolated[0], finished_project)
+    )
+    assert made == expected
+
+
+@pytest.mark.parametrize("model", ["quantized_model", "adapter"])
+def test_same_weights(isolated, finished_project, model):
+    made, expected = (
+        json.loads((root / "data/06_models/test" / model / "ja_instruct.json").read_text("utf-8"))
+        for root in (isolated[0], finished_project)
+    )
+    assert made["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_same_run_in_mlflow(isolated, finished_project):
+    runs = []
+    for root in (isolated[0], finished_project):
+        client = MlflowClient(f"sqlite:///{root}/data/mlflow/mlflow.db")
+        (experiment,) = [one for one in client.search_experiments() if one.name == "ja-instruct"]
+        (run,) = client.search_runs([experiment.experiment_id])
+        runs.append((client, run))
+    (client, made), (other_client, expected) = runs
+    assert made.info.status == "FINISHED"
+    assert made.data.params == expected.data.params
+    own = {name for name in made.data.metrics if name.startswith("node.")}
+    assert own == {f"node.{node}.seconds" for node in GPU_NODES}
+    assert set(made.data.metrics) - own == set(expected.data.metrics)
+    curve, expected_curve = (
+        [(one.step, one.value) for one in here.get_metric_history(run.info.run_id, "loss")]
+        for here, run in ((client, made), (other_client, expected))
+    )
+    assert curve == expected_curve != []
+    artifacts = {artifact.path for artifact in client.list_artifacts(made.info.run_id)}
+    assert {"cuda_runner.json", "report.html"} <= artifacts
+
+
+def test_the_last_word_is_a_table_of_the_nodes(isolated):
+    shown = isolated[1].stdout
+    table = shown[shown.rindex(" node ") :]
+    for node in GPU_NODES:
+        assert re.search(rf"{node} +CPU, own process +[\d.]+ s", table)
+    assert re.search(r"extract_pairs +CPU +[\d.]+ s", table)
+    assert "Report" not in table
+    assert "Traceback" not in shown + isolated[1].stderr
+
+
+def test_nothing_is_left_behind(isolated):
+    hidden = [path for path in (isolated[0] / "data").rglob(".*") if path.name != ".gitkeep"]
+    assert hidden == []
