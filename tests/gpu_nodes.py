@@ -216,28 +216,44 @@ def print_much(_):
     block = b"x" * 79 + b"\n"
     for _ in range(400):
         os.write(1, block * 800)
+    return "said"
 
 
 def two_streams(_):
     print("to the output", flush=True)
     print("to the error", file=sys.stderr, flush=True)
+    return "said"
 
 
 def print_bytes(_):
     os.write(1, b"\xff\xfe that was \xe6")
     time.sleep(0.1)
     os.write(1, b"\x97\xa5\n")
+    return "said"
 
 
-def bar_and_words(word):
-    """Draw a bar of 20 steps, and print a line between them now and then."""
+def _meet(folder, name, count=2):
+    """Wait until as many processes have come here."""
+    (Path(folder) / name).mkdir(exist_ok=True)
+    (Path(folder) / name / str(os.getpid())).touch()
+    while len(list((Path(folder) / name).iterdir())) < count:
+        time.sleep(0.02)
+
+
+def bar_and_words(word, folder):
+    """Draw a bar of 20 steps beside another process that does, and say something in between."""
     from tqdm import tqdm
 
+    _meet(folder, "begins")
     for step in tqdm(range(20), desc=word, mininterval=0):
         time.sleep(0.02)
         if step % 5 == 0:
             logger.warning("%s logs %d", word, step)
     print(f"{word} ends", flush=True)
+    # long enough for what was printed to be read while the other is there
+    time.sleep(0.3)
+    _meet(folder, "ends")
+    return word
 
 
 def start():
@@ -292,16 +308,16 @@ def tensor_and_large(_):
     return {"weights": torch.ones(2)}, bytes(65 * 2**20)
 
 
-def write_rank(value, settings):
+def write_rank(_, value, settings):
     """Leave a file a process, so that a test sees what each of them was given."""
     seen = {**where(), "value": value}
     (Path(settings["folder"]) / f"rank_{seen['rank']}").write_text(json.dumps(seen))
     return seen
 
 
-def yield_ranks(value, settings):
+def yield_ranks(late, value, settings):
     for _ in range(2):
-        yield write_rank(value, settings)
+        yield write_rank(late, value, settings)
 
 
 def log_loss(value):
@@ -312,17 +328,16 @@ def log_loss(value):
 
 
 def train_with_callback(value):
-    """Do what transformers' trainer does to MLflow."""
-    from types import SimpleNamespace
+    """Do to MLflow what transformers' callback does, which takes seconds to import."""
+    import mlflow
 
-    from transformers.integrations import MLflowCallback
-
-    callback = MLflowCallback()
-    settings = SimpleNamespace(run_name="trainer", to_dict=lambda: {"trained_on": value})
-    state = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    callback.on_train_begin(settings, state, None)
-    callback.on_log(settings, state, None, {"trained": 0.5})
-    callback.on_train_end(settings, state, None)
+    is_its_own = mlflow.active_run() is None or "MLFLOW_RUN_ID" in os.environ
+    if is_its_own:
+        mlflow.start_run(run_name="trainer")
+    mlflow.log_params({"trained_on": value}, synchronous=False)
+    mlflow.log_metrics({"trained": 0.5}, step=1, synchronous=False)
+    if is_its_own:
+        mlflow.end_run()
     return value
 
 
@@ -346,3 +361,38 @@ def chunks_and_raise(_):
 
 def identity(value):
     return value
+
+
+def speak_on_one_stream(_):
+    """Log, print, draw a bar, log and print again, without a pause."""
+    from tqdm import tqdm
+
+    logger.info("first")
+    print("second", file=sys.stderr, flush=True)
+    for _ in tqdm(range(3), desc="third"):
+        pass
+    logger.info("fourth")
+    print("fifth", file=sys.stderr, flush=True)
+    return "said"
+
+
+class OddError(Exception):
+    """Can be pickled, and then not be unpickled."""
+
+    def __init__(self, count, text):
+        super().__init__(f"{count}: {text}")
+
+
+def raise_odd_error(_):
+    raise OddError(3, "too many")
+
+
+def needs_3_gb(value, parameters):
+    raise AssertionError("this should not have been run")
+
+
+needs_3_gb.gpu_need = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
+
+
+def double_with(value, parameters):
+    return double(value)

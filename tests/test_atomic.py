@@ -1,6 +1,23 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from ja_instruct.atomic import replacing
+from ja_instruct.atomic import discard_unfinished, replacing
+
+
+def killed_in(target, write):
+    """Return the state that a process leaves that is killed while it replaces ``target``."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from ja_instruct.atomic import replacing\n"
+        "die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"with replacing(Path(sys.argv[1])) as new:\n    {write}\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert ended.returncode == -signal.SIGKILL
 
 
 def names(directory):
@@ -102,3 +119,67 @@ def test_link_is_replaced_and_what_it_points_to_is_left(tmp_path):
         new.write_text("新", "utf-8")
     assert target.read_text("utf-8") == "新"
     assert elsewhere.read_text("utf-8") == "旧"
+
+
+class TestDiscardUnfinished:
+    @pytest.mark.parametrize("write", ["new.write_text('半'); die()", "new.mkdir(); die()"])
+    @pytest.mark.parametrize("name", ["answers.jsonl", "a[1]*? b", "回答"])
+    def test_killed_while_writing(self, tmp_path, write, name):
+        target = tmp_path / name
+        target.write_text("旧", "utf-8")
+        killed_in(target, write)
+        assert len(names(tmp_path)) == 2
+        discard_unfinished(target)
+        assert names(tmp_path) == [name]
+        assert target.read_text("utf-8") == "旧"
+
+    @pytest.mark.parametrize("name", ["adapter", "a[1]*? b"])
+    def test_killed_between_the_two_renames(self, tmp_path, name):
+        target = tmp_path / name
+        target.mkdir()
+        (target / "old.safetensors").touch()
+        killed_in(target, "new.mkdir(); Path.replace = die")
+        assert not target.exists()
+        discard_unfinished(target)
+        assert names(tmp_path) == [name]
+        assert names(target) == ["old.safetensors"]
+
+    def test_killed_after_both(self, tmp_path):
+        target = tmp_path / "adapter"
+        target.mkdir()
+        (target / "old.safetensors").touch()
+        write = "new.mkdir(); (new / 'new.safetensors').touch(); __import__('shutil').rmtree = die"
+        killed_in(target, write)
+        assert len(names(tmp_path)) == 2
+        discard_unfinished(target)
+        assert names(tmp_path) == ["adapter"]
+        assert names(target) == ["new.safetensors"]
+
+    @pytest.mark.parametrize(
+        "neighbour",
+        [
+            ".base_answers.jsonl.0123abcd.new",
+            ".answers.jsonl.gz.0123abcd.new",
+            ".answers.jsonl.0123abcd",
+            ".answers.jsonl.0123abcd9.new",
+            ".answers.jsonl.draft---.new",
+            "answers.jsonl.0123abcd.new",
+            ".answersXjsonl.0123abcd.new",
+        ],
+    )
+    def test_neighbours_are_left_alone(self, tmp_path, neighbour):
+        (tmp_path / neighbour).touch()
+        (tmp_path / "answers.jsonl").touch()
+        (tmp_path / ".answers.jsonl.0123abcd.old").touch()
+        discard_unfinished(tmp_path / "answers.jsonl")
+        assert names(tmp_path) == sorted(["answers.jsonl", neighbour])
+
+    def test_name_with_characters_of_patterns_means_itself(self, tmp_path):
+        (tmp_path / ".a1.0123abcd.new").touch()
+        (tmp_path / ".a[1].0123abcd.new").touch()
+        discard_unfinished(tmp_path / "a[1]")
+        assert names(tmp_path) == [".a1.0123abcd.new"]
+
+    def test_nothing_there(self, tmp_path):
+        discard_unfinished(tmp_path / "no" / "such" / "folder")
+        assert names(tmp_path) == []

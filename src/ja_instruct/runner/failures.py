@@ -29,7 +29,7 @@ def explain(
         ending: How its process ended.
         record: Where it ran and what it used.
         remedy: The node's own advice for when memory runs out.
-        command: What goes on with the run.
+        command: What goes on with the run; empty where that is said elsewhere.
     """
     reason, what = _reason(ending)
     lines = [f"node '{node.name}' {what} on {record.place}"]
@@ -47,7 +47,8 @@ def explain(
         lines += ["  its last lines:", *(f"  | {line}" for line in shown)]
     if reason == "out of memory" and remedy:
         lines.append(f"  remedy: {remedy}")
-    lines.append(f"Go on with: {command}")
+    if command:
+        lines.append(f"Go on with: {command}")
     return GpuNodeError("\n".join(lines), node_name=node.name, reason=reason)
 
 

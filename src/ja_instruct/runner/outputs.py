@@ -31,6 +31,10 @@ def output_path(dataset: Any) -> Path | None:
     return Path(str(filepath))
 
 
+def _can_be_removed(dataset: Any) -> bool:
+    return hasattr(dataset, "discard_unfinished") or output_path(dataset) is not None
+
+
 def _places(dataset: Any) -> list[Path]:
     """Return the files or directories that a dataset has, of a versioned one every version.
 
@@ -103,8 +107,8 @@ class OutputWatch:
             self._catalog.release(name)
 
     def unfinished(self) -> list[str]:
-        """Return the outputs that were begun and not finished."""
-        return list(self._saving)
+        """Return the outputs that were begun and not finished, and that can be removed."""
+        return [name for name in self._saving if _can_be_removed(self._catalog.get(name))]
 
     def discard_unfinished(self) -> None:
         """Remove what was written of them.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ARTIFACT = "cuda_runner.json"
+ON_CPU = "CPU"
 UNFIT_FOR_METRICS = re.compile(r"[^-.\w /]")
 
 
@@ -42,7 +43,7 @@ class NodeRecord:
     """
 
     node: str
-    place: str = "CPU"
+    place: str = ON_CPU
     devices: tuple[int, ...] = ()
     outcome: str = "running"
     started_seconds: float = 0.0
@@ -89,7 +90,7 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
         return
     metrics: dict[str, float] = {}
     for record in records:
-        if record.place != "CPU":
+        if record.place != ON_CPU:
             prefix = "node." + UNFIT_FOR_METRICS.sub("_", record.node)
             figures = {
                 "seconds": record.seconds,
@@ -126,6 +127,6 @@ class TableHook:
         self.show()
 
     def show(self) -> None:
-        """Print the table."""
-        if self._records:
+        """Print the table; of a run without GPU nodes there is nothing to tell."""
+        if any(record.place != ON_CPU for record in self._records):
             Console().print(build_table(self._records))

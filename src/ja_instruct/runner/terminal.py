@@ -13,12 +13,16 @@ import termios
 import threading
 import tty
 from collections import deque
+from contextlib import contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 from unicodedata import east_asian_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Hashable, Iterator
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 KEPT_LINES = 20
 KEPT_CHARACTERS = 2000
@@ -42,13 +46,15 @@ class Terminal:
     def __init__(self) -> None:
         """Start with an empty line."""
         self._lock = threading.RLock()
-        self._open: Output | None = None
+        # whose line is unfinished, by where it is
+        self._open: dict[Hashable, Output] = {}
 
     def write(self, output: Output, text: str, prefix: str) -> None:
         """Write what an output has received, each of its lines after ``prefix``."""
         with self._lock:
-            if self._open is not output:
-                self.finish_line()
+            other = self._open.get(output.place)
+            if other is not None and other is not output:
+                self._finish(other)
             for piece in PIECES.findall(text):
                 shown = piece
                 if prefix and output.at_line_start and piece.strip("\r\n"):
@@ -58,18 +64,42 @@ class Terminal:
                 _write(output.target, shown)
                 output.at_line_start = piece.endswith(("\r", "\n"))
                 output.is_bar = not piece.endswith("\n") and (output.is_bar or "\r" in piece)
-                self._open = None if piece.endswith("\n") else output
+                self._open[output.place] = output
+                if piece.endswith("\n"):
+                    del self._open[output.place]
             output.target.flush()
 
     def finish_line(self) -> None:
         """Clear a progress bar, which will be drawn again, or end an unfinished line."""
         with self._lock:
-            if self._open is not None:
-                output, self._open = self._open, None
-                is_bar = output.is_bar and output.target.isatty()
-                output.target.write(CLEAR_LINE if is_bar else "\n")
-                output.target.flush()
-                output.at_line_start = True
+            for output in list(self._open.values()):
+                self._finish(output)
+
+    def taking_turn(self, act: Callable[[_T], _R]) -> Callable[[_T], _R]:
+        """Return ``act`` on a line of its own, while nobody else writes."""
+
+        def act_in_turn(subject: _T) -> _R:
+            with self._lock:
+                self.finish_line()
+                return act(subject)
+
+        return act_in_turn
+
+    def _finish(self, output: Output) -> None:
+        del self._open[output.place]
+        is_bar = output.is_bar and output.target.isatty()
+        output.target.write(CLEAR_LINE if is_bar else "\n")
+        output.target.flush()
+        output.at_line_start = True
+
+
+def _place(target: TextIO) -> Hashable:
+    """Return what tells a destination from others: two streams may lead to one terminal or file."""
+    try:
+        stat = os.fstat(target.fileno())
+    except OSError:  # a stream in memory
+        return id(target)
+    return stat.st_dev, stat.st_ino
 
 
 def _write(target: TextIO, text: str) -> None:
@@ -103,6 +133,23 @@ class LineFinisher(logging.Handler):
         self._terminal.finish_line()
 
 
+@contextmanager
+def logs_in_turn(terminal: Terminal) -> Iterator[None]:
+    """Let no log line begin behind a progress bar, or a bar in the middle of a log line.
+
+    While the block runs, each handler of the root logger has the terminal for itself while it
+    handles a record.
+    """
+    handlers = logging.getLogger().handlers[:]
+    for handler in handlers:
+        handler.handle = terminal.taking_turn(handler.handle)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            del handler.handle  # what remains is the method
+
+
 class Output:
     """What one process prints to one stream, read without waiting.
 
@@ -111,6 +158,7 @@ class Output:
 
     Attributes:
         target: Where it is written.
+        place: What ``target`` leads to.
         child_end: The file descriptor for the process; close it once it has started.
         at_line_start: Whether the last line was finished.
         is_bar: Whether the unfinished line has been drawn over.
@@ -118,6 +166,7 @@ class Output:
 
     def __init__(self, target: TextIO, lines: LastLines) -> None:
         self.target = target
+        self.place = _place(target)
         self.at_line_start = True
         self.is_bar = False
         self._lines = lines

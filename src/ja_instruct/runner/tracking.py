@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import wrapt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,3 +53,17 @@ def continued(tracking: Tracking | None) -> Iterator[None]:
         yield
     finally:
         mlflow.end_run("RUNNING")
+
+
+@contextmanager
+def continued_once_imported(tracking: Tracking | None) -> Iterator[None]:
+    """Make a run active in this process as soon as, and only if, MLflow is imported.
+
+    Its import takes seconds, which most nodes can do without.
+    """
+    with ExitStack() as opened:
+        if tracking is not None:
+            wrapt.register_post_import_hook(
+                lambda _: opened.enter_context(continued(tracking)), "mlflow"
+            )
+        yield

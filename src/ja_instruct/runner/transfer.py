@@ -18,6 +18,10 @@ class NotTransferableError(Exception):
     """An object that cannot, or should not, leave its process; the message says why."""
 
 
+class StandInError(Exception):
+    """Stands for an exception that cannot leave its process; its text names the type."""
+
+
 @dataclass(frozen=True)
 class NotTransferred:
     """What a hook gets in place of data that stayed in the process of its node.
@@ -111,3 +115,13 @@ def unpack_for_hooks(packed: bytes | NotTransferred) -> Any:
         return pickle.loads(packed)  # noqa: S301 - from this project's own process
     except Exception as error:  # e.g. a class made in the node's process alone
         return NotTransferred("unknown", f"it cannot be unpickled here: {error}")
+
+
+def pack_error(error: Exception) -> bytes:
+    """Return an exception as bytes, or what stands for it; either is an exception again."""
+    try:
+        packed = dumps(error, tensors=False)
+        pickle.loads(packed)  # noqa: S301 - many exceptions pickle and then fail to unpickle
+    except Exception:  # then its text has to do
+        return dumps(StandInError(f"{type(error).__name__}: {error}"))
+    return packed

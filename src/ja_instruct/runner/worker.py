@@ -18,8 +18,8 @@ from multiprocessing.connection import Client
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.runner.channel import Channel, Failure, RunnerGoneError, Task
-from ja_instruct.runner.tracking import continued
-from ja_instruct.runner.transfer import NotTransferableError, dumps, pack_for_hooks
+from ja_instruct.runner.tracking import continued, continued_once_imported
+from ja_instruct.runner.transfer import NotTransferableError, dumps, pack_error, pack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -95,8 +95,10 @@ class _LogSender(QueueHandler):
 
 
 def _send_logs(channel: Channel, levels: dict[str, int]) -> None:
+    logging.disable()  # it tells which configuration it has found, as it did in the runner
     import kedro.framework.project  # noqa: F401 - sets up logging when it is imported
 
+    logging.disable(logging.NOTSET)
     root = logging.getLogger()
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
@@ -112,7 +114,9 @@ def _work(channel: Channel, task: Task, rank: int) -> None:
     try:
         node, catalog = _unpack(channel, task, rank)
         if rank == 0:
-            with continued(task.tracking):
+            # the active run is a thread's own, and with is_async another one may be the first
+            go_on = continued if task.is_async else continued_once_imported
+            with go_on(task.tracking):
                 _run_node(channel, task, node, catalog)
         else:
             _follow(channel, node, catalog)
@@ -193,7 +197,7 @@ class RemoteHooks:
         packed: dict[str, Any] = {key: None for key in arguments if key not in ("node", "catalog")}
         packed |= {key: arguments[key] for key in AS_THEY_ARE if key in arguments}
         if "error" in packed:
-            packed["error"] = pack_for_hooks(arguments["error"])
+            packed["error"] = pack_error(arguments["error"])
         if "data" in read and name == "after_dataset_loaded":
             packed["data"] = self._pack_input(arguments["dataset_name"], arguments["data"])
         elif "data" in read:

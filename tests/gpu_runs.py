@@ -1,0 +1,83 @@
+"""Small runs under ``CudaRunner``, and what the tests of its failures ask of them."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import psutil
+from kedro.framework.hooks import hook_impl
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import AbstractDataset, DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
+
+from ja_instruct.runner import CudaRunner
+
+
+class Errors:
+    """A hook that collects the errors of nodes."""
+
+    def __init__(self):
+        self.seen = []
+
+    @hook_impl
+    def on_node_error(self, error, node):
+        self.seen.append((node.name, error))
+
+
+def gpu(function, inputs=None, outputs=None, name=None, **arguments):
+    return node(function, inputs, outputs, name=name or function.__name__, tags="gpu", **arguments)
+
+
+def catalog_of(data):
+    """Return a catalog of datasets and of plain values."""
+    return DataCatalog(
+        {
+            name: value if isinstance(value, AbstractDataset) else MemoryDataset(value)
+            for name, value in data.items()
+        }
+    )
+
+
+def run(nodes, data, layer, hooks=()):
+    """Run nodes; return the outputs that nobody takes, by name."""
+    manager = _create_hook_manager()
+    for one in hooks:
+        manager.register(one)
+    outputs = CudaRunner(layer=layer).run(pipeline(nodes), catalog_of(data), manager)
+    return {name: dataset.load() for name, dataset in outputs.items()}
+
+
+def wait_until(condition, seconds=10.0):
+    """Return whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def screen_lines(text):
+    """Return the lines that a terminal of any width shows."""
+    lines = [""]
+    column = 0
+    for piece in re.findall(r"\x1b\[2K|[\r\n]|[^\r\n\x1b]+", text):
+        if piece == "\x1b[2K":
+            lines[-1] = ""
+        elif piece == "\r":
+            column = 0
+        elif piece == "\n":
+            lines.append("")
+            column = 0
+        else:
+            lines[-1] = lines[-1][:column].ljust(column) + piece + lines[-1][column + len(piece) :]
+            column += len(piece)
+    return lines

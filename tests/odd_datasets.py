@@ -1,0 +1,80 @@
+"""Datasets and a validator that a catalog in a node's own process has to cope with."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from kedro.io import AbstractDataset
+
+
+class ConfirmedDataset(AbstractDataset):
+    """Text in a file; whether somebody has confirmed it is in a file beside it."""
+
+    def __init__(self, filepath):
+        self._filepath = Path(filepath)
+
+    def load(self):
+        return self._filepath.read_text()
+
+    def save(self, data):
+        self._filepath.write_text(data)
+
+    def confirm(self):
+        self._filepath.with_suffix(".confirmed").touch()
+
+    def _exists(self):
+        return self._filepath.exists()
+
+    def _describe(self):
+        return {"filepath": str(self._filepath)}
+
+
+class ConfirmedHereDataset(ConfirmedDataset):
+    """The same, at home in the runner's process."""
+
+    _SINGLE_PROCESS = True
+
+
+class HeldDataset(AbstractDataset):
+    """Data behind a handle that cannot leave its process; nothing says so beforehand."""
+
+    def __init__(self):
+        self._convert = lambda data: list(data)
+        self._data = None
+
+    def load(self):
+        return self._data
+
+    def save(self, data):
+        self._data = self._convert(data)
+
+    def _release(self):
+        self._data = None
+
+    def _describe(self):
+        return {}
+
+
+class LateOnOthersDataset(AbstractDataset):
+    """Lets rank 0 go ahead of the other processes of a node."""
+
+    def load(self):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(0.5)
+
+    def save(self, data):
+        raise AssertionError("nobody saves this")
+
+    def _describe(self):
+        return {}
+
+
+class PositiveValidator:
+    """Takes numbers above zero; rounds what it takes."""
+
+    def validate(self, data):
+        if any(value <= 0 for value in data):
+            raise ValueError("not all are positive")
+        return [round(value) for value in data]

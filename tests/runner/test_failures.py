@@ -1,0 +1,285 @@
+"""How a node's process may end badly, and what the run makes of it."""
+
+import logging
+import signal
+import tempfile
+import time
+
+import click
+import gpu_nodes
+import pytest
+from click.testing import CliRunner
+from fake_devices import FakeDevices, OutOfMemoryError
+from gpu_runs import Errors, gpu, run
+from kedro.pipeline import node
+from kedro_datasets.text import TextDataset
+
+from ja_instruct.errors import InputError
+from ja_instruct.runner import GpuNodeError, failures, node_process
+from ja_instruct.runner.node_process import Ending
+from ja_instruct.runner.report import NodeRecord
+from ja_instruct.runner.transfer import StandInError
+
+PLACE = "on cuda:0 (Fake GPU)"
+PEAK = "GPU memory: peak 2.5 GB of 24.0 GB that were free (24.0 GB in all); estimated were 3.0 GB"
+COMMAND = "Go on with: kedro run"
+
+
+@pytest.fixture
+def layer(tmp_path):
+    return FakeDevices(tmp_path / "devices")
+
+
+def fail(way, layer, hooks=()):
+    data = {"folder": str(layer.folder), "way": way}
+    with pytest.raises(GpuNodeError) as caught:
+        run([gpu(gpu_nodes.hold_and_fail, ["folder", "way"], "out", "train")], data, layer, hooks)
+    return caught.value
+
+
+ENDINGS = {
+    "exception": ("exception", "failed with ValueError: this cannot be"),
+    "input error": ("exception", "failed: prompts.yml, line 3: 'sytem' is no key"),
+    "unpicklable": ("exception", "failed with HoldsFunctionError: it holds a function"),
+    "not unpicklable": ("exception", "failed with TwoPartsError: two parts"),
+    "out of memory": ("out of memory", "ran out of GPU memory (OutOfMemoryError: CUDA out of"),
+    "SIGKILL": ("killed", "was killed (SIGKILL)"),
+    "SIGTERM": ("killed", "was asked to end from outside (SIGTERM)"),
+    "real-time signal": ("killed", f"was killed (signal {signal.SIGRTMIN + 3})"),
+    "segmentation fault": ("crashed", "crashed with a segmentation fault (SIGSEGV)"),
+    "SIGABRT": ("crashed", "crashed (SIGABRT)"),
+    "os._exit": ("exited", "ended its process (exit code 7) before it was done"),
+    "sys.exit": ("exited", "ended its process (exit code 3) before it was done"),
+}
+
+
+@pytest.mark.parametrize("way", ENDINGS)
+def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
+    errors = Errors()
+    error = fail(way, layer, [errors])
+    reason, what = ENDINGS[way]
+    message = error.message
+    assert (error.reason, error.node_name) == (reason, "train")
+    assert message.startswith(f"node 'train' {what}")
+    assert PLACE in message
+    assert PEAK in message
+    assert COMMAND in message.splitlines()[-1]
+    assert "what was seen before" in caplog.messages
+    for said in ("  | WARNING what was seen before\n", "  | last words\n"):
+        assert (said in message) == (way != "input error"), message
+    assert ("remedy: lower the number of GB" in message) == (way == "out of memory")
+    assert ("when the computer's memory runs out" in message) == (way == "SIGKILL")
+    assert ("Fatal Python error: Segmentation fault" in message) == (way == "segmentation fault")
+    assert ("Fatal Python error: Aborted" in message) == (way == "SIGABRT")
+    tracebacks = [one for one in caplog.messages if one.startswith("'train' failed:\nTraceback")]
+    assert len(tracebacks) == (reason in ("exception", "out of memory") and way != "input error")
+    assert all(", in hold_and_fail\n" in one for one in tracebacks)
+    [(name, told)] = errors.seen
+    assert name == "train"
+    expected = {
+        "exception": ValueError,
+        "input error": InputError,
+        "out of memory": OutOfMemoryError,
+        "unpicklable": StandInError,
+        "not unpicklable": StandInError,
+    }
+    assert type(told) is expected.get(way, GpuNodeError)
+
+
+def test_click_shows_the_message_alone(layer):
+    @click.command()
+    def command():
+        data = {"folder": str(layer.folder), "way": "SIGKILL"}
+        run([gpu(gpu_nodes.hold_and_fail, ["folder", "way"], "out", "train")], data, layer)
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == 1
+    said = result.stderr[result.stderr.index("Error: ") :]
+    assert said.startswith("Error: node 'train' was killed (SIGKILL) on cuda:0")
+    assert "Traceback" not in said
+
+
+class BrokenEnvironment(FakeDevices):
+    """In it a process cannot even import what it needs."""
+
+    def environment(self, devices):
+        return {**super().environment(devices), "PYTHONPATH": str(self.folder / "broken")}
+
+
+def test_process_that_dies_before_it_connects(tmp_path):
+    layer = BrokenEnvironment(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('this one is broken')")
+    errors = Errors()
+    with pytest.raises(GpuNodeError) as caught:
+        run([gpu(gpu_nodes.double, "x", "y")], {"x": 1}, layer, [errors])
+    assert caught.value.reason == "exited"
+    assert "ended its process (exit code 1) before it was done" in caught.value.message
+    assert "  | ImportError: this one is broken\n" in caught.value.message
+    assert [error for _, error in errors.seen] == [caught.value]
+
+
+def test_crash_after_the_node_is_done_is_a_warning(layer, caplog, tmp_path):
+    errors = Errors()
+    data = {"x": 1, "y": TextDataset(filepath=str(tmp_path / "y.txt"))}
+    run([gpu(gpu_nodes.crash_at_exit, "x", "y", "train")], data, layer, [errors])
+    assert (tmp_path / "y.txt").read_text() == "kept"
+    expected = "The process of 'train' ended with code -11 after its outputs were saved"
+    assert expected in caplog.messages
+    assert errors.seen == []
+
+
+def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeypatch):
+    monkeypatch.setattr(node_process, "EXIT_SECONDS", 0.3)
+    assert run([gpu(gpu_nodes.hang_at_exit, "x", "y", "train")], {"x": 1}, layer) == {"y": "kept"}
+    assert "The process of 'train' had not ended 0 s after its node; it was killed" in caplog.text
+
+
+def test_end_that_is_seen_late_is_no_failure(layer, monkeypatch, tmp_path):
+    """As when another thread holds the interpreter while the process says that it is done."""
+    real_wait = node_process.wait
+
+    def late_wait(*args, **kwargs):
+        ready = real_wait(*args, **kwargs)
+        if not ready:
+            time.sleep(0.6)
+        return ready
+
+    monkeypatch.setattr(node_process, "wait", late_wait)
+    data = {"x": 1, "y": TextDataset(filepath=str(tmp_path / "y.txt"))}
+    run([gpu(gpu_nodes.pause, "x", "y")], data, layer)
+    assert (tmp_path / "y.txt").read_text() == "awake"
+
+
+def test_temporary_folder_with_a_long_path(layer, tmp_path, monkeypatch):
+    """The path of a socket has at most 107 bytes."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert run([gpu(gpu_nodes.double, "x", "y")], {"x": 2}, layer) == {"y": 4}
+    assert list(folder.iterdir()) == []
+
+
+class TouchOn(logging.Handler):
+    """Creates a file when a message comes."""
+
+    def __init__(self, text, path):
+        super().__init__()
+        self._text = text
+        self._path = path
+
+    def emit(self, record):
+        if self._text in record.getMessage():
+            self._path.touch()
+
+
+class TestSeveralAtOnce:
+    """One node fails while another runs; the other may finish."""
+
+    @pytest.fixture
+    def signal_file(self, tmp_path):
+        """Return a file that appears once a failure has been dealt with."""
+        path = tmp_path / "failed"
+        handler = TouchOn("may finish what is under way", path)
+        runner_logger = logging.getLogger("ja_instruct.runner")
+        runner_logger.addHandler(handler)
+        yield path
+        runner_logger.removeHandler(handler)
+
+    def data(self, tmp_path, signal_file):
+        names = ("there", "after_done", "gpu_after_done", "after_failed")
+        files = {name: TextDataset(filepath=str(tmp_path / f"{name}.txt")) for name in names}
+        return {"x": 1, "started": str(tmp_path / "started"), "path": str(signal_file), **files}
+
+    def after(self, failed):
+        """Return nodes that could run after the one that is done, or the one that failed."""
+        return [
+            node(gpu_nodes.double, "there", "after_done", name="after_done"),
+            gpu(gpu_nodes.double, "there", "gpu_after_done", "gpu_after_done"),
+            node(gpu_nodes.double, failed, "after_failed", name="after_failed"),
+        ]
+
+    def check(self, tmp_path, caplog, failed, errors):
+        assert (tmp_path / "there.txt").read_text() == "there"
+        assert list(tmp_path.glob("*after*")) == []
+        assert (
+            f"'{failed}' failed; no further node is started. 'wait_for' may finish what is under "
+            "way, Ctrl-C stops it"
+        ) in caplog.messages
+        assert [name for name, _ in errors.seen] == [failed]
+
+    def test_failing_node_here(self, layer, tmp_path, signal_file, caplog):
+        def fail_here(started):
+            gpu_nodes.wait_for(started)
+            raise ValueError("this failed here")
+
+        nodes = [
+            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
+            node(fail_here, "started", "failed", name="fail_here"),
+            *self.after("failed"),
+        ]
+        errors = Errors()
+        with pytest.raises(ValueError, match="this failed here"):
+            run(nodes, self.data(tmp_path, signal_file), layer, [errors])
+        self.check(tmp_path, caplog, "fail_here", errors)
+        assert not any("No nodes ran" in one for one in caplog.messages)
+
+    def test_failing_gpu_node(self, layer, tmp_path, signal_file, caplog):
+        nodes = [
+            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
+            gpu(gpu_nodes.fail_when, "started", "failed"),
+            *self.after("failed"),
+        ]
+        errors = Errors()
+        with pytest.raises(GpuNodeError) as caught:
+            run(nodes, self.data(tmp_path, signal_file), layer, [errors])
+        assert caught.value.node_name == "fail_when"
+        self.check(tmp_path, caplog, "fail_when", errors)
+        command = caught.value.message.splitlines()[-1]
+        assert command == (
+            "Go on with: kedro run --from-nodes=after_done,fail_when,gpu_after_done"
+        ), "what ended well after the failure need not run again"
+
+    def test_first_error_counts(self, layer, tmp_path, signal_file, caplog):
+        def wait_and_fail_here(path):
+            gpu_nodes.wait_for(path)
+            raise ValueError("this failed here, later")
+
+        nodes = [
+            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
+            gpu(gpu_nodes.fail_when, "started", "failed"),
+            node(wait_and_fail_here, "path", "y", name="fail_here"),
+        ]
+        with pytest.raises(GpuNodeError, match="this failed"):
+            run(nodes, self.data(tmp_path, signal_file), layer)
+        assert "'fail_here' failed too: this failed here, later" in caplog.messages
+
+
+class TestExplain:
+    """What needs no process."""
+
+    def explain(self, ending, record=None, **arguments):
+        given = {"remedy": "", "command": "kedro run"} | arguments
+        one = node(gpu_nodes.double, "x", "y", name="train")
+        return failures.explain(one, ending, record or NodeRecord("train", "CPU"), **given).message
+
+    def test_node_without_devices_has_no_gpu_memory(self):
+        said = self.explain(Ending(exit_code=1))
+        assert said == (
+            "node 'train' ended its process (exit code 1) before it was done on CPU\n"
+            "Go on with: kedro run"
+        )
+
+    def test_peak_that_nobody_knows(self):
+        record = NodeRecord("train", "cuda:0", device_bytes=24 * 10**9, available_bytes=10**10)
+        said = self.explain(Ending(exit_code=1), record)
+        assert "GPU memory: peak unknown of 10.0 GB that were free (24.0 GB in all)\n" in said
+
+    def test_last_ten_lines(self):
+        lines = [f"line {number}" for number in range(20)]
+        said = self.explain(Ending(exit_code=1, last_lines=lines)).splitlines()
+        assert said[1:-1] == ["  its last lines:", *(f"  | {line}" for line in lines[10:])]
+
+    def test_unfinished_outputs_are_named(self):
+        said = self.explain(Ending(exit_code=1, unfinished=["model", "report"]))
+        assert "  'model', 'report' was not finished; what had been written of it" in said

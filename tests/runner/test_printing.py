@@ -1,0 +1,126 @@
+"""What a run with several processes prints, on a pipe and on a real terminal."""
+
+import fcntl
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import gpu_nodes
+from fake_devices import FakeDevices
+from gpu_runs import gpu, run, screen_lines
+
+from ja_instruct.runner import node_process
+
+SCRIPT = Path(__file__).resolve().parents[1] / "run_that_prints.py"
+COLUMNS = 90
+
+
+def run_one(function, tmp_path, names=("speak",), data="x"):
+    nodes = [gpu(function, "x", f"y{name}", name) for name in names]
+    return run(nodes, {"x": data}, FakeDevices(tmp_path / "devices"))
+
+
+class TestPipe:
+    """Runs whose output is no terminal."""
+
+    def test_order(self, tmp_path, capfd, monkeypatch):
+        """It is kept even when the runner is late, and finds several things at once."""
+        real_wait = node_process.wait
+
+        def late_wait(*args, **kwargs):
+            time.sleep(0.1)
+            return real_wait(*args, **kwargs)
+
+        monkeypatch.setattr(node_process, "wait", late_wait)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        node_logger = logging.getLogger("gpu_nodes")
+        node_logger.addHandler(handler)
+        level = node_logger.level
+        node_logger.setLevel(logging.INFO)
+        try:
+            run_one(gpu_nodes.speak_on_one_stream, tmp_path)
+        finally:
+            node_logger.removeHandler(handler)
+            node_logger.setLevel(level)
+        said = re.findall(r"first|second|third: 100%|fourth|fifth", capfd.readouterr().err)
+        assert said == ["first", "second", "third: 100%", "fourth", "fifth"]
+
+    def test_streams_stay_apart(self, tmp_path, capfd):
+        run_one(gpu_nodes.two_streams, tmp_path)
+        said = capfd.readouterr()
+        assert "to the output\n" in said.out
+        assert "to the error" not in said.out
+        assert "to the error\n" in said.err
+        assert "to the output" not in said.err
+
+    def test_undecodable_bytes(self, tmp_path, capfd):
+        run_one(gpu_nodes.print_bytes, tmp_path)
+        assert "\ufffd\ufffd that was 日\n" in capfd.readouterr().out
+
+    def test_much(self, tmp_path, capfd):
+        run_one(gpu_nodes.print_much, tmp_path)
+        assert capfd.readouterr().out.count("x" * 79 + "\n") == 400 * 800
+
+
+class TestRealTerminal:
+    """A script on a pseudo-terminal, and the bytes that come out of it."""
+
+    def run(self, way, tmp_path, environment, columns=COLUMNS, stdout=None):
+        end, child_end = pty.openpty()
+        fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        environment = {name: one for name, one in environment.items() if name != "COLUMNS"}
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(tmp_path), way],
+            env=environment,
+            stdin=child_end,
+            stdout=stdout or child_end,
+            stderr=child_end,
+            start_new_session=True,
+        )
+        os.close(child_end)
+        said = b""
+        try:
+            while data := os.read(end, 65536):
+                said += data
+        except OSError:  # everybody has left the terminal
+            pass
+        os.close(end)
+        assert process.wait(timeout=10) == 0, said.decode()
+        # the terminal's own line discipline ends lines like this
+        return said.decode().replace("\r\n", "\n")
+
+    def test_bar_is_as_wide_as_the_terminal(self, tmp_path, subprocess_environment):
+        said = self.run("speak", tmp_path, subprocess_environment)
+        bars = re.findall(r"\r(third: a bar: [^\r\n]*)", said)
+        assert bars[-1].startswith("third: a bar: 100%|███")
+        assert {len(bar) for bar in bars} == {COLUMNS - 1}, "tqdm leaves a column free"
+        words = ["first: a log", "second: a print", "third: a bar: 100%", "fourth: a warning"]
+        places = [said.index(word) for word in words]
+        assert places == sorted(places)
+
+    def test_two_at_once(self, tmp_path, subprocess_environment):
+        said = self.run("two", tmp_path, subprocess_environment)
+        lines = screen_lines(said)
+        assert "[ham] ham ends" in lines
+        assert "[eggs] eggs ends" in lines
+        for line in lines:
+            assert not ("ham" in line and "eggs" in line), line
+            if "%|" in line:
+                assert " logs " not in line, line
+                assert len(line) <= COLUMNS, line
+
+    def test_only_one_is_redirected(self, tmp_path, subprocess_environment):
+        with (tmp_path / "file").open("w") as file:
+            said = self.run("streams", tmp_path, subprocess_environment, stdout=file)
+        assert "to the error\n" in said
+        assert "to the output" not in said
+        assert "to the output\n" in (tmp_path / "file").read_text()
+        assert "to the error" not in (tmp_path / "file").read_text()

@@ -1,0 +1,100 @@
+"""The table of a run: last on the screen, and what it says is what was measured."""
+
+import re
+
+import gpu_nodes
+import pytest
+from fake_devices import FakeDevices
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
+from recording_hooks import manager_of
+
+from ja_instruct.runner import CudaRunner
+from ja_instruct.runner.errors import GpuNodeError
+
+GOOD = (
+    node(gpu_nodes.hold_as, ["folder", "params:held"], "held", name="hold", tags="gpu"),
+    node(gpu_nodes.double, "x", "doubled", name="double"),
+)
+BAD = (node(gpu_nodes.raise_value_error, "x", None, name="fail", tags="gpu"),)
+
+
+class TalkingHooks:
+    """Has its say at the end of a run, as late as it can."""
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self):
+        print("the report is there")
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self):
+        print("the report is not there")
+
+
+@pytest.fixture
+def show(tmp_path, capsys, monkeypatch):
+    """Return a function that runs nodes as a session does, and returns what was printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    layer = FakeDevices(tmp_path, count=1)
+    settings = {"gb": 1, "seconds": 0.3, "gpu": {"memory_gb": 2.5}}
+
+    def run(nodes, manager=None):
+        line = pipeline(nodes)
+        catalog = DataCatalog(
+            {
+                "x": MemoryDataset(1),
+                "folder": MemoryDataset(str(tmp_path)),
+                "params:held": MemoryDataset(settings),
+            }
+        )
+        told = {"run_params": {}, "pipeline": line, "catalog": catalog}
+        try:
+            result = CudaRunner(layer=layer).run(line, catalog, manager)
+        except GpuNodeError as error:
+            if manager is not None:
+                manager.hook.on_pipeline_error(error=error, **told)
+        else:
+            if manager is not None:
+                manager.hook.after_pipeline_run(run_result=result, **told)
+        return capsys.readouterr().out
+
+    return run
+
+
+def row(shown, name):
+    """Return the cells of a node's row."""
+    (line,) = re.findall(rf"^ *{name} .*$", shown, re.MULTILINE)
+    return re.split(r" {2,}", line.strip())
+
+
+class TestTable:
+    def test_after_everybody_else(self, show):
+        shown = show(GOOD, manager_of(TalkingHooks()))
+        assert shown.index("the report is there") < shown.index("estimate")
+        assert shown.count("estimate") == 1
+
+    def test_measured_beside_estimated(self, show):
+        shown = show(GOOD)
+        name, device, seconds, *measured = row(shown, "hold")
+        assert (name, device) == ("hold", "cuda:0")
+        assert float(seconds.removesuffix(" s")) >= 0.3
+        assert measured == ["1.0 GB", "2.5 GB", "50 %"]
+        assert row(shown, "double")[:2] == ["double", "CPU"]
+
+    def test_of_a_run_that_failed(self, show):
+        shown = show(BAD, manager_of(TalkingHooks()))
+        assert shown.index("the report is not there") < shown.index("estimate")
+        assert row(shown, "fail")[2].startswith("failed after")
+
+    def test_of_a_run_that_failed_without_hooks(self, show):
+        assert row(show(BAD), "fail")[2].startswith("failed after")
+
+    def test_of_each_run_of_a_session_that_runs_twice(self, show):
+        manager = manager_of(TalkingHooks())
+        nodes = (GOOD[1],)
+        assert show(nodes, manager).count("estimate") == 1
+        assert show(nodes, manager).count("estimate") == 1
+
+    def test_not_of_nothing(self, show):
+        assert "estimate" not in show(())

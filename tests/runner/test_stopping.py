@@ -1,0 +1,176 @@
+"""A run that is ended from outside takes its processes along and leaves nothing half-done."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gpu_runs import is_gone, wait_until
+
+SCRIPT = Path(__file__).resolve().parents[1] / "run_to_be_stopped.py"
+STARTED_SECONDS = 30.0
+
+
+class Run:
+    """A run in a process of its own, whose only node hangs in saving and has started a process."""
+
+    def __init__(self, folder, environment, way, ignoring=None):
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self._said = (folder / "said").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), way],
+            env={**environment, "TMPDIR": str(self.temporary)},
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=lambda: ignoring and signal.signal(ignoring, signal.SIG_IGN),
+        )
+        wanted = folder / ("here" if way == "alone" else "pids")
+        assert wait_until(lambda: wanted.exists() and self._has_begun(wanted), STARTED_SECONDS), (
+            self.said()
+        )
+
+    def _has_begun(self, wanted):
+        return wanted.name == "here" or len(wanted.read_text().split()) == 2
+
+    def pids(self):
+        return [int(pid) for pid in (self.folder / "pids").read_text().split()]
+
+    def end(self, number, *, group=False):
+        """Send a signal to the run's process, or as a terminal does to its whole group."""
+        (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def wait(self, seconds=8.0):
+        """Return how it ended; fail if it took longer."""
+        return self.process.wait(timeout=seconds)
+
+    def said(self):
+        self._said.seek(0)
+        return self._said.read()
+
+    def processes_are_gone(self, seconds=1.0):
+        return wait_until(lambda: all(is_gone(pid) for pid in self.pids()), seconds)
+
+    def leftovers(self):
+        return [path.name for path in self.temporary.glob("cuda-runner-*")]
+
+    def clean_up(self):
+        pids = self.pids() if (self.folder / "pids").exists() else []
+        for pid in [self.process.pid, *pids]:
+            if not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self._said.close()
+
+
+@pytest.fixture
+def start(tmp_path, subprocess_environment):
+    """Return a function that starts a run and returns once it hangs."""
+    runs = []
+
+    def start_one(way, **arguments):
+        runs.append(Run(tmp_path, subprocess_environment, way, **arguments))
+        return runs[-1]
+
+    yield start_one
+    for one in runs:
+        one.clean_up()
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [
+        (signal.SIGINT, False, -signal.SIGINT),
+        (signal.SIGINT, True, -signal.SIGINT),
+        (signal.SIGTERM, False, 128 + signal.SIGTERM),
+        (signal.SIGHUP, False, 128 + signal.SIGHUP),
+    ],
+)
+def test_signal(number, group, code, start):
+    run = start("gpu")
+    run.end(number, group=group)
+    assert run.wait() == code
+    assert run.processes_are_gone(), "no process outlives the run"
+    assert not (run.folder / "twice.txt").exists()
+    assert run.leftovers() == []
+    assert (
+        "Stopping. 'train' was running; outputs that are not finished are removed. Go on with: "
+        "kedro run"
+    ) in " ".join(run.said().split())
+
+
+def test_on_the_command_line_it_is_aborted(start):
+    run = start("command")
+    run.end(signal.SIGINT, group=True)
+    assert run.wait() == 1
+    assert run.processes_are_gone()
+    assert run.said().rstrip().endswith("Aborted!")
+    assert "Traceback" not in run.said()
+
+
+def test_runner_that_is_killed_takes_its_processes_along(start):
+    run = start("gpu")
+    run.end(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert run.processes_are_gone(5.0)
+
+
+def test_node_here_is_stopped_with_the_one_beside_it(start):
+    run = start("here")
+    assert wait_until(lambda: (run.folder / "here").exists())
+    run.end(signal.SIGINT, group=True)
+    assert run.wait() == -signal.SIGINT
+    assert run.processes_are_gone()
+    assert not (run.folder / "twice.txt").exists()
+    assert run.leftovers() == []
+
+
+def test_nothing_but_a_node_here(start):
+    run = start("alone")
+    run.end(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+
+
+def test_stubborn_process_is_killed_after_a_while(start):
+    run = start("stubborn")
+    started = time.monotonic()
+    run.end(signal.SIGINT, group=True)
+    assert run.wait() == -signal.SIGINT
+    assert time.monotonic() - started > 1.0
+    assert run.processes_are_gone()
+    assert not (run.folder / "twice.txt").exists()
+
+
+def test_second_request_kills_at_once(start):
+    run = start("stubborn for long")
+    run.end(signal.SIGINT, group=True)
+    assert wait_until(lambda: "Stopping." in run.said())
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(1.0)
+    run.end(signal.SIGINT, group=True)
+    assert run.wait(3.0) == -signal.SIGINT
+    assert run.processes_are_gone()
+    assert not (run.folder / "twice.txt").exists()
+
+
+def test_second_request_in_the_midst_of_stopping(start):
+    run = start("interrupted again")
+    run.end(signal.SIGINT, group=True)
+    assert run.wait() == -signal.SIGINT
+    assert run.processes_are_gone()
+    assert not (run.folder / "twice.txt").exists()
+    assert run.leftovers() == []
+
+
+def test_signal_that_was_ignored_stays_ignored(start):
+    """As ``nohup`` sees to it."""
+    run = start("gpu", ignoring=signal.SIGHUP)
+    run.end(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(1.5)
+    assert not any(is_gone(pid) for pid in run.pids())

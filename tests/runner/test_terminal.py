@@ -1,0 +1,276 @@
+"""What nodes print comes out whole, in order, and never in another's unfinished line."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from gpu_runs import screen_lines, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ja_instruct.runner import terminal
+from ja_instruct.runner.terminal import LastLines, Output, Terminal, logs_in_turn
+
+
+class Screen(io.StringIO):
+    """A stream that calls itself a terminal, and knows what is seen on it."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        return screen_lines(self.getvalue())
+
+
+@dataclass
+class FakeOutput:
+    target: io.StringIO
+    at_line_start: bool = True
+    is_bar: bool = False
+    columns: int | None = None
+    place: object = field(init=False)
+
+    def __post_init__(self):
+        self.place = id(self.target)
+
+    def width(self):
+        return self.columns
+
+
+class TestTerminal:
+    def test_line_of_another_is_ended(self):
+        screen, terminal = Screen(), Terminal()
+        one, two = FakeOutput(screen), FakeOutput(screen)
+        terminal.write(one, "half", "[one] ")
+        terminal.write(two, "whole\n", "[two] ")
+        terminal.write(one, "rest\n", "[one] ")
+        assert screen.lines() == ["[one] half", "[two] whole", "[one] rest", ""]
+
+    def test_bar_of_another_is_cleared_and_drawn_again(self):
+        screen, terminal = Screen(), Terminal()
+        one, two = FakeOutput(screen), FakeOutput(screen)
+        terminal.write(one, "\rbar 1", "[one] ")
+        terminal.write(two, "whole\n", "[two] ")
+        terminal.write(one, "\rbar 2", "[one] ")
+        assert screen.lines() == ["[two] whole", "[one] bar 2"]
+
+    def test_bar_in_a_file_is_not_cleared(self):
+        file, terminal = io.StringIO(), Terminal()
+        one, two = FakeOutput(file), FakeOutput(file)
+        terminal.write(one, "\rbar 1", "")
+        terminal.write(two, "whole\n", "")
+        assert file.getvalue() == "\rbar 1\nwhole\n"
+
+    def test_streams_that_lead_elsewhere_stay_apart(self):
+        terminal = Terminal()
+        out, error = FakeOutput(io.StringIO()), FakeOutput(Screen())
+        terminal.write(out, "half", "")
+        terminal.write(error, "\rbar", "")
+        terminal.write(out, " and half\n", "")
+        assert out.target.getvalue() == "half and half\n"
+        assert error.target.getvalue() == "\rbar"
+
+    def test_streams_that_lead_to_one_file_are_known(self, tmp_path):
+        with (tmp_path / "file").open("w") as one, (tmp_path / "file").open("a") as other:
+            assert terminal._place(one) == terminal._place(other)
+            with (tmp_path / "else").open("w") as third:
+                assert terminal._place(one) != terminal._place(third)
+        assert terminal._place(io.StringIO()) != terminal._place(sys.__stdout__)
+
+    def test_bar_with_a_prefix_fits_the_terminal(self):
+        screen, terminal = Screen(), Terminal()
+        output = FakeOutput(screen, columns=12)
+        terminal.write(output, "\r学習 12345678", "[one] ")
+        assert screen.lines() == ["[one] 学習 1"]
+        terminal.write(output, "\r学習 12345678\nwhole lines are not cut\n", "[one] ")
+        assert screen.lines() == ["[one] 学習 1", "[one] whole lines are not cut", ""]
+
+    @pytest.mark.parametrize("bar", ["\r123456", "\r\x1b[32m1234567\x1b[0m"])
+    def test_bars_that_fit_or_are_coloured_are_not_cut(self, bar):
+        screen, terminal = Screen(), Terminal()
+        terminal.write(FakeOutput(screen, columns=12), bar, "[one] ")
+        assert screen.getvalue() == "\r[one] " + bar[1:]
+
+    def test_stream_without_a_character(self):
+        file, terminal = io.TextIOWrapper(io.BytesIO(), "ascii"), Terminal()
+        terminal.write(FakeOutput(file), "plain\nbar █\n", "")
+        assert file.buffer.getvalue() == b"plain\nbar ?\n"
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0, 1]),
+                st.lists(st.sampled_from(["x", "xx", "\n", "\r", "\r\n"]), max_size=5),
+            ),
+            max_size=20,
+        ),
+        st.sampled_from([Screen, io.StringIO]),
+    )
+    def test_no_line_is_two_writers(self, writes, kind):
+        target, terminal = kind(), Terminal()
+        outputs = [FakeOutput(target), FakeOutput(target)]
+        for who, pieces in writes:
+            text = "".join(pieces).replace("x", "ab"[who])
+            terminal.write(outputs[who], text, f"[{'ab'[who]}]")
+        for line in screen_lines(target.getvalue()):
+            assert not {"a", "b"} <= set(line)
+            assert not line or line.startswith("[")
+        if kind is io.StringIO:
+            written = target.getvalue()
+            for who, letter in enumerate("ab"):
+                sent = "".join("".join(pieces) for one, pieces in writes if one == who).count("x")
+                assert written.count(letter) - written.count(f"[{letter}]") == sent
+
+
+@contextmanager
+def only_handler(handler):
+    """Let it be the root logger's only one; pytest's own come and go with each phase of a test."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers[:] = [handler]
+    yield handler.stream
+    root.handlers[:] = before
+
+
+class TestLogsInTurn:
+    @pytest.fixture
+    def handler(self):
+        return logging.StreamHandler(Screen())
+
+    def test_log_line_does_not_start_behind_a_bar(self, handler):
+        terminal = Terminal()
+        with only_handler(handler) as screen, logs_in_turn(terminal):
+            terminal.write(FakeOutput(screen), "\rbar 1", "")
+            logging.warning("a warning")
+        assert screen.lines() == ["a warning", ""]
+
+    def test_record_that_is_not_printed_leaves_the_bar(self, handler):
+        terminal = Terminal()
+        handler.setLevel(logging.ERROR)
+        with only_handler(handler) as screen, logs_in_turn(terminal):
+            terminal.write(FakeOutput(screen), "\rbar 1", "")
+            logging.warning("a warning")
+        assert screen.lines() == ["bar 1"]
+
+    def test_handlers_are_as_before(self, handler):
+        with only_handler(handler):
+            with pytest.raises(KeyboardInterrupt), logs_in_turn(Terminal()):
+                assert "handle" in vars(handler)
+                raise KeyboardInterrupt
+            assert "handle" not in vars(handler)
+
+    def test_log_lines_of_one_thread_and_bar_of_another(self, handler):
+        terminal = Terminal()
+        output = FakeOutput(handler.stream)
+        over = threading.Event()
+
+        def draw():
+            while not over.is_set():
+                terminal.write(output, "\rbar", "")
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        drawing = threading.Thread(target=draw)
+        drawing.start()
+        with only_handler(handler) as screen, logs_in_turn(terminal):
+            for _ in range(300):
+                logging.warning("log")
+        over.set()
+        drawing.join()
+        sys.setswitchinterval(before)
+        terminal.finish_line()
+        assert set(screen.lines()) == {"log", ""}
+
+
+class TestLastLines:
+    def lines(self, *texts, count=20):
+        last = LastLines(count)
+        for text in texts:
+            last.add(text)
+        return list(last)
+
+    def test_whole_and_unfinished_lines(self):
+        assert self.lines("one\ntw", "o\n\nthr", "ee") == ["one", "two", "three"]
+
+    def test_last_state_of_a_bar(self):
+        assert self.lines("\r 1%", "\r 2%", "\r") == [" 2%"]
+        assert self.lines("\r 1%\r 2%\nafter") == [" 2%", "after"]
+        assert self.lines("\r 1%\r 2%\r\n") == [" 2%"]
+
+    def test_bar_that_is_wiped_keeps_its_last_state(self):
+        assert self.lines("\r 99%", "\r    ", "\r") == [" 99%"]
+
+    def test_a_few_are_kept(self):
+        assert self.lines("1\n2\n3\n4\n", count=2) == ["3", "4"]
+
+    def test_bar_of_days_stays_small(self):
+        last = LastLines()
+        started = time.monotonic()
+        for step in range(50_000):
+            last.add(f"\r{step} steps " + "█" * 60)
+        assert time.monotonic() - started < 5.0
+        assert len(last._rest) < 200
+        assert list(last) == ["49999 steps " + "█" * 60]
+
+    def test_line_of_millions_is_cut(self):
+        [line] = self.lines(*["." * 1000] * 50)
+        assert 1000 <= len(line) <= terminal.KEPT_CHARACTERS
+
+    @given(st.lists(st.text(alphabet="ab \r\n", max_size=8), max_size=12))
+    def test_pieces_do_not_matter(self, texts):
+        assert self.lines(*texts) == self.lines("".join(texts))
+
+    def test_crash_keeps_its_beginning(self):
+        frames = [f'  File "deep.py", line {number} in f' for number in range(40)]
+        other = "Thread 0x00007f0000000001 (most recent call first):"
+        current = "Current thread 0x00007f0000000002 (most recent call first):"
+        cause = "Fatal Python error: Segmentation fault"
+        printed = ["before", cause, "", other, *frames, "", current, *frames, "  ..."]
+        printed += ["", "Extension modules: numpy (total: 1)", "after"]
+        assert self.lines("\n".join(printed)) == ["before", cause, current, *frames[:6], "after"]
+
+    def test_frames_of_ordinary_tracebacks_are_kept(self):
+        printed = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', "Error"]
+        assert self.lines("\n".join(printed)) == printed
+
+
+class TestOutput:
+    @pytest.fixture
+    def output(self, tmp_path):
+        with (tmp_path / "out").open("w") as target:
+            one = Output(target, LastLines())
+            yield one
+            one.close()
+
+    def test_nothing_and_the_end(self, output):
+        assert output.read() == ""
+        os.write(output.child_end, b"last")
+        os.close(output.child_end)
+        assert output.read() == "last"
+        assert output.read() is None
+
+    def test_characters_that_come_in_pieces(self, output):
+        character = "日".encode()
+        os.write(output.child_end, character[:1])
+        assert output.read() == ""
+        os.write(output.child_end, character[1:] + b"\xff\n")
+        assert output.read() == "日\ufffd\n"
+        os.close(output.child_end)
+
+    def test_process_that_prints_without_end_lets_others_have_their_turn(self, output):
+        printer = subprocess.Popen(["yes"], stdout=output.child_end)
+        os.close(output.child_end)
+        try:
+            assert wait_until(lambda: len(output.read()) > 2)
+            for _ in range(20):
+                assert len(output.read()) <= terminal.READ_BYTES * terminal.READS_AT_ONCE
+        finally:
+            printer.kill()
+            printer.wait()

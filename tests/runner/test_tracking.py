@@ -1,0 +1,121 @@
+"""The MLflow run goes on in the nodes' processes, and nobody but its owner ends it."""
+
+import json
+import subprocess
+import sys
+
+import gpu_nodes
+import pytest
+from fake_devices import FakeDevices
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
+
+from ja_instruct.runner import CudaRunner
+from ja_instruct.runner.errors import GpuNodeError
+
+
+def gpu_node(function, inputs, outputs, **arguments):
+    return node(function, inputs, outputs, tags="gpu", **arguments)
+
+
+class Tracked:
+    """An MLflow run with two runs of pipelines in it, of which the second fails."""
+
+    def __init__(self, folder):
+        import mlflow
+
+        self.client = mlflow.MlflowClient()
+        self.experiment = mlflow.create_experiment("tracked", (folder / "artifacts").as_uri())
+        runner = CudaRunner(layer=FakeDevices(folder / "devices", count=2))
+        nodes = [
+            gpu_node(gpu_nodes.log_loss, "params:loss", "run_id", name="log_loss"),
+            gpu_node(gpu_nodes.train_with_callback, "params:loss", "trained", name="train"),
+            node(lambda *_: self.status(), "trained", "status", name="status"),
+        ]
+        catalog = DataCatalog({"params:loss": MemoryDataset(0.25)})
+        with mlflow.start_run(experiment_id=self.experiment) as active:
+            self.run_id = active.info.run_id
+            outputs = runner.run(pipeline(nodes), catalog)
+            self.outputs = {name: dataset.load() for name, dataset in outputs.items()}
+            self.metrics = self.client.get_run(self.run_id).data.metrics
+            self.records = self.artifact()
+            failing = [gpu_node(gpu_nodes.raise_value_error, "params:loss", None, name="fail")]
+            with pytest.raises(GpuNodeError):
+                runner.run(pipeline(failing), catalog)
+            self.records_of_failure = self.artifact()
+            self.is_active_after_failure = mlflow.active_run().info.run_id == self.run_id
+
+    def status(self):
+        return self.client.get_run(self.run_id).info.status
+
+    def artifact(self):
+        import mlflow
+
+        uri = f"runs:/{self.run_id}/cuda_runner.json"
+        return {one["node"]: one for one in json.loads(mlflow.artifacts.load_text(uri))["nodes"]}
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("tracked")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    yield Tracked(folder)
+    mlflow.set_tracking_uri(before)
+
+
+class TestTracked:
+    def test_what_a_node_logs_is_in_the_run(self, tracked):
+        assert tracked.outputs["run_id"] == tracked.run_id
+        assert tracked.metrics["loss"] == 0.25
+
+    def test_transformers_callback_logs_there_and_leaves_it_running(self, tracked):
+        assert tracked.metrics["trained"] == 0.5
+        assert tracked.outputs["status"] == "RUNNING"
+        assert len(tracked.client.search_runs([tracked.experiment])) == 1
+
+    def test_its_owner_ends_it(self, tracked):
+        assert tracked.is_active_after_failure
+        assert tracked.status() == "FINISHED"
+
+    def test_measurements_of_nodes_with_processes_are_metrics(self, tracked):
+        assert tracked.metrics["node.log_loss.seconds"] > 0
+        assert tracked.metrics["node.train.gpu_percent"] in (50, 51)
+        assert not [name for name in tracked.metrics if name.startswith("node.status")]
+
+    def test_all_records_are_an_artifact(self, tracked):
+        assert set(tracked.records) == {"log_loss", "train", "status"}
+        assert {one["outcome"] for one in tracked.records.values()} == {"done"}
+        assert tracked.records["status"]["place"] == "CPU"
+
+    def test_those_of_a_failed_run_too(self, tracked):
+        assert tracked.records_of_failure["fail"]["outcome"] == "failed"
+
+
+WITHOUT_A_RUN = """
+import sys
+from pathlib import Path
+import gpu_nodes
+from fake_devices import FakeDevices
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import node, pipeline
+from ja_instruct.runner import CudaRunner
+nodes = [node(gpu_nodes.imported, "x", "there", tags="gpu")]
+runner = CudaRunner(layer=FakeDevices(Path(sys.argv[1])))
+outputs = runner.run(pipeline(nodes), DataCatalog({"x": MemoryDataset(1)}))
+print("imported:", outputs["there"].load(), gpu_nodes.imported(None))
+"""
+
+
+def test_without_a_run_nobody_imports_mlflow_or_torch(tmp_path, subprocess_environment):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_RUN, str(tmp_path)],
+        env=subprocess_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "imported: [] []" in done.stdout, done.stderr
