@@ -5,11 +5,12 @@ and its content:
 
 - ``hello`` (rank, process id): answered with the ``Task``
 - ``hook`` (name, arguments): fire a hook over there; answered with what the hooks returned
-- ``load`` (dataset), ``save`` (dataset, data): for datasets that stay with the runner
+- ``load`` (dataset), ``save`` (dataset, data), ``confirm`` (dataset): for datasets that stay with
+  the runner
 - ``replaced_inputs``: what hooks have put in place of inputs, for the other ranks of a node that
   several processes run
-- ``saving``, ``saved`` (dataset), ``log`` (record), ``finished`` (rank, peak bytes, ``Failure`` or
-  None): told, not answered
+- ``saving`` (dataset), ``saved`` (dataset, whether the runner did), ``log`` (record), ``finished``
+  (rank, peak bytes, ``Failure`` or None): told, not answered
 
 An answer is a tuple of True and the result, or of False and what went wrong.
 """

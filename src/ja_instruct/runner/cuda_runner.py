@@ -106,5 +106,9 @@ class CudaRunner(AbstractRunner):
             finally:
                 table.show()
         else:
+            # a session may run twice, and each run shows its own
+            for plugin in hooks.get_plugins():
+                if isinstance(plugin, TableHook):
+                    hooks.unregister(plugin)
             hooks.register(table)
             scheduler.run()

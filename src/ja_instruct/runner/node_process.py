@@ -236,6 +236,8 @@ class NodeProcess:
             self._answer(connection, lambda: self._load(*content))
         elif kind == "save":
             self._answer(connection, lambda: self._save(*content))
+        elif kind == "confirm":
+            self._answer(connection, lambda: self._run.catalog.confirm(*content))
         elif kind == "replaced_inputs":
             self._asking_for_inputs.append(connection)
         elif kind == "log":
@@ -311,7 +313,8 @@ class NodeProcess:
 
     def _load(self, name: str) -> Any:
         data = self._run.catalog.load(name)
-        self._ending.inputs[name] = data
+        # hooks are shown what rank 0 was given, whoever asks later
+        self._ending.inputs.setdefault(name, data)
         return data
 
     def _save(self, name: str, packed: bytes) -> None:
@@ -337,7 +340,7 @@ def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
     Raises:
         NotTransferableError: The node's function cannot be found by its name.
     """
-    names = dict.fromkeys((*node.inputs, *node.outputs))
+    names = dict.fromkeys((*node.inputs, *node.outputs, *node.confirms))
     datasets, staying = {}, []
     for name in names:
         dataset: Any = catalog.get(name)
@@ -353,7 +356,11 @@ def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
         else:
             datasets[name] = dataset
     specs = getattr(catalog, "validator_specs", {})
-    return dumps((node, datasets, {n: specs[n] for n in datasets if n in specs}, tuple(staying)))
+    validation = (
+        {name: specs[name] for name in datasets if name in specs},
+        getattr(catalog, "validation_enabled", True),
+    )
+    return dumps((node, datasets, validation, tuple(staying)))
 
 
 def _launcher(device_count: int) -> list[str]:

@@ -95,14 +95,16 @@ class OutputWatch:
         """Note that an output is being saved."""
         self._saving[name] = None
 
-    def saved(self, name: str) -> None:
-        """Note that it is saved; what this process knows of its versions is out of date."""
+    def saved(self, name: str, was_saved_here: bool) -> None:
+        """Note that it is saved.
+
+        Args:
+            name: The output.
+            was_saved_here: Whether this process saved it; if not, what it knows of the versions is
+                out of date.
+        """
         if not self._is_in_pieces:
             self._saving.pop(name, None)
-        dataset = self._catalog.get(name)
-        was_saved_here = getattr(dataset, "_EPHEMERAL", False) or getattr(
-            dataset, "_SINGLE_PROCESS", False
-        )
         if not was_saved_here:
             self._catalog.release(name)
 

@@ -249,8 +249,11 @@ class Scheduler:
             del self._supervisors[node]
             self._shared.running.discard(node.name)
             if error is None:
-                self._complete(node)
-                self._start_processes()
+                try:
+                    self._complete(node)
+                    self._start_processes()
+                except Exception as unexpected:  # in this thread nobody else would see it
+                    self._fail(unexpected, node)
             elif self._is_stopping:
                 supervisor.record.outcome = "stopped"
             else:

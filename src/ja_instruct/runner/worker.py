@@ -131,8 +131,8 @@ def _work(channel: Channel, task: Task, rank: int) -> None:
 def _unpack(channel: Channel, task: Task, rank: int) -> tuple[Node, WorkerCatalog]:
     from ja_instruct.runner.worker_catalog import WorkerCatalog
 
-    node, datasets, specs, staying = pickle.loads(task.work)  # noqa: S301 - from the runner
-    return node, WorkerCatalog.of(channel, datasets, specs, staying, saves=rank == 0)
+    node, datasets, validation, staying = pickle.loads(task.work)  # noqa: S301 - from the runner
+    return node, WorkerCatalog.of(channel, datasets, validation, staying, saves=rank == 0)
 
 
 def _run_node(channel: Channel, task: Task, node: Node, catalog: WorkerCatalog) -> None:

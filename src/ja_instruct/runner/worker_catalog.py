@@ -34,7 +34,7 @@ class WorkerCatalog(DataCatalog):  # type: ignore[misc]
         cls,
         channel: Channel,
         datasets: dict[str, AbstractDataset[Any, Any]],
-        validator_specs: dict[str, Any],
+        validation: tuple[dict[str, Any], bool],
         staying: tuple[str, ...],
         *,
         saves: bool,
@@ -44,13 +44,14 @@ class WorkerCatalog(DataCatalog):  # type: ignore[misc]
         Args:
             channel: To the runner.
             datasets: Those that came along, by name.
-            validator_specs: Their validators.
+            validation: Their validators, and whether this run validates.
             staying: The names of those that stayed; the runner validates their data.
             saves: Whether this process saves, or another one does for it.
         """
-        catalog = cls(datasets=datasets)
+        specs, is_enabled = validation
+        catalog = cls(datasets=datasets, validation_enabled=is_enabled)
         # the catalog reads them from its configuration only, which stayed behind
-        catalog._validator_specs = validator_specs
+        catalog._validator_specs = specs
         catalog._channel = channel
         catalog._saves = saves
         catalog.staying = staying
@@ -85,7 +86,14 @@ class WorkerCatalog(DataCatalog):  # type: ignore[misc]
             self._channel.ask("save", ds_name, self._pack(ds_name, data))
         else:
             super().save(ds_name, data)
-        self._channel.tell("saved", ds_name)
+        self._channel.tell("saved", ds_name, ds_name in self.staying)
+
+    def confirm(self, name: str) -> None:
+        """Confirm a dataset where it is at home."""
+        if name in self.staying:
+            self._channel.ask("confirm", name)
+        else:
+            super().confirm(name)
 
     @staticmethod
     def _pack(ds_name: str, data: Any) -> bytes:
