@@ -92,7 +92,7 @@ class TestTable:
 
     def test_of_each_run_of_a_session_that_runs_twice(self, show):
         manager = manager_of(TalkingHooks())
-        nodes = (GOOD[1],)
+        nodes = GOOD
         assert show(nodes, manager).count("estimate") == 1
         assert show(nodes, manager).count("estimate") == 1
 

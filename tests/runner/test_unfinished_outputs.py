@@ -145,7 +145,7 @@ class TestWatch:
         watch = self.watch(TextDataset(filepath=str(path)))
         watch.saving("answers")
         path.write_text(TEXT)
-        watch.saved("answers")
+        watch.saved("answers", was_saved_here=False)
         assert watch.unfinished() == []
         watch.discard_unfinished()
         assert path.read_text() == TEXT

@@ -57,7 +57,6 @@ class Failure:
     """An exception that ended a node.
 
     Attributes:
-        error: The exception, pickled, where it can be.
         type_name: Its class.
         message: Its text.
         traceback: With it, as Python prints it.
@@ -65,7 +64,6 @@ class Failure:
         is_usage_error: Whether it explains itself, so that nobody needs the traceback.
     """
 
-    error: bytes | None
     type_name: str
     message: str
     traceback: str

@@ -100,15 +100,22 @@ class CudaRunner(AbstractRunner):
             suggest_resume=lambda done: self._suggest_resume_scenario(pipeline, done, catalog),
         )
         table = TableHook(scheduler.records)
-        if isinstance(hooks, _NullPluginManager):
-            try:
-                scheduler.run()
-            finally:
-                table.show()
-        else:
+        has_hooks = not isinstance(hooks, _NullPluginManager)
+        if has_hooks:
             # a session may run twice, and each run shows its own
             for plugin in hooks.get_plugins():
                 if isinstance(plugin, TableHook):
                     hooks.unregister(plugin)
             hooks.register(table)
-            scheduler.run()
+        try:
+            with devices.hidden_from_this_process():
+                scheduler.run()
+        except Exception:
+            if not has_hooks:
+                table.show()
+            raise
+        except BaseException:  # Ctrl-C, of which Kedro tells no hook
+            table.show()
+            raise
+        if not has_hooks:
+            table.show()

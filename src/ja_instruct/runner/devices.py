@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import runpy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,14 @@ from ja_instruct.runner.cuda_driver import LIBRARY, NO_DEVICE, DriverDevice, Dri
 from ja_instruct.runner.errors import CudaRunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ja_instruct.runner.cuda_driver import DriverAnswer
 
 logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
 
 # the driver's codes: https://docs.nvidia.com/cuda/cuda-driver-api, CUresult
 REMEDIES = {
@@ -116,6 +118,7 @@ class NvidiaDevices:
         self._given_nvml = nvml
         self._is_torch_used = is_torch_used
         self._handles: dict[str, Any] = {}
+        self._found: dict[tuple[str | None, ...], list[Device]] = {}
 
     def find(self) -> list[Device]:
         """Return the visible devices, in CUDA's order; takes no memory on them.
@@ -124,15 +127,19 @@ class NvidiaDevices:
             NoDevicesError: No driver, none that works, no device, all hidden, or a PyTorch without
                 CUDA.
         """
+        asked = tuple(os.environ.get(name) for name in (VISIBLE, ORDER))
+        if asked in self._found:  # asking takes up to a second, and a run asks several times
+            return self._found[asked]
         answer = self._ask(os.environ)
         if not answer.devices:
             raise NoDevicesError(f"there is no CUDA device: {self._why_none(answer.error)}")
         if self._is_torch_used and (lack := _lack_of_torch()):
             raise NoDevicesError(f"the CUDA devices cannot be used: {lack}")
-        return [
+        self._found[asked] = [
             Device(index, self._full_uuid(found), found.name, found.memory_bytes)
             for index, found in enumerate(answer.devices)
         ]
+        return self._found[asked]
 
     def _why_none(self, error: DriverError | None) -> str:
         if error is not None and not error.function:
@@ -294,3 +301,22 @@ def use_layer(layer: DeviceLayer) -> DeviceLayer:
     global _layer
     before, _layer = _layer, layer
     return before
+
+
+@contextmanager
+def hidden_from_this_process() -> Iterator[None]:
+    """Let the nodes of this process find no device, unless they have used one already.
+
+    A library that takes a GPU because there is one would keep a part of its memory until the end
+    of the run, beside the nodes that were given it. Processes that are started meanwhile get the
+    variable that is meant for them.
+    """
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = before

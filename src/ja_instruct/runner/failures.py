@@ -19,9 +19,7 @@ SHOWN_LINES = 10
 ENDED_ON_REQUEST = 128 + signal.SIGTERM
 
 
-def explain(
-    node: Node, ending: Ending, record: NodeRecord, *, remedy: str, command: str
-) -> GpuNodeError:
+def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> GpuNodeError:
     """Return the error for a node whose process ended before the node was done.
 
     Args:
@@ -29,7 +27,6 @@ def explain(
         ending: How its process ended.
         record: Where it ran and what it used.
         remedy: The node's own advice for when memory runs out.
-        command: What goes on with the run; empty where that is said elsewhere.
     """
     reason, what = _reason(ending)
     lines = [f"node '{node.name}' {what} on {record.place}"]
@@ -47,8 +44,6 @@ def explain(
         lines += ["  its last lines:", *(f"  | {line}" for line in shown)]
     if reason == "out of memory" and remedy:
         lines.append(f"  remedy: {remedy}")
-    if command:
-        lines.append(f"Go on with: {command}")
     return GpuNodeError("\n".join(lines), node_name=node.name, reason=reason)
 
 

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 # for the libraries' own clean-up after the node is done
 EXIT_SECONDS = 30.0
+# of sockaddr_un, without the final zero
+SOCKET_PATH_BYTES = 107
 WORKER = "ja_instruct.runner.worker"
 
 
@@ -80,6 +82,7 @@ class Ending:
         last_lines: What it printed last.
         unfinished: Outputs that it was saving.
         inputs: What the node's hooks were shown.
+        told_hooks: Whether the hooks were told of the error.
     """
 
     done: bool = False
@@ -89,6 +92,7 @@ class Ending:
     last_lines: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
+    told_hooks: bool = False
 
 
 class NodeProcess:
@@ -121,7 +125,7 @@ class NodeProcess:
 
     def run(self) -> Ending:
         """Run the node to its end, good or bad; blocks."""
-        folder = Path(tempfile.mkdtemp(prefix="cuda-runner-"))
+        folder = _make_folder()
         listener = socket.socket(socket.AF_UNIX)
         outputs: list[Output] = []
         try:
@@ -187,8 +191,9 @@ class NodeProcess:
         while True:
             # all of them have a file descriptor, which is what it waits for
             sources: list[Any] = [listener, *self._connections, *reading]
-            ready = wait(sources, timeout=POLL_SECONDS)
+            # asked first: what it sent before it ended is there by now
             has_ended = self._process.poll() is not None
+            ready = wait(sources, timeout=0 if has_ended else POLL_SECONDS)
             # what was printed before a message was sent is printed before it is acted upon
             for output in list(reading):
                 if not self._print(output):
@@ -241,7 +246,8 @@ class NodeProcess:
         elif kind == "replaced_inputs":
             self._asking_for_inputs.append(connection)
         elif kind == "log":
-            self._log(*content)
+            # answered, so that what is printed after it comes after it
+            self._answer(connection, lambda: self._log(*content))
         elif kind in ("saving", "saved"):
             getattr(self._watch, kind)(*content)
         elif kind == "finished":
@@ -303,6 +309,7 @@ class NodeProcess:
         answers = self._run.hooks.fire(
             name, node=self._node, catalog=self._run.catalog, **arguments
         )
+        self._ending.told_hooks |= name == "on_node_error"
         if name == "before_node_run":
             self._replaced_inputs = {}
             for answer in answers or []:
@@ -332,6 +339,14 @@ class NodeProcess:
             self._ending.done = self._ending.done or rank == 0  # which saves for all
         elif self._ending.failure is None:
             self._ending.failure = failure
+
+
+def _make_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cuda-runner-"))
+    if len(os.fsencode(folder / "socket")) > SOCKET_PATH_BYTES:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="cuda-runner-", dir="/tmp"))
+    return folder
 
 
 def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:

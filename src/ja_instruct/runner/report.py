@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -17,9 +17,10 @@ from ja_instruct.runner.figures import duration, gigabytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+logger = logging.getLogger(__name__)
+
 ARTIFACT = "cuda_runner.json"
 ON_CPU = "CPU"
-UNFIT_FOR_METRICS = re.compile(r"[^-.\w /]")
 
 
 @dataclass
@@ -91,7 +92,7 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
     metrics: dict[str, float] = {}
     for record in records:
         if record.place != ON_CPU:
-            prefix = "node." + UNFIT_FOR_METRICS.sub("_", record.node)
+            prefix = f"node.{record.node}"
             figures = {
                 "seconds": record.seconds,
                 "peak_gpu_gb": None if record.peak_bytes is None else record.peak_bytes / 1e9,
@@ -105,8 +106,11 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
                 for key, value in figures.items()
                 if value is not None
             }
-    mlflow.log_metrics(metrics)
-    mlflow.log_dict({"nodes": [asdict(record) for record in records]}, ARTIFACT)
+    try:
+        mlflow.log_metrics(metrics)
+        mlflow.log_dict({"nodes": [asdict(record) for record in records]}, ARTIFACT)
+    except Exception as error:  # a store that is out of reach must not hide how the run went
+        logger.warning("The table of nodes could not be logged to MLflow: %s", error)
 
 
 class TableHook:

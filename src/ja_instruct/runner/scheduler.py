@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.runner.task import Task
 
-from ja_instruct.runner.errors import CudaRunnerError
+from ja_instruct.runner.errors import CudaRunnerError, GpuNodeError
 from ja_instruct.runner.monitor import Monitor
 from ja_instruct.runner.report import NodeRecord, log_to_mlflow
 from ja_instruct.runner.resume import resume_command
 from ja_instruct.runner.supervisor import Supervisor
-from ja_instruct.runner.terminal import LineFinisher
+from ja_instruct.runner.terminal import logs_in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +90,7 @@ class Scheduler:
         self._todo = by_urgency(pipeline, needs)
         self._done: set[Node] = set()
         self._supervisors: dict[Node, Supervisor] = {}
+        self._threads: list[threading.Thread] = []
         self._here: Node | None = None
         self._error: Exception | None = None
         self._is_stopping = False
@@ -99,21 +100,23 @@ class Scheduler:
 
     def run(self) -> None:
         """Run all nodes; raise the first error when nothing runs any more."""
-        finisher = LineFinisher(self._shared.terminal)
-        root = logging.getLogger()
-        root.handlers.insert(0, finisher)
         try:
-            with ending_on_signals():
+            with logs_in_turn(self._shared.terminal), ending_on_signals():
                 try:
                     self._loop()
                 except BaseException as error:  # Ctrl-C above all; no process outlives the run
                     self._stop(error)
                     raise
         finally:
-            root.removeHandler(finisher)
             if self._needs:
                 log_to_mlflow(self.records)
         if self._error is not None:
+            # only now: what ended well after the error need not run again
+            if isinstance(self._error, GpuNodeError):
+                command = self._command()
+                self._error.message += f"\nGo on with: {command}"  # type: ignore[misc]
+            elif not isinstance(self._error, CudaRunnerError):
+                self._suggest_resume(self._done)
             raise self._error
 
     def _loop(self) -> None:
@@ -190,8 +193,6 @@ class Scheduler:
                 )
             if self._error is None:
                 self._error = error
-                if node not in self._needs:  # the other errors say themselves how to go on
-                    self._suggest_resume(self._done)
             else:
                 logger.error("'%s' failed too: %s", node.name, error)
             self._state.notify_all()
@@ -234,14 +235,16 @@ class Scheduler:
         self._supervisors[node] = supervisor
         self._shared.running.add(node.name)
         self._add(supervisor.record)
-        threading.Thread(
+        thread = threading.Thread(
             target=self._see_through, args=(node, supervisor), name=f"node-{node.name}"
-        ).start()
+        )
+        self._threads.append(thread)
+        thread.start()
 
     def _see_through(self, node: Node, supervisor: Supervisor) -> None:
         error: Exception | None
         try:
-            error = supervisor.run(self._command)
+            error = supervisor.run()
         except Exception as unexpected:  # in this thread nobody else would see it
             supervisor.record.outcome, error = "failed", unexpected
         with self._state:
@@ -264,32 +267,33 @@ class Scheduler:
         return resume_command(self._pipeline, self._done, self._shared.catalog)
 
     def _stop(self, error: BaseException) -> None:
-        """End all processes: first they are asked to, then they are killed."""
-        with self._state:
-            self._is_stopping = True
-            stopped = list(self._supervisors.values())
-        if not isinstance(error, Exception):
-            names = ", ".join(f"'{one.record.node}'" for one in stopped) or "nothing else"
-            logger.warning(
-                "Stopping. %s was running; outputs that are not finished are removed. Go on with: "
-                "%s",
-                names,
-                self._command(),
-            )
-        kill = False
-        deadline = time.monotonic() + STOP_SECONDS
-        for one in stopped:
-            one.stop(kill=False)
-        while self._supervisors:
-            try:
+        """End all processes: first they are asked to, then, or when asked again, killed."""
+        with counting_signals() as further:
+            with self._state:
+                self._is_stopping = True
+                stopped = list(self._supervisors.values())
+            for one in stopped:
+                one.stop(kill=False)
+            if not isinstance(error, Exception):
+                self._say_what_is_stopped(stopped)
+            deadline = time.monotonic() + STOP_SECONDS
+            is_killed = False
+            # a signal may have come before the thread of the last one was started
+            while any(thread.is_alive() for thread in self._threads):
+                if not is_killed and (further or time.monotonic() > deadline):
+                    is_killed = True
+                    for one in stopped:
+                        one.stop(kill=True)
                 with self._state:
                     self._state.wait(timeout=0.1)
-            except (KeyboardInterrupt, SystemExit):  # asked again: no more patience
-                deadline = 0.0
-            if not kill and time.monotonic() > deadline:
-                kill = True
-                for one in stopped:
-                    one.stop(kill=True)
+
+    def _say_what_is_stopped(self, stopped: Sequence[Supervisor]) -> None:
+        names = ", ".join(f"'{one.record.node}'" for one in stopped) or "nothing else"
+        logger.warning(
+            "Stopping. %s was running; outputs that are not finished are removed. Go on with: %s",
+            names,
+            self._command(),
+        )
 
 
 def by_urgency(pipeline: Pipeline, needs: dict[Node, Need]) -> list[Node]:
@@ -307,18 +311,39 @@ def by_urgency(pipeline: Pipeline, needs: dict[Node, Need]) -> list[Node]:
 
 
 @contextmanager
+def handling(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
+) -> Iterator[None]:
+    """Handle signals, but for those that somebody wants ignored, as ``nohup`` does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it receives signals
+        return
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    }
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def ending_on_signals() -> Iterator[None]:
     """Let the signals that end a process do so in order, as Ctrl-C does."""
 
     def end(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it receives signals
-        return
-    before = {number: signal.signal(number, end) for number in ENDING_SIGNALS}
-    try:
+    with handling(ENDING_SIGNALS, end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+@contextmanager
+def counting_signals() -> Iterator[list[int]]:
+    """Collect the signals that would end this process; none interrupts what is under way."""
+    come: list[int] = []
+    with handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: come.append(number)):
+        yield come

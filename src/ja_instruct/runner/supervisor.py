@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from ja_instruct.runner.errors import CudaRunnerError
 from ja_instruct.runner.failures import explain
 from ja_instruct.runner.figures import duration, gigabytes
 from ja_instruct.runner.node_process import NodeProcess
@@ -13,7 +14,7 @@ from ja_instruct.runner.report import NodeRecord
 from ja_instruct.runner.tracking import continued
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kedro.pipeline.node import Node
 
@@ -64,6 +65,7 @@ class Supervisor:
         self._monitor = monitor
         self._shared = shared
         self._is_shared = False
+        self._is_stopped = False
         self._process = NodeProcess(node, devices, layer.environment(devices), shared)
         self._used_before = {one: layer.used_bytes(one) for one in devices}
         monitor.watch(node.name, devices, self._process.process_ids, exclusive=True)
@@ -74,11 +76,8 @@ class Supervisor:
             self._is_shared = True
             self._monitor.share(self._node.name)
 
-    def run(self, command: Callable[[], str]) -> GpuNodeError | None:
+    def run(self) -> GpuNodeError | None:
         """Run the node; blocks.
-
-        Args:
-            command: Returns the command that goes on with the run.
 
         Returns:
             The error, if the node was not finished.
@@ -92,7 +91,7 @@ class Supervisor:
                 usage = self._monitor.stop(self._node.name)
             self.record.seconds = time.perf_counter() - started
             self._note(usage, ending)
-            error = None if ending.done else self._explain(ending, command)
+            error = None if ending.done else self._explain(ending)
         self._wait_for_memory()
         if error is None:
             self._praise()
@@ -100,6 +99,7 @@ class Supervisor:
 
     def stop(self, *, kill: bool) -> None:
         """Ask the node's process to end, or end it."""
+        self._is_stopped = True
         self._process.stop(kill=kill)
 
     def _announce(self) -> None:
@@ -134,11 +134,12 @@ class Supervisor:
                 ending.exit_code,
             )
 
-    def _explain(self, ending: Ending, command: Callable[[], str]) -> GpuNodeError:
-        error = explain(
-            self._node, ending, self.record, remedy=self._need.remedy, command=command()
-        )
-        if ending.failure is None:  # nobody in the node's process could tell the hooks
+    def _explain(self, ending: Ending) -> GpuNodeError:
+        error = explain(self._node, ending, self.record, remedy=self._need.remedy)
+        if self._is_stopped:  # Kedro tells no hook either of a node that Ctrl-C ends
+            self.record.outcome = "stopped"
+        elif not ending.told_hooks and ending.failure is None:
+            # nobody in the node's process could
             self._shared.hooks.fire(
                 "on_node_error",
                 error=error,
@@ -148,7 +149,7 @@ class Supervisor:
                 is_async=self._shared.is_async,
                 run_id=self._shared.run_id,
             )
-        elif not ending.failure.is_usage_error:
+        elif ending.failure is not None and not ending.failure.is_usage_error:
             logger.error("'%s' failed:\n%s", self._node.name, ending.failure.traceback)
         return error
 
@@ -157,16 +158,22 @@ class Supervisor:
             return
         deadline = time.monotonic() + RELEASE_SECONDS
         for device, before in self._used_before.items():
-            while before is not None:
-                held = (self._layer.used_bytes(device) or 0) - before
-                if held <= RELEASED_WITHIN_BYTES:
-                    break
-                if time.monotonic() > deadline:
-                    logger.warning(
-                        "cuda:%d still holds %s more than before '%s' ran",
-                        device.index,
-                        gigabytes(held),
-                        self._node.name,
-                    )
-                    break
+            held = self._held_since(device, before)
+            while held > RELEASED_WITHIN_BYTES and time.monotonic() < deadline:
                 time.sleep(0.05)
+                held = self._held_since(device, before)
+            if held > RELEASED_WITHIN_BYTES:
+                logger.warning(
+                    "cuda:%d still holds %s more than before '%s' ran",
+                    device.index,
+                    gigabytes(held),
+                    self._node.name,
+                )
+
+    def _held_since(self, device: Device, before: int | None) -> int:
+        try:
+            used = self._layer.used_bytes(device)
+        except CudaRunnerError as error:  # the node is done, and saved, all the same
+            logger.warning("%s", error)
+            return 0
+        return 0 if before is None or used is None else used - before

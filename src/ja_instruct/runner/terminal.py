@@ -121,18 +121,6 @@ def _cut(bar: str, width: int | None) -> str:
     return text[: sum(end <= width for end in ends)] + bar[len(text) :]
 
 
-class LineFinisher(logging.Handler):
-    """Comes before the handlers that print, so that no log line begins behind a progress bar."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        super().__init__()
-        self._terminal = terminal
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """End the line that is open."""
-        self._terminal.finish_line()
-
-
 @contextmanager
 def logs_in_turn(terminal: Terminal) -> Iterator[None]:
     """Let no log line begin behind a progress bar, or a bar in the middle of a log line.
