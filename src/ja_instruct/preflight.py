@@ -90,6 +90,8 @@ def _problems_of(section: str, values: Any, model: type[BaseModel]) -> list[str]
             if detail["type"] == "extra_forbidden":
                 known = _fields_at(model, detail["loc"][:-1])
                 problems.append(f"'{key}' is unknown{_suggest(str(detail['loc'][-1]), known)}")
+            elif not detail["loc"]:  # of the section as a whole, which need not be shown
+                problems.append(f"'{section}': {detail['msg'].removeprefix('Value error, ')}")
             elif detail["type"] == "missing":
                 problems.append(f"'{key}' is missing")
             else:

@@ -14,6 +14,7 @@ from ja_instruct.runner.devices import (
     NoDevicesError,
     NvidiaDevices,
     default_layer,
+    hidden_from_this_process,
     lack_of_torch_build,
     use_layer,
 )
@@ -126,8 +127,22 @@ class TestFind:
 
     def test_this_machine_s_real_layer(self):
         why = why_not_loaded("libcuda.so.1")
-        with pytest.raises(NoDevicesError, match=re.escape(f"cannot be loaded ({why}); run on")):
+        with pytest.raises(NoDevicesError, match=re.escape(f"cannot be loaded ({why}; a")):
             NvidiaDevices().find()
+
+    def test_is_asked_once_for_the_same_variables(self, monkeypatch):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        asked = []
+
+        def ask(environment):
+            asked.append(environment.get("CUDA_VISIBLE_DEVICES"))
+            return FOUND
+
+        layer = layer_with(FakeNvml(), ask)
+        assert layer.find() == layer.find()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        layer.find()
+        assert asked == [None, "0,1"]
 
     @pytest.mark.parametrize("answer", [NONE, DriverAnswer()])
     def test_driver_without_devices(self, answer):
@@ -414,3 +429,14 @@ class TestOnRealDevices:
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert said.stdout.strip() == "0.0"
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_hidden_devices_come_back(before, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    with pytest.raises(ValueError), hidden_from_this_process():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        raise ValueError
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before

@@ -74,6 +74,7 @@ class TestBeside:
     def test_a_node_here_runs_in_this_thread(self, beside):
         assert beside["long"]["pid"] == os.getpid()
         assert beside["long"]["thread"] == threading.current_thread().name == "MainThread"
+        assert beside["long"]["devices"] == ""  # a library that takes what it finds finds nothing
 
     def test_a_node_without_devices_is_isolated_and_sees_none(self, beside):
         assert beside["isolated"]["parent"] == os.getpid()

@@ -144,8 +144,8 @@ class NvidiaDevices:
     def _why_none(self, error: DriverError | None) -> str:
         if error is not None and not error.function:
             return (
-                f"{LIBRARY}, the NVIDIA driver's library, cannot be loaded ({error.name}); run on "
-                f"a machine with an NVIDIA GPU and its driver; a container needs '--gpus all'"
+                f"{LIBRARY}, the NVIDIA driver's library, cannot be loaded ({error.name}; a "
+                f"container needs '--gpus all')"
             )
         if VISIBLE in os.environ:
             rest = {name: value for name, value in os.environ.items() if name != VISIBLE}

@@ -93,7 +93,10 @@ class Placement:
         ]
         if len(candidates) < need.devices:
             return None
-        candidates.sort(key=lambda place: (bool(place.needs), -place.room(free[place.device.uuid])))
+        # to a GB: which of two idle devices has some MB more free is chance
+        candidates.sort(
+            key=lambda place: (bool(place.needs), -(place.room(free[place.device.uuid]) // 10**9))
+        )
         chosen = sorted(candidates[: need.devices], key=lambda place: place.device.index)
         for place in chosen:
             if not place.needs:
