@@ -20,6 +20,7 @@ from ja_instruct.preflight import (
     environments_without_gpu,
     nodes_to_run,
 )
+from ja_instruct.runner.figures import duration
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -154,7 +155,7 @@ class ProgressHook:
     @hook_impl(tryfirst=True)  # while the MLflow run is open
     def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
         """Say where the results are, the report last."""
-        logger.info("Finished in %s", _duration(time.perf_counter() - self._started))
+        logger.info("Finished in %s", duration(time.perf_counter() - self._started))
         produced = pipeline.all_outputs()
         results = {"filter_page": "Filter", "answers": "Answers", "adapter": "Adapter"}
         for name, label in results.items():
@@ -176,7 +177,7 @@ class ProgressHook:
         logger.info(
             "%s done in %s%s",
             stage,
-            _duration(self._seconds[stage]),
+            duration(self._seconds[stage]),
             f": {figures}" if figures else "",
         )
         if mlflow.active_run() is not None:
@@ -185,14 +186,6 @@ class ProgressHook:
                 "stage_seconds": round(self._seconds[stage], 2),
             }
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _path_of(catalog: DataCatalog, name: str) -> Path | None:

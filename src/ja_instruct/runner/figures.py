@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
     """Return seconds as a person says them.
 
     >>> duration(3.21), duration(75), duration(3700)
-    ('3.2 s', '1 min 15 s', '1 h 02 min')
+    ('3.2 s', '1 min 15 s', '1 h 01 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"

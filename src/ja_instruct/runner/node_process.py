@@ -8,24 +8,25 @@ import os
 import pickle
 import shutil
 import signal
-import site
 import socket
 import subprocess
-import sys
-import sysconfig
-import tempfile
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from ja_instruct.runner.channel import Failure, Task
+from ja_instruct.runner.launching import (
+    import_paths,
+    make_socket_folder,
+    pack_work,
+    worker_command,
+)
 from ja_instruct.runner.outputs import OutputWatch
 from ja_instruct.runner.terminal import LastLines, Output, Terminal, open_outputs
-from ja_instruct.runner.transfer import NotTransferableError, dumps, unpack_for_hooks
+from ja_instruct.runner.transfer import dumps, unpack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,9 +43,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 # for the libraries' own clean-up after the node is done
 EXIT_SECONDS = 30.0
-# of sockaddr_un, without the final zero
-SOCKET_PATH_BYTES = 107
-WORKER = "ja_instruct.runner.worker"
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class NodeProcess:
 
     def run(self) -> Ending:
         """Run the node to its end, good or bad; blocks."""
-        folder = _make_folder()
+        folder = make_socket_folder()
         listener = socket.socket(socket.AF_UNIX)
         outputs: list[Output] = []
         try:
@@ -165,9 +163,9 @@ class NodeProcess:
             return set()
 
     def _start(self, address: str, outputs: list[Output]) -> None:
-        own = {"PYTHONPATH": os.pathsep.join(_import_paths())}
+        own = {"PYTHONPATH": os.pathsep.join(import_paths())}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            [*_launcher(len(self._devices)), "-m", WORKER, address],
+            worker_command(len(self._devices), address),
             stdin=subprocess.DEVNULL,
             stdout=outputs[0].child_end,
             stderr=outputs[-1].child_end,
@@ -339,65 +337,3 @@ class NodeProcess:
             self._ending.done = self._ending.done or rank == 0  # which saves for all
         elif self._ending.failure is None:
             self._ending.failure = failure
-
-
-def _make_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="cuda-runner-"))
-    if len(os.fsencode(folder / "socket")) > SOCKET_PATH_BYTES:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="cuda-runner-", dir="/tmp"))
-    return folder
-
-
-def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
-    """Pickle a node and those of its datasets that can work in another process.
-
-    Raises:
-        NotTransferableError: The node's function cannot be found by its name.
-    """
-    names = dict.fromkeys((*node.inputs, *node.outputs, *node.confirms))
-    datasets, staying = {}, []
-    for name in names:
-        dataset: Any = catalog.get(name)
-        is_single = getattr(dataset, "_SINGLE_PROCESS", False) or getattr(
-            dataset, "_EPHEMERAL", False
-        )
-        try:
-            if is_single:
-                raise NotTransferableError
-            dumps(dataset)
-        except NotTransferableError:
-            staying.append(name)
-        else:
-            datasets[name] = dataset
-    specs = getattr(catalog, "validator_specs", {})
-    validation = (
-        {name: specs[name] for name in datasets if name in specs},
-        getattr(catalog, "validation_enabled", True),
-    )
-    return dumps((node, datasets, validation, tuple(staying)))
-
-
-def _launcher(device_count: int) -> list[str]:
-    if device_count < 2:
-        return [sys.executable]
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
-        *("--num_processes", str(device_count), "--num_machines", "1", "--machine_rank", "0"),
-        # what a person's own configuration file might say otherwise; the node's library decides
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", str(_free_port())),
-    ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _import_paths() -> list[str]:
-    """Return what this process imports from and a fresh interpreter would not."""
-    own = {*site.getsitepackages(), *sysconfig.get_paths().values()}
-    stdlib = sysconfig.get_paths()["stdlib"]
-    return [path for path in sys.path if path and path not in own and not path.startswith(stdlib)]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedro.runner.task import Task
 
@@ -17,11 +15,12 @@ from ja_instruct.runner.errors import CudaRunnerError, GpuNodeError
 from ja_instruct.runner.monitor import Monitor
 from ja_instruct.runner.report import NodeRecord, log_to_mlflow
 from ja_instruct.runner.resume import resume_command
+from ja_instruct.runner.signals import counting_signals, ending_on_signals
 from ja_instruct.runner.supervisor import Supervisor
 from ja_instruct.runner.terminal import logs_in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
@@ -39,7 +38,6 @@ kedro_logger = logging.getLogger("kedro.runner.cuda_runner")
 STOP_SECONDS = 10.0
 # how long to wait for memory that another program holds, though it was free before the run
 MEMORY_WAIT_SECONDS = 60.0
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Scheduler:
@@ -308,42 +306,3 @@ def by_urgency(pipeline: Pipeline, needs: dict[Node, Need]) -> list[Node]:
         for parent in pipeline.node_dependencies[node]:
             waiting[parent] = max(waiting[parent], chain_length)
     return sorted(pipeline.nodes, key=lambda node: -waiting[node])
-
-
-@contextmanager
-def handling(
-    numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
-) -> Iterator[None]:
-    """Handle signals, but for those that somebody wants ignored, as ``nohup`` does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it receives signals
-        return
-    before = {
-        number: signal.signal(number, handler)
-        for number in numbers
-        if signal.getsignal(number) not in (signal.SIG_IGN, None)
-    }
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let the signals that end a process do so in order, as Ctrl-C does."""
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    with handling(ENDING_SIGNALS, end):
-        yield
-
-
-@contextmanager
-def counting_signals() -> Iterator[list[int]]:
-    """Collect the signals that would end this process; none interrupts what is under way."""
-    come: list[int] = []
-    with handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: come.append(number)):
-        yield come
