@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from gemma_shapes import GEMMA_2_27B
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,18 +20,6 @@ from ja_instruct.model_memory import (
     training_parts,
 )
 
-GEMMA_2_27B = {
-    "model_type": "gemma2",
-    "hidden_size": 4608,
-    "intermediate_size": 36864,
-    "num_hidden_layers": 46,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "vocab_size": 256000,
-    "sliding_window": 4096,
-    "final_logit_softcapping": 30.0,
-}
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL = {
     "hidden_size": 64,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
 from ja_instruct.runner.devices import default_layer
-from ja_instruct.runner.preflight import device_problems, read_needs
+from ja_instruct.runner.preflight import device_problems, existing_parent, read_needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -323,17 +323,10 @@ def _disk_problems(catalog: DataCatalog, parameter_count: int) -> list[str]:
     ]
     problems = []
     for what, where, need, remedy in needs:
-        free = shutil.disk_usage(_existing_parent(where)).free
+        free = shutil.disk_usage(existing_parent(where)).free
         if free < need:
             problems.append(
                 f"about {need / 1e9:.1f} GB of disk are needed for {what} at {where}, "
                 f"{free / 1e9:.1f} GB are free; make room, or {remedy}"
             )
     return problems
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

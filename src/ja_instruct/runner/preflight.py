@@ -116,7 +116,7 @@ def _disk_problems(needs: Mapping[Node, Need], catalog: CatalogProtocol[Any, Any
     folders: dict[int, Path] = {}
     for node, need in needs.items():
         paths = [output_path(catalog.get(name)) for name in node.outputs]
-        folder = next((_existing_parent(path) for path in paths if path is not None), None)
+        folder = next((existing_parent(path) for path in paths if path is not None), None)
         if need.disk_bytes and folder is not None:
             disk = folder.stat().st_dev
             wanted[disk][node.name] = need.disk_bytes
@@ -134,7 +134,8 @@ def _disk_problems(needs: Mapping[Node, Need], catalog: CatalogProtocol[Any, Any
     return problems
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """Return the folder that tells of the disk on which ``path`` will be."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from gemma_shapes import GEMMA_2_27B
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
@@ -9,17 +10,6 @@ from ja_instruct.pipelines.inference import create_pipeline
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.parameters import SftParameters
 
-GEMMA_2_27B = {
-    "model_type": "gemma2",
-    "hidden_size": 4608,
-    "intermediate_size": 36864,
-    "num_hidden_layers": 46,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "vocab_size": 256000,
-    "sliding_window": 4096,
-}
 NODES = ("answer_tasks", "answer_with_base_model")
 
 

@@ -1,24 +1,13 @@
 import json
 
 import pytest
+from gemma_shapes import GEMMA_2_27B
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset
 from ja_instruct.pipelines.quantization import create_pipeline
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-
-GEMMA_2_27B = {
-    "model_type": "gemma2",
-    "hidden_size": 4608,
-    "intermediate_size": 36864,
-    "num_hidden_layers": 46,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "vocab_size": 256000,
-    "sliding_window": 4096,
-}
 
 
 @pytest.fixture
