@@ -14,6 +14,15 @@ SCRIPT = Path(__file__).resolve().parents[1] / "run_to_be_stopped.py"
 STARTED_SECONDS = 30.0
 
 
+def set_signals(ignored):
+    """Handle signals as a command in a terminal does, however the tests were started.
+
+    A shell without a terminal lets what it starts in the background ignore Ctrl-C.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
+
 class Run:
     """A run in a process of its own, whose only node hangs in saving and has started a process."""
 
@@ -28,7 +37,7 @@ class Run:
             stdout=self._said,
             stderr=subprocess.STDOUT,
             process_group=0,
-            preexec_fn=lambda: ignoring and signal.signal(ignoring, signal.SIG_IGN),
+            preexec_fn=lambda: set_signals(ignoring),
         )
         wanted = folder / ("here" if way == "alone" else "pids")
         assert wait_until(lambda: wanted.exists() and self._has_begun(wanted), STARTED_SECONDS), (
@@ -45,7 +54,7 @@ class Run:
         """Send a signal to the run's process, or as a terminal does to its whole group."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def wait(self, seconds=8.0):
+    def wait(self, seconds=20.0):
         """Return how it ended; fail if it took longer."""
         return self.process.wait(timeout=seconds)
 
@@ -53,7 +62,7 @@ class Run:
         self._said.seek(0)
         return self._said.read()
 
-    def processes_are_gone(self, seconds=1.0):
+    def processes_are_gone(self, seconds=5.0):
         return wait_until(lambda: all(is_gone(pid) for pid in self.pids()), seconds)
 
     def leftovers(self):

@@ -60,6 +60,10 @@ class CudaRunner(AbstractRunner):
         super().__init__(is_async=is_async)
         self._layer = layer
 
+    def __str__(self) -> str:
+        """Return what ``--runner`` takes; Kedro hands it to the hooks, and MLflow shows it."""
+        return "ja_instruct.runner.CudaRunner"
+
     @property
     def _logger(self) -> logging.Logger:
         # what Kedro itself says is shown or not as under its own runners

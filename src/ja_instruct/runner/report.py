@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 from rich import box
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARTIFACT = "cuda_runner.json"
+TABLE_ARTIFACT = "nodes.json"
 ON_CPU = "CPU"
 
 
@@ -59,22 +60,27 @@ class NodeRecord:
 
 
 def build_table(records: Sequence[NodeRecord]) -> Table:
-    """Return a table of nodes for the terminal."""
+    """Return a table of nodes for the terminal; without devices it has no figures of them."""
+    has_devices = any(record.devices for record in records)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("node", overflow="fold")
     table.add_column("device", no_wrap=True)
-    for heading in ("time", "peak memory", "estimate", "GPU busy"):
+    figures = ("peak memory", "estimate", "GPU busy") if has_devices else ()
+    for heading in ("time", *figures):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         seconds = duration(record.seconds)
         used = record.mean_utilization_percent
-        table.add_row(
+        cells = (
             record.node,
             ", ".join(f"cuda:{index}" for index in record.devices) or record.place,
             seconds if record.outcome == "done" else f"{record.outcome} after {seconds}",
             "" if record.peak_bytes is None else gigabytes(record.peak_bytes),
             "" if record.estimated_bytes is None else gigabytes(record.estimated_bytes),
             "" if used is None else f"{used:.0f} %",
+        )
+        table.add_row(
+            *cells[: len(table.columns)],
             style="" if record.outcome == "done" else "red",
         )
     return table
@@ -84,7 +90,8 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
     """Log the records to this thread's MLflow run, if there is one.
 
     Metrics ``node.<node>.seconds``, ``.peak_gpu_gb``, ``.estimated_gpu_gb``, ``.gpu_percent`` for
-    nodes with a process of their own, and all records as an artifact.
+    nodes with a process of their own; the table as the artifact ``nodes.json``, which MLflow shows
+    as one, and the records whole as ``cuda_runner.json``.
     """
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or mlflow.active_run() is None:
@@ -108,9 +115,26 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
             }
     try:
         mlflow.log_metrics(metrics)
+        mlflow.log_table(_columns(records), TABLE_ARTIFACT)
         mlflow.log_dict({"nodes": [asdict(record) for record in records]}, ARTIFACT)
     except Exception as error:  # a store that is out of reach must not hide how the run went
         logger.warning("The table of nodes could not be logged to MLflow: %s", error)
+
+
+def _columns(records: Sequence[NodeRecord]) -> dict[str, list[Any]]:
+    def gb(size: int | None) -> float | None:
+        return None if size is None else round(size / 1e9, 2)
+
+    busy = [record.mean_utilization_percent for record in records]
+    return {
+        "node": [record.node for record in records],
+        "device": [record.place for record in records],
+        "outcome": [record.outcome for record in records],
+        "seconds": [round(record.seconds, 1) for record in records],
+        "peak GPU memory, GB": [gb(record.peak_bytes) for record in records],
+        "estimate, GB": [gb(record.estimated_bytes) for record in records],
+        "GPU busy, %": [None if one is None else round(one, 1) for one in busy],
+    }
 
 
 class TableHook:
