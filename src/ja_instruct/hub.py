@@ -103,6 +103,18 @@ def download_model(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
+def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
+    """Return a model's file, downloaded or out of the cache; None where neither has it."""
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError):
+        return None
+
+
 def pending_download_bytes(repo_id: str, revision: str | None) -> int:
     """Return how much ``download_model`` has yet to fetch; 0 where the hub cannot be asked."""
     import httpx

@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -32,11 +34,43 @@ def test_configuration_comes_from_the_cache(repository, revision, expected):
 
 
 @pytest.mark.parametrize(("repo_id", "revision"), [("owner/name", "v3"), ("owner/other", None)])
-def test_what_is_not_cached_is_not_downloaded(repository, repo_id, revision, monkeypatch):
-    import httpx
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(httpx.Client, "send", refuse)
+def test_offline_what_is_not_cached_is_not_there(repository, repo_id, revision):
     assert HubModelDataset(repo_id=repo_id, revision=revision).peek_config() is None
+
+
+class TestHub:
+    """The hub's answers are made up at its boundary, HTTP."""
+
+    @pytest.fixture
+    def hub(self, repository, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+        def answer_with(respond):
+            huggingface_hub.set_client_factory(
+                lambda: httpx.Client(transport=httpx.MockTransport(respond))
+            )
+
+        yield answer_with
+        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+    def test_configuration_is_fetched_and_nothing_else(self, hub):
+        asked = []
+        content = b'{"model_type": "llama"}'
+
+        def respond(request):
+            asked.append(request.url.path)
+            headers = {
+                "ETag": '"0123"',
+                "X-Repo-Commit": "c" * 40,
+                "Content-Length": str(len(content)),
+            }
+            return httpx.Response(200, headers=headers, content=content)
+
+        hub(respond)
+        assert HubModelDataset(repo_id="owner/other").peek_config() == {"model_type": "llama"}
+        assert set(asked) == {"/owner/other/resolve/main/config.json"}
+
+    @pytest.mark.parametrize("status", [401, 403, 404, 500])
+    def test_none_where_the_hub_does_not_give_it(self, hub, status):
+        hub(lambda request: httpx.Response(status))
+        assert HubModelDataset(repo_id="owner/other").peek_config() is None

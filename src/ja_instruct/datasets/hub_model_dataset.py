@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.hub import check_repository, download_model, pending_download_bytes
+from ja_instruct.hub import (
+    check_repository,
+    download_model,
+    fetch_file,
+    pending_download_bytes,
+)
 from ja_instruct.models import ModelDirectory
 
 
@@ -69,13 +73,9 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         return pending_download_bytes(self._repo_id, self._revision)
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json`` out of the local cache, None where it is not; asks no hub."""
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
-        if not isinstance(path, str):
-            return None
-        return ModelDirectory(Path(path).parent, self._repo_id).load_config()
+        """Return ``config.json``, a few kilobytes; None where it cannot be had, for any reason."""
+        path = fetch_file(self._repo_id, self._revision, "config.json")
+        return None if path is None else ModelDirectory(path.parent, self._repo_id).load_config()
 
     def load(self) -> ModelDirectory:
         """Download what is missing and return a handle on the snapshot."""

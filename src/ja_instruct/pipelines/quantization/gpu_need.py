@@ -18,8 +18,8 @@ DISK_BYTES_PER_WEIGHT = 1.5
 def estimate_quantization(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
     """Return devices, peak memory with its parts, disk and remedy, as ``needs_gpu`` takes them.
 
-    Without the base model's configuration, which a hub model that is not downloaded does not have
-    here, memory and disk are left out.
+    Without the base model's configuration, such as while the hub is out of reach, memory and disk
+    are left out.
     """
     section, parameters = parameters_of(node, catalog, "quantization")
     if parameters.device == "cpu":
