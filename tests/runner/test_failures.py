@@ -74,6 +74,7 @@ def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
     tracebacks = [one for one in caplog.messages if one.startswith("'train' failed:\nTraceback")]
     assert len(tracebacks) == (reason in ("exception", "out of memory") and way != "input error")
     assert all(", in hold_and_fail\n" in one for one in tracebacks)
+    assert not any("kedro/pipeline/node.py" in one for one in tracebacks)
     [(name, told)] = errors.seen
     assert name == "train"
     expected = {

@@ -326,7 +326,8 @@ class NodeProcess:
         self._run.catalog.save(name, pickle.loads(packed))  # noqa: S301 - own process
 
     def _log(self, record: logging.LogRecord) -> None:
-        self._lines.add_line(f"{record.levelname} {record.getMessage()}")
+        for line in f"{record.levelname} {record.getMessage()}".splitlines():
+            self._lines.add_line(line)
         logging.getLogger(record.name).handle(record)
 
     def _finish(self, rank: int, peak_bytes: int | None, failure: Failure | None) -> None:

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 import traceback
+from itertools import dropwhile
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Client
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.runner.channel import Channel, Failure, RunnerGoneError, Task
@@ -244,11 +246,23 @@ def _describe(error: Exception) -> Failure:
     return Failure(
         type_name=type(error).__name__,
         message=text,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=_traceback_from_the_node(error),
         out_of_memory="OutOfMemoryError" in names
         or any(wanted in text for wanted in OUT_OF_MEMORY_TEXTS),
         is_usage_error=isinstance(error, click.ClickException | NotTransferableError),
     )
+
+
+def _traceback_from_the_node(error: Exception) -> str:
+    """Return the traceback without the frames of Kedro and the runner that lead to the node."""
+    import kedro
+
+    leading = (str(Path(kedro.__file__).parent), str(Path(__file__).parent))
+    shown = traceback.TracebackException.from_exception(error)
+    frames = list(dropwhile(lambda frame: frame.filename.startswith(leading), shown.stack))
+    if frames:  # none where Kedro itself failed
+        shown.stack = traceback.StackSummary.from_list(frames)
+    return "".join(shown.format())
 
 
 def _torch_peak_bytes() -> int | None:
