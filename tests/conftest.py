@@ -238,6 +238,18 @@ def invoke_kedro(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 
 
 @pytest.fixture
+def shown_records(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what the runner's table shows of each node, by its name; nothing is printed."""
+    from ja_instruct.runner.report import TableHook
+
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(
+        TableHook, "show", lambda self: shown.update({one.node: one for one in self._records})
+    )
+    return shown
+
+
+@pytest.fixture
 def add_environment(project: Path) -> Iterator[Callable[..., str]]:
     """Return a function that adds an environment on top of ``test``, for this test alone.
 

@@ -1,5 +1,9 @@
 """Configurations of real models, as far as memory follows from them."""
 
+import json
+
+from ja_instruct.datasets import ModelDirectoryDataset
+
 GEMMA_2_27B = {
     "model_type": "gemma2",
     "hidden_size": 4608,
@@ -12,3 +16,15 @@ GEMMA_2_27B = {
     "sliding_window": 4096,
     "final_logit_softcapping": 30.0,
 }
+
+
+def write_config(directory, **changes):
+    """Write a directory with nothing but the configuration of Gemma 2 27B, and return it."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(GEMMA_2_27B | changes), "utf-8")
+    return directory
+
+
+def base_model_in(folder):
+    """Return a catalog entry for such a directory, made below ``folder``."""
+    return ModelDirectoryDataset(filepath=write_config(folder / "base_model"))

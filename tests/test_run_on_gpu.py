@@ -13,7 +13,6 @@ from ja_instruct.datasets import AdapterDataset
 from ja_instruct.pipelines.sft import create_pipeline
 from ja_instruct.runner import CudaRunner
 from ja_instruct.runner.devices import default_layer
-from ja_instruct.runner.report import TableHook
 
 pytestmark = pytest.mark.gpu
 
@@ -86,16 +85,7 @@ def context(records, on_gpu, monkeypatch):
         yield session.load_context()
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    found = {}
-    monkeypatch.setattr(
-        TableHook, "show", lambda self: found.update({one.node: one for one in self._records})
-    )
-    return found
-
-
-def test_two_trials_on_two_devices_at_once(context, device_count, shown, tmp_path):
+def test_two_trials_on_two_devices_at_once(context, device_count, shown_records, tmp_path):
     if device_count < 2:
         pytest.skip("PyTorch finds one CUDA device, two are needed")
     catalog = context.catalog
@@ -118,7 +108,7 @@ def test_two_trials_on_two_devices_at_once(context, device_count, shown, tmp_pat
             parameters={"params:prompts"},
         )
     CudaRunner().run(trials, catalog)
-    one, other = shown["small.train"], shown["large.train"]
+    one, other = shown_records["small.train"], shown_records["large.train"]
     assert {one.devices, other.devices} == {(0,), (1,)}
     assert abs(one.started_seconds - other.started_seconds) < min(one.seconds, other.seconds)
     ranks = [

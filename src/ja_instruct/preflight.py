@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
 from ja_instruct.runner.devices import default_layer
+from ja_instruct.runner.needs import is_gpu_node
 from ja_instruct.runner.preflight import device_problems, existing_parent, read_needs
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def check_run(
     nodes = nodes_to_run(pipeline, catalog, only_missing_outputs=only_missing_outputs)
     produced = {output for node in nodes for output in node.outputs}
     inputs = {name for node in nodes for name in node.inputs} - produced
-    is_long = any("gpu" in node.tags for node in nodes)
+    is_long = any(is_gpu_node(node) for node in nodes)
     problems = [
         problem
         for name in sorted(inputs)
@@ -254,7 +255,7 @@ def _gpu_parameters(nodes: list[Node], catalog: DataCatalog) -> dict[str, Any]:
     return {
         section: values
         for node in nodes
-        if "gpu" in node.tags
+        if is_gpu_node(node)
         for section, values in _parameters_of(node, catalog)
     }
 

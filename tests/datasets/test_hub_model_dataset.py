@@ -67,8 +67,12 @@ class TestHub:
             return httpx.Response(200, headers=headers, content=content)
 
         hub(respond)
-        assert HubModelDataset(repo_id="owner/other").peek_config() == {"model_type": "llama"}
+        dataset = HubModelDataset(repo_id="owner/other")
+        assert dataset.peek_config() == {"model_type": "llama"}
         assert set(asked) == {"/owner/other/resolve/main/config.json"}
+        count = len(asked)
+        assert dataset.peek_config() == {"model_type": "llama"}
+        assert len(asked) == count
 
     @pytest.mark.parametrize("status", [401, 403, 404, 500])
     def test_none_where_the_hub_does_not_give_it(self, hub, status):

@@ -74,7 +74,8 @@ class TestPeak:
         monitor = Monitor(counting, INTERVAL_SECONDS)
         device = layer.find()[0]
         allocate(layer.folder, device.uuid, 1)
-        monitor.watch("train", [device], here, exclusive=False)
+        monitor.watch("train", [device], here)
+        monitor.share("train")
         allocate(layer.folder, device.uuid, 6)
         counting.wait()
         free(layer.folder, device.uuid)
@@ -85,7 +86,7 @@ class TestPeak:
 
     def test_is_the_highest_of_one_device_not_the_sum(self, layer, monitor):
         devices = layer.find()
-        monitor.watch("train", devices, here, exclusive=True)
+        monitor.watch("train", devices, here)
         allocate(layer.folder, devices[0].uuid, 3)
         allocate(layer.folder, devices[1].uuid, 5)
         assert monitor.stop("train").peak_bytes == 5 * GB
@@ -96,7 +97,9 @@ class TestPeak:
         monitor = Monitor(layer, INTERVAL_SECONDS)
         device = layer.find()[0]
         allocate(tmp_path, device.uuid, 10)  # stands for another user's
-        monitor.watch("train", [device], here, exclusive)
+        monitor.watch("train", [device], here)
+        if not exclusive:
+            monitor.share("train")
         allocate(tmp_path, device.uuid, 4)
         assert monitor.stop("train").peak_bytes == expected
 
@@ -105,7 +108,7 @@ class TestPeak:
         counting = Counting(layer)
         monitor = Monitor(counting, INTERVAL_SECONDS)
         device = layer.find()[0]
-        monitor.watch("train", [device], here, exclusive=True)
+        monitor.watch("train", [device], here)
         allocate(tmp_path, device.uuid, 4)
         counting.wait()
         free(tmp_path, device.uuid)
@@ -116,7 +119,7 @@ class TestPeak:
         monitor = Monitor(layer, INTERVAL_SECONDS)
         device = layer.find()[0]
         allocate(tmp_path, device.uuid, 10)
-        monitor.watch("train", [device], here, exclusive=True)
+        monitor.watch("train", [device], here)
         free(tmp_path, device.uuid)
         assert monitor.stop("train").peak_bytes == 0
 
@@ -125,7 +128,7 @@ class TestPeak:
         counting = Counting(layer)
         monitor = Monitor(counting, INTERVAL_SECONDS)
         device = layer.find()[0]
-        monitor.watch("train", [device], here, exclusive=True)
+        monitor.watch("train", [device], here)
         allocate(tmp_path, device.uuid, 4)
         counting.wait()
         monitor.share("train")
@@ -138,7 +141,7 @@ class TestPeak:
         device = layer.find()[0]
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         try:
-            monitor.watch("train", [device], lambda: [child.pid], exclusive=True)
+            monitor.watch("train", [device], lambda: [child.pid])
             path = layer.folder / device.uuid / str(child.pid)
             path.write_text(f"[{2 * GB}, {psutil.Process(child.pid).create_time()}]")
             allocate(layer.folder, device.uuid, 6)  # stands for another user's
@@ -153,13 +156,13 @@ class TestPeak:
 
         layer = Silent(tmp_path, utilization_percent=None, tells_processes=False)
         monitor = Monitor(layer, INTERVAL_SECONDS)
-        monitor.watch("train", layer.find(), here, exclusive=True)
+        monitor.watch("train", layer.find(), here)
         usage = monitor.stop("train")
         assert usage.peak_bytes is None
         assert usage.mean_utilization_percent is None
 
     def test_without_devices(self, monitor):
-        monitor.watch("filter", [], here, exclusive=True)
+        monitor.watch("filter", [], here)
         usage = monitor.stop("filter")
         assert (usage.peak_bytes, usage.mean_utilization_percent) == (None, None)
         assert usage.host_peak_bytes > 10 * MB
@@ -168,14 +171,16 @@ class TestPeak:
 class TestUtilization:
     def test_mean_of_devices(self, layer, monitor):
         # 50 and 51
-        monitor.watch("train", layer.find(), here, exclusive=False)
+        monitor.watch("train", layer.find(), here)
+        monitor.share("train")
         assert monitor.stop("train").mean_utilization_percent == pytest.approx(50.5)
 
     def test_mean_over_time(self, layer):
         counting = Counting(layer)
         monitor = Monitor(counting, INTERVAL_SECONDS)
         layer.percent = 0
-        monitor.watch("train", layer.find()[:1], here, exclusive=False)
+        monitor.watch("train", layer.find()[:1], here)
+        monitor.share("train")
         counting.wait()
         layer.percent = 100
         counting.wait()
@@ -206,7 +211,7 @@ class TestHost:
         )
         try:
             process.stdout.readline()
-            monitor.watch("train", [], lambda: [process.pid], exclusive=True)
+            monitor.watch("train", [], lambda: [process.pid])
             three = monitor.stop("train").host_peak_bytes
             alone = psutil.Process(process.pid).memory_info().rss
             # the child and its child hold as much again
@@ -223,7 +228,7 @@ class TestHost:
         try:
             process.stdout.readline()
             # this process is the other one's parent
-            monitor.watch("twice", [], lambda: [os.getpid(), process.pid], exclusive=True)
+            monitor.watch("twice", [], lambda: [os.getpid(), process.pid])
             twice = monitor.stop("twice").host_peak_bytes
             both = [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), process.pid)]
             assert twice < sum(both) + 30 * MB
@@ -234,23 +239,24 @@ class TestHost:
 class TestThread:
     def test_lives_while_anything_is_watched(self, monitor):
         assert sampling_threads() == []
-        monitor.watch("one", [], here, exclusive=True)
+        monitor.watch("one", [], here)
         (thread,) = sampling_threads()
         assert thread.daemon
-        monitor.watch("two", [], here, exclusive=True)
+        monitor.watch("two", [], here)
         assert sampling_threads() == [thread]
         monitor.stop("one")
         assert sampling_threads() == [thread]
         monitor.stop("two")
         assert sampling_threads() == []
-        monitor.watch("three", [], here, exclusive=True)
+        monitor.watch("three", [], here)
         assert len(sampling_threads()) == 1
         monitor.stop("three")
 
     def test_samples_again_and_again(self, layer):
         counting = Counting(layer)
         monitor = Monitor(counting, INTERVAL_SECONDS)
-        monitor.watch("train", layer.find()[:1], here, exclusive=False)
+        monitor.watch("train", layer.find()[:1], here)
+        monitor.share("train")
         counting.wait(5)
         monitor.stop("train")
         seen = counting.samples
@@ -265,7 +271,8 @@ class TestThread:
         monitor = Monitor(counting, INTERVAL_SECONDS)
         device = layer.find()[0]
         counting.error = error
-        monitor.watch("train", [device], here, exclusive=False)
+        monitor.watch("train", [device], here)
+        monitor.share("train")
         counting.wait()
         counting.error = None
         allocate(layer.folder, device.uuid, 3)
@@ -279,14 +286,14 @@ class TestThread:
 
         layer = Lost(tmp_path, tells_processes=False)
         monitor = Monitor(layer, INTERVAL_SECONDS)
-        monitor.watch("train", layer.find(), here, exclusive=True)
+        monitor.watch("train", layer.find(), here)
         assert monitor.stop("train").peak_bytes is None
 
     def test_failing_list_of_processes(self, monitor):
         def closed():
             raise ValueError("process object is closed")
 
-        monitor.watch("train", [], closed, exclusive=True)
+        monitor.watch("train", [], closed)
         assert monitor.stop("train") == Usage(None, None, 0)
 
     @pytest.mark.parametrize("is_waited_for", [False, True])
@@ -295,7 +302,7 @@ class TestThread:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         if is_waited_for:
             process.wait()
-        monitor.watch("train", layer.find(), lambda: [process.pid], exclusive=True)
+        monitor.watch("train", layer.find(), lambda: [process.pid])
         # not even the device's level is taken: others may use it by now
         allocate(layer.folder, layer.find()[0].uuid, 3)
         assert monitor.stop("train") == Usage(None, None, 0)
@@ -304,16 +311,17 @@ class TestThread:
     def test_processes_that_come_later(self, layer, monitor):
         device = layer.find()[0]
         pids = []
-        monitor.watch("train", [device], lambda: pids, exclusive=False)
+        monitor.watch("train", [device], lambda: pids)
+        monitor.share("train")
         pids.append(os.getpid())
         allocate(layer.folder, device.uuid, 3)
         assert monitor.stop("train").peak_bytes == 3 * GB
 
 
 def test_watching_twice_is_an_error(monitor):
-    monitor.watch("train", [], here, exclusive=True)
+    monitor.watch("train", [], here)
     with pytest.raises(ValueError, match="'train' is watched already"):
-        monitor.watch("train", [], here, exclusive=True)
+        monitor.watch("train", [], here)
     monitor.stop("train")
     with pytest.raises(KeyError):
         monitor.stop("train")
@@ -326,7 +334,8 @@ def test_many_watches_from_many_threads(layer, monitor):
 
     def watch_often(name):
         for turn in range(10):
-            monitor.watch(f"{name}-{turn}", [device], here, exclusive=False)
+            monitor.watch(f"{name}-{turn}", [device], here)
+            monitor.share(f"{name}-{turn}")
             peaks.append(monitor.stop(f"{name}-{turn}").peak_bytes)
 
     threads = [threading.Thread(target=watch_often, args=(name,)) for name in range(4)]

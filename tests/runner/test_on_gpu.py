@@ -9,7 +9,6 @@ from kedro.pipeline import node, pipeline
 
 from ja_instruct.runner import CudaRunner, GpuNodeError, PreflightError
 from ja_instruct.runner.devices import default_layer
-from ja_instruct.runner.report import TableHook
 
 pytestmark = pytest.mark.gpu
 
@@ -26,16 +25,6 @@ def layer():
 @pytest.fixture(scope="module")
 def devices(layer):
     return layer.find()
-
-
-@pytest.fixture
-def records(monkeypatch):
-    """What the table of the last run showed, by node."""
-    shown = {}
-    monkeypatch.setattr(
-        TableHook, "show", lambda self: shown.update({one.node: one for one in self._records})
-    )
-    return shown
 
 
 def run(nodes, **data):
@@ -58,9 +47,9 @@ def _needs_are_each_test_s_own():
             del function.gpu_need
 
 
-def test_peak_and_utilization_are_measured(records):
+def test_peak_and_utilization_are_measured(shown_records):
     run([gpu_node(cuda_nodes.take, ["gb", "seconds"], "out", {"memory_gb": 3.5})], gb=3, seconds=2)
-    record = records["out"]
+    record = shown_records["out"]
     assert 3 * GB < record.peak_bytes < 4.5 * GB
     assert record.estimated_bytes == 3.5 * GB
     assert record.mean_utilization_percent > 10
@@ -95,7 +84,7 @@ class TestMemoryComesBack:
         assert len(seen) == 3
         assert all(level - before < NEARLY_NOTHING for level in seen)
 
-    def test_out_of_memory(self, used, devices, records):
+    def test_out_of_memory(self, used, devices, shown_records):
         before = used()
         with pytest.raises(GpuNodeError) as caught:
             run([gpu_node(cuda_nodes.take_all, "x", "out", {"remedy": "ask for less"})], x=1)
@@ -103,7 +92,7 @@ class TestMemoryComesBack:
         message = caught.value.message
         assert "node 'out' ran out of GPU memory (OutOfMemoryError" in message
         assert "remedy: ask for less" in message
-        assert records["out"].peak_bytes > 0.9 * records["out"].available_bytes
+        assert shown_records["out"].peak_bytes > 0.9 * shown_records["out"].available_bytes
         assert used() - before < NEARLY_NOTHING
 
     @pytest.mark.parametrize(
@@ -161,10 +150,10 @@ class TestTwoDevices:
         assert overlap(out["a"], out["b"]) > 0
         assert set(out["a"]["uuids"]).isdisjoint(out["b"]["uuids"])
 
-    def test_one_node_on_both(self, records):
+    def test_one_node_on_both(self, shown_records):
         out = run([gpu_node(cuda_nodes.sum_over_ranks, "x", "out", {"devices": 2})], x=10)
         assert out["out"] == {"total": 21, "ranks": 2}
-        assert records["out"].devices == (0, 1)
+        assert shown_records["out"].devices == (0, 1)
 
     def test_visible_devices_are_honoured(self, monkeypatch, devices):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
@@ -73,7 +74,14 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         return pending_download_bytes(self._repo_id, self._revision)
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, a few kilobytes; None where it cannot be had, for any reason."""
+        """Return ``config.json``, a few kilobytes; None where it cannot be had, for any reason.
+
+        The hub is asked once: several nodes are estimated from it, by several checks.
+        """
+        return self._config
+
+    @cached_property
+    def _config(self) -> dict[str, Any] | None:
         path = fetch_file(self._repo_id, self._revision, "config.json")
         return None if path is None else ModelDirectory(path.parent, self._repo_id).load_config()
 

@@ -12,7 +12,7 @@ and its content:
 - ``saving`` (dataset), ``saved`` (dataset, whether the runner did), ``log`` (record), ``finished``
   (rank, peak bytes, ``Failure`` or None): told, not answered
 
-An answer is a tuple of True and the result, or of False and what went wrong.
+An answer is a tuple of True and the result, or of False and a packed exception.
 """
 
 from __future__ import annotations
@@ -75,10 +75,6 @@ class RunnerGoneError(Exception):
     """The runner's process has ended."""
 
 
-class RemoteError(RuntimeError):
-    """Something failed in the runner's process on behalf of a node: a hook, a load, a save."""
-
-
 class Channel:
     """A node's end of the socket; threads take turns."""
 
@@ -96,7 +92,7 @@ class Channel:
         """Send a message and return its answer.
 
         Raises:
-            RemoteError: It failed over there.
+            Exception: What a hook, a load or a save raised over there.
             RunnerGoneError: There is nobody to answer.
         """
         message = dumps((kind, *content))
@@ -108,7 +104,7 @@ class Channel:
                 raise RunnerGoneError from error
         succeeded, result = pickle.loads(answer)  # noqa: S301 - from the runner
         if not succeeded:
-            raise result if isinstance(result, Exception) else RemoteError(result)
+            raise pickle.loads(result)  # noqa: S301 - an exception that the runner has packed
         return result
 
     def _send(self, message: bytes) -> None:

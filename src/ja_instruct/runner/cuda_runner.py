@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks.manager import _NullPluginManager
@@ -15,11 +14,13 @@ from ja_instruct.runner.node_process import RunContext
 from ja_instruct.runner.placement import Placement
 from ja_instruct.runner.preflight import find_devices, find_problems, read_needs
 from ja_instruct.runner.report import TableHook
-from ja_instruct.runner.scheduler import Scheduler
+from ja_instruct.runner.scheduler import Scheduler, kedro_logger
 from ja_instruct.runner.terminal import Terminal
 from ja_instruct.runner.tracking import active_tracking
 
 if TYPE_CHECKING:
+    import logging
+
     from kedro.io import CatalogProtocol
     from kedro.pipeline import Pipeline
     from pluggy import PluginManager
@@ -67,7 +68,7 @@ class CudaRunner(AbstractRunner):
     @property
     def _logger(self) -> logging.Logger:
         # what Kedro itself says is shown or not as under its own runners
-        return logging.getLogger("kedro.runner.cuda_runner")
+        return kedro_logger
 
     def _get_executor(self, max_workers: int) -> None:
         return None
@@ -111,15 +112,13 @@ class CudaRunner(AbstractRunner):
                 if isinstance(plugin, TableHook):
                     hooks.unregister(plugin)
             hooks.register(table)
+        is_shown_by_hooks = has_hooks
         try:
             with devices.hidden_from_this_process():
                 scheduler.run()
-        except Exception:
-            if not has_hooks:
+        except (KeyboardInterrupt, SystemExit):  # of which Kedro tells no hook
+            is_shown_by_hooks = False
+            raise
+        finally:
+            if not is_shown_by_hooks:
                 table.show()
-            raise
-        except BaseException:  # Ctrl-C, of which Kedro tells no hook
-            table.show()
-            raise
-        if not has_hooks:
-            table.show()

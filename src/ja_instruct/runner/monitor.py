@@ -131,20 +131,20 @@ class Monitor:
         key: str,
         devices: Sequence[Device],
         pids: Callable[[], Collection[int]],
-        exclusive: bool,
     ) -> None:
         """Begin to sample, at the latest before the processes allocate anything on the devices.
+
+        Until ``share`` nobody else of this run uses them.
 
         Args:
             key: Names this watch, to stop it.
             devices: That the processes use.
             pids: Returns the ids of the processes there are now; their children are found.
-            exclusive: Whether nobody else of this run uses the devices, until ``share``.
 
         Raises:
             ValueError: The key is watched already.
         """
-        watch = _Watch(self._layer, devices, pids, self._levels(devices) if exclusive else {})
+        watch = _Watch(self._layer, devices, pids, self._levels(devices))
         with self._lock:
             if key in self._watches:
                 raise ValueError(f"'{key}' is watched already; stop it first")

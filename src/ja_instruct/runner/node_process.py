@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from ja_instruct.runner.channel import Failure, Task
 from ja_instruct.runner.launching import (
     import_paths,
@@ -26,7 +24,7 @@ from ja_instruct.runner.launching import (
 )
 from ja_instruct.runner.outputs import OutputWatch
 from ja_instruct.runner.terminal import LastLines, Output, Terminal, open_outputs
-from ja_instruct.runner.transfer import dumps, unpack_for_hooks
+from ja_instruct.runner.transfer import dumps, pack_error, unpack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,14 +151,8 @@ class NodeProcess:
         self._kill_group(signal.SIGKILL if kill else signal.SIGTERM)
 
     def process_ids(self) -> set[int]:
-        """Return the ids of the process and of all that it has started."""
-        if self._process is None:
-            return set()
-        try:
-            process = psutil.Process(self._process.pid)
-            return {process.pid, *(child.pid for child in process.children(recursive=True))}
-        except psutil.NoSuchProcess:
-            return set()
+        """Return the id of the process, from which what it has started can be found."""
+        return set() if self._process is None else {self._process.pid}
 
     def _start(self, address: str, outputs: list[Output]) -> None:
         own = {"PYTHONPATH": os.pathsep.join(import_paths())}
@@ -256,11 +248,7 @@ class NodeProcess:
         try:
             answer = dumps((True, act()))
         except Exception as error:  # a hook's or a dataset's: the node's process raises it
-            try:
-                answer = dumps((False, error))
-                pickle.loads(answer)  # noqa: S301 - does it survive the journey?
-            except Exception:  # then its text has to do
-                answer = dumps((False, f"{type(error).__name__}: {error}"))
+            answer = dumps((False, pack_error(error)))
         with contextlib.suppress(OSError):  # the process has gone, which is seen elsewhere
             connection.send_bytes(answer)
 

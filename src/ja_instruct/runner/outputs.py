@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import logging
 import shutil
@@ -44,12 +45,8 @@ def _places(dataset: Any) -> list[Path]:
     if path is None:
         return []
     is_versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version
-    places = path.parent.parent.glob(f"*/{_escaped(path.name)}") if is_versioned else [path]
+    places = path.parent.parent.glob(f"*/{glob.escape(path.name)}") if is_versioned else [path]
     return [place for place in places if place.exists() or place.is_symlink()]
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{one}]" if one in "*?[" else one for one in name)
 
 
 def _state(path: Path) -> State:

@@ -95,7 +95,7 @@ class Placement:
             return None
         # to a GB: which of two idle devices has some MB more free is chance
         candidates.sort(
-            key=lambda place: (bool(place.needs), -(place.room(free[place.device.uuid]) // 10**9))
+            key=lambda place: (bool(place.needs), -(place.room(free[place.device.uuid]) // GB))
         )
         chosen = sorted(candidates[: need.devices], key=lambda place: place.device.index)
         for place in chosen:

@@ -68,7 +68,7 @@ class Supervisor:
         self._is_stopped = False
         self._process = NodeProcess(node, devices, layer.environment(devices), shared)
         self._used_before = {one: layer.used_bytes(one) for one in devices}
-        monitor.watch(node.name, devices, self._process.process_ids, exclusive=True)
+        monitor.watch(node.name, devices, self._process.process_ids)
 
     def share(self, devices: Sequence[Device]) -> None:
         """Take note of a neighbour: what a device uses is then not this node's alone."""

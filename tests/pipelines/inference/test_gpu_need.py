@@ -1,11 +1,9 @@
-import json
-
 import pytest
-from gemma_shapes import GEMMA_2_27B
+from gemma_shapes import base_model_in
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
-from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset
+from ja_instruct.datasets import HubModelDataset
 from ja_instruct.pipelines.inference import create_pipeline
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.parameters import SftParameters
@@ -15,9 +13,7 @@ NODES = ("answer_tasks", "answer_with_base_model")
 
 @pytest.fixture
 def base_model(tmp_path):
-    (tmp_path / "base_model").mkdir()
-    (tmp_path / "base_model/config.json").write_text(json.dumps(GEMMA_2_27B), "utf-8")
-    return ModelDirectoryDataset(filepath=tmp_path / "base_model")
+    return base_model_in(tmp_path)
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
-import json
-
 import pytest
-from gemma_shapes import GEMMA_2_27B
+from gemma_shapes import base_model_in, write_config
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
-from ja_instruct.datasets import HubModelDataset, ModelDirectoryDataset, QuantizedModelDataset
+from ja_instruct.datasets import HubModelDataset, QuantizedModelDataset
 from ja_instruct.models import write_provenance
 from ja_instruct.pipelines.sft import create_pipeline
 from ja_instruct.pipelines.sft.parameters import SftParameters
@@ -17,15 +15,9 @@ def quantized_model(tmp_path):
     return QuantizedModelDataset(filepath=tmp_path / "quantized_model")
 
 
-def write_config(directory, **changes):
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(GEMMA_2_27B | changes), "utf-8")
-    return directory
-
-
 @pytest.fixture
 def base_model(tmp_path):
-    return ModelDirectoryDataset(filepath=write_config(tmp_path / "base_model"))
+    return base_model_in(tmp_path)
 
 
 @pytest.fixture
