@@ -3,7 +3,14 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from ja_instruct.prompts import PromptParameters, few_shot_prompt, training_prompt
+from ja_instruct.errors import InputError
+from ja_instruct.prompts import (
+    PromptParameters,
+    few_shot_prompt,
+    inference_prompt,
+    training_prompt,
+    training_sample,
+)
 
 QUESTION = "波括弧{}と{input}を含む「質問」\u2028改行\nはどうなりますか。"
 SHOTS = [
@@ -11,6 +18,17 @@ SHOTS = [
     {"input": "次に遠い\n質問", "output": "{output}\n- 箇条書き", "score": 2.0},
     {"input": "一番近い質問", "output": "一番近い回答", "score": 3.0},
 ]
+TRAIN_HEAD = (
+    "\nあなたは高性能なAIです。質問に対して、適切な回答を書きなさい。\n"
+    "回答に関係のないことは絶対に書かないでください。\n"
+)
+FORMATS = ("recipe", "training_prompt", "chat_template")
+# what other models' templates do
+WRITES_EOS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[Q]' + m['content'] }}"
+    "{% else %}{{ '[A]' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +97,166 @@ def test_without_shots_header_and_task_remain(prompts, texts):
 def test_texts_without_their_places_are_refused(prompts, name, text, message):
     with pytest.raises(ValidationError, match=message):
         PromptParameters(**{**prompts.model_dump(), name: text})
+
+
+@pytest.fixture
+def tokenizer(tiny_nf4):
+    """With the recipe's chat template; a test may change it."""
+    return tiny_nf4.load_tokenizer()
+
+
+@pytest.fixture
+def in_format(prompts):
+    return lambda name: prompts.model_copy(update={"format": name})
+
+
+class TestRecipe:
+    def test_sample_is_train_prompt_and_answer(self, in_format):
+        sample = training_sample(in_format("recipe"), QUESTION, " 答え\n")
+        assert sample == (training_prompt(in_format("recipe"), QUESTION), " 答え\n")
+
+    def test_asks_by_the_few_shot_texts(self, in_format, tokenizer):
+        recipe = in_format("recipe")
+        asked = inference_prompt(recipe, QUESTION, SHOTS, tokenizer)
+        assert asked == few_shot_prompt(recipe, QUESTION, SHOTS)
+
+
+class TestTrainingPrompt:
+    def test_sample_is_the_recipes(self, in_format):
+        sample = training_sample(in_format("training_prompt"), QUESTION, "答え")
+        assert sample == training_sample(in_format("recipe"), QUESTION, "答え")
+
+    def test_in_full(self, in_format, tokenizer):
+        asked = inference_prompt(in_format("training_prompt"), "首都は?", SHOTS[1:], tokenizer)
+        assert asked == (
+            f"{TRAIN_HEAD}\n### 質問:\n次に遠い\n質問\n\n### 回答:\n{{output}}\n- 箇条書き<eos>"
+            f"{TRAIN_HEAD}\n### 質問:\n一番近い質問\n\n### 回答:\n一番近い回答<eos>"
+            f"{TRAIN_HEAD}\n### 質問:\n首都は?\n\n### 回答:\n"
+        )
+
+    def test_shots_are_training_samples_token_by_token(self, in_format, tokenizer):
+        prompts = in_format("training_prompt")
+        expected = [tokenizer.bos_token_id]
+        for shot in SHOTS:
+            text = "".join(training_sample(prompts, shot["input"], shot["output"]))
+            expected += [*tokenizer(text)["input_ids"][1:], tokenizer.eos_token_id]
+        expected += tokenizer(training_prompt(prompts, QUESTION))["input_ids"][1:]
+        asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        assert tokenizer(asked)["input_ids"] == expected
+
+    def test_tokenizer_without_eos_is_refused(self, in_format, tokenizer):
+        tokenizer.eos_token = None
+        with pytest.raises(InputError, match=r"no end-of-sequence token.*tokenizer_config\.json"):
+            inference_prompt(in_format("training_prompt"), QUESTION, SHOTS, tokenizer)
+
+
+class TestChatTemplate:
+    def test_sample_in_full(self, in_format, tokenizer):
+        sample = training_sample(in_format("chat_template"), "首都は?", "東京です。", tokenizer)
+        assert sample == (
+            "<start_of_turn>user\n首都は?<end_of_turn>\n<start_of_turn>model\n",
+            "東京です。<end_of_turn>\n",
+        )
+
+    def test_prompt_in_full(self, in_format, tokenizer):
+        asked = inference_prompt(in_format("chat_template"), "首都は?", SHOTS[1:], tokenizer)
+        assert asked == (
+            "<start_of_turn>user\n次に遠い\n質問<end_of_turn>\n"
+            "<start_of_turn>model\n{output}\n- 箇条書き<end_of_turn>\n"
+            "<start_of_turn>user\n一番近い質問<end_of_turn>\n"
+            "<start_of_turn>model\n一番近い回答<end_of_turn>\n"
+            "<start_of_turn>user\n首都は?<end_of_turn>\n<start_of_turn>model\n"
+        )
+
+    def test_is_what_transformers_makes_of_the_conversation(self, in_format, tokenizer):
+        """But for the line break before BOS, with which the recipe's template begins."""
+        turns = [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": "東京です。"},
+        ]
+        sample = training_sample(in_format("chat_template"), QUESTION, "東京です。", tokenizer)
+        expected = tokenizer.apply_chat_template(turns, tokenize=False)
+        assert expected == "\n<bos>" + "".join(sample)
+
+    @pytest.mark.parametrize("answer", ["", " \n"])
+    def test_empty_answer_teaches_nothing(self, in_format, tokenizer, answer):
+        prompts = in_format("chat_template")
+        asked = inference_prompt(prompts, QUESTION, [], tokenizer)
+        assert training_sample(prompts, QUESTION, answer, tokenizer) == (asked, "")
+
+    def test_bos_stays_where_the_tokenizer_adds_none(self, in_format, tokenizer):
+        prompts = in_format("chat_template")
+        without = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        ids = tokenizer(without)["input_ids"]
+        tokenizer.add_bos_token = False
+        assert tokenizer("質問")["input_ids"][:1] != [tokenizer.bos_token_id]
+        asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        assert asked == "<bos>" + without
+        assert tokenizer(asked)["input_ids"] == ids
+
+    def test_eos_of_the_template_is_that_of_every_format(self, in_format, tokenizer):
+        tokenizer.chat_template = WRITES_EOS
+        prompts = in_format("chat_template")
+        sample = training_sample(prompts, "首都は?", "東京です。", tokenizer)
+        assert sample == ("[Q]首都は?[A]", "東京です。")
+        asked = inference_prompt(prompts, "首都は?", SHOTS[2:], tokenizer)
+        assert asked == "[Q]一番近い質問[A]一番近い回答<eos>\n[Q]首都は?[A]"
+
+    @pytest.mark.parametrize(
+        ("template", "message"),
+        [
+            (None, "is missing"),
+            ("{{ raise_exception('問いが長い') }}", "fails: 問いが長い"),
+            ("{% for", "fails: "),
+            ("{{ messages[0]['content'] + 1 }}", "fails: "),
+            # another beginning for a conversation that has its answer
+            (
+                "{{ messages | length }}{{ messages[-1]['content'] }}",
+                "'日本の首都はどこですか。' alike with and without",
+            ),
+            # an answer that is not the one given
+            (
+                "{{ messages[0]['content'] }}{% if messages[1] %}"
+                "{{ messages[1]['content'] | replace('東', '西') }}{% endif %}",
+                "not the answer as it is",
+            ),
+        ],
+    )
+    def test_unusable_templates_are_refused(self, in_format, tokenizer, template, message):
+        tokenizer.chat_template = template
+        prompts = in_format("chat_template")
+        with pytest.raises(InputError, match=message) as caught:
+            training_sample(prompts, "日本の首都はどこですか。", "東京です。", tokenizer)
+        assert str(caught.value).startswith("prompts.format is 'chat_template', but")
+        for remedy in ("'training_prompt' or 'recipe'", "quantization.chat_template"):
+            assert remedy in str(caught.value)
+
+    def test_needs_the_tokenizer(self, in_format):
+        with pytest.raises(ValueError, match="needs the tokenizer"):
+            training_sample(in_format("chat_template"), QUESTION, "答え")
+
+
+@pytest.mark.parametrize("name", ["training_prompt", "chat_template"])
+@pytest.mark.parametrize("question", [QUESTION, " 空白で始まり、改行で終わる質問\n", ""])
+def test_inference_without_shots_asks_as_training_does(in_format, tokenizer, name, question):
+    prompts = in_format(name)
+    asked = tokenizer(inference_prompt(prompts, question, [], tokenizer))["input_ids"]
+    prompt, completion = training_sample(prompts, question, "東京です。", tokenizer)
+    whole = tokenizer(prompt + completion)["input_ids"]
+    assert asked == tokenizer(prompt)["input_ids"] == whole[: len(asked)]
+    assert tokenizer.decode(whole[len(asked) :], skip_special_tokens=True).strip() == "東京です。"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_there_is_one_bos_at_the_very_start(in_format, tokenizer, name):
+    prompts = in_format(name)
+    asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+    sample = "".join(training_sample(prompts, QUESTION, "答え", tokenizer))
+    for ids in (tokenizer(asked)["input_ids"], tokenizer(sample)["input_ids"]):
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_unknown_formats_are_refused(prompts):
+    with pytest.raises(ValidationError, match="'recipe', 'training_prompt' or 'chat_template'"):
+        PromptParameters(**{**prompts.model_dump(), "format": "chat"})

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from ja_instruct.errors import InputError
 from ja_instruct.parameters import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from transformers import PreTrainedTokenizerBase
+
 
 class PromptParameters(Parameters):
-    """The recipe's prompt texts (``conf/base/parameters_prompts.yml``)."""
+    """Format and texts of the prompts (``conf/base/parameters_prompts.yml``)."""
 
+    format: Literal["recipe", "training_prompt", "chat_template"] = Field(
+        description=(
+            "recipe: train_prompt in training, few_shot_* and task_prompt at inference; "
+            "training_prompt: train_prompt in both; chat_template: the model's own, in both"
+        )
+    )
     train_prompt: str = Field(description="A training sample: two {} for question and answer")
     few_shot_header: str = Field(description="Opens the prompt, before the shots")
     few_shot_example: str = Field(description="One shot, with {input} and {output}")
@@ -41,8 +50,8 @@ def training_prompt(prompts: PromptParameters, instruction: str) -> str:
     """Return a training sample up to where the answer begins.
 
     >>> prompts = PromptParameters(
-    ...     train_prompt="質問:{} 回答:{}", few_shot_header="", few_shot_example="{input}{output}",
-    ...     task_prompt="{input}",
+    ...     format="recipe", train_prompt="質問:{} 回答:{}", few_shot_header="",
+    ...     few_shot_example="{input}{output}", task_prompt="{input}",
     ... )
     >>> training_prompt(prompts, "首都は?")
     '質問:首都は? 回答:'
@@ -53,7 +62,7 @@ def training_prompt(prompts: PromptParameters, instruction: str) -> str:
 def few_shot_prompt(
     prompts: PromptParameters, task: str, shots: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Return the prompt of one task: header, shots, task.
+    """Return the recipe's prompt of one task: header, shots, task.
 
     Args:
         prompts: The texts.
@@ -62,8 +71,8 @@ def few_shot_prompt(
             recipe puts the most similar one last, next to the task.
 
     >>> prompts = PromptParameters(
-    ...     train_prompt="{}{}", few_shot_header="例:", few_shot_example="問{input}答{output}。",
-    ...     task_prompt="問{input}答",
+    ...     format="recipe", train_prompt="{}{}", few_shot_header="例:",
+    ...     few_shot_example="問{input}答{output}。", task_prompt="問{input}答",
     ... )
     >>> few_shot_prompt(prompts, "三", [{"input": "一", "output": "二"}])
     '例:問一答二。問三答'
@@ -73,3 +82,144 @@ def few_shot_prompt(
         for shot in shots
     )
     return prompts.few_shot_header + examples + prompts.task_prompt.format(input=task)
+
+
+def training_sample(
+    prompts: PromptParameters,
+    question: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[str, str]:
+    """Return prompt and completion of a training sample, in the format of ``prompts``.
+
+    Prompt and completion are what the model sees, without what every format leaves to the
+    encoding: BOS before the prompt, EOS after a completion that is not empty. The completion of
+    ``chat_template`` closes the model's turn; that of an empty answer is empty, which teaches
+    nothing.
+
+    Args:
+        prompts: The format and its texts.
+        question: What the user says.
+        answer: What the model shall say.
+        tokenizer: The one with the template; only ``chat_template`` needs it.
+
+    Raises:
+        InputError: The format is ``chat_template`` and the template cannot be used.
+        ValueError: The format is ``chat_template`` and there is no tokenizer.
+    """
+    if prompts.format != "chat_template":
+        return training_prompt(prompts, question), answer
+    if tokenizer is None:
+        raise ValueError("the format 'chat_template' needs the tokenizer")
+    return _chat_sample(tokenizer, question, answer)
+
+
+def inference_prompt(
+    prompts: PromptParameters,
+    task: str,
+    shots: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    """Return the prompt of one task, in the format of ``prompts``; tokenization adds BOS.
+
+    Without shots, ``training_prompt`` and ``chat_template`` ask exactly as in training. With
+    shots, those of ``training_prompt`` are whole training samples: EOS, which ends a sample
+    there, ends a shot here, so that no other text need tell where an answer ends. Those of
+    ``chat_template`` are the conversation's earlier turns.
+
+    Args:
+        prompts: The format and its texts.
+        task: The task's ``input``.
+        shots: Records with ``input`` and ``output`` in the order in which they appear.
+        tokenizer: The model's.
+
+    Raises:
+        InputError: The tokenizer lacks what the format needs: EOS, or a template it can use.
+    """
+    if prompts.format == "chat_template":
+        return _chat_prompt(tokenizer, task, shots)
+    if prompts.format == "training_prompt":
+        end = eos_text(tokenizer)
+        examples = (training_prompt(prompts, shot["input"]) + shot["output"] for shot in shots)
+        return "".join(example + end for example in examples) + training_prompt(prompts, task)
+    return few_shot_prompt(prompts, task, shots)
+
+
+def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of the end-of-sequence token.
+
+    Raises:
+        InputError: There is none, so no answer could end.
+    """
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"the tokenizer at '{tokenizer.name_or_path}' has no end-of-sequence token, so that "
+            f"no answer would end; set 'eos_token' in its tokenizer_config.json"
+        )
+    return str(tokenizer.eos_token)
+
+
+def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[str, str]:
+    prompt = _chat_prompt(tokenizer, question, [])
+    if not answer.strip():
+        return prompt, ""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    whole = _render(tokenizer, turns, add_generation_prompt=False)
+    completion = whole.removeprefix(prompt)
+    # templates may trim an answer, but not rewrite it
+    if not whole.startswith(prompt) or answer.strip() not in completion:
+        raise _unusable_template(
+            tokenizer,
+            f"does not write the question '{question[:40]}' alike with and without its answer, or "
+            f"not the answer as it is, so that training and inference would differ",
+        )
+    # some templates write the EOS that follows every completion, and may be a line break after it
+    if completion.rstrip().endswith(eos_text(tokenizer)):
+        completion = completion.rstrip().removesuffix(eos_text(tokenizer))
+    return prompt, completion
+
+
+def _chat_prompt(
+    tokenizer: PreTrainedTokenizerBase, task: str, shots: Sequence[Mapping[str, Any]]
+) -> str:
+    turns = []
+    for shot in shots:
+        turns.append({"role": "user", "content": shot["input"]})
+        turns.append({"role": "assistant", "content": shot["output"]})
+    turns.append({"role": "user", "content": task})
+    return _render(tokenizer, turns, add_generation_prompt=True)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise _unusable_template(tokenizer, "is missing")
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise _unusable_template(tokenizer, f"fails: {error}") from error
+    return _without_added_bos(str(text), tokenizer)
+
+
+def _without_added_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return ``text`` without the BOS, and blanks before it, that tokenization adds itself."""
+    from_bos = text.lstrip()
+    if not tokenizer.bos_token or not from_bos.startswith(tokenizer.bos_token):
+        return text
+    if tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return from_bos
+    return from_bos.removeprefix(tokenizer.bos_token)
+
+
+def _unusable_template(tokenizer: PreTrainedTokenizerBase, fault: str) -> InputError:
+    return InputError(
+        f"prompts.format is 'chat_template', but the chat template of the tokenizer at "
+        f"'{tokenizer.name_or_path}' {fault}. Set prompts.format to 'training_prompt' or "
+        f"'recipe', or give another model or, where it has no template of its own, another "
+        f"quantization.chat_template and quantize again"
+    )

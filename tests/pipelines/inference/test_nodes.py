@@ -17,7 +17,7 @@ from ja_instruct.pipelines.inference.nodes import (
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.prompts import PromptParameters
+from ja_instruct.prompts import PromptParameters, inference_prompt, training_sample
 from ja_instruct.retrieval import retrieve
 
 POOL = Dataset.from_list(
@@ -69,10 +69,9 @@ def index(checkpoint, read_parameters):
 
 @pytest.fixture
 def build(index, checkpoint, tiny_nf4, prompts, parameters):
-    def call(tasks=TASKS, pool=POOL, **changes):
-        return build_prompts(
-            tasks, pool, index, checkpoint, tiny_nf4, prompts, parameters(**changes)
-        )
+    def call(tasks=TASKS, pool=POOL, model=tiny_nf4, prompt_format="recipe", **changes):
+        texts = prompts.model_copy(update={"format": prompt_format})
+        return build_prompts(tasks, pool, index, checkpoint, model, texts, parameters(**changes))
 
     return call
 
@@ -124,6 +123,29 @@ class TestBuildPrompts:
             assert record["shots"] == []
             expected = prompts.few_shot_header + prompts.task_prompt.format(input=record["input"])
             assert record["prompt"] == expected
+
+    @pytest.mark.parametrize("prompt_format", ["recipe", "training_prompt", "chat_template"])
+    def test_every_format_has_the_same_shots(self, build, prompts, tiny_nf4, prompt_format):
+        tokenizer = tiny_nf4.load_tokenizer()
+        texts = prompts.model_copy(update={"format": prompt_format})
+        for record, other in zip(build(prompt_format=prompt_format), build(), strict=True):
+            assert record["shots"] == other["shots"]
+            expected = inference_prompt(texts, record["input"], record["shots"], tokenizer)
+            assert record["prompt"] == expected
+            assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
+
+    @pytest.mark.parametrize("prompt_format", ["training_prompt", "chat_template"])
+    def test_without_shots_the_prompt_is_the_training_samples(
+        self, build, prompts, tiny_nf4, prompt_format
+    ):
+        texts = prompts.model_copy(update={"format": prompt_format})
+        for record in build(prompt_format=prompt_format, top_k=0):
+            sample = training_sample(texts, record["input"], "答え", tiny_nf4.load_tokenizer())
+            assert record["prompt"] == sample[0]
+
+    def test_model_without_chat_template_is_refused(self, build, tiny_gemma2):
+        with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
+            build(model=tiny_gemma2, prompt_format="chat_template")
 
     def test_more_shots_than_pairs_are_all_pairs(self, build):
         assert [len(record["shots"]) for record in build(top_k=20)] == [5, 5, 5]

@@ -1,17 +1,22 @@
+import random
+
 import pytest
 from datasets import Dataset
 
-from ja_instruct.pipelines.sft.samples import encode_dataset, encode_sample, to_samples
-from ja_instruct.prompts import PromptParameters, training_prompt
+from ja_instruct.errors import InputError
+from ja_instruct.pipelines.sft import samples as samples_module
+from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
+from ja_instruct.prompts import PromptParameters, inference_prompt, training_prompt
 
 LONG = 10_000
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "東京です。\n\n1. 日本の首都は東京です。"
+FORMATS = ("recipe", "training_prompt", "chat_template")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_gemma2):
-    return tiny_gemma2.load_tokenizer()
+def tokenizer(tiny_nf4):
+    return tiny_nf4.load_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,35 @@ def prompts(read_parameters):
 @pytest.fixture(scope="module")
 def sample(prompts):
     return to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs")[0]
+
+
+def encode_sample(sample, tokenizer, max_seq_length, answer_only_loss):
+    """What ``encode_dataset`` does with a sample, one by one and step by step."""
+    text = sample["prompt"] + sample["completion"]
+    if sample["completion"]:
+        text += tokenizer.eos_token
+    input_ids = tokenizer(text)["input_ids"]
+    labels = list(input_ids)
+    if answer_only_loss:
+        for position, token in enumerate(tokenizer(sample["prompt"])["input_ids"]):
+            if token != input_ids[position]:
+                break
+            labels[position] = -100
+    return {"input_ids": input_ids[:max_seq_length], "labels": labels[:max_seq_length]}
+
+
+@pytest.fixture(scope="module")
+def encode(tokenizer):
+    """A function that encodes one sample as its data set is encoded."""
+
+    def call(sample, max_seq_length=LONG, *, answer_only_loss):
+        encoded, _ = encode_dataset(
+            Dataset.from_list([sample]), tokenizer, max_seq_length, answer_only_loss
+        )
+        (row,) = encoded.to_list()
+        return row
+
+    return call
 
 
 def split(row):
@@ -46,81 +80,212 @@ def test_to_samples(prompts):
     ]
 
 
-def test_text_is_the_recipes(sample, prompts, tokenizer):
-    row = encode_sample(sample, tokenizer, LONG, answer_only_loss=False)
+def test_to_samples_in_the_chat_template(prompts, tokenizer):
+    chat = prompts.model_copy(update={"format": "chat_template"})
+    (sample,) = to_samples([(QUESTION, ANSWER)], chat, "qa_pairs", tokenizer)
+    assert sample == {
+        "prompt": inference_prompt(chat, QUESTION, [], tokenizer),
+        "completion": f"{ANSWER}<end_of_turn>\n",
+        "source": "qa_pairs",
+    }
+
+
+def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
+    row = encode(sample, answer_only_loss=False)
     text = prompts.train_prompt.format(QUESTION, ANSWER)
     assert tokenizer.decode(row["input_ids"]) == f"<bos>{text}<eos>"
     assert row["labels"] == row["input_ids"]
 
 
-def test_one_bos_and_one_eos(sample, tokenizer):
-    ids = encode_sample(sample, tokenizer, LONG, answer_only_loss=False)["input_ids"]
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_bos_and_one_eos(prompts, tokenizer, encode, name):
+    prompts = prompts.model_copy(update={"format": name})
+    (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
+    ids = encode(sample, answer_only_loss=False)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
 
 
-@pytest.mark.parametrize("answer_only_loss", [False, True])
-def test_empty_answer_gets_no_eos(prompts, tokenizer, answer_only_loss):
-    (sample,) = to_samples([(QUESTION, "")], prompts, "qa_pairs")
-    ids = encode_sample(sample, tokenizer, LONG, answer_only_loss)["input_ids"]
+@pytest.mark.parametrize("name", FORMATS)
+def test_empty_answer_gets_no_eos(prompts, tokenizer, encode, name):
+    prompts = prompts.model_copy(update={"format": name})
+    (sample,) = to_samples([(QUESTION, "")], prompts, "qa_pairs", tokenizer)
+    ids = encode(sample, answer_only_loss=False)["input_ids"]
     assert ids == tokenizer(sample["prompt"])["input_ids"]
     assert tokenizer.eos_token_id not in ids
 
 
-def test_answer_only_loss_leaves_out_exactly_the_prompt(sample, tokenizer):
-    row = encode_sample(sample, tokenizer, LONG, answer_only_loss=True)
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("recipe", ""), ("training_prompt", ""), ("chat_template", "<end_of_turn>\n")],
+)
+def test_answer_only_loss_leaves_out_exactly_the_prompt(prompts, tokenizer, encode, name, end):
+    prompts = prompts.model_copy(update={"format": name})
+    (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
+    row = encode(sample, answer_only_loss=True)
     left_out, counted = split(row)
     assert left_out == tokenizer(sample["prompt"])["input_ids"]
-    assert tokenizer.decode(counted) == f"{ANSWER}<eos>"
-    whole = encode_sample(sample, tokenizer, LONG, answer_only_loss=False)
-    assert row["input_ids"] == whole["input_ids"]
+    assert tokenizer.decode(counted) == f"{ANSWER}{end}<eos>"
+    # and that is how a generated answer is read
+    assert tokenizer.decode(counted, skip_special_tokens=True).strip() == ANSWER
+    assert row["input_ids"] == encode(sample, answer_only_loss=False)["input_ids"]
 
 
-def test_answer_that_melts_into_the_prompt_is_learned_whole(prompts, tokenizer):
+def test_answer_that_melts_into_the_prompt_is_learned_whole(prompts, tokenizer, encode):
     # the prompt ends with a line break: with this answer the tokenizer makes one token of both
     (sample,) = to_samples([(QUESTION, "\n東京です。")], prompts, "qa_pairs")
-    row = encode_sample(sample, tokenizer, LONG, answer_only_loss=True)
-    left_out, counted = split(row)
+    left_out, counted = split(encode(sample, answer_only_loss=True))
     assert tokenizer.decode(counted) == "\n\n東京です。<eos>"
     assert left_out == tokenizer(sample["prompt"])["input_ids"][: len(left_out)]
 
 
 @pytest.mark.parametrize("answer_only_loss", [False, True])
-def test_long_sample_is_cut_at_its_end(sample, tokenizer, answer_only_loss):
-    whole = encode_sample(sample, tokenizer, LONG, answer_only_loss)
+def test_long_sample_is_cut_at_its_end(sample, encode, answer_only_loss):
+    whole = encode(sample, answer_only_loss=answer_only_loss)
     length = len(whole["input_ids"]) - 3
-    cut = encode_sample(sample, tokenizer, length, answer_only_loss)
+    cut = encode(sample, length, answer_only_loss=answer_only_loss)
     assert cut == {key: values[:length] for key, values in whole.items()}
 
 
-def test_samples_without_anything_to_learn_are_dropped_and_counted(prompts, tokenizer):
-    pairs = [(QUESTION, ANSWER), (QUESTION * 50, ANSWER), (QUESTION, "")]
-    samples = Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
-    room = len(encode_sample(samples[0], tokenizer, LONG, answer_only_loss=True)["input_ids"]) + 1
-    encoded, counts = encode_dataset(samples, tokenizer, room, answer_only_loss=True)
-    expected = encode_sample(samples[0], tokenizer, room, answer_only_loss=True)
-    assert encoded.to_list() == [expected]
-    answer_tokens = len(split(expected)[1])
-    assert counts == {
-        "samples": 1,
-        "tokens": room - 1,
-        "loss_tokens": answer_tokens,
-        "at_max_seq_length": 1,
-        "dropped": 2,
-    }
+@pytest.mark.parametrize("answer_only_loss", [False, True])
+@pytest.mark.parametrize("over_long", ["cut", "drop"])
+def test_batches_are_what_one_by_one_gives(
+    prompts, tokenizer, monkeypatch, answer_only_loss, over_long
+):
+    monkeypatch.setattr(samples_module, "BATCH_SAMPLES", 7)
+    chance = random.Random(0)
+    signs = ["質問", "東京", "\n", " ", "。", "😀", "a", "<end_of_turn>", "\u3000"]
+    texts = ["".join(chance.choices(signs, k=chance.randrange(60))) for _ in range(80)]
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    rows = to_samples(pairs, prompts, "qa_pairs")
+    whole = [encode_sample(row, tokenizer, LONG, answer_only_loss) for row in rows]
+    lengths = sorted(len(row["input_ids"]) for row in whole)
+    limit = lengths[len(lengths) // 2]
+    expected = [
+        {key: values[:limit] for key, values in row.items()}
+        for row in whole
+        if (over_long == "cut" or len(row["input_ids"]) <= limit)
+        and any(label != -100 for label in row["labels"][:limit])
+    ]
+    encoded, counts = encode_dataset(
+        Dataset.from_list(rows), tokenizer, limit, answer_only_loss, over_long
+    )
+    assert encoded.to_list() == expected
+    assert 0 < len(expected) <= len(rows)
+    longer = sum(length > limit for length in lengths)
+    labels = [label for row in expected for label in row["labels"]]
+    assert counts["longest"] == lengths[-1]
+    assert counts["samples"] == len(expected)
+    assert counts["tokens"] == len(labels)
+    assert counts["loss_tokens"] == sum(label != -100 for label in labels)
+    assert counts["dropped_over_long"] == (longer if over_long == "drop" else 0)
+    left_out = counts["dropped_over_long"] + counts["dropped_nothing_to_learn"]
+    assert counts["samples"] + left_out == len(rows)
 
 
-def test_nothing_is_dropped_when_questions_count(prompts, tokenizer):
-    pairs = [(QUESTION * 50, ANSWER), (QUESTION, "")]
-    samples = Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
-    encoded, counts = encode_dataset(samples, tokenizer, 30, answer_only_loss=False)
-    assert [len(ids) for ids in encoded["input_ids"]] == [30, 30]
-    assert (counts["dropped"], counts["at_max_seq_length"]) == (0, 2)
-    assert counts["tokens"] == counts["loss_tokens"] == 60
+class TestCounts:
+    @pytest.fixture(scope="class")
+    def samples(self, prompts):
+        """One that fits, one with a long question, one with a long answer, one without any."""
+        pairs = [
+            (QUESTION, ANSWER),
+            (QUESTION * 50, ANSWER),
+            (QUESTION, ANSWER * 50),
+            (QUESTION, ""),
+        ]
+        return Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
+
+    @pytest.fixture(scope="class")
+    def lengths(self, samples, tokenizer):
+        rows = [
+            encode_sample(sample, tokenizer, LONG, answer_only_loss=False) for sample in samples
+        ]
+        return [len(row["input_ids"]) for row in rows]
+
+    def test_a_sample_of_exactly_the_length_is_whole(self, samples, lengths, tokenizer):
+        one = samples.select([0])
+        for over_long in ("cut", "drop"):
+            _, counts = encode_dataset(one, tokenizer, lengths[0], True, over_long)
+            assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == (1, 0, 0)
+            _, counts = encode_dataset(one, tokenizer, lengths[0] - 1, True, over_long)
+            expected = (1, 1, 0) if over_long == "cut" else (0, 0, 1)
+            assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == expected
+
+    def test_cut(self, samples, lengths, tokenizer):
+        limit = lengths[0] + 1
+        encoded, counts = encode_dataset(samples, tokenizer, limit, True, "cut")
+        expected = [encode_sample(samples[i], tokenizer, limit, True) for i in (0, 2)]
+        assert encoded.to_list() == expected
+        assert counts == {
+            "samples": 2,
+            "tokens": 2 * limit - 1,
+            "loss_tokens": sum(len(split(row)[1]) for row in expected),
+            "cut": 1,
+            "dropped_over_long": 0,
+            "dropped_nothing_to_learn": 2,
+            "longest": max(lengths),
+        }
+
+    def test_drop(self, samples, lengths, tokenizer):
+        limit = lengths[0] + 1
+        encoded, counts = encode_dataset(samples, tokenizer, limit, True, "drop")
+        expected = encode_sample(samples[0], tokenizer, limit, True)
+        assert encoded.to_list() == [expected]
+        assert counts == {
+            "samples": 1,
+            "tokens": lengths[0],
+            "loss_tokens": len(split(expected)[1]),
+            "cut": 0,
+            "dropped_over_long": 2,
+            "dropped_nothing_to_learn": 1,
+            "longest": max(lengths),
+        }
+
+    def test_every_cut_question_teaches_where_questions_count(self, samples, lengths, tokenizer):
+        limit = min(lengths)
+        encoded, counts = encode_dataset(samples, tokenizer, limit, False, "cut")
+        assert [len(ids) for ids in encoded["input_ids"]] == [limit] * 4
+        assert counts["cut"] == 3
+        assert counts["dropped_nothing_to_learn"] == 0
+        assert counts["tokens"] == counts["loss_tokens"] == 4 * limit
+
+    @pytest.mark.parametrize("over_long", ["cut", "drop"])
+    def test_no_samples(self, tokenizer, over_long):
+        nothing = Dataset.from_list([])
+        encoded, counts = encode_dataset(nothing, tokenizer, LONG, True, over_long)
+        assert encoded.column_names == ["input_ids", "labels"]
+        assert len(encoded) == 0
+        assert set(counts.values()) == {0}
 
 
-def test_no_samples(tokenizer):
-    encoded, counts = encode_dataset(Dataset.from_list([]), tokenizer, LONG, answer_only_loss=True)
-    assert len(encoded) == 0
-    assert set(counts.values()) == {0}
+class TestWarning:
+    @pytest.mark.parametrize(
+        ("over_long", "said"), [("cut", "1 are cut and 0 left"), ("drop", "0 are cut and 1 left")]
+    )
+    def test_more_than_a_hundredth(self, prompts, tokenizer, caplog, over_long, said):
+        pairs = [(QUESTION, ANSWER * 50)] + [(QUESTION, ANSWER)] * 98
+        samples = Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
+        limit = len(encode_sample(samples[1], tokenizer, LONG, False)["input_ids"])
+        longest = len(encode_sample(samples[0], tokenizer, LONG, False)["input_ids"])
+        encode_dataset(samples, tokenizer, limit, True, over_long)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith(f"Of 99 samples {said} out, being longer than")
+        assert f"sft.max_seq_length={limit} tokens (the longest: {longest})" in message
+        caplog.clear()
+        more = Dataset.from_list([*samples, samples[1]])
+        encode_dataset(more, tokenizer, limit, True, over_long)
+        assert not caplog.records
+
+    def test_samples_with_nothing_to_learn(self, prompts, tokenizer, caplog):
+        samples = Dataset.from_list(to_samples([(QUESTION, "")], prompts, "qa_pairs"))
+        encode_dataset(samples, tokenizer, LONG, True)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert "1 more have no answer within it" in message
+
+
+def test_tokenizer_without_eos_is_refused(sample, tiny_nf4):
+    tokenizer = tiny_nf4.load_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        encode_dataset(Dataset.from_list([sample]), tokenizer, LONG, answer_only_loss=False)

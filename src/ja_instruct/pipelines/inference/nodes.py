@@ -11,7 +11,7 @@ from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference.generation import Generated, generate_answers
 from ja_instruct.pipelines.inference.gpu_need import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters, few_shot_prompt
+from ja_instruct.prompts import PromptParameters, inference_prompt
 from ja_instruct.records import as_dataset, require_columns
 from ja_instruct.retrieval import require_same_pool, retrieve
 
@@ -37,11 +37,15 @@ def build_prompts(
     """Return what the model will see: one record a task, in order.
 
     The ``top_k`` pairs of the pool that are most similar to the task become its shots, worst
-    first and best last.
+    first and best last, in the format that ``prompts.format`` names.
 
     Returns:
-        ``task_id``, ``input``, ``prompt``, ``shots`` (``input``, ``output``, ``score`` in prompt
-        order) and ``prompt_tokens``.
+        ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots``
+        (``input``, ``output``, ``score`` in prompt order) and ``prompt_tokens``.
+
+    Raises:
+        InputError: A column is missing, the index is of another pool, or the tokenizer lacks
+            what the format needs.
     """
     from datasets import Dataset
 
@@ -72,7 +76,7 @@ def build_prompts(
             }
             for hit in reversed(best_first)
         ]
-        prompt = few_shot_prompt(prompts, task["input"], shots)
+        prompt = inference_prompt(prompts, task["input"], shots, tokenizer)
         records.append(
             {
                 "task_id": task["task_id"],

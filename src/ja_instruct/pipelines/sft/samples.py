@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Literal
 
-from ja_instruct.prompts import PromptParameters, training_prompt
+from ja_instruct.prompts import PromptParameters, eos_text, training_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,48 +14,38 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100
+BATCH_SAMPLES = 1000
+WARN_ABOVE_SHARE = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 def to_samples(
-    pairs: Iterable[tuple[str, str]], prompts: PromptParameters, source: str
+    pairs: Iterable[tuple[str, str]],
+    prompts: PromptParameters,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[dict[str, str]]:
-    """Return a sample a pair: ``prompt`` up to the answer, ``completion``, ``source``."""
-    return [
-        {
-            "prompt": training_prompt(prompts, question),
-            "completion": answer,
-            "source": source,
-        }
-        for question, answer in pairs
-    ]
+    """Return a sample a pair: ``prompt`` up to the answer, ``completion``, ``source``.
 
+    Args:
+        pairs: Question and answer.
+        prompts: The format and its texts.
+        source: The catalog name of where the pairs are from.
+        tokenizer: The model's; only the format ``chat_template`` needs it.
 
-def encode_sample(
-    sample: dict[str, str],
-    tokenizer: PreTrainedTokenizerBase,
-    max_seq_length: int,
-    answer_only_loss: bool,
-) -> dict[str, list[int]]:
-    """Return ``input_ids`` and ``labels`` of one sample, cut to ``max_seq_length`` tokens.
-
-    The text is prompt and completion, plus EOS when the completion is not empty, as the recipe
-    has it. With ``answer_only_loss`` the labels of the prompt are -100; the answer begins where
-    the tokens of the prompt alone and of the whole text part.
+    Raises:
+        InputError: The format is ``chat_template`` and the template cannot be used.
     """
-    text = sample["prompt"] + sample["completion"]
-    if sample["completion"]:
-        text += str(tokenizer.eos_token)
-    input_ids: list[int] = list(tokenizer(text)["input_ids"])
-    labels = list(input_ids)
-    if answer_only_loss:
-        prompt_ids: list[int] = list(tokenizer(sample["prompt"])["input_ids"])
-        pairs = zip(prompt_ids, input_ids, strict=False)
-        start = next(
-            (position for position, (one, other) in enumerate(pairs) if one != other),
-            len(prompt_ids),
-        )
-        labels[:start] = [IGNORED_LABEL] * start
-    return {"input_ids": input_ids[:max_seq_length], "labels": labels[:max_seq_length]}
+    from tqdm import tqdm
+
+    samples = []
+    # of 130,000 pairs only chat_template's take so long that the bar appears
+    shown = {"desc": f"sft: {source}", "unit": "sample", "delay": 2, "disable": None}
+    for question, answer in tqdm(list(pairs), **shown):
+        prompt, completion = training_sample(prompts, question, answer, tokenizer)
+        samples.append({"prompt": prompt, "completion": completion, "source": source})
+    return samples
 
 
 def encode_dataset(
@@ -62,30 +53,104 @@ def encode_dataset(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     answer_only_loss: bool,
-) -> tuple[Dataset, dict[str, Any]]:
-    """Encode every sample; drop those whose cut leaves nothing to learn.
+    over_long: Literal["cut", "drop"] = "cut",
+) -> tuple[Dataset, dict[str, int]]:
+    """Encode every sample, cut or drop the over-long, drop those with nothing to learn.
+
+    The text of a sample is prompt and completion, plus EOS when the completion is not empty, as
+    the recipe has it. With ``answer_only_loss`` the labels of the prompt are -100; the answer,
+    to which EOS and a template's end of turn belong, begins where the tokens of the prompt alone
+    and of the whole text part.
+
+    Args:
+        samples: ``prompt`` and ``completion``.
+        tokenizer: The model's.
+        max_seq_length: Tokens of a sample at most.
+        answer_only_loss: Leave the prompt out of the loss.
+        over_long: ``cut`` a longer sample at its end, or ``drop`` it whole.
 
     Returns:
-        A dataset of ``input_ids`` and ``labels``, and counts: samples, tokens, tokens in the
-        loss, samples cut, samples dropped.
+        A dataset of ``input_ids`` and ``labels`` in the order of ``samples``, and counts:
+        ``samples`` in it, of which ``cut``; their ``tokens`` and ``loss_tokens``, those in the
+        loss; the samples ``dropped_over_long``, and those ``dropped_nothing_to_learn``, which are
+        without an answer, or whose cut left none; ``longest``, the tokens of the longest sample
+        before any cut.
+
+    Raises:
+        InputError: The tokenizer has no EOS.
     """
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
-    rows = []
-    cut = 0
-    for sample in tqdm(samples, desc="sft: tokenizing", unit="sample", disable=None):
-        row = encode_sample(sample, tokenizer, max_seq_length, answer_only_loss)
-        cut += len(row["input_ids"]) == max_seq_length
-        if any(label != IGNORED_LABEL for label in row["labels"]):
-            rows.append(row)
-    counts = {
-        "samples": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "loss_tokens": sum(label != IGNORED_LABEL for row in rows for label in row["labels"]),
-        "at_max_seq_length": cut,
-        "dropped": len(samples) - len(rows),
+    dropped = ("dropped_over_long", "dropped_nothing_to_learn")
+    counts = dict.fromkeys(("samples", "tokens", "loss_tokens", "cut", *dropped, "longest"), 0)
+    parts = []
+    with tqdm(total=len(samples), desc="sft: tokenizing", unit="sample", disable=None) as bar:
+        for first in range(0, len(samples), BATCH_SAMPLES):
+            batch = samples[first : first + BATCH_SAMPLES]
+            kept = []
+            for ids, start in _encode(batch, tokenizer, answer_only_loss):
+                longer = len(ids) > max_seq_length
+                counts["longest"] = max(counts["longest"], len(ids))
+                if longer and over_long == "drop":
+                    counts["dropped_over_long"] += 1
+                elif start >= min(len(ids), max_seq_length):
+                    counts["dropped_nothing_to_learn"] += 1
+                else:
+                    counts["cut"] += longer
+                    kept.append((ids[:max_seq_length], start))
+            counts["samples"] += len(kept)
+            counts["tokens"] += sum(len(ids) for ids, _ in kept)
+            counts["loss_tokens"] += sum(len(ids) - start for ids, start in kept)
+            if kept:
+                parts.append(Dataset.from_dict(_as_columns(kept)))
+            bar.update(len(batch["prompt"]))
+    _warn_of_long_samples(counts, len(samples), max_seq_length)
+    return concatenate_datasets(parts or [Dataset.from_dict(_as_columns([]))]), counts
+
+
+def _encode(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, answer_only_loss: bool
+) -> list[tuple[list[int], int]]:
+    """Return the ids of every sample and the position of the first that the loss counts."""
+    end = eos_text(tokenizer)
+    texts = [
+        prompt + completion + (end if completion else "")
+        for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)
+    ]
+    # at once: a fast tokenizer shares a list out among the processor's cores
+    encoded: list[list[int]] = tokenizer(texts, return_attention_mask=False)["input_ids"]
+    if not answer_only_loss:
+        return [(ids, 0) for ids in encoded]
+    prompts: list[list[int]] = tokenizer(batch["prompt"], return_attention_mask=False)["input_ids"]
+    return [(ids, _parting(ids, alone)) for ids, alone in zip(encoded, prompts, strict=True)]
+
+
+def _parting(ids: list[int], others: list[int]) -> int:
+    """Return the length of what both begin with."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(others)))
+
+
+def _as_columns(rows: list[tuple[list[int], int]]) -> dict[str, list[list[int]]]:
+    return {
+        "input_ids": [ids for ids, _ in rows],
+        "labels": [[IGNORED_LABEL] * start + ids[start:] for ids, start in rows],
     }
-    return Dataset.from_dict(
-        {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
-    ), counts
+
+
+def _warn_of_long_samples(counts: dict[str, int], samples: int, max_seq_length: int) -> None:
+    over_long = counts["cut"] + counts["dropped_over_long"]
+    nothing = counts["dropped_nothing_to_learn"]
+    if over_long + nothing > WARN_ABOVE_SHARE * samples:
+        logger.warning(
+            "Of %d samples %d are cut and %d left out, being longer than sft.max_seq_length=%d "
+            "tokens (the longest: %d); %d more have no answer within it. Raise sft.max_seq_length, "
+            "or let data_filtering leave them out (its rule token_count)",
+            samples,
+            counts["cut"],
+            counts["dropped_over_long"],
+            max_seq_length,
+            counts["longest"],
+            nothing,
+        )
