@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
-from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
+from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.samples import IGNORED_LABEL
 from ja_instruct.pipelines.sft.training import build_trainer
@@ -69,7 +69,7 @@ def collate(trainer, rows):
 
 
 def test_is_used_on_the_cpu(trainer):
-    assert isinstance(trainer, CpuSFTTrainer)
+    assert isinstance(trainer, CpuStepTrainer)
 
 
 def test_batch_is_padded_and_bounded_like_gemma_2(trainer, rows):

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelArtifact
+from ja_instruct.models import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft import training
 from ja_instruct.pipelines.sft.backends import adapt_with_peft, adapt_with_unsloth
 from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
@@ -52,10 +52,19 @@ def completions(dataset):
 
 
 class TestBuildDatasets:
-    def test_filtered_pairs_come_first_then_the_written_ones(self, prompts, tiny):
-        train_dataset, evaluation = build_datasets(
-            FILTERED, WRITTEN, prompts, tiny(eval_fraction=0.0)
-        )
+    @pytest.fixture
+    def build(self, prompts):
+        """The node, in the recipe's format with a model that is not there: it is not read."""
+        nowhere = ModelDirectory(Path("nowhere"), "owner/model")
+
+        def call(filtered, written, parameters, model=nowhere, prompt_format="recipe"):
+            texts = prompts.model_copy(update={"format": prompt_format})
+            return build_datasets(filtered, written, model, texts, parameters)
+
+        return call
+
+    def test_filtered_pairs_come_first_then_the_written_ones(self, build, prompts, tiny):
+        train_dataset, evaluation = build(FILTERED, WRITTEN, tiny(eval_fraction=0.0))
         assert completions(train_dataset) == [
             *(f"応答{i}" for i in range(20)),
             *(f"回答{i}" for i in range(3)),
@@ -64,10 +73,8 @@ class TestBuildDatasets:
         assert train_dataset[21]["prompt"] == training_prompt(prompts, "質問1")
         assert len(evaluation) == 0
 
-    def test_held_out_pairs_are_not_trained_on(self, prompts, tiny):
-        train_dataset, evaluation = build_datasets(
-            FILTERED, WRITTEN, prompts, tiny(eval_fraction=0.25)
-        )
+    def test_held_out_pairs_are_not_trained_on(self, build, tiny):
+        train_dataset, evaluation = build(FILTERED, WRITTEN, tiny(eval_fraction=0.25))
         held_out = completions(evaluation)
         assert len(held_out) == 5
         assert evaluation["source"][:] == ["filtered_pairs"] * 5
@@ -78,32 +85,32 @@ class TestBuildDatasets:
         ]
         assert held_out == [answer for answer in everything if answer in held_out]
 
-    def test_held_out_pairs_follow_the_seed_alone(self, prompts, tiny):
+    def test_held_out_pairs_follow_the_seed_alone(self, build, tiny):
         def held_out(seed):
             parameters = tiny(eval_fraction=0.25, training={"seed": seed})
-            return completions(build_datasets(FILTERED, WRITTEN, prompts, parameters)[1])
+            return completions(build(FILTERED, WRITTEN, parameters)[1])
 
         assert held_out(3407) == held_out(3407)
         assert held_out(3407) != held_out(1)
 
-    def test_less_than_one_pair_is_none(self, prompts, tiny):
+    def test_less_than_one_pair_is_none(self, build, tiny):
         few = FILTERED.select(range(9))
-        train_dataset, evaluation = build_datasets(few, WRITTEN, prompts, tiny(eval_fraction=0.1))
+        train_dataset, evaluation = build(few, WRITTEN, tiny(eval_fraction=0.1))
         assert (len(train_dataset), len(evaluation)) == (12, 0)
 
     @pytest.mark.parametrize("kind", [Dataset.to_list, lambda data: DatasetDict(train=data)])
-    def test_other_kinds_of_data(self, prompts, tiny, kind):
+    def test_other_kinds_of_data(self, build, tiny, kind):
         parameters = tiny(eval_fraction=0.0)
-        train_dataset, _ = build_datasets(kind(FILTERED), kind(WRITTEN), prompts, parameters)
+        train_dataset, _ = build(kind(FILTERED), kind(WRITTEN), parameters)
         assert len(train_dataset) == 23
 
-    def test_several_splits_are_refused(self, prompts, tiny):
+    def test_several_splits_are_refused(self, build, tiny):
         splits = DatasetDict(train=WRITTEN, test=WRITTEN)
         with pytest.raises(InputError, match=r"'qa_pairs' has 2 splits \(train, test\)"):
-            build_datasets(FILTERED, splits, prompts, tiny())
+            build(FILTERED, splits, tiny())
 
-    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, prompts, tiny):
-        train, _ = build_datasets(Dataset.from_dict({}), WRITTEN, prompts, tiny())
+    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, build, tiny):
+        train, _ = build(Dataset.from_dict({}), WRITTEN, tiny())
         assert set(train["source"]) == {"qa_pairs"}
 
     @pytest.mark.parametrize(
@@ -114,9 +121,33 @@ class TestBuildDatasets:
             (FILTERED.select([]), WRITTEN.select([]), "both empty"),
         ],
     )
-    def test_unusable_data_is_refused(self, prompts, tiny, filtered, written, message):
+    def test_unusable_data_is_refused(self, build, tiny, filtered, written, message):
         with pytest.raises(InputError, match=message):
-            build_datasets(filtered, written, prompts, tiny())
+            build(filtered, written, tiny())
+
+    def test_training_prompt_needs_no_model_either(self, build, tiny):
+        parameters = tiny(eval_fraction=0.25)
+        for recipe, other in zip(
+            build(FILTERED, WRITTEN, parameters),
+            build(FILTERED, WRITTEN, parameters, prompt_format="training_prompt"),
+            strict=True,
+        ):
+            assert recipe.to_list() == other.to_list()
+
+    def test_chat_template_is_the_models(self, build, tiny, tiny_nf4):
+        train_dataset, evaluation = build(
+            FILTERED, WRITTEN, tiny(eval_fraction=0.25), tiny_nf4, "chat_template"
+        )
+        assert train_dataset[-1] == {
+            "prompt": "<start_of_turn>user\n質問2<end_of_turn>\n<start_of_turn>model\n",
+            "completion": "回答2<end_of_turn>\n",
+            "source": "qa_pairs",
+        }
+        assert all(text.endswith("<end_of_turn>\n") for text in completions(evaluation))
+
+    def test_model_without_chat_template_is_refused(self, build, tiny, tiny_gemma2):
+        with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
+            build(FILTERED, WRITTEN, tiny(), tiny_gemma2, "chat_template")
 
 
 class TestTrainingArguments:
@@ -179,12 +210,13 @@ class TestTrainingArguments:
 class TestBackends:
     def test_unsloth_gets_the_recipe_and_the_directory(self, base, tiny_nf4, monkeypatch):
         calls = []
+        loaded = tiny_nf4.load_model(device_map="cpu")
 
         class FastLanguageModel:
             @staticmethod
             def from_pretrained(**kwargs):
                 calls.append(kwargs)
-                return "model", "tokenizer"
+                return loaded, "tokenizer"
 
             @staticmethod
             def get_peft_model(model, **kwargs):
@@ -204,7 +236,7 @@ class TestBackends:
             "local_files_only": True,
         }
         assert adapting == {
-            "model": "model",
+            "model": loaded,
             "r": 64,
             "lora_alpha": 64,
             "lora_dropout": 0,
@@ -248,9 +280,9 @@ class TestBackends:
 
 
 @pytest.fixture(scope="module")
-def datasets(prompts, read_parameters):
+def datasets(prompts, tiny_nf4, read_parameters):
     parameters = SftParameters(**{**read_parameters("test")["sft"], "eval_fraction": 0.2})
-    return build_datasets(FILTERED, WRITTEN, prompts, parameters)
+    return build_datasets(FILTERED, WRITTEN, tiny_nf4, prompts, parameters)
 
 
 class TestTrain:

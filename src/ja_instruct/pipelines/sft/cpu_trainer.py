@@ -1,4 +1,4 @@
-"""TRL's ``SFTTrainer`` on a CPU. Imports torch and TRL: import this module where it is used."""
+"""The trainer on a CPU. Imports torch and TRL: import this module where it is used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from trl.trainer.sft_trainer import SFTTrainer
+
+from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 
 
-class CpuSFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """``SFTTrainer`` with the loss in plain PyTorch.
+class CpuStepTrainer(StepTrainer):
+    """``StepTrainer`` with the loss in plain PyTorch.
 
     TRL 1.15 computes the loss in a Triton kernel, which a CPU cannot run. The loss is the same,
     and as there the language-model head, which for a vocabulary of 262,144 outweighs the rest of
@@ -28,15 +29,19 @@ class CpuSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
         Args:
             model: A PEFT model around a causal language model.
-            inputs: ``input_ids``, ``attention_mask`` and ``labels``, each (batch, length).
+            inputs: ``input_ids`` and ``labels``, each (batch, length), and either
+                ``attention_mask`` or, for packed rows, ``position_ids``.
             return_outputs: Not supported: it would need the whole logits.
             num_items_in_batch: Labelled tokens over all accumulated batches.
         """
         if return_outputs:
-            raise ValueError("CpuSFTTrainer computes no full logits, so it cannot return outputs")
+            raise ValueError("CpuStepTrainer computes no full logits, so it cannot return outputs")
         causal = model.get_base_model()
         hidden = causal.base_model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs.get("attention_mask"),
+            position_ids=inputs.get("position_ids"),
+            use_cache=False,
         ).last_hidden_state[:, :-1]
         labels = inputs["labels"][:, 1:]
         counted = labels != -100

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
     """Return devices, peak memory with its parts, disk and remedy, as ``needs_gpu`` takes them.
 
-    The batch is counted whole, every sample ``max_seq_length`` long. Where
+    The batch is counted whole: ``tokens_per_batch``, or every sample ``max_seq_length`` long. Where
     ``auto_find_batch_size`` may halve it, ``memory_min_gb`` is that of one sample. Memory and disk
     are left out where neither ``quantized_model`` nor ``base_model`` has a configuration yet, or
     where an adapted module is none of its matrices.
@@ -36,9 +36,9 @@ def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[st
     if adapter is None:
         return need
     training = parameters.training
-    batch = training.per_device_train_batch_size
-    parts = training_parts(shape, _workload(parameters, batch))
-    least = training_parts(shape, _workload(parameters, 1))
+    batch = training.per_device_train_batch_size * parameters.max_seq_length
+    parts = training_parts(shape, _workload(parameters, training.tokens_per_batch or batch))
+    least = training_parts(shape, _workload(parameters, parameters.max_seq_length))
     if training.auto_find_batch_size and parameters.gpu.devices in (None, 1) and least is not None:
         need["memory_min_gb"] = sum(least.values()) / 1e9
     checkpoint = (4 + optimizer_bytes(training.optim)) * adapter
@@ -46,9 +46,9 @@ def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[st
     return {**need, **memory(parts), "disk_gb": (4 * adapter + kept * checkpoint) / 1e9}
 
 
-def _workload(parameters: SftParameters, batch: int) -> Training:
+def _workload(parameters: SftParameters, tokens: int) -> Training:
     return Training(
-        tokens=batch * parameters.max_seq_length,
+        tokens=tokens,
         rank=parameters.lora.lora_r,
         target_modules=parameters.lora.target_modules,
         optim=parameters.training.optim,
@@ -60,7 +60,13 @@ def _workload(parameters: SftParameters, batch: int) -> Training:
 def _remedy(section: str, parameters: SftParameters) -> str:
     training = parameters.training
     ways = []
-    if training.per_device_train_batch_size > 1:
+    if training.tokens_per_batch is not None:
+        if training.tokens_per_batch > parameters.max_seq_length:
+            ways.append(
+                f"lower {section}.training.tokens_per_batch (now {training.tokens_per_batch}; the "
+                f"optimizer's batch stays as it is)"
+            )
+    elif training.per_device_train_batch_size > 1:
         ways.append(
             f"lower {section}.training.per_device_train_batch_size (now "
             f"{training.per_device_train_batch_size}) and raise gradient_accumulation_steps as much"

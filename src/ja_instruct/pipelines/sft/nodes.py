@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
-from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.models import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS
+from ja_instruct.pipelines.sft.checkpoints import fingerprint, last_checkpoint
 from ja_instruct.pipelines.sft.gpu_need import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
 from ja_instruct.prompts import PromptParameters
 from ja_instruct.records import as_dataset, require_columns
@@ -31,16 +32,21 @@ logger = logging.getLogger(__name__)
 def build_datasets(
     filtered_pairs: Dataset,
     qa_pairs: Dataset,
+    quantized_model: ModelDirectory,
     prompts: PromptParameters,
     parameters: SftParameters,
 ) -> tuple[Dataset, Dataset]:
     """Return training and evaluation samples: ``prompt``, ``completion``, ``source``.
 
+    Prompt and completion are what the model sees, but for BOS before and EOS after them. Of the
+    model only the tokenizer is read, where ``prompts.format`` is ``chat_template``.
+
     The training samples are the filtered pairs, in their order, followed by the hand-written
     ones. ``eval_fraction`` of the filtered pairs, drawn by the seed, is held out instead.
 
     Raises:
-        InputError: A column is missing, or nothing is left to train on.
+        InputError: A column is missing, nothing is left to train on, or the chat template cannot
+            be used.
     """
     from datasets import Dataset
 
@@ -55,13 +61,15 @@ def build_datasets(
             range(count), math.floor(count * parameters.eval_fraction)
         )
     )
+    tokenizer = quantized_model.load_tokenizer() if prompts.format == "chat_template" else None
     filtered = to_samples(
         [(pair["instruction"], pair["response"]) for pair in filtered_pairs],
         prompts,
         "filtered_pairs",
+        tokenizer,
     )
     written = to_samples(
-        zip(qa_pairs["input"], qa_pairs["output"], strict=True), prompts, "qa_pairs"
+        zip(qa_pairs["input"], qa_pairs["output"], strict=True), prompts, "qa_pairs", tokenizer
     )
     train = [sample for position, sample in enumerate(filtered) if position not in held_out]
     train += written
@@ -80,15 +88,22 @@ def train(
 ) -> tuple[ModelArtifact, dict[str, Any], list[dict[str, float]]]:
     """Train a LoRA adapter on the 4-bit model (QLoRA, arXiv:2305.14314).
 
+    A run that was interrupted goes on from its last checkpoint. What is held out is evaluated
+    before and after training, and as ``eval_strategy`` says.
+
     Returns:
-        The adapter with its tokenizer; ``train_metrics``; ``train_history``, the trainer's log
-        entries, losses in nats a token.
+        The adapter with its tokenizer and model card; ``train_metrics``; ``train_history``, the
+        trainer's log entries, losses in nats a token.
+
+    Raises:
+        InputError: No sample fits, packed samples would see each other, memory does not suffice
+            for one sample, or the loss is no number or diverges.
     """
     model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
-    from ja_instruct.pipelines.sft.training import build_trainer
+    from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
 
     model.config.use_cache = False
-    limits = (parameters.max_seq_length, parameters.answer_only_loss)
+    limits = (parameters.max_seq_length, parameters.answer_only_loss, parameters.over_long)
     encoded, counts = encode_dataset(train_dataset, tokenizer, *limits)
     evaluation, eval_counts = encode_dataset(eval_dataset, tokenizer, *limits)
     if not len(encoded):
@@ -96,46 +111,25 @@ def train(
             f"no training sample has an answer within max_seq_length={parameters.max_seq_length} "
             f"tokens; raise sft.max_seq_length"
         )
-    trainer = build_trainer(
-        model, tokenizer, encoded, evaluation if len(evaluation) else None, parameters
+    directory = Path(parameters.checkpoint_dir) / fingerprint(
+        quantized_model, train_dataset, parameters
     )
-    loss_before = trainer.evaluate()["eval_loss"] if len(evaluation) else None
-    # train() starts a new log, without the evaluation before it
+    trainer = build_trainer(
+        model,
+        tokenizer,
+        encoded,
+        evaluation if len(evaluation) else None,
+        parameters,
+        output_dir=str(directory),
+    )
+    checkpoint = last_checkpoint(directory) if parameters.resume else None
+    resumed_from_step = train_from_last_checkpoint(trainer, checkpoint)
     history = [dict(entry) for entry in trainer.state.log_history]
-    started = time.perf_counter()
-    result = trainer.train()
-    seconds = time.perf_counter() - started
-    loss_after = trainer.evaluate()["eval_loss"] if len(evaluation) else None
-
-    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    summary: dict[str, Any] = {
-        "train_samples": counts["samples"],
-        "eval_samples": eval_counts["samples"],
-        "steps": result.global_step,
-        "train_loss": round(float(result.training_loss or math.nan), 4),
-        "train_seconds": round(seconds, 1),
-        "trainable_millions": round(trainable / 1e6, 2),
-    }
-    if loss_before is not None and loss_after is not None:
-        summary |= {
-            "eval_loss_before": round(loss_before, 4),
-            "eval_loss_after": round(loss_after, 4),
-        }
+    summary = summarize(trainer, history, counts, eval_counts, resumed_from_step)
     metrics = {"summary": summary, "train_dataset": counts, "eval_dataset": eval_counts}
-    provenance = {
-        "stage": "sft",
-        "base": {
-            "model_id": quantized_model.model_id,
-            "revision": quantized_model.revision,
-            "weights_sha256": quantized_model.provenance.get("weights_sha256"),
-        },
-        # of the GPUs only their number, which multiplies the batch
-        "settings": parameters.model_dump(mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}}),
-        "metrics": summary,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
-    }
-    history += [dict(entry) for entry in trainer.state.log_history]
-    return ModelArtifact(trainer.model, tokenizer, provenance), metrics, history
+    provenance = provenance_of(quantized_model, parameters, summary)
+    card = write_card(provenance, parameters, metrics, train_dataset[0]["prompt"])
+    return ModelArtifact(trainer.model, tokenizer, provenance, card), metrics, history
 
 
 def plot_loss(train_history: list[dict[str, float]]) -> Figure:

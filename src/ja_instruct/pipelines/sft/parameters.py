@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ja_instruct.devices import Device
+from ja_instruct.model_cards import ModelCardParameters
 from ja_instruct.parameters import GpuParameters, Parameters, check_devices
 
 
@@ -35,14 +36,38 @@ class TrainingParameters(Parameters):
     weight_decay: float = Field(ge=0)
     bf16: bool
     neftune_noise_alpha: float | None = Field(description="NEFTune (arXiv:2310.05914)")
-    auto_find_batch_size: bool = Field(description="Halve the batch size on out-of-memory")
+    auto_find_batch_size: bool = Field(
+        description="Halve what is computed at once on out-of-memory; the optimizer's steps stay"
+    )
     gradient_checkpointing: bool
-    packing: bool
+    tokens_per_batch: int | None = Field(
+        gt=0,
+        description=(
+            "null: batches of per_device_train_batch_size samples as they come, padded. A number: "
+            "the samples of one optimizer step, per_device_train_batch_size x "
+            "gradient_accumulation_steps, sorted by length and in batches of at most so many tokens"
+        ),
+    )
+    packing: bool = Field(
+        description="Samples one behind the other, without padding; none sees another"
+    )
     logging_steps: int = Field(gt=0)
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
         description="When to evaluate between the evaluations before and after training"
     )
     eval_steps: int = Field(gt=0)
+    early_stopping_patience: int | None = Field(
+        gt=0,
+        description="Evaluations without a better loss that end training; the best adapter is kept",
+    )
+    early_stopping_threshold: float = Field(ge=0, description="What counts as better, in nats")
+    divergence_nats: float | None = Field(
+        gt=0,
+        description=(
+            "Stop when the mean of the last 10 logged losses is so far above the lowest such mean; "
+            "null never. A loss that is no number always stops"
+        ),
+    )
     save_strategy: Literal["no", "steps", "epoch"]
     save_steps: int = Field(gt=0)
     save_total_limit: int = Field(gt=0)
@@ -64,10 +89,17 @@ class SftParameters(Parameters):
             "gradient_accumulation_steps x devices, and an epoch has as many fewer steps"
         )
     )
-    max_seq_length: int = Field(gt=0, description="Longer samples are cut, in tokens")
+    max_seq_length: int = Field(gt=0, description="Of a sample, in tokens")
+    over_long: Literal["cut", "drop"] = Field(
+        description="A longer sample is cut at its end, or left out"
+    )
     answer_only_loss: bool = Field(description="Leave the question out of the loss")
     eval_fraction: float = Field(ge=0, lt=1, description="Share of filtered_pairs held out")
     checkpoint_dir: str = Field(description="Where the trainer keeps its checkpoints")
+    resume: bool = Field(
+        description="Go on from the last checkpoint of the same model, data and parameters"
+    )
+    model_card: ModelCardParameters
     lora: LoraParameters
     training: TrainingParameters
 
@@ -75,6 +107,37 @@ class SftParameters(Parameters):
     def _backend_fits_device(self) -> Self:
         if self.backend == "unsloth" and self.device == "cpu":
             raise ValueError("backend 'unsloth' needs device 'cuda'; on a CPU use backend 'peft'")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_made(self) -> Self:
+        tokens = self.training.tokens_per_batch
+        if self.training.packing and tokens is None:
+            raise ValueError("training.packing needs training.tokens_per_batch, such as 8192")
+        if tokens is not None and tokens < self.max_seq_length:
+            raise ValueError(
+                f"training.tokens_per_batch = {tokens} is less than max_seq_length = "
+                f"{self.max_seq_length}: the longest sample must fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> Self:
+        training = self.training
+        if training.early_stopping_patience is None:
+            return self
+        if not self.eval_fraction:
+            raise ValueError("training.early_stopping_patience needs eval_fraction above 0")
+        if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
+            raise ValueError(
+                "training.early_stopping_patience needs eval_strategy and save_strategy to be the "
+                "same, steps or epoch: the best adapter is kept as a checkpoint"
+            )
+        if training.eval_strategy == "steps" and training.save_steps % training.eval_steps:
+            raise ValueError(
+                f"training.early_stopping_patience needs save_steps (now {training.save_steps}) to "
+                f"be a multiple of eval_steps (now {training.eval_steps})"
+            )
         return self
 
     @model_validator(mode="after")

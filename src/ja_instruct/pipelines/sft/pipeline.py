@@ -13,7 +13,13 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             node(
                 build_datasets,
-                inputs=["filtered_pairs", "qa_pairs", "params:prompts", "params:sft"],
+                inputs=[
+                    "filtered_pairs",
+                    "qa_pairs",
+                    "quantized_model",
+                    "params:prompts",
+                    "params:sft",
+                ],
                 outputs=["train_dataset", "eval_dataset"],
                 name="build_datasets",
             ),

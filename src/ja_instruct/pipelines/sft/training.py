@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import ProgressCallback
+import torch
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
-from ja_instruct.pipelines.sft.cpu_trainer import CpuSFTTrainer
+from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, read_state
+from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
+from ja_instruct.pipelines.sft.loss_watch import LossWatch
+from ja_instruct.pipelines.sft.neftune import PackedNeftune
+from ja_instruct.pipelines.sft.packed_attention import (
+    TransformersPacking,
+    UnslothPacking,
+    require_separate_samples,
+)
+from ja_instruct.pipelines.sft.step_trainer import StepTrainer, collator_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,21 +53,61 @@ class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
             self.training_bar.set_postfix(shown)
 
 
-def training_arguments(parameters: SftParameters) -> SFTConfig:
-    """Return the trainer's arguments; every name not listed in the parameters keeps its default."""
+# Told to the trainer in other words, or not its business
+OWN_PARAMETERS = {
+    "report_to",
+    "gradient_checkpointing",
+    "tokens_per_batch",
+    "packing",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "divergence_nats",
+}
+
+
+def training_arguments(parameters: SftParameters, output_dir: str | None = None) -> SFTConfig:
+    """Return the trainer's arguments; every name not listed in the parameters keeps its default.
+
+    Args:
+        parameters: Of the stage.
+        output_dir: Where checkpoints go; ``checkpoint_dir`` itself by default.
+    """
     training = parameters.training
     on_cpu = parameters.device == "cpu"
-    settings = training.model_dump(exclude={"report_to", "gradient_checkpointing"})
+    settings = training.model_dump(exclude=OWN_PARAMETERS)
     if not parameters.eval_fraction:
         settings["eval_strategy"] = "no"
+    if training.tokens_per_batch is not None:
+        # a batch of the trainer is a whole step, arranged by StepTrainer
+        step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        settings |= {
+            "per_device_train_batch_size": step,
+            "per_device_eval_batch_size": step,
+            "gradient_accumulation_steps": 1,
+        }
+    if training.packing:
+        # by samples, not by rows: PackedNeftune
+        settings["neftune_noise_alpha"] = None
+    if training.early_stopping_patience is not None:
+        settings |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
     return SFTConfig(
         **settings,
-        output_dir=parameters.checkpoint_dir,
+        output_dir=output_dir or parameters.checkpoint_dir,
         max_length=parameters.max_seq_length,
         report_to=list(training.report_to) or "none",
         use_cpu=on_cpu,
+        # rows are made here, with any attention, and not by TRL, which wants flash-attn for it
+        packing=False,
         # unsloth brings its own, set when the adapter is made
         gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
+        # the patience of early stopping is counted on
+        restore_callback_states_from_checkpoint=True,
+        # a loss that is no number would be logged as the mean of those before it
+        logging_nan_inf_filter=False,
         # its default follows transformers' log level
         disable_tqdm=False,
         # pinned memory is for copies to a GPU
@@ -89,16 +139,100 @@ def build_trainer(
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
     parameters: SftParameters,
-) -> SFTTrainer:
-    """Return a trainer over datasets of ``input_ids`` and ``labels``."""
-    trainer_class = CpuSFTTrainer if parameters.device == "cpu" else SFTTrainer
+    output_dir: str | None = None,
+) -> StepTrainer:
+    """Return a trainer over datasets of ``input_ids`` and ``labels``.
+
+    Raises:
+        InputError: Packing is asked for, and the model cannot keep packed samples apart.
+    """
+    training = parameters.training
+    trainer_class = CpuStepTrainer if parameters.device == "cpu" else StepTrainer
+    arguments = fit_to_processes(training_arguments(parameters, output_dir))
+    arguments.eval_on_start = eval_dataset is not None
     trainer = trainer_class(
         model=model,
-        args=fit_to_processes(training_arguments(parameters)),
+        args=arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
+        data_collator=collator_for(training.tokens_per_batch),
     )
+    trainer.tokens_per_batch = training.tokens_per_batch
+    trainer.backs_off = arguments.auto_find_batch_size
+    # transformers' own begins the training anew, in smaller steps, with the weights as they are
+    arguments.auto_find_batch_size = False
+    if training.packing:
+        _pack(trainer, parameters)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossInProgressBar())
+    trainer.add_callback(LossWatch(training.divergence_nats))
+    if training.early_stopping_patience is not None:
+        trainer.add_callback(
+            EarlyStoppingCallback(
+                training.early_stopping_patience, training.early_stopping_threshold
+            )
+        )
     return trainer
+
+
+def _pack(trainer: StepTrainer, parameters: SftParameters) -> None:
+    packing = (
+        UnslothPacking(trainer.model) if parameters.backend == "unsloth" else TransformersPacking()
+    )
+    dataset: Any = trainer.train_dataset
+    first = dataset[:2]["input_ids"]
+    if len(first) == 2:
+        sequences = [torch.tensor(ids) for ids in first]
+        difference = require_separate_samples(trainer.model, sequences, packing)
+        logger.info("sft: packed samples are apart (difference %.1e)", difference)
+    trainer.packing = packing
+    alpha = parameters.training.neftune_noise_alpha
+    if alpha is not None:
+        trainer.neftune = PackedNeftune(trainer.model, alpha)
+
+
+def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) -> int:
+    """Train to the end, from ``checkpoint`` where there is one, and evaluate the result.
+
+    Returns:
+        The step that training went on from, 0 for a whole run; ``trainer.state`` has the rest.
+    """
+    if checkpoint is None:
+        trainer.train()
+        _evaluate_at_end(trainer)
+        return 0
+    state = read_state(checkpoint)
+    done = [entry for entry in state["log_history"] if "tokens" in entry]
+    if done:
+        trainer.go_on_counting(done[-1]["tokens"], done[-1]["seconds"])
+    trainer.args.eval_on_start = False
+    if not _has_ended(state):
+        logger.info("sft: going on from step %d, %s", state["global_step"], checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        logger.info(
+            "sft: this training had come to its end; its last checkpoint is used. Remove %s, or "
+            "set sft.resume to false, to train again",
+            checkpoint.parent,
+        )
+        best = state["best_model_checkpoint"] if trainer.args.load_best_model_at_end else None
+        # by its name, as the folder may have been moved
+        trainer._load_from_checkpoint(str(checkpoint.with_name(Path(best or checkpoint).name)))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    _evaluate_at_end(trainer)
+    return int(state["global_step"])
+
+
+def _has_ended(state: dict[str, Any]) -> bool:
+    """Return whether a state was saved after the last step, or when training stopped early."""
+    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
+    return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
+
+
+def _evaluate_at_end(trainer: StepTrainer) -> None:
+    if trainer.eval_dataset is None:
+        return
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    if trainer.args.load_best_model_at_end or evaluated[-1:] != [trainer.state.global_step]:
+        trainer.evaluate()

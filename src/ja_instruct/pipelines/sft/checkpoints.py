@@ -1,0 +1,74 @@
+"""Checkpoints that a run may go on from: of the same model, data and parameters, and complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ja_instruct.models import ModelDirectory
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+# What has no part in the adapter's weights
+WITHOUT_EFFECT: dict[str, Any] = {
+    "gpu": {"memory_gb", "disk_gb"},
+    "checkpoint_dir": True,
+    "resume": True,
+    "model_card": True,
+    "training": {"report_to", "save_total_limit", "divergence_nats", "auto_find_batch_size"},
+}
+STATE_FILE = "trainer_state.json"
+# the first is written last
+FILES = (
+    STATE_FILE,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+)
+
+
+def fingerprint(model: ModelDirectory, train_dataset: Dataset, parameters: SftParameters) -> str:
+    """Return what a training's result follows from, as 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    settings = parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    weights = model.provenance.get("weights_sha256")
+    digest.update(json.dumps([settings, weights], sort_keys=True).encode())
+    for sample in train_dataset:
+        for key in ("prompt", "completion"):
+            text = str(sample[key]).encode("utf-8", "surrogatepass")
+            digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()[:12]
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """Return the latest complete checkpoint below ``directory``; None where there is none.
+
+    A run that is killed while it saves leaves an incomplete one, which is passed over.
+    """
+    found = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in directory.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit() and _is_complete(path)
+    ]
+    return max(found)[1] if found else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the trainer's state: ``global_step``, ``max_steps``, ``log_history``."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
+    return state
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).is_file() for name in FILES):
+        return False
+    try:
+        read_state(checkpoint)
+    except ValueError:  # killed while it was written
+        return False
+    return True

@@ -1,0 +1,138 @@
+"""Arranging the samples of one optimizer step so that little or nothing is computed for padding.
+
+The step's samples, and so its gradient, stay the recipe's: the loss is the mean over all their
+labelled tokens however they are arranged. Imports torch: import this module where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ja_instruct.pipelines.sft.samples import IGNORED_LABEL
+
+# FlexAttention works on blocks of 128 tokens
+BLOCK_TOKENS = 128
+
+Sample = Mapping[str, torch.Tensor]
+
+
+class StepCollator:
+    """Hands the samples of a step on as they are, to be arranged when memory is known."""
+
+    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+        """Return ``samples`` (tensors of one dimension each) and all their ``labels`` in a row.
+
+        The row, (1, tokens), is what the trainer counts the targets of the loss in; it holds no
+        label at the start of a sample, which nothing predicts.
+        """
+        samples = [
+            {key: torch.tensor(example[key]) for key in ("input_ids", "labels")}
+            for example in examples
+        ]
+        labels = torch.cat([_without_first(sample["labels"]) for sample in samples])
+        return {"samples": samples, "labels": labels[None]}
+
+
+def group_by_length(
+    lengths: Sequence[int], tokens_per_batch: int, *, packing: bool
+) -> list[list[int]]:
+    """Return the positions of the samples in each micro-batch, longest samples first.
+
+    A batch holds at most ``tokens_per_batch`` tokens: of the samples alone with ``packing``, as
+    few batches as first-fit decreasing finds; with the padding to the longest otherwise, samples
+    of like length together. A sample that alone is longer has a batch of its own.
+
+    Examples:
+        >>> group_by_length([3, 9, 4, 5], 10, packing=True)
+        [[1], [3, 2], [0]]
+        >>> group_by_length([3, 9, 4, 5], 10, packing=False)
+        [[1], [3, 2], [0]]
+        >>> group_by_length([3, 9, 4, 1], 10, packing=True)
+        [[1, 3], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    groups: list[list[int]] = []
+    if not packing:
+        for position in order:
+            # the first of a group is its longest
+            if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens_per_batch:
+                groups[-1].append(position)
+            else:
+                groups.append([position])
+        return groups
+    room: list[int] = []
+    for position in order:
+        length = lengths[position]
+        fitting = next((index for index, free in enumerate(room) if free >= length), None)
+        if fitting is None:
+            groups.append([position])
+            room.append(tokens_per_batch - length)
+        else:
+            groups[fitting].append(position)
+            room[fitting] -= length
+    return groups
+
+
+def padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Return ``input_ids``, ``attention_mask`` and ``labels``, each (samples, longest)."""
+    ids = [sample["input_ids"] for sample in samples]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(one) for one in ids], batch_first=True),
+        "labels": pad(
+            [sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORED_LABEL
+        ),
+    }
+
+
+def packed(
+    samples: Sequence[Sample], pad_token_id: int, *, multiple_of: int = 1
+) -> dict[str, torch.Tensor]:
+    """Return the samples in one row: ``input_ids``, ``labels`` and ``position_ids``, (1, tokens).
+
+    Positions begin anew with each sample, by which transformers tells one from the next. No
+    sample's first token is a target. What fills the row up to ``multiple_of`` counts as a sample.
+    ``packed_seq_lengths``, (samples,), says the same by lengths, as unsloth wants it.
+    """
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    ids = [sample["input_ids"] for sample in samples]
+    labels = [_without_first(sample["labels"]) for sample in samples]
+    missing = -sum(lengths) % multiple_of
+    if missing:
+        ids.append(ids[0].new_full((missing,), pad_token_id))
+        labels.append(labels[0].new_full((missing,), IGNORED_LABEL))
+        lengths.append(missing)
+    device = ids[0].device
+    return {
+        "input_ids": torch.cat(ids)[None],
+        "labels": torch.cat(labels)[None],
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[
+            None
+        ],
+        # on the host: mask and lengths are built from it without waiting for the device
+        "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32),
+    }
+
+
+def halves(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return a padded batch as two of half its samples each, without padding that none needs."""
+    rows = len(inputs["input_ids"])
+    parts = []
+    for chosen in (slice(0, (rows + 1) // 2), slice((rows + 1) // 2, rows)):
+        part = {key: value[chosen] for key, value in inputs.items()}
+        longest = int(part["attention_mask"].sum(dim=1).max())
+        parts.append({key: value[:, :longest] for key, value in part.items()})
+    return parts
+
+
+def target_count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return how many tokens of a batch the loss counts, as a tensor of no dimension."""
+    return (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
+
+
+def _without_first(labels: torch.Tensor) -> torch.Tensor:
+    return torch.cat([labels.new_tensor([IGNORED_LABEL]), labels[1:]])

@@ -1,0 +1,123 @@
+"""What a training came to: figures, provenance, model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.model_cards import AdapterFacts, adapter_card
+
+if TYPE_CHECKING:
+    from ja_instruct.models import ModelDirectory
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+Entry = dict[str, float]
+
+
+def mean_training_loss(history: Sequence[Entry]) -> float:
+    """Return the mean loss over the optimizer's steps, in nats a token.
+
+    An entry's loss is the mean of the steps since the entry before it.
+
+    >>> mean_training_loss([{"step": 5, "loss": 3.0}, {"step": 6, "loss": 1.5}])
+    2.75
+    """
+    total, before = 0.0, 0.0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else math.nan
+
+
+def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
+    """Return the held-out loss before and after training and the lowest one, if there are any.
+
+    >>> evaluation_losses([{"step": 0, "eval_loss": 3.0}, {"step": 5, "eval_loss": 2.5}])
+    {'eval_loss_before': 3.0, 'eval_loss_after': 2.5, 'eval_loss_best': 2.5}
+    """
+    losses = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if not losses:
+        return {}
+    found = {"eval_loss_before": losses[0][1]} if losses[0][0] == 0 else {}
+    found["eval_loss_after"] = losses[-1][1]
+    found["eval_loss_best"] = min(loss for _, loss in losses)
+    return {name: round(loss, 4) for name, loss in found.items()}
+
+
+def summarize(
+    trainer: Any,
+    history: Sequence[Entry],
+    counts: dict[str, int],
+    eval_counts: dict[str, int],
+    resumed_from_step: int,
+) -> dict[str, Any]:
+    """Return the figures of a training that people look at first."""
+    tokens, seconds = trainer.totals()
+    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    summary: dict[str, Any] = {
+        "train_samples": counts["samples"],
+        "eval_samples": eval_counts["samples"],
+        "steps": trainer.state.global_step,
+        "train_loss": round(mean_training_loss(history), 4),
+        "train_seconds": round(seconds, 1),
+        "train_tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
+        "trainable_millions": round(trainable / 1e6, 2),
+        **evaluation_losses(history),
+    }
+    memory = [entry["gpu_memory_gb"] for entry in history if "gpu_memory_gb" in entry]
+    if memory:
+        summary["peak_gpu_memory_gb"] = round(max(memory), 2)
+    if resumed_from_step:
+        summary["resumed_from_step"] = resumed_from_step
+    return summary
+
+
+def provenance_of(
+    model: ModelDirectory, parameters: SftParameters, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what an adapter's directory says of its making."""
+    return {
+        "stage": "sft",
+        "base": {
+            "model_id": model.model_id,
+            "revision": model.revision,
+            "weights_sha256": model.provenance.get("weights_sha256"),
+        },
+        # of the GPUs only their number, which multiplies the batch
+        "settings": parameters.model_dump(
+            mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}, "model_card": True}
+        ),
+        "metrics": summary,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+    }
+
+
+def write_card(
+    provenance: dict[str, Any], parameters: SftParameters, metrics: dict[str, Any], prompt: str
+) -> str:
+    """Return the adapter's model card.
+
+    Args:
+        provenance: What ``provenance_of`` returns.
+        parameters: Of the stage.
+        metrics: ``train_metrics``.
+        prompt: An example of the text before an answer.
+    """
+    import torch
+
+    on_gpu = parameters.device == "cuda" and torch.cuda.is_available()
+    return adapter_card(
+        AdapterFacts(
+            base=provenance["base"],
+            parameters=provenance["settings"],
+            metrics=metrics,
+            versions=provenance["versions"],
+            card=parameters.model_card,
+            prompt=prompt,
+            hardware=torch.cuda.get_device_name() if on_gpu else "CPU",
+        )
+    )
