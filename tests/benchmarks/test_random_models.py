@@ -1,0 +1,139 @@
+import json
+import random
+
+import pytest
+
+SHARD_BYTES = 100_000
+
+
+@pytest.fixture(scope="module")
+def random_models(benchmark_module):
+    return benchmark_module("random_models")
+
+
+@pytest.fixture(scope="module")
+def made(random_models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random_models")
+    for kind, make in random_models.MAKERS.items():
+        make(folder / kind, "tiny", device="cpu", shard_bytes=SHARD_BYTES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantized(made, tmp_path_factory):
+    """Return what transformers saves of the 16-bit model in 4 bits, beside which NF4 is held."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        made / "bf16",
+        device_map="cpu",
+        dtype=torch.bfloat16,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+    folder = tmp_path_factory.mktemp("quantized")
+    model.save_pretrained(folder)
+    return folder
+
+
+def read_tensors(directory):
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def unpack(key, tensor):
+    """Return a tensor's values; where the type is packed as JSON, what that says."""
+    return json.loads(bytes(tensor.tolist())) if "quant_state" in key else tensor.tolist()
+
+
+def test_nf4_is_what_transformers_saves(made, quantized):
+    ours, theirs = read_tensors(made / "nf4"), read_tensors(quantized)
+    assert sorted(ours) == sorted(theirs)
+    for key, tensor in theirs.items():
+        assert (ours[key].dtype, ours[key].shape) == (tensor.dtype, tensor.shape), key
+        assert unpack(key, ours[key]) == unpack(key, tensor), key
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_configuration_is_what_transformers_saves(made, quantized, name):
+    ours, theirs = (
+        json.loads((directory / name).read_text("utf-8")) for directory in (made / "nf4", quantized)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["bf16", "nf4"])
+def test_index_names_every_tensor_once_and_where_it_is(made, kind):
+    from safetensors import safe_open
+
+    index = json.loads((made / kind / "model.safetensors.index.json").read_text("utf-8"))
+    found = {}
+    for path in (made / kind).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+    assert index["weight_map"] == found
+    assert len(set(found.values())) > 1
+    assert not list((made / kind).glob("*.unfinished"))
+
+
+def test_weights_are_drawn_and_norms_are_zero(made):
+    tensors = read_tensors(made / "bf16")
+    matrices = [tensor.float() for tensor in tensors.values() if tensor.dim() == 2]
+    assert len(matrices) == 1 + 2 * 7
+    for matrix in matrices:
+        assert matrix.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not any(tensor.any() for tensor in tensors.values() if tensor.dim() == 1)
+
+
+def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
+    from ja_instruct.models import ModelDirectory
+
+    tokenizer = ModelDirectory(made / "nf4", "random").load_tokenizer()
+    characters = benchmark_module("character_tokenizer").japanese_characters()
+    assert len(set(characters)) == 1000
+    assert {"あ", "ア", "亜"} < set(characters)
+    text = "".join(random.Random(0).choices(characters, k=300))
+    ids = tokenizer(text + tokenizer.eos_token)["input_ids"]
+    assert len(ids) == 302
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids[1:-1]) == text
+    assert tokenizer.chat_template
+
+
+def test_product_takes_the_directory_for_its_own_and_trains_on_it(made):
+    from ja_instruct.datasets import QuantizedModelDataset
+    from ja_instruct.devices import load_nf4_model
+    from ja_instruct.models import parameter_count
+
+    directory = QuantizedModelDataset(filepath=made / "nf4").load()
+    model = load_nf4_model(directory, "cpu")
+    assert parameter_count(made / "nf4") == sum(weight.numel() for weight in model.parameters())
+    assert directory.provenance["stage"] == "quantization"
+    assert directory.provenance["weights_sha256"].keys() == {
+        path.name for path in (made / "nf4").glob("*.safetensors")
+    }
+
+
+def test_full_size_is_gemma_2_27b(random_models):
+    config = random_models.make_config("gemma-2-27b")
+    per_layer = 4608 * 128 * (32 + 16 + 16 + 32) + 3 * 4608 * 36864 + 4 * 4608
+    model = random_models._empty_model("gemma-2-27b")
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert weights == 256_000 * 4608 + 46 * per_layer + 4608 == 27_227_128_320
+    assert config.layer_types[:2] == ["sliding_attention", "full_attention"]
+
+
+def test_unknown_shape_is_refused(random_models, tmp_path):
+    with pytest.raises(SystemExit, match="no shape 'huge'; there are gemma-2-27b"):
+        random_models.make_bf16_model(tmp_path, "huge", device="cpu")
