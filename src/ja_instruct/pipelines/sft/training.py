@@ -207,6 +207,8 @@ def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) ->
     if done:
         trainer.go_on_counting(done[-1]["tokens"], done[-1]["seconds"])
     trainer.args.eval_on_start = False
+    if trainer.args.report_to:
+        _log_earlier_curves(state["log_history"])
     if not _has_ended(state):
         logger.info("sft: going on from step %d, %s", state["global_step"], checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -236,3 +238,14 @@ def _evaluate_at_end(trainer: StepTrainer) -> None:
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if trainer.args.load_best_model_at_end or evaluated[-1:] != [trainer.state.global_step]:
         trainer.evaluate()
+
+
+def _log_earlier_curves(history: list[dict[str, float]]) -> None:
+    """Give the MLflow run of the resumed training the curves from their beginning."""
+    import mlflow
+
+    if mlflow.active_run() is None:
+        return
+    for entry in history:
+        metrics = {key: value for key, value in entry.items() if key != "step"}
+        mlflow.log_metrics(metrics, step=int(entry["step"]))
