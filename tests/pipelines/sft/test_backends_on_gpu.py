@@ -38,13 +38,16 @@ def losses(tiny_nf4, tmp_path_factory, subprocess_environment):
             # unsloth writes its patched trainers to the working folder, and patches for good
             cwd = folder / f"{backend}-{name}"
             cwd.mkdir()
-            running[backend, name] = result, subprocess.Popen(
-                [sys.executable, str(PROGRAM), json.dumps(job)],
-                cwd=cwd,
-                env=subprocess_environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            running[backend, name] = (
+                result,
+                subprocess.Popen(
+                    [sys.executable, str(PROGRAM), json.dumps(job)],
+                    cwd=cwd,
+                    env=subprocess_environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                ),
             )
     found = {}
     for key, (result, process) in running.items():

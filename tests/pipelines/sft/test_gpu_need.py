@@ -78,6 +78,35 @@ def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
     assert key in found["remedy"]
 
 
+def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
+    def memory(name="memory_gb", **changes):
+        return need(sft(**changes), {"base_model": base_model})[name]
+
+    samples = {"per_device_train_batch_size": 4}  # of 2048 tokens
+    for packing in (False, True):
+        tokens = {"tokens_per_batch": 8192, "packing": packing}
+        assert memory(training=tokens) == memory(training=samples)
+        # the samples of the step are arranged, however many
+        assert memory(training={**tokens, "per_device_train_batch_size": 16}) == memory()
+    more = {"tokens_per_batch": 16384}
+    assert memory(training=more) == memory(training={"per_device_train_batch_size": 8})
+    # at least one sample
+    assert memory("memory_min_gb", training=more) == memory("memory_min_gb")
+    assert memory("memory_min_gb") == memory(training={"tokens_per_batch": 2048})
+
+
+def test_remedy_names_the_tokens_of_a_batch_where_they_count(sft, base_model):
+    def remedy(tokens):
+        parameters = sft(training={"tokens_per_batch": tokens})
+        return need(parameters, {"base_model": base_model})["remedy"]
+
+    assert "lower sft.training.tokens_per_batch (now 8192; the optimizer's" in remedy(8192)
+    assert "per_device_train_batch_size" not in remedy(8192)
+    # it cannot be less than a sample
+    assert "tokens_per_batch" not in remedy(2048)
+    assert "tokens_per_batch" not in remedy(None)
+
+
 def test_model_that_is_there_counts_more_than_what_it_would_be_made_of(
     sft, base_model, quantized_model, tmp_path
 ):

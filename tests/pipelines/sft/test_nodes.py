@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import sys
 import types
 from pathlib import Path
@@ -189,6 +190,98 @@ class TestTrainingArguments:
         }
         assert {name: settings.get(name) for name in recipe} == recipe
 
+    def test_are_those_that_the_recipe_names(self, base, settings, recipe):
+        section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
+        found = {
+            name: re.search(pattern, section)[1]
+            for name, pattern in {
+                "max_length": r"`max_seq_length` (\d+)",
+                "per_device_train_batch_size": r"no packing: batch (\d+)",
+                "gradient_accumulation_steps": r"accumulation (\d+)",
+                "num_train_epochs": r"(\d+) epochs",
+                "learning_rate": r"learning rate (\S+) linear",
+                "warmup_steps": r"(\d+) warm-up steps",
+                "weight_decay": r"weight decay ([\d.]+)",
+                "neftune_noise_alpha": r"NEFTune alpha (\d+)",
+                "save_steps": r"checkpoint every (\d+) steps",
+                "save_total_limit": r"\(keep (\d+)\)",
+                "logging_steps": r"log every (\d+)",
+                "seed": r"log every \d+, seed (\d+)",
+            }.items()
+        }
+        assert {name: settings[name] for name in found} == {
+            name: float(value) for name, value in found.items()
+        }
+        for text, name, value in (
+            ("linear", "lr_scheduler_type", "linear"),
+            ("`adamw_8bit`", "optim", "adamw_8bit"),
+            ("bf16", "bf16", True),
+            ("automatic batch-size back-off", "auto_find_batch_size", True),
+            ("no packing", "packing", False),
+        ):
+            assert text in section
+            assert settings[name] == value
+        # padded, as they come
+        assert base.training.tokens_per_batch is None
+
+    def test_adapter_is_the_one_that_the_recipe_names(self, base, recipe):
+        section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
+        numbers = re.search(
+            r"LoRA r (\d+), alpha (\d+), dropout (\d+), no bias, on (\S+) projections.* "
+            r"no rsLoRA, .*random state (\d+)",
+            section,
+        )
+        rank, alpha, dropout, projections, seed = numbers.groups()
+        assert base.lora.model_dump() == {
+            "lora_r": int(rank),
+            "lora_alpha": int(alpha),
+            "lora_dropout": float(dropout),
+            "bias": "none",
+            "target_modules": tuple(f"{name}_proj" for name in projections.split("/")),
+            "use_rslora": False,
+            "seed": int(seed),
+        }
+        assert "unsloth gradient checkpointing" in section
+        assert (base.backend, base.training.gradient_checkpointing) == ("unsloth", True)
+
+    def test_tuned_are_the_recipes_arranged_otherwise(self, settings, read_parameters, monkeypatch):
+        monkeypatch.setattr(training, "SFTConfig", dict)
+        tuned = training.training_arguments(SftParameters(**read_parameters("tuned")["sft"]))
+        changed = {name: tuned[name] for name in tuned if tuned[name] != settings.get(name)}
+        assert changed == {
+            "output_dir": "data/06_models/tuned/checkpoints",
+            # a batch of the trainer is a whole step: 4 x 8 samples
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 32,
+            "gradient_accumulation_steps": 1,
+            # PackedNeftune does it, by samples
+            "neftune_noise_alpha": None,
+            "eval_strategy": "steps",
+            "eval_steps": 100,
+        }
+        # the rows are made here
+        assert tuned["packing"] is False
+        assert tuned.keys() == settings.keys()
+
+    def test_early_stopping_keeps_the_best(self, tiny):
+        strategies = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+        stopping = {**strategies, "early_stopping_patience": 2, "save_steps": 4}
+        early = training.training_arguments(tiny(training=stopping))
+        assert early.load_best_model_at_end is True
+        assert (early.metric_for_best_model, early.greater_is_better) == ("eval_loss", False)
+        assert training.training_arguments(tiny()).load_best_model_at_end is False
+
+    def test_nothing_held_out_is_never_evaluated(self, tiny):
+        evaluating = {"eval_strategy": "steps", "eval_steps": 2}
+        some = training.training_arguments(tiny(training=evaluating, eval_fraction=0.1))
+        none = training.training_arguments(tiny(training=evaluating, eval_fraction=0.0))
+        assert (some.eval_strategy, none.eval_strategy) == ("steps", "no")
+
+    def test_checkpoints_go_where_the_node_says(self, tiny):
+        parameters = tiny()
+        assert training.training_arguments(parameters, "here").output_dir == "here"
+        assert training.training_arguments(parameters).output_dir == parameters.checkpoint_dir
+
     def test_are_known_to_trl(self, base, monkeypatch):
         config = training.SFTConfig
         monkeypatch.setattr(training, "SFTConfig", dict)
@@ -310,6 +403,7 @@ class TestTrain:
             "model_id": "tiny-random-gemma2",
             "revision": None,
             "weights_sha256": tiny_nf4.provenance["weights_sha256"],
+            "source_files": tiny_nf4.provenance["source"]["files"],
         }
 
     def test_without_held_out_pairs_there_is_no_evaluation(self, tiny_nf4, tiny, datasets):
@@ -356,6 +450,34 @@ def test_loss_plot_without_evaluation():
     assert [curve.name for curve in plot_loss([{"step": 1, "loss": 2.5}]).data] == ["training loss"]
 
 
+EARLY = {
+    "early_stopping_patience": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 4,
+}
+BY_EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": EARLY},
+        # by epochs the steps say nothing
+        {"training": {**EARLY, **BY_EPOCHS, "save_steps": 5}},
+        {"training": {**EARLY, "early_stopping_patience": None, "save_steps": 5}},
+        {"training": {"tokens_per_batch": 256, "packing": True}},
+        {"training": {"tokens_per_batch": 256, "packing": False}},
+    ],
+    ids=str,
+)
+def test_usable_parameters_are_taken(tiny, changes):
+    parameters = tiny(**changes)
+    for name, value in changes["training"].items():
+        assert getattr(parameters.training, name) == value
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -364,6 +486,26 @@ def test_loss_plot_without_evaluation():
         ({"lora": {"lora_r": 0}}, "greater than 0"),
         ({"training": {"save_strategy": "sometimes"}}, "'no', 'steps' or 'epoch'"),
         ({"lora": {"r": 8}}, "Extra inputs are not permitted"),
+        ({"over_long": "split"}, "'cut' or 'drop'"),
+        ({"training": {"tokens_per_batch": 0}}, "greater than 0"),
+        ({"training": {"divergence_nats": 0.0}}, "greater than 0"),
+        ({"training": {"early_stopping_patience": 0}}, "greater than 0"),
+        (
+            {"training": {"packing": True}},
+            r"training\.packing needs training\.tokens_per_batch, such as 8192",
+        ),
+        (
+            {"training": {"tokens_per_batch": 255}},
+            r"tokens_per_batch = 255 is less than max_seq_length = 256: the longest sample must",
+        ),
+        ({"training": EARLY, "eval_fraction": 0.0}, "patience needs eval_fraction above 0"),
+        ({"training": {**EARLY, "eval_strategy": "no"}}, "eval_strategy and save_strategy to be"),
+        ({"training": {**EARLY, "save_strategy": "no"}}, "the same, steps or epoch"),
+        ({"training": {**EARLY, "save_strategy": "epoch"}}, "the same, steps or epoch"),
+        (
+            {"training": {**EARLY, "save_steps": 5}},
+            r"needs save_steps \(now 5\) to be a multiple of eval_steps \(now 2\)",
+        ),
     ],
 )
 def test_unusable_parameters_are_refused(tiny, changes, message):

@@ -2,8 +2,11 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ja_instruct.pipelines.sft.training import fit_to_processes
+from ja_instruct.pipelines.sft.loss_watch import LossWatch
+from ja_instruct.pipelines.sft.neftune import PackedNeftune
+from ja_instruct.pipelines.sft.training import LossInProgressBar, fit_to_processes
 
 
 def arguments(**changes):
@@ -28,3 +31,74 @@ def test_several_processes_keep_their_batches_and_search_nothing(caplog, was_on)
         world_size=2, ddp_find_unused_parameters=False, auto_find_batch_size=False
     )
     assert ("auto_find_batch_size is off" in caplog.text) is was_on
+
+
+class TestBuiltTrainer:
+    def test_back_off_is_its_own_and_not_transformers(self, make_trainer):
+        for asked in (True, False):
+            trainer = make_trainer(auto_find_batch_size=asked)
+            assert trainer.backs_off is asked
+            assert trainer.args.auto_find_batch_size is False
+
+    def test_watches_the_loss(self, make_trainer):
+        def watches(**changes):
+            callbacks = make_trainer(**changes).callback_handler.callbacks
+            return [one for one in callbacks if isinstance(one, LossWatch)]
+
+        assert [watch._divergence_nats for watch in watches(divergence_nats=2.5)] == [2.5]
+        # a loss that is no number stops it all the same
+        assert [watch._divergence_nats for watch in watches(divergence_nats=None)] == [None]
+
+    def test_shows_one_progress_bar(self, make_trainer):
+        bars = [
+            one
+            for one in make_trainer().callback_handler.callbacks
+            if isinstance(one, ProgressCallback | PrinterCallback)
+        ]
+        assert [type(bar) for bar in bars] == [LossInProgressBar]
+
+    def test_stops_early_where_asked(self, make_trainer):
+        def stopping(**changes):
+            callbacks = make_trainer(**changes).callback_handler.callbacks
+            return [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
+
+        strategies = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+        assert stopping(**strategies) == []
+        (callback,) = stopping(
+            **strategies, early_stopping_patience=3, early_stopping_threshold=0.25
+        )
+        assert callback.early_stopping_patience == 3
+        assert callback.early_stopping_threshold == 0.25
+
+    def test_packed_samples_have_their_own_noise(self, make_trainer):
+        packed = {"tokens_per_batch": 300, "packing": True}
+        trainer = make_trainer(**packed, neftune_noise_alpha=5.0)
+        assert isinstance(trainer.neftune, PackedNeftune)
+        assert trainer.args.neftune_noise_alpha is None
+        assert make_trainer(**packed).neftune is None
+        for padded in ({}, {"tokens_per_batch": 300}):
+            trainer = make_trainer(**padded, neftune_noise_alpha=5.0)
+            assert trainer.neftune is None
+            assert trainer.args.neftune_noise_alpha == 5.0
+
+    def test_apart_is_said(self, make_trainer, caplog):
+        with caplog.at_level(logging.INFO):
+            make_trainer(tokens_per_batch=300, packing=True)
+        assert "sft: packed samples are apart (difference " in caplog.text
+
+
+class TestProgressBar:
+    @pytest.fixture
+    def bar(self):
+        bar = LossInProgressBar()
+        shown = []
+        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
+        state = SimpleNamespace(is_world_process_zero=True)
+        return lambda logs: (bar.on_log(None, state, None, logs=logs), list(shown))[1]
+
+    def test_shows_the_losses_alone(self, bar):
+        assert bar({"loss": 2.5, "grad_norm": 1.0}) == [{"loss": 2.5}]
+
+    @pytest.mark.parametrize("logs", [None, {}, {"train_runtime": 1.0}])
+    def test_shows_nothing_of_other_entries(self, bar, logs):
+        assert bar(logs) == []

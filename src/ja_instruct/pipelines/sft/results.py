@@ -86,12 +86,15 @@ def provenance_of(
             "model_id": model.model_id,
             "revision": model.revision,
             "weights_sha256": model.provenance.get("weights_sha256"),
+            # of the 16-bit model, which the adapter may be merged into
+            "source_files": model.provenance.get("source", {}).get("files"),
         },
         # of the GPUs only their number, which multiplies the batch
         "settings": parameters.model_dump(
             mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}, "model_card": True}
         ),
         "metrics": summary,
+        "model_card": parameters.model_card.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
     }
 

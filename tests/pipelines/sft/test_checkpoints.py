@@ -1,0 +1,143 @@
+import dataclasses
+import json
+
+import pytest
+
+from ja_instruct.pipelines.sft.checkpoints import (
+    FILES,
+    STATE_FILE,
+    fingerprint,
+    last_checkpoint,
+    read_state,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function that writes a checkpoint of so many steps."""
+
+    def write(step, name=None):
+        directory = tmp_path / (name or f"checkpoint-{step}")
+        directory.mkdir()
+        for file in FILES:
+            (directory / file).write_bytes(b"{}")
+        state = {"global_step": step, "max_steps": 20, "log_history": []}
+        (directory / STATE_FILE).write_text(json.dumps(state), "utf-8")
+        return directory
+
+    return write
+
+
+class TestLastCheckpoint:
+    def test_none_where_nothing_was_saved(self, tmp_path):
+        assert last_checkpoint(tmp_path) is None
+        assert last_checkpoint(tmp_path / "never made") is None
+
+    def test_is_that_of_the_most_steps(self, tmp_path, checkpoint):
+        for step in (900, 1200, 300):
+            checkpoint(step)
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1200"
+        assert read_state(last_checkpoint(tmp_path))["global_step"] == 1200
+
+    @pytest.mark.parametrize("missing", FILES)
+    def test_incomplete_one_is_passed_over(self, tmp_path, checkpoint, missing):
+        checkpoint(300)
+        (checkpoint(600) / missing).unlink()
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-300"
+
+    @pytest.mark.parametrize("content", [b"", b'{"global_step": 600, "max_st', b'{"a": "\xe3\x81'])
+    def test_state_that_was_being_written_is_passed_over(self, tmp_path, checkpoint, content):
+        checkpoint(300)
+        (checkpoint(600) / STATE_FILE).write_bytes(content)
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-300"
+
+    def test_other_folders_are_not_looked_at(self, tmp_path, checkpoint):
+        checkpoint(0, "checkpoint-best")
+        checkpoint(0, "runs")
+        (tmp_path / "checkpoint-7").touch()
+        assert last_checkpoint(tmp_path) is None
+
+
+class TestFingerprint:
+    @pytest.fixture
+    def of(self, tiny_nf4, samples, sft_parameters):
+        def compute(model=tiny_nf4, data=samples, **changes):
+            return fingerprint(model, data, sft_parameters(**changes))
+
+        return compute
+
+    def test_is_always_the_same(self, of):
+        assert of() == of()
+        assert len(of()) == 12
+        assert int(of(), 16) > 0
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"learning_rate": 0.02},
+            {"seed": 1},
+            {"max_steps": 5},
+            {"neftune_noise_alpha": 5.0},
+            {"tokens_per_batch": 300},
+            {"tokens_per_batch": 300, "packing": True},
+            {"save_steps": 7},
+            {"max_seq_length": 128},
+            {"answer_only_loss": True},
+            {"over_long": "drop"},
+            {"gpu": {"devices": None, "memory_gb": None, "disk_gb": None}, "optim": "adamw_8bit"},
+        ],
+        ids=str,
+    )
+    def test_follows_the_parameters(self, of, changes):
+        assert of(**changes) != of()
+
+    def test_follows_the_adapters_parameters(self, of, read_parameters):
+        lora = read_parameters("test")["sft"]["lora"]
+        assert of(lora={**lora, "seed": 1}) != of()
+        assert of(lora={**lora, "lora_alpha": 8}) != of()
+
+    def test_several_devices_multiply_the_batch(self, of):
+        def gpu(devices):
+            return {"devices": devices, "memory_gb": None, "disk_gb": None}
+
+        assert of(device="cuda", gpu=gpu(1)) != of(device="cuda", gpu=gpu(2))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"checkpoint_dir": "elsewhere"},
+            {"resume": False},
+            {"report_to": ["mlflow"]},
+            {"save_total_limit": 7},
+            {"divergence_nats": None},
+            {"auto_find_batch_size": True},
+            {"gpu": {"devices": None, "memory_gb": 3.0, "disk_gb": 9.0}, "device": "cuda"},
+        ],
+        ids=str,
+    )
+    def test_does_not_follow_what_has_no_effect(self, of, changes):
+        expected = of(device=changes.get("device", "cpu"))
+        assert of(**changes) == expected
+
+    def test_follows_every_text_of_the_data_in_its_order(self, of, samples):
+        def changed(position, key):
+            rows = samples.to_list()
+            rows[position][key] += "。"
+            return samples.from_list(rows)
+
+        found = {of(), of(data=samples.select(range(1, len(samples))))}
+        found |= {of(data=changed(at, key)) for at in (0, 20) for key in ("prompt", "completion")}
+        found.add(of(data=samples.select([1, 0, *range(2, len(samples))])))
+        assert len(found) == 7
+
+    def test_knows_where_a_text_ends(self, of, samples):
+        def one(prompt, completion):
+            return [{"prompt": prompt, "completion": completion}]
+
+        assert of(data=one("東京", "です")) != of(data=one("東京で", "す"))
+        assert of(data=one("\ud83d", "です")) != of(data=one("", "です"))
+
+    def test_follows_the_models_weights_alone(self, of, tiny_nf4):
+        other = {**tiny_nf4.provenance, "weights_sha256": {"model.safetensors": "0" * 64}}
+        assert of(dataclasses.replace(tiny_nf4, provenance=other)) != of()
+        assert of(dataclasses.replace(tiny_nf4, model_id="another/name")) == of()

@@ -1,0 +1,109 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ja_instruct.errors import InputError
+from ja_instruct.pipelines.sft.checkpoints import last_checkpoint
+from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
+from ja_instruct.pipelines.sft.loss_watch import LossWatch
+
+ARGUMENTS = SimpleNamespace(learning_rate=2e-4, warmup_steps=300, output_dir="checkpoints/1a2b")
+
+
+def follow(watch, *entries):
+    for step, logs in enumerate(entries, 1):
+        logs = {"loss": logs} if isinstance(logs, float) else logs
+        watch.on_log(ARGUMENTS, SimpleNamespace(global_step=5 * step), None, logs=logs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["loss", "grad_norm", "eval_loss"])
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_what_is_no_number_stops(key, value, limit):
+    with pytest.raises(InputError) as caught:
+        follow(LossWatch(limit), 2.0, {"loss": 2.0, key: value})
+    for text in (
+        "stopped at step 10",
+        f"{key} is {value}",
+        "sft.training.learning_rate (now 0.0002)",
+        "sft.training.warmup_steps (now 300)",
+        "checkpoints/1a2b",
+    ):
+        assert text in str(caught.value)
+
+
+def test_ten_entries_must_be_above_the_lowest_ten():
+    falling = [3.0 - 0.1 * step for step in range(15)]
+    lowest = sum(falling[-10:]) / 10
+    follow(LossWatch(1.0), *falling, *[lowest + 0.99] * 30)
+    with pytest.raises(InputError) as caught:
+        follow(LossWatch(1.0), *falling, *[lowest + 1.01] * 10)
+    for text in (
+        "stopped at step 125",  # the 25th entry: all of the last ten are above
+        f"{lowest + 1.01:.2f} nats a token",
+        f"{lowest:.2f} at its lowest",
+        "sft.training.divergence_nats (now 1;",
+        "checkpoints/1a2b",
+    ):
+        assert text in str(caught.value)
+
+
+def test_a_single_high_loss_does_not_stop():
+    follow(LossWatch(1.0), *[2.0] * 10, 11.0, *[2.0] * 10)
+
+
+def test_beginning_has_no_mean_yet():
+    follow(LossWatch(0.5), *[float(loss) for loss in range(9)])
+
+
+def test_a_slow_rise_is_measured_from_the_lowest():
+    with pytest.raises(InputError, match="diverges"):
+        follow(LossWatch(1.0), *[2.0 + 0.05 * step for step in range(40)])
+
+
+def test_null_lets_it_rise():
+    follow(LossWatch(None), *[float(loss) for loss in range(40)])
+
+
+def test_other_entries_are_not_looked_at():
+    follow(LossWatch(1.0), {"eval_loss": 90.0}, {"train_runtime": 1.0}, {}, None)
+
+
+class TestInTraining:
+    """What was saved before remains."""
+
+    def test_weight_that_is_no_number(self, train_tiny, sft_parameters, tmp_path, monkeypatch):
+        compute = CpuStepTrainer._compute_piece
+
+        def spoil(self, model, piece, count):
+            if self.state.global_step == 2:
+                with torch.no_grad():
+                    next(one for one in model.parameters() if one.requires_grad).fill_(math.nan)
+            return compute(self, model, piece, count)
+
+        monkeypatch.setattr(CpuStepTrainer, "_compute_piece", spoil)
+        with pytest.raises(InputError, match=r"step 3: loss is nan.*learning_rate \(now 0\.01\)"):
+            train_tiny(save_strategy="steps", save_steps=1, save_total_limit=9)
+        (directory,) = (tmp_path / "checkpoints").iterdir()
+        assert last_checkpoint(directory).name == "checkpoint-2"
+
+    def test_learning_rate_out_of_all_bounds(self, train_tiny):
+        with pytest.raises(InputError, match=r"is nan\. Lower .*learning_rate \(now 1e\+06"):
+            train_tiny(learning_rate=1e6, max_steps=12)
+
+    @pytest.mark.parametrize("limit", [0.5, None])
+    def test_loss_that_rises(self, train_tiny, monkeypatch, limit):
+        compute = CpuStepTrainer._compute_piece
+
+        def rise(self, model, piece, count):
+            return compute(self, model, piece, count) + self.state.global_step
+
+        monkeypatch.setattr(CpuStepTrainer, "_compute_piece", rise)
+        changes = {"max_steps": 12, "learning_rate": 1e-9, "divergence_nats": limit}
+        if limit is None:
+            assert train_tiny(**changes).metrics["summary"]["steps"] == 12
+            return
+        with pytest.raises(InputError, match="at step 11: the loss diverges"):
+            train_tiny(**changes)

@@ -1,0 +1,109 @@
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ja_instruct.datasets import AdapterDataset
+from ja_instruct.pipelines.sft.results import (
+    evaluation_losses,
+    mean_training_loss,
+    provenance_of,
+    summarize,
+)
+
+COUNTS = {"samples": 21, "tokens": 2100}
+HISTORY = [
+    {"step": 0, "eval_loss": 3.0},
+    {"step": 5, "loss": 2.5, "gpu_memory_gb": 20.123},
+    {"step": 5, "eval_loss": 2.1234567},
+    {"step": 10, "loss": 2.0, "gpu_memory_gb": 21.987},
+    {"step": 10, "eval_loss": 2.25},
+    {"step": 10, "train_loss": 7.0, "train_runtime": 99.0},
+]
+
+
+@pytest.fixture
+def trainer():
+    """What ``summarize`` asks a trainer."""
+    model = torch.nn.Linear(1000, 30)
+    model.bias.requires_grad_(False)
+    state = SimpleNamespace(global_step=10)
+    return SimpleNamespace(model=model, state=state, totals=lambda: (4200, 8.04))
+
+
+def test_summary(trainer):
+    assert summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0) == {
+        "train_samples": 21,
+        "eval_samples": 5,
+        "steps": 10,
+        "train_loss": 2.25,
+        "train_seconds": 8.0,
+        "train_tokens": 4200,
+        "tokens_per_second": 522.4,
+        "trainable_millions": 0.03,
+        "eval_loss_before": 3.0,
+        "eval_loss_after": 2.25,
+        "eval_loss_best": 2.1235,
+        "peak_gpu_memory_gb": 21.99,
+    }
+
+
+def test_summary_of_a_training_that_was_resumed(trainer):
+    whole = summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0)
+    resumed = summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 5)
+    assert resumed == {**whole, "resumed_from_step": 5}
+
+
+def test_summary_without_held_out_samples_and_gpu(trainer):
+    trainer.totals = lambda: (0, 0.0)
+    summary = summarize(trainer, [], {"samples": 1}, {"samples": 0}, 0)
+    assert math.isnan(summary.pop("train_loss"))
+    assert summary["tokens_per_second"] == 0
+    assert {"eval_loss_before", "eval_loss_after", "peak_gpu_memory_gb"}.isdisjoint(summary)
+
+
+def test_mean_loss_weighs_entries_by_their_steps():
+    entries = [{"step": 5, "loss": 3.0}, {"step": 10, "loss": 2.0}, {"step": 12, "loss": 1.0}]
+    assert mean_training_loss(entries) == pytest.approx((5 * 3 + 5 * 2 + 2 * 1) / 12)
+
+
+def test_losses_of_a_training_never_evaluated_before_it():
+    history = [{"step": 4, "eval_loss": 2.0}, {"step": 8, "eval_loss": 2.5}]
+    assert evaluation_losses(history) == {"eval_loss_after": 2.5, "eval_loss_best": 2.0}
+
+
+def test_provenance_has_what_made_the_weights(tiny_nf4, sft_parameters):
+    parameters = sft_parameters(learning_rate=0.02)
+    provenance = provenance_of(tiny_nf4, parameters, {"steps": 4})
+    assert provenance["metrics"] == {"steps": 4}
+    settings = provenance["settings"]
+    assert settings["training"]["learning_rate"] == 0.02
+    assert settings["gpu"] == {"devices": None}
+    # what people say of data and terms has no part in them
+    assert "model_card" not in settings
+    assert settings.keys() == parameters.model_dump().keys() - {"model_card"}
+    assert set(provenance["versions"]) == {"torch", "transformers", "peft", "trl"}
+
+
+def test_card_beside_the_adapter_tells_of_the_run(train_tiny, samples, tmp_path):
+    trained = train_tiny(tokens_per_batch=300, packing=True)
+    dataset = AdapterDataset(filepath=tmp_path / "adapter")
+    dataset.save(trained.artifact)
+    card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    summary = trained.metrics["summary"]
+    cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("|")]
+    rows = {row[0]: row[-1] for row in cells}
+    for label, name in (
+        ("training loss, mean over the run (nats a token)", "train_loss"),
+        ("held-out loss before training (nats a token)", "eval_loss_before"),
+        ("held-out loss after training (nats a token)", "eval_loss_after"),
+        ("tokens trained on, over all epochs", "train_tokens"),
+    ):
+        assert float(rows[label]) == summary[name]
+    for text in ("tiny-random-gemma2", "tokens_per_batch", "gemma", samples[0]["prompt"]):
+        assert text in card
+    provenance = json.loads((tmp_path / "adapter" / "ja_instruct.json").read_text("utf-8"))
+    assert provenance["metrics"] == summary
+    assert dataset.load().provenance["settings"]["training"]["packing"] is True

@@ -1,0 +1,332 @@
+"""A training that was interrupted comes to what it would have come to otherwise."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, last_checkpoint
+from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
+
+# The second epoch begins after the third step
+SAVED = {
+    "max_steps": 5,
+    "neftune_noise_alpha": 5.0,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 9,
+}
+EARLY = {
+    **SAVED,
+    "learning_rate": 0.05,
+    "max_steps": 30,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "early_stopping_patience": 2,
+}
+ARRANGEMENTS = {
+    "padded": {},
+    "grouped": {"tokens_per_batch": 300},
+    "packed": {"tokens_per_batch": 300, "packing": True},
+}
+EXACT = ("loss", "grad_norm", "learning_rate", "eval_loss", "tokens", "mean_token_accuracy")
+KILLED = Path(__file__).parents[2] / "training_to_be_killed.py"
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def cut_power(monkeypatch, step):
+    """Let the training end when so many steps are done."""
+    compute = CpuStepTrainer.training_step
+
+    def training_step(self, *args):
+        if self.state.global_step == step:
+            raise PowerCutError
+        return compute(self, *args)
+
+    monkeypatch.setattr(CpuStepTrainer, "training_step", training_step)
+
+
+@pytest.fixture
+def interrupted(train_tiny, monkeypatch):
+    """A function that trains until so many steps are done."""
+
+    def run(step, **changes):
+        with monkeypatch.context() as patch:
+            cut_power(patch, step)
+            with pytest.raises(PowerCutError):
+                train_tiny(**changes)
+
+    return run
+
+
+@pytest.fixture
+def untouched(train_tiny, tmp_path):
+    """A function that trains without interruption, with checkpoints elsewhere."""
+    return lambda **changes: train_tiny(checkpoint_dir=str(tmp_path / "untouched"), **changes)
+
+
+def assert_same(resumed, expected, step):
+    for key in EXACT:
+        assert resumed.curve(key) == expected.curve(key), key
+        assert expected.curve(key)
+    for name, weight in expected.weights.items():
+        assert resumed.weights[name].equal(weight), name
+    theirs = dict(expected.metrics["summary"])
+    ours = dict(resumed.metrics["summary"])
+    assert ours.pop("resumed_from_step", 0) == step
+    for clocked in ("train_seconds", "tokens_per_second"):
+        assert (ours.pop(clocked) > 0) is (theirs.pop(clocked) > 0) is True
+    assert ours == theirs
+    seconds = list(resumed.curve("seconds").values())
+    assert seconds == sorted(seconds)
+
+
+def only_folder(tmp_path):
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    return folder
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize(
+        ("arrangement", "changes", "stopped_at", "resumed_from"),
+        [
+            ("padded", {}, 3, 2),
+            ("packed", {}, 3, 2),
+            # in the second epoch
+            ("padded", {"max_steps": 6}, 5, 4),
+            ("packed", {"max_steps": 6}, 5, 4),
+            # between the two
+            ("packed", {"save_steps": 3}, 4, 3),
+            ("grouped", {"save_strategy": "epoch", "eval_strategy": "epoch"}, 4, 3),
+            # before there is any checkpoint
+            ("padded", {}, 1, 0),
+        ],
+    )
+    def test_goes_on_as_if_nothing_had_been(
+        self, interrupted, train_tiny, untouched, arrangement, changes, stopped_at, resumed_from
+    ):
+        changes = {**SAVED, **ARRANGEMENTS[arrangement], **changes}
+        interrupted(stopped_at, **changes)
+        assert_same(train_tiny(**changes), untouched(**changes), resumed_from)
+
+    def test_more_than_once(self, interrupted, train_tiny, untouched):
+        changes = {**SAVED, "save_steps": 1, "max_steps": 4}
+        for stopped_at in (1, 3):
+            interrupted(stopped_at, **changes)
+        assert_same(train_tiny(**changes), untouched(**changes), 3)
+
+    def test_noise_is_random(self, train_tiny, untouched):
+        """Otherwise the equalities above would not show that its state is restored."""
+        changes = {**SAVED, "save_strategy": "no", "max_steps": 1}
+        without = train_tiny(**{**changes, "neftune_noise_alpha": None}).curve("loss")
+        assert without != untouched(**changes).curve("loss")
+
+    @pytest.mark.parametrize("damage", ["missing", "truncated"])
+    def test_incomplete_checkpoint_is_passed_over(
+        self, interrupted, train_tiny, tmp_path, caplog, damage
+    ):
+        interrupted(4, **SAVED)
+        state = only_folder(tmp_path) / "checkpoint-4" / STATE_FILE
+        if damage == "missing":
+            state.unlink()
+        else:
+            state.write_text(state.read_text("utf-8")[:200], "utf-8")
+        with caplog.at_level(logging.INFO):
+            assert train_tiny(**SAVED).metrics["summary"]["resumed_from_step"] == 2
+        checkpoint = only_folder(tmp_path) / "checkpoint-2"
+        assert f"sft: going on from step 2, {checkpoint}" in caplog.text
+        assert last_checkpoint(only_folder(tmp_path)).name == "checkpoint-5"
+
+    def test_moved_folder_is_found(self, interrupted, train_tiny, tmp_path):
+        interrupted(3, **SAVED)
+        moved = (tmp_path / "checkpoints").rename(tmp_path / "moved")
+        trained = train_tiny(**SAVED, checkpoint_dir=str(moved))
+        assert trained.metrics["summary"]["resumed_from_step"] == 2
+
+    @pytest.mark.parametrize("change", ["parameters", "data", "weights", "resume"])
+    def test_another_training_begins_from_the_start(
+        self, interrupted, train_tiny, samples, tiny_nf4, tmp_path, change
+    ):
+        interrupted(3, **SAVED)
+        if change == "parameters":
+            trained = train_tiny(**{**SAVED, "learning_rate": 0.011})
+        elif change == "data":
+            trained = train_tiny(**SAVED, data=samples.select(range(20)))
+        elif change == "weights":
+            copy = shutil.copytree(tiny_nf4.path, tmp_path / "model")
+            provenance = {**tiny_nf4.provenance, "weights_sha256": {"model.safetensors": "0" * 64}}
+            model = type(tiny_nf4)(copy, tiny_nf4.model_id, provenance=provenance)
+            trained = train_tiny(**SAVED, model=model)
+        else:
+            trained = train_tiny(**SAVED, resume=False)
+        assert "resumed_from_step" not in trained.metrics["summary"]
+        assert list(trained.curve("loss")) == [1, 2, 3, 4, 5]
+        folders = len(list((tmp_path / "checkpoints").iterdir()))
+        assert folders == (1 if change == "resume" else 2)
+
+
+class TestFinished:
+    @pytest.fixture
+    def train_nothing(self, train_tiny, monkeypatch):
+        def run(**changes):
+            with monkeypatch.context() as patch:
+                patch.setattr(CpuStepTrainer, "training_step", lambda *_: pytest.fail("trains"))
+                return train_tiny(**changes)
+
+        return run
+
+    @pytest.mark.parametrize("changes", [{}, {"eval_steps": 5}, {"eval_strategy": "no"}], ids=str)
+    def test_last_checkpoint_is_used(self, train_tiny, train_nothing, caplog, tmp_path, changes):
+        first = train_tiny(**{**SAVED, **changes})
+        with caplog.at_level(logging.INFO):
+            again = train_nothing(**{**SAVED, **changes})
+        assert_same(again, first, 5)
+        assert f"its last checkpoint is used. Remove {only_folder(tmp_path)}" in caplog.text
+        assert "sft.resume to false" in caplog.text
+
+    def test_without_resuming_it_is_trained_again(self, train_tiny):
+        first = train_tiny(**SAVED)
+        assert_same(train_tiny(**SAVED, resume=False), first, 0)
+
+    def test_without_checkpoints_it_is_trained_again(self, train_tiny):
+        first = train_tiny(**{**SAVED, "save_strategy": "no"})
+        assert_same(train_tiny(**{**SAVED, "save_strategy": "no"}), first, 0)
+
+
+@pytest.fixture(scope="session")
+def unlike(samples):
+    """Held-out samples from which training leads away in the end."""
+    return samples.from_list(
+        [
+            {"prompt": "秋の", "completion": "夜長に本を読む。" * times, "source": "filtered_pairs"}
+            for times in (1, 3, 2)
+        ]
+    )
+
+
+class TestStoppedEarly:
+    @pytest.fixture
+    def loss_of(self, make_trainer, unlike):
+        """A function that computes the held-out loss of a model."""
+
+        def compute(model):
+            from ja_instruct.pipelines.sft.samples import encode_dataset
+
+            trainer = make_trainer()
+            trainer.model = trainer.model_wrapped = model
+            encoded, _ = encode_dataset(unlike, trainer._tokenizer, 256, False)
+            return trainer.evaluate(encoded)["eval_loss"]
+
+        return compute
+
+    def test_adapter_is_the_best_one(self, train_tiny, unlike, loss_of):
+        trained = train_tiny(**EARLY, held_out=unlike)
+        summary = trained.metrics["summary"]
+        between = [entry for entry in trained.history if "eval_loss" in entry][:-1]
+        losses = {entry["step"]: entry["eval_loss"] for entry in between}
+        best = min(losses, key=losses.get)
+        assert 0 < best < summary["steps"] == best + 2 < 30
+        assert summary["eval_loss_best"] == round(losses[best], 4)
+        # the last evaluation is of what is returned
+        assert summary["eval_loss_after"] == summary["eval_loss_best"]
+        assert loss_of(trained.artifact.model) == pytest.approx(losses[best], rel=1e-6)
+        assert losses[summary["steps"]] > losses[best] + 0.01
+
+    def test_threshold_asks_for_more(self, train_tiny, unlike):
+        changes = {**EARLY, "early_stopping_threshold": 100.0}
+        assert train_tiny(**changes, held_out=unlike).metrics["summary"]["steps"] <= 3
+
+    def test_patience_lasts(self, train_tiny, unlike):
+        steps = [
+            train_tiny(**{**EARLY, "early_stopping_patience": patience}, held_out=unlike).metrics[
+                "summary"
+            ]["steps"]
+            for patience in (1, 3)
+        ]
+        assert steps[0] < steps[1]
+
+    def test_patience_is_counted_on_after_an_interruption(
+        self, interrupted, train_tiny, untouched, unlike
+    ):
+        expected = untouched(**EARLY, held_out=unlike)
+        steps = expected.metrics["summary"]["steps"]
+        interrupted(steps - 1, **EARLY, held_out=unlike)
+        assert_same(train_tiny(**EARLY, held_out=unlike), expected, steps - 1)
+
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_once_stopped_it_is_not_trained_on(
+        self, train_tiny, unlike, monkeypatch, tmp_path, moved
+    ):
+        first = train_tiny(**EARLY, held_out=unlike)
+        directory = tmp_path / "checkpoints"
+        if moved:
+            directory = directory.rename(tmp_path / "moved")
+        monkeypatch.setattr(CpuStepTrainer, "training_step", lambda *_: pytest.fail("trains"))
+        again = train_tiny(**EARLY, held_out=unlike, checkpoint_dir=str(directory))
+        assert_same(again, first, first.metrics["summary"]["steps"])
+
+
+def test_process_that_is_killed_while_it_saves(
+    train_tiny, untouched, sft_parameters, samples, tiny_nf4, subprocess_environment, tmp_path
+):
+    job = tmp_path / "job.json"
+    parameters = sft_parameters(**SAVED)
+    content = {
+        "parameters": parameters.model_dump(mode="json"),
+        "samples": samples.to_list(),
+        "held_out": samples.select(range(5)).to_list(),
+        "model": str(tiny_nf4.path),
+        "model_id": tiny_nf4.model_id,
+        "provenance": tiny_nf4.provenance,
+        "step": 4,
+    }
+    job.write_text(json.dumps(content), "utf-8")
+    process = subprocess.run(
+        [sys.executable, str(KILLED), str(job)],
+        env=subprocess_environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    folder = only_folder(tmp_path)
+    assert (folder / "checkpoint-4" / "adapter_model.safetensors").is_file()
+    assert not (folder / "checkpoint-4" / STATE_FILE).exists()
+    assert_same(train_tiny(**SAVED), untouched(**SAVED), 2)
+
+
+def test_seconds_go_on_from_those_of_the_first_part(interrupted, train_tiny, tmp_path):
+    interrupted(3, **SAVED)
+    path = only_folder(tmp_path) / "checkpoint-2" / STATE_FILE
+    state = json.loads(path.read_text("utf-8"))
+    for entry in state["log_history"]:
+        if "seconds" in entry:
+            entry["seconds"] += 3600
+    path.write_text(json.dumps(state), "utf-8")
+    trained = train_tiny(**SAVED)
+    assert 3600 < trained.curve("seconds")[2] < trained.curve("seconds")[3] < 3700
+    assert 3600 < trained.metrics["summary"]["train_seconds"] < 3700
+    # of the steps since the entry before it alone
+    assert trained.curve("tokens_per_second")[3] > 10
+    tokens = trained.metrics["summary"]["train_tokens"]
+    speed = trained.metrics["summary"]["tokens_per_second"]
+    assert speed == pytest.approx(tokens / 3600, rel=0.05, abs=0.05)
+
+
+def test_reference_weights_move(untouched):
+    """An adapter that no step changed would be equal to any other."""
+    trained = untouched(**SAVED)
+    moved = [weight.abs().max() for name, weight in trained.weights.items() if "lora_B" in name]
+    assert torch.stack(moved).min() > 1e-3
