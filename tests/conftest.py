@@ -107,6 +107,7 @@ def copy_project(target: Path) -> Path:
     shutil.copytree(REPOSITORY / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
     (target / "conf" / "local").mkdir()
     shutil.copytree(REPOSITORY / "data/01_raw/demo", target / "data/01_raw/demo")
+    shutil.copy(REPOSITORY / "data/01_raw/perplexity_texts.jsonl", target / "data/01_raw")
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(REPOSITORY / name, target)
     # Kedro wants a source directory inside the project, so not that is linked but what it holds

@@ -262,7 +262,13 @@ class TestDevice:
         )
         message = refused(environment)
         (told,) = re.findall(r"- (['\w, ]+): there is no CUDA device", message)
-        nodes = ("quantize", "train", "answer_tasks", "answer_with_base_model")
+        nodes = (
+            "quantize",
+            "measure_quantization",
+            "train",
+            "answer_tasks",
+            "answer_with_base_model",
+        )
         assert set(told.split(", ")) == {f"'{name}'" for name in nodes}
         assert "in an environment that needs none: '--env=demo' (a small real model), " in message
 
@@ -409,6 +415,7 @@ class TestResources:
                 {
                     "base_model": Model(filepath=tiny_gemma2.path),
                     "quantized_model": QuantizedModelDataset(filepath=tmp_path / "deep/model"),
+                    "perplexity_texts": MemoryDataset([{"text": "本文"}]),
                     "params:quantization": MemoryDataset(section),
                 }
             )

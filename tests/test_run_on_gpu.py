@@ -59,7 +59,13 @@ def records(on_gpu, run_kedro):
 
 
 def test_gpu_nodes_are_on_the_device(records):
-    for name in ("quantize", "train", "answer_tasks", "answer_with_base_model"):
+    for name in (
+        "quantize",
+        "measure_quantization",
+        "train",
+        "answer_tasks",
+        "answer_with_base_model",
+    ):
         assert records[name]["devices"] != [], name
         assert records[name]["peak_bytes"] > 0
         assert records[name]["estimated_bytes"] > 0

@@ -8,7 +8,13 @@ import pytest
 from mlflow import MlflowClient
 
 RUNNER = "--runner=ja_instruct.runner.CudaRunner"
-GPU_NODES = ("quantize", "train", "answer_tasks", "answer_with_base_model")
+GPU_NODES = (
+    "quantize",
+    "measure_quantization",
+    "train",
+    "answer_tasks",
+    "answer_with_base_model",
+)
 SAME_BYTES = (
     "03_primary/test/filtered_pairs.jsonl",
     "03_primary/test/rejected_pairs.jsonl",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ja_instruct.loaded_model import require_loaded
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -16,7 +18,11 @@ def load_with_unsloth(directory: ModelDirectory, max_seq_length: int) -> tuple[A
     """Load a 4-bit model with unsloth, on CUDA; return model and tokenizer.
 
     unsloth is given the absolute path, never a hub name: it maps well-known names to its own
-    4-bit uploads.
+    4-bit uploads. A name that ends in ``-bf16`` switches 4-bit off on the hub alone, not for a
+    directory (unsloth 2026.10); what was loaded is compared with the directory all the same.
+
+    Raises:
+        InputError: The model in memory is not the directory's.
     """
     # first of all: it patches transformers, peft and trl
     from unsloth import FastLanguageModel
@@ -28,6 +34,7 @@ def load_with_unsloth(directory: ModelDirectory, max_seq_length: int) -> tuple[A
         load_in_4bit=True,
         local_files_only=True,
     )
+    require_loaded(model, directory)
     return model, tokenizer
 
 
@@ -35,19 +42,38 @@ def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel
     """Load a 4-bit model the way its device computes best.
 
     On CUDA it stays in 4 bits, computed in bfloat16. On a CPU bitsandbytes' 4-bit kernels are
-    far slower than plain ones, above all backwards, so the weights are dequantized to float32:
-    the same numbers as NF4 holds.
+    far slower than plain ones, above all backwards, so the weights are dequantized: the numbers
+    that a GPU computes with, rounded to the type in the model's configuration, as float32.
+
+    Raises:
+        InputError: The model in memory is not the directory's.
     """
     import torch
 
+    attention = _attention_of(directory)
     if device == "cuda":
         from accelerate import PartialState
 
         # a launcher starts one process a GPU, and each trains on its own; without one it is 0
         index = PartialState().local_process_index
-        return directory.load_model(device_map={"": index}, dtype=torch.bfloat16)
-    model: Any = directory.load_model(device_map="cpu", dtype=torch.float32).dequantize()
+        loaded = directory.load_model(device_map={"": index}, dtype=torch.bfloat16, **attention)
+        require_loaded(loaded, directory)
+        return loaded
+    model: Any = directory.load_model(device_map="cpu", dtype=torch.float32, **attention)
+    require_loaded(model, directory)
+    model = model.dequantize()
     # dequantize() leaves the mark, for which TRL would train the adapter in bfloat16, many times
     # slower on a processor without bfloat16 units
     model.is_loaded_in_4bit = False
     return model.to(torch.float32)  # type: ignore[no-any-return]
+
+
+def _attention_of(directory: ModelDirectory) -> dict[str, str]:
+    """Return the implementation that computes a model's attention as it was trained.
+
+    Gemma 2 bounds its attention scores. transformers' default, PyTorch's scaled dot product, leaves
+    the bound out without a word; written out (``eager``) it is there.
+    """
+    config = directory.load_config()
+    text = {**config, **config.get("text_config", {})}
+    return {"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {}

@@ -115,6 +115,22 @@ def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
         return None
 
 
+def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
+    """Return how many weights a model has of each type (``BF16``), as the hub lists them.
+
+    Empty where the hub cannot be asked, or knows of no safetensors in the repository.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        listed = HfApi().model_info(repo_id, revision=revision).safetensors
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.TransportError):
+        return {}
+    return {} if listed is None else dict(listed.parameters)
+
+
 def pending_download_bytes(repo_id: str, revision: str | None) -> int:
     """Return how much ``download_model`` has yet to fetch; 0 where the hub cannot be asked."""
     import httpx

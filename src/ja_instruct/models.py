@@ -8,14 +8,24 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.checksums import file_checksums
 from ja_instruct.errors import InputError
+from ja_instruct.safetensors_files import SIXTEEN_BITS_OR_MORE, read_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROVENANCE_FILE = "ja_instruct.json"
+CARD_FILE = "README.md"
+# people edit the card; the other cannot hold its own checksum
+_NOT_HASHED = frozenset((PROVENANCE_FILE, CARD_FILE))
+_BY_THIS_PROJECT = (
+    "give the publisher's 16-bit weights, so that the 4-bit model is the product of this project "
+    "alone"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,15 @@ class ModelDirectory:
     model_id: str
     revision: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def checksums(self, description: str) -> dict[str, dict[str, Any]]:
+        """Return SHA-256 and bytes of every file: weights, configuration, tokenizer.
+
+        Args:
+            description: Shown beside the progress.
+        """
+        names = sorted(path.name for path in self.path.iterdir() if path.is_file())
+        return file_checksums(self.path, names, description)
 
     def load_config(self) -> dict[str, Any]:
         """Return ``config.json``."""
@@ -66,22 +85,19 @@ class ModelArtifact:
         model: A transformers model, or a PEFT model whose adapter is to be saved.
         tokenizer: Saved beside the weights.
         provenance: Written to ``ja_instruct.json``: source, settings, library versions.
+        card: Written as ``README.md``, in the place of what a library puts there; empty for none.
     """
 
     model: Any
     tokenizer: Any
     provenance: dict[str, Any]
+    card: str = ""
 
 
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weight_checksums(directory: Path) -> dict[str, str]:
-    """Return file name to SHA-256 for every safetensors file of a model directory."""
-    return {path.name: sha256_of(path) for path in sorted(directory.glob("*.safetensors"))}
 
 
 def parameter_count(directory: Path) -> int:
@@ -93,13 +109,7 @@ def parameter_count(directory: Path) -> int:
     noted = read_provenance(directory).get("parameters")
     if noted is not None:
         return int(noted)
-    from safetensors import safe_open
-
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    return total
+    return sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
 
 
 def require_model_files(directory: Path, remedy: str) -> None:
@@ -117,16 +127,47 @@ def require_model_files(directory: Path, remedy: str) -> None:
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
 
 
-def refuse_quantized(model: ModelDirectory) -> None:
-    """Raise ``InputError`` when somebody has quantized ``model`` already."""
-    config = model.load_config()
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+def refuse_quantized_config(config: Mapping[str, Any], where: str) -> None:
+    """Raise ``InputError`` when a ``config.json`` says that somebody has quantized the model.
+
+    Args:
+        config: The file's content; of a multimodal checkpoint the language model's part counts
+            too.
+        where: The model, for the message: ``'google/gemma-2-27b' at /models/gemma``.
+    """
+    found = config.get("quantization_config") or config.get("text_config", {}).get(
+        "quantization_config"
+    )
+    if found:
+        method = found.get("quant_method", "unknown")
+        raise InputError(f"base_model {where} is quantized already ({method}); {_BY_THIS_PROJECT}")
+
+
+def refuse_quantized_types(dtypes: Iterable[str], where: str) -> None:
+    """Raise ``InputError`` when weights are of fewer than 16 bits.
+
+    Args:
+        dtypes: As safetensors names them: ``BF16``.
+        where: The model or the tensor, for the message.
+    """
+    found = sorted(set(dtypes) - SIXTEEN_BITS_OR_MORE)
+    if found:
         raise InputError(
-            f"base_model '{model.model_id}' at {model.path} is quantized already ({method}); give "
-            f"the publisher's 16-bit weights, so that the 4-bit model is the product of this "
-            f"project alone"
+            f"base_model {where} has weights of type {', '.join(found)}, not of "
+            f"{', '.join(sorted(SIXTEEN_BITS_OR_MORE))} alone: it is quantized already; "
+            f"{_BY_THIS_PROJECT}"
         )
+
+
+def refuse_quantized(model: ModelDirectory) -> None:
+    """Raise ``InputError`` when somebody has quantized ``model`` already.
+
+    Not only its configuration is asked: weights of fewer than 16 bits give themselves away by
+    their type, whatever the configuration claims.
+    """
+    refuse_quantized_config(model.load_config(), f"'{model.model_id}' at {model.path}")
+    for name, tensor in read_headers(model.path).items():
+        refuse_quantized_types([tensor.dtype], f"'{model.model_id}': '{name}' in {tensor.path}")
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
@@ -139,8 +180,27 @@ def read_provenance(directory: Path) -> dict[str, Any]:
 
 
 def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
-    """Write ``ja_instruct.json`` with the checksums of the weights already in ``directory``."""
-    content = {**provenance, "weights_sha256": weight_checksums(directory)}
+    """Write ``ja_instruct.json`` with the checksums of the files already in ``directory``.
+
+    ``files`` has every file but the card and itself, ``weights_sha256`` the weights alone, by
+    which an adapter knows its base.
+    """
+    names = [
+        path.relative_to(directory).as_posix()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in _NOT_HASHED
+    ]
+    files = file_checksums(directory, names, "hashing what was saved")
+    weights = {
+        name: noted["sha256"] for name, noted in files.items() if name.endswith(".safetensors")
+    }
+    content = {**provenance, "weights_sha256": weights, "files": files}
     (directory / PROVENANCE_FILE).write_text(
         json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
+
+
+def noted_files(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what ``ja_instruct.json`` notes of its directory's files; of an older one weights."""
+    weights = {name: {"sha256": one} for name, one in provenance.get("weights_sha256", {}).items()}
+    return provenance.get("files") or weights

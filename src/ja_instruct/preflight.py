@@ -38,11 +38,21 @@ REQUIRED_COLUMNS = {
     "tasks": ("task_id", "input"),
     "prompts": ("task_id", "input", "prompt"),
     "answers": ("task_id", "output"),
+    "perplexity_texts": ("text",),
 }
 
 # Large, and the first to be read: without hours of work before or beside it, reading it twice only
 # delays the same error.
 READ_BEFORE_LONG_RUNS = {"raw_conversations"}
+
+# What holds a model in memory
+MODEL_NODES = {
+    "quantize",
+    "measure_quantization",
+    "train",
+    "answer_tasks",
+    "answer_with_base_model",
+}
 
 CPU_ENVIRONMENTS = {
     "demo": " (a small real model)",
@@ -157,6 +167,7 @@ def check_run(
             name, catalog, read=is_long or name not in READ_BEFORE_LONG_RUNS
         )
     ]
+    problems += _output_problems(nodes, catalog)
     problems += _device_problems(nodes, catalog, cpu_environments, runner)
     if not problems:
         problems += _resource_problems(nodes, catalog)
@@ -193,6 +204,19 @@ def _input_problems(name: str, catalog: DataCatalog, *, read: bool) -> list[str]
         unanswered = missing and "--pipeline=" not in str(error)
         return [f"'{name}': {error}{_remedy_to_make(name) if unanswered else ''}"]
     return []
+
+
+def _output_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
+    """Ask the outputs that can tell beforehand why saving them would fail."""
+    problems = []
+    for name in sorted({output for node in nodes for output in node.outputs}):
+        check = getattr(catalog.get(name) if name in catalog else None, "check_output", None)
+        try:
+            if check is not None:
+                check()
+        except InputError as error:
+            problems.append(f"'{name}': {error}")
+    return problems
 
 
 def _bad_records_max(catalog: DataCatalog) -> int:
@@ -278,8 +302,8 @@ def environments_without_gpu(context: KedroContext) -> list[str]:
 def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
     """Compare free memory and disk with a floor for the largest stage that will run."""
     names = {node.name for node in nodes}
-    source = "base_model" if "quantize" in names else "quantized_model"
-    if not names & {"quantize", "train", "answer_tasks", "answer_with_base_model"}:
+    source = "base_model" if names & {"quantize", "measure_quantization"} else "quantized_model"
+    if not names & MODEL_NODES:
         return []
     size_of = getattr(catalog.get(source), "parameter_count", None)
     count = size_of() if size_of is not None else None

@@ -20,6 +20,7 @@ class Model:
         directory.mkdir()
         (directory / "adapter_config.json").write_text("{}", "utf-8")
         (directory / "adapter_model.safetensors").write_bytes(self.weights)
+        (directory / "README.md").write_text("a library's template", "utf-8")
         if self.error:
             raise self.error
 
@@ -29,8 +30,12 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text("{}", "utf-8")
 
 
-def artifact(*args):
-    return ModelArtifact(Model(*args), Tokenizer(), PROVENANCE)
+def artifact(*args, card=""):
+    return ModelArtifact(Model(*args), Tokenizer(), PROVENANCE, card)
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
@@ -47,7 +52,12 @@ def test_round_trip_with_checksums(dataset, tmp_path):
     assert (directory.path / "tokenizer.json").is_file()
     assert directory.provenance == {
         **PROVENANCE,
-        "weights_sha256": {"adapter_model.safetensors": hashlib.sha256(b"lora").hexdigest()},
+        "weights_sha256": {"adapter_model.safetensors": sha256(b"lora")},
+        "files": {
+            "adapter_config.json": {"sha256": sha256(b"{}"), "bytes": 2},
+            "adapter_model.safetensors": {"sha256": sha256(b"lora"), "bytes": 4},
+            "tokenizer.json": {"sha256": sha256(b"{}"), "bytes": 2},
+        },
     }
     written = json.loads((directory.path / "ja_instruct.json").read_text("utf-8"))
     assert written == directory.provenance
@@ -75,3 +85,26 @@ def test_incomplete_adapter_names_the_pipeline_that_makes_it(dataset, missing):
     (dataset.load().path / missing).unlink()
     with pytest.raises(InputError, match=rf"no {missing}; .*--pipeline=sft"):
         dataset.load()
+
+
+def test_card_takes_the_place_of_the_librarys(dataset):
+    dataset.save(artifact(card="# ours"))
+    assert (dataset.load().path / "README.md").read_text("utf-8") == "# ours"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_changed_adapter_is_refused(dataset, name):
+    dataset.save(artifact())
+    path = dataset.load().path / name
+    path.write_bytes(path.read_bytes()[::-1])
+    for read in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=f"{path}: SHA-256 .* was written.*--pipeline=sft"):
+            read()
+
+
+def test_adapter_of_another_hand_is_taken_with_a_warning(dataset, caplog):
+    dataset.save(artifact())
+    (dataset.load().path / "ja_instruct.json").unlink()
+    assert caplog.text == ""
+    assert dataset.load().provenance == {}
+    assert "nothing tells who trained this adapter" in caplog.text

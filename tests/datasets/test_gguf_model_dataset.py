@@ -78,6 +78,14 @@ def test_missing_package_names_the_extra(tmp_path):
     assert not dataset.exists()
 
 
+def test_file_that_is_there_needs_no_package(tmp_path):
+    target = tmp_path / "models" / "m.gguf"
+    target.parent.mkdir()
+    target.write_bytes(b"".join(PIECES))
+    make_dataset(tmp_path, "no_such_package").check()
+    assert assemble_gguf("no_such_package", SHA256, target) == target
+
+
 def test_converted_model_needs_no_package(tmp_path):
     dataset = make_dataset(tmp_path, "no_such_package")
     directory = tmp_path / "models" / "base_model"

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import httpx
@@ -7,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from ja_instruct.datasets import HubModelDataset
+from ja_instruct.errors import InputError
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
@@ -75,6 +77,74 @@ class TestHub:
         assert len(asked) == count
 
     @pytest.mark.parametrize("status", [401, 403, 404, 500])
-    def test_none_where_the_hub_does_not_give_it(self, hub, status):
+    def test_none_where_the_hub_does_not_give_it(self, hub, status, monkeypatch):
+        # the client asks again and again, ever later
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
         hub(lambda request: httpx.Response(status))
         assert HubModelDataset(repo_id="owner/other").peek_config() is None
+
+    @pytest.fixture
+    def model_on_the_hub(self, hub):
+        """Answers for a model of a configuration and types of weights; what was asked for."""
+
+        def answer(config, types):
+            asked = []
+            content = json.dumps(config).encode()
+            info = {
+                "id": "owner/other",
+                "sha": "c" * 40,
+                "siblings": [],
+                "safetensors": {"parameters": types, "total": sum(types.values())},
+            }
+
+            def respond(request):
+                asked.append(request.url.path)
+                if request.url.path.endswith("/config.json"):
+                    headers = {
+                        "ETag": '"0123"',
+                        "X-Repo-Commit": "c" * 40,
+                        "Content-Length": str(len(content)),
+                    }
+                    return httpx.Response(200, headers=headers, content=content)
+                return httpx.Response(200, json=info)
+
+            hub(respond)
+            return asked
+
+        return answer
+
+    def test_16_bit_model_is_taken(self, model_on_the_hub):
+        model_on_the_hub({"model_type": "gemma2"}, {"BF16": 100, "F32": 20})
+        dataset = HubModelDataset(repo_id="owner/other")
+        dataset.check()
+        assert dataset.parameter_count() == 120
+
+    @pytest.mark.parametrize(
+        ("config", "types", "message"),
+        [
+            (
+                {"quantization_config": {"quant_method": "bitsandbytes"}},
+                {"BF16": 1, "U8": 9},
+                r"'owner/other' on the hub is quantized already \(bitsandbytes\)",
+            ),
+            ({}, {"BF16": 1, "U8": 9}, "'owner/other' on the hub has weights of type U8, not of"),
+            ({}, {"F8_E4M3": 9, "F32": 1}, "has weights of type F8_E4M3, not of BF16, F16, F32"),
+        ],
+    )
+    def test_quantized_model_is_refused_before_any_weights_are_fetched(
+        self, model_on_the_hub, config, types, message
+    ):
+        asked = model_on_the_hub(config, types)
+        with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
+            HubModelDataset(repo_id="owner/other").check()
+        assert not [path for path in asked if "safetensors" in path]
+
+
+def test_cached_model_of_8_bits_is_refused(repository, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    cached = Path(constants.HF_HUB_CACHE) / "models--owner--name/snapshots" / COMMITS["main"]
+    save_file({"weight": torch.zeros(2, 2, dtype=torch.int8)}, cached / "model.safetensors")
+    with pytest.raises(InputError, match=r"'owner/name': 'weight' in .* has weights of type I8"):
+        HubModelDataset(repo_id=repository).load()

@@ -1,9 +1,12 @@
 import json
 
 import pytest
+import torch
 from kedro.io import DatasetError
+from safetensors.torch import save_file
 
 from ja_instruct.datasets import ModelDirectoryDataset
+from ja_instruct.errors import InputError
 
 
 @pytest.fixture
@@ -22,3 +25,29 @@ def test_configuration_is_there_before_the_weights_are(dataset, tmp_path):
 def test_is_never_saved_to(dataset):
     with pytest.raises(DatasetError, match="never written to"):
         dataset.save(object())
+
+
+def write_model(directory, dtype, **config):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    save_file({"weight": torch.zeros(2, 2).to(dtype)}, directory / "model.safetensors")
+
+
+def test_16_bit_model_is_handed_on(dataset, tmp_path):
+    write_model(tmp_path / "model", torch.bfloat16)
+    model = dataset.load()
+    assert (model.path, model.model_id) == (tmp_path / "model", "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config", "message"),
+    [
+        (torch.uint8, {}, r"'weight' in .*model\.safetensors has weights of type U8"),
+        (torch.bfloat16, {"quantization_config": {"quant_method": "awq"}}, r"already \(awq\)"),
+    ],
+)
+def test_quantized_model_is_refused(dataset, tmp_path, dtype, config, message):
+    write_model(tmp_path / "model", dtype, **config)
+    for read in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
+            read()

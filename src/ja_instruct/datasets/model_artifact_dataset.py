@@ -9,7 +9,13 @@ from typing import Any
 from kedro.io import AbstractDataset
 
 from ja_instruct.atomic import discard_unfinished, replacing
-from ja_instruct.models import PROVENANCE_FILE, ModelArtifact, ModelDirectory, write_provenance
+from ja_instruct.models import (
+    CARD_FILE,
+    PROVENANCE_FILE,
+    ModelArtifact,
+    ModelDirectory,
+    write_provenance,
+)
 
 
 class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
@@ -34,11 +40,17 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
         """Raise ``InputError`` unless the directory is complete and of this project."""
 
     def save(self, data: ModelArtifact) -> None:
-        """Write weights, configuration, tokenizer and ``ja_instruct.json``."""
+        """Write weights, configuration, tokenizer, card and ``ja_instruct.json``."""
         with replacing(self._filepath) as new:
-            data.model.save_pretrained(new)
+            self._save_model(data.model, new)
             data.tokenizer.save_pretrained(new)
+            if data.card:  # after the model: PEFT writes a template of its own
+                (new / CARD_FILE).write_text(data.card, encoding="utf-8")
             write_provenance(new, data.provenance)
+
+    def _save_model(self, model: Any, directory: Path) -> None:
+        """Write weights and configuration; the directory is made if it is not there."""
+        model.save_pretrained(directory)
 
     def discard_unfinished(self) -> None:
         """Tidy up after a process that was killed while it saved."""

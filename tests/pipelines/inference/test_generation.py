@@ -171,12 +171,13 @@ def test_answers_come_one_by_one_in_order(tiny_nf4, parameters):
 
 def test_unsloth_is_asked_for_its_inference_mode(tiny_nf4, read_parameters, monkeypatch):
     calls = []
+    model = tiny_nf4.load_model(device_map="cpu")
 
     class FastLanguageModel:
         @staticmethod
         def from_pretrained(**kwargs):
             calls.append(kwargs)
-            return "model", "tokenizer"
+            return model, "tokenizer"
 
         @staticmethod
         def for_inference(model):
@@ -186,7 +187,7 @@ def test_unsloth_is_asked_for_its_inference_mode(tiny_nf4, read_parameters, monk
     monkeypatch.setitem(sys.modules, "unsloth", fake)
     base = InferenceParameters(**read_parameters("base")["inference"])
     loaded = generation.LOADERS["unsloth"](tiny_nf4, None, base)
-    assert loaded == ("model", "tokenizer")
+    assert loaded == (model, "tokenizer")
     assert calls == [
         {
             "model_name": str(tiny_nf4.path),
@@ -195,5 +196,5 @@ def test_unsloth_is_asked_for_its_inference_mode(tiny_nf4, read_parameters, monk
             "load_in_4bit": True,
             "local_files_only": True,
         },
-        "model",
+        model,
     ]

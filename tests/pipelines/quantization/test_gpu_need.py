@@ -18,11 +18,11 @@ def section(read_parameters):
     return read_parameters("base")["quantization"]
 
 
-def need(parts, section, **changes):
-    """What ``quantize`` declares, with the parameters of the environment ``base``."""
-    (node,) = parts.nodes
+def need(parts, section, node_name="quantize", **changes):
+    """What a node declares, with the parameters of the environment ``base``."""
+    (node,) = (node for node in parts.nodes if node.name.endswith(node_name))
     (name,) = (name for name in node.inputs if name.startswith("params:"))
-    (model,) = (name for name in node.inputs if not name.startswith("params:"))
+    model = next(name for name in node.inputs if name.endswith("base_model"))
     parameters = QuantizationParameters(**{**section, **changes.pop("parameters", {})})
     catalog = DataCatalog({name: MemoryDataset(parameters), model: changes.pop("base_model")})
     return node.func.gpu_need(node, catalog)
@@ -48,14 +48,47 @@ def test_coarser_settings_need_more(section, base_model, changes):
     assert more["memory_gb"] > plain["memory_gb"] + 1
 
 
-def test_cpu_needs_no_device(section, base_model):
-    found = need(create_pipeline(), section, base_model=base_model, parameters={"device": "cpu"})
-    assert found == {"devices": 0}
+NODES = pytest.mark.parametrize("node_name", ["quantize", "measure_quantization"])
 
 
-def test_model_that_is_not_downloaded_has_no_estimate(section):
-    found = need(create_pipeline(), section, base_model=HubModelDataset(repo_id="owner/none"))
+@NODES
+def test_cpu_needs_no_device(section, base_model, node_name):
+    on_cpu = {"base_model": base_model, "parameters": {"device": "cpu"}}
+    assert need(create_pipeline(), section, node_name, **on_cpu) == {"devices": 0}
+
+
+@NODES
+def test_model_that_is_not_downloaded_has_no_estimate(section, node_name):
+    unknown = HubModelDataset(repo_id="owner/none")
+    found = need(create_pipeline(), section, node_name, base_model=unknown)
     assert set(found) == {"devices", "remedy"}
+
+
+class TestMeasurement:
+    @pytest.fixture
+    def measured(self, section, base_model):
+        def measured(**parameters):
+            changes = {"base_model": base_model, "parameters": parameters}
+            return need(create_pipeline(), section, "measure_quantization", **changes)
+
+        return measured
+
+    def test_gemma_2_27b_fits_24_gigabytes(self, measured):
+        found = measured()
+        assert 17 < found["memory_gb"] < 24
+        assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
+        assert set(found["parts_gb"]) == {"weights", "activations", "logits", "cuda context"}
+        assert "quantization.perplexity_max_tokens" in found["remedy"]
+
+    def test_matrices_alone_need_little(self, measured):
+        # four of 4608 by 36864 in float32, the context
+        expected = (16 * 4608 * 36864 + 600_000_000) / 1e9
+        assert measured(perplexity_max_tokens=0)["memory_gb"] == pytest.approx(expected)
+
+    def test_more_tokens_need_more(self, measured):
+        found = measured(perplexity_max_tokens=200_000)["memory_gb"]
+        added = found - measured(perplexity_max_tokens=100_000)["memory_gb"]
+        assert added == pytest.approx(2 * 100_000 * 4608 * 2 / 1e9)
 
 
 def test_names_may_carry_a_namespace(section, base_model):

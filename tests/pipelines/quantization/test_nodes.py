@@ -1,12 +1,16 @@
+import dataclasses
+import hashlib
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
+from ja_instruct.devices import load_nf4_model
 from ja_instruct.errors import InputError
 from ja_instruct.models import ModelDirectory
-from ja_instruct.pipelines.quantization.nodes import quantize
+from ja_instruct.pipelines.quantization.nodes import measure_quantization, quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 
 BLOCK = 64
@@ -21,7 +25,7 @@ def parameters(read_parameters):
 
 @pytest.fixture(scope="module")
 def quantized(tiny_gemma2, parameters):
-    """Model artifact and report."""
+    """Model artifact and measurements."""
     return quantize(tiny_gemma2, parameters)
 
 
@@ -83,7 +87,7 @@ def test_tokenizer_is_saved_beside_the_weights(tiny_nf4, tiny_gemma2):
 
 def test_chat_template_is_added_where_there_is_none(tiny_gemma2, quantized, tiny_nf4, parameters):
     assert tiny_gemma2.load_tokenizer().chat_template is None
-    assert quantized[1]["chat_template_added"] is True
+    assert quantized[0].provenance["chat_template_added"] is True
     tokenizer = tiny_nf4.load_tokenizer()
     assert tokenizer.chat_template == parameters.chat_template
     turns = [{"role": "user", "content": "首都は?"}, {"role": "assistant", "content": "東京です。"}]
@@ -105,36 +109,171 @@ def with_template(tiny_gemma2, tmp_path):
 
 
 def test_publishers_chat_template_is_kept(with_template, parameters):
-    artifact, report = quantize(with_template, parameters)
+    artifact, _ = quantize(with_template, parameters)
     assert artifact.tokenizer.chat_template == "the publisher's own"
-    assert report["chat_template_added"] is False
+    assert artifact.provenance["chat_template_added"] is False
 
 
 def test_no_chat_template_is_added_when_none_is_wanted(tiny_gemma2, parameters):
-    artifact, report = quantize(tiny_gemma2, parameters.model_copy(update={"chat_template": ""}))
+    artifact, _ = quantize(tiny_gemma2, parameters.model_copy(update={"chat_template": ""}))
     assert artifact.tokenizer.chat_template is None
-    assert report["chat_template_added"] is False
+    assert artifact.provenance["chat_template_added"] is False
 
 
-def test_report(quantized, tiny_gemma2, parameters):
-    _, report = quantized
-    source = (tiny_gemma2.path / "model.safetensors").stat().st_size
-    assert report["source"]["model_id"] == "tiny-random-gemma2"
-    assert report["source"]["model_type"] == "gemma2"
-    assert report["settings"] == parameters.model_dump(exclude={"chat_template", "gpu"})
-    assert set(report["versions"]) == {"torch", "transformers", "bitsandbytes", "ja-instruct"}
-    summary = report["summary"]
-    assert summary["source_mb"] == round(source / 1e6, 1)
-    assert summary["quantized_mb"] < summary["source_mb"] / 2
-    json.dumps(report)
+def test_generation_config_is_the_sources(tiny_gemma2, tiny_nf4):
+    def read(model):
+        saved = json.loads((model.path / "generation_config.json").read_text("utf-8"))
+        del saved["transformers_version"]
+        return saved
+
+    assert read(tiny_nf4) == read(tiny_gemma2)
+    assert {"bos_token_id", "eos_token_id", "pad_token_id"} <= set(read(tiny_nf4))
+
+
+def test_shards_are_written_one_at_a_time(tiny_gemma2, parameters, tmp_path, monkeypatch):
+    from ja_instruct.datasets import QuantizedModelDataset, quantized_model_dataset
+
+    monkeypatch.setattr(quantized_model_dataset, "MAX_SHARD_SIZE", "100KB")
+    dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
+    dataset.save(quantize(tiny_gemma2, parameters)[0])
+    directory = dataset.load()
+    shards = sorted(path.name for path in directory.path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(directory.provenance["weights_sha256"]) == shards
+    assert "model.safetensors.index.json" in directory.provenance["files"]
+    load_nf4_model(directory, "cpu")
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_provenance_names_every_file_of_the_source(quantized, tiny_gemma2):
+    artifact, _ = quantized
+    files = {path.name: path for path in tiny_gemma2.path.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
+    assert artifact.provenance["source"]["files"] == {
+        name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
+    }
 
 
 def test_provenance_counts_the_weights_before_they_are_packed(quantized, tiny_gemma2):
-    artifact, report = quantized
+    artifact, _ = quantized
     count = sum(weight.numel() for weight in tiny_gemma2.load_model().parameters())
     assert artifact.provenance["parameters"] == count
     assert artifact.provenance["stage"] == "quantization"
-    assert artifact.provenance["source"] == report["source"]
+
+
+def test_card_names_the_source(tiny_gemma2, parameters):
+    source = dataclasses.replace(tiny_gemma2, model_id="google/gemma-2-27b", revision="a" * 40)
+    card = quantize(source, parameters)[0].card
+    assert "base_model: google/gemma-2-27b" in card
+    assert "a" * 40 in card
+    assert "library_name: transformers" in card
+    assert "language: ja" in card
+
+
+def test_measurements(quantized):
+    _, measurements = quantized
+    assert set(measurements) == {"hashing_seconds", "quantizing_seconds", "model_memory_gb"}
+    json.dumps(measurements)
+
+
+TEXTS = [{"text": "日本の首都は東京です。"}, {"text": "富士山の高さは3,776メートルです。"}]
+
+
+class TestReport:
+    @pytest.fixture(scope="class")
+    def measure(self, tiny_gemma2, tiny_nf4, parameters, quantized):
+        def measure(base_model=tiny_gemma2, texts=TEXTS, **changes):
+            return measure_quantization(
+                base_model, tiny_nf4, quantized[1], texts, parameters.model_copy(update=changes)
+            )
+
+        return measure
+
+    @pytest.fixture(scope="class")
+    def report(self, measure):
+        return measure()
+
+    def test_what_was_made_of_what(self, report, quantized, tiny_nf4, parameters):
+        assert report["source"] == quantized[0].provenance["source"]
+        assert report["source"]["model_id"] == "tiny-random-gemma2"
+        assert report["source"]["model_type"] == "gemma2"
+        assert set(report["settings"]) == set(QuantizationParameters.model_fields) - {
+            "chat_template",
+            "gpu",
+            "perplexity_max_tokens",
+        }
+        assert report["settings"]["quant_type"] == parameters.quant_type
+        assert set(report["versions"]) == {"torch", "transformers", "bitsandbytes", "ja-instruct"}
+        assert report["chat_template_added"] is True
+        assert report["measurements"] == quantized[1]
+        json.dumps(report)
+
+    def test_every_written_file(self, report, tiny_nf4):
+        written = {path.name for path in tiny_nf4.path.iterdir()} - {
+            "ja_instruct.json",
+            "README.md",
+        }
+        assert {"config.json", "generation_config.json", "chat_template.jinja"} <= written
+        assert set(report["written"]) == written
+        for name, noted in report["written"].items():
+            assert noted["sha256"] == sha256(tiny_nf4.path / name)
+
+    def test_summary(self, report, tiny_gemma2, tiny_nf4):
+        summary = report["summary"]
+        sizes = {
+            f"{key}_mb": round((model.path / "model.safetensors").stat().st_size / 1e6, 1)
+            for key, model in (("source", tiny_gemma2), ("quantized", tiny_nf4))
+        }
+        assert {key: summary[key] for key in sizes} == sizes
+        assert summary["quantized_mb"] < summary["source_mb"] / 2
+        assert 0.05 < summary["mean_relative_error"] < summary["worst_relative_error"] < 0.15
+        for name in ("base", "quantized"):
+            assert summary[f"perplexity_{name}"] == report["perplexity"][name]["perplexity"] > 1
+        assert len({str(value) for value in summary.values()}) == len(summary)
+
+    def test_perplexity_of_all_texts(self, report, tiny_gemma2):
+        tokenizer = tiny_gemma2.load_tokenizer()
+        counts = [len(tokenizer(record["text"])["input_ids"]) - 1 for record in TEXTS]
+        found = report["perplexity"]
+        assert (found["texts"], found["tokens"]) == (2, sum(counts))
+        assert found["characters"] == sum(len(record["text"]) for record in TEXTS)
+        model = tiny_gemma2.load_model(dtype=torch.float32, attn_implementation="eager")
+        nats = 0.0
+        for record, count in zip(TEXTS, counts, strict=True):
+            ids = torch.tensor([tokenizer(record["text"])["input_ids"]])
+            nats += count * model(ids, labels=ids).loss.item()
+        expected = math.exp(nats / sum(counts))
+        assert found["base"]["perplexity"] == pytest.approx(expected, rel=1e-3)
+
+    def test_no_perplexity(self, measure):
+        report = measure(texts=[], perplexity_max_tokens=0)
+        assert report["perplexity"] == {}
+        assert not [key for key in report["summary"] if key.startswith("perplexity")]
+
+    def test_no_texts(self, measure):
+        with pytest.raises(InputError, match=r"no text to predict.*perplexity_max_tokens to 0"):
+            measure(texts=[{"text": ""}])
+
+    def test_texts_of_another_name(self, measure):
+        with pytest.raises(InputError, match=r"'perplexity_texts' lacks the column\(s\) text"):
+            measure(texts=[{"content": "本文"}])
+
+    def test_directory_of_an_older_version(self, tiny_gemma2, tiny_nf4, parameters, quantized):
+        source = {"model_id": "tiny-random-gemma2", "revision": None}
+        older = dataclasses.replace(tiny_nf4, provenance={**tiny_nf4.provenance, "source": source})
+        with pytest.raises(InputError, match="does not list the files it was made of"):
+            measure_quantization(tiny_gemma2, older, quantized[1], TEXTS, parameters)
+
+    def test_another_base_model_is_refused(self, measure, tiny_gemma2, tmp_path):
+        copy = tmp_path / "other"
+        shutil.copytree(tiny_gemma2.path, copy)
+        (copy / "config.json").write_text("{}", "utf-8")
+        message = f"{copy}/config.json: not the .* bytes that .* was made of"
+        with pytest.raises(InputError, match=message):
+            measure(ModelDirectory(copy, "other"))
 
 
 def test_model_that_is_quantized_already_is_refused(tiny_nf4, parameters):

@@ -22,6 +22,10 @@ class QuantizationParameters(Parameters):
         description="Jinja chat template for a tokenizer that has none; empty adds none"
     )
 
+    perplexity_max_tokens: int = Field(
+        ge=0, description="Tokens predicted of perplexity_texts in total; 0 measures none"
+    )
+
     @model_validator(mode="after")
     def _devices_can_be_used(self) -> Self:
         several = "a model is quantized on one: more would only repeat the work"

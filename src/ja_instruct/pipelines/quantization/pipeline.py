@@ -4,7 +4,7 @@ from typing import Any
 
 from kedro.pipeline import Pipeline, node, pipeline
 
-from ja_instruct.pipelines.quantization.nodes import quantize
+from ja_instruct.pipelines.quantization.nodes import measure_quantization, quantize
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -14,8 +14,20 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             node(
                 quantize,
                 inputs=["base_model", "params:quantization"],
-                outputs=["quantized_model", "quantization_report"],
+                outputs=["quantized_model", "quantization_measurements"],
                 name="quantize",
+            ),
+            node(
+                measure_quantization,
+                inputs=[
+                    "base_model",
+                    "quantized_model",
+                    "quantization_measurements",
+                    "perplexity_texts",
+                    "params:quantization",
+                ],
+                outputs="quantization_report",
+                name="measure_quantization",
             ),
         ],
         tags=["quantization", "gpu"],

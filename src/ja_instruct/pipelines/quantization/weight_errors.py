@@ -1,0 +1,102 @@
+"""How far the 4-bit matrices are from the publisher's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.errors import InputError
+from ja_instruct.safetensors_files import (
+    STATE_MARK,
+    TensorReader,
+    packed_matrices,
+    read_headers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+WORST = 10
+# of these suffixes bitsandbytes stores those that its settings need
+_CONSTANTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+
+
+def relative_errors(source: Path, quantized: Path, device: str) -> dict[str, float]:
+    """Return ‖W - dequantized‖ / ‖W‖ (Frobenius) of every 4-bit matrix by its name.
+
+    W is the publisher's matrix, whatever its type; both are compared in float32. Matrix by matrix
+    is read from the two directories, so that memory for three of the largest is enough.
+
+    Args:
+        source: The publisher's model directory.
+        quantized: The 4-bit directory made of it.
+        device: Where to compute: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: The directories do not belong together.
+    """
+    from tqdm import tqdm
+
+    originals, headers = read_headers(source), read_headers(quantized)
+    packed = packed_matrices(headers)
+    unknown = sorted(packed.keys() - originals.keys())
+    if unknown:
+        raise InputError(
+            f"'{unknown[0]}' of {quantized} is not in {source}, so the one was not made of the "
+            f"other; run 'kedro run --pipeline=quantization' again"
+        )
+    errors = {}
+    with TensorReader(originals) as read_original, TensorReader(headers) as read:
+        for name in tqdm(packed, desc="quantization: errors", unit="matrix", disable=None):
+            weight = read_original(name).to(device).float()
+            dequantized = _dequantize(read, headers, name, packed[name], device)
+            errors[name] = float((weight - dequantized).norm() / weight.norm())
+    return errors
+
+
+def _dequantize(
+    read: TensorReader, headers: Mapping[str, Any], name: str, kind: str, device: str
+) -> Tensor:
+    import torch
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    suffixes = [*_CONSTANTS, f"{STATE_MARK[1:]}{kind}"]
+    stored = {
+        suffix: read(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in headers
+    }
+    state = QuantState.from_dict(stored, device=torch.device(device))
+    # the numbers that NF4 holds, not yet rounded to the type that the layers compute in
+    state.dtype = torch.float32
+    dequantized: Tensor = dequantize_4bit(read(name).to(device), state)
+    return dequantized
+
+
+def summarize_errors(errors: Mapping[str, float]) -> dict[str, Any]:
+    """Return the errors' mean and maximum, overall and for each kind of matrix, and the worst.
+
+    Examples:
+        >>> found = summarize_errors({"0.q_proj.weight": 0.08, "1.q_proj.weight": 0.1})
+        >>> found["mean"], found["by_kind"]
+        (0.09, {'q_proj': {'matrices': 2, 'mean': 0.09, 'max': 0.1}})
+        >>> found["worst"][0]
+        {'matrix': '1.q_proj.weight', 'relative_error': 0.1}
+    """
+    kinds: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        kinds.setdefault(name.removesuffix(".weight").rsplit(".", maxsplit=1)[-1], []).append(error)
+    worst = sorted(errors.items(), key=lambda item: -item[1])[:WORST]
+    return {
+        "definition": "Frobenius norm of W - dequantized(Q), divided by that of W",
+        **_mean_and_max(list(errors.values())),
+        "by_kind": {
+            kind: {"matrices": len(found), **_mean_and_max(found)} for kind, found in kinds.items()
+        },
+        "worst": [{"matrix": name, "relative_error": round(error, 6)} for name, error in worst],
+        "by_matrix": {name: round(error, 6) for name, error in errors.items()},
+    }
+
+
+def _mean_and_max(errors: list[float]) -> dict[str, float]:
+    return {"mean": round(sum(errors) / len(errors), 6), "max": round(max(errors), 6)}

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelDirectory, parameter_count, refuse_quantized
+from ja_instruct.safetensors_files import TensorReader, names_in_model, read_headers
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    save_file({"b": torch.arange(6.0).reshape(2, 3)}, tmp_path / "model-1.safetensors")
+    save_file({"a": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "model-2.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}), "utf-8")
+    return tmp_path
+
+
+def test_headers_of_all_files(two_files):
+    found = read_headers(two_files)
+    assert {name: (one.path.name, one.dtype, one.shape) for name, one in found.items()} == {
+        "b": ("model-1.safetensors", "F32", (2, 3)),
+        "a": ("model-2.safetensors", "BF16", (4,)),
+    }
+    assert parameter_count(two_files) == 10
+
+
+def test_tensors_are_read_where_they_are(two_files):
+    with TensorReader(read_headers(two_files)) as read:
+        assert read("b").tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert read("a").dtype == torch.bfloat16
+
+
+def test_a_download_that_was_cut_off_is_named(two_files):
+    path = two_files / "model-1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{path}: no complete safetensors file"):
+        read_headers(two_files)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.uint8, "U8"), (torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")],
+)
+def test_16_bits_that_are_only_claimed(two_files, dtype, name):
+    packed = {"layers.0.weight": torch.zeros(4, 4).to(dtype)}
+    save_file(packed, two_files / "model-3.safetensors")
+    message = (
+        f"'owner/name': 'layers.0.weight' in {two_files}/model-3.safetensors has weights of type "
+        f"{name}, .*16-bit weights, so that the 4-bit model is the product of this project alone"
+    )
+    with pytest.raises(InputError, match=message):
+        refuse_quantized(ModelDirectory(two_files, "owner/name"))
+
+
+def test_16_and_32_bits_are_taken(two_files):
+    save_file({"c": torch.ones(2, dtype=torch.float16)}, two_files / "model-3.safetensors")
+    refuse_quantized(ModelDirectory(two_files, "owner/name"))
+
+
+def test_quantization_of_a_multimodal_models_text_part(two_files):
+    config = {"text_config": {"quantization_config": {"quant_method": "gptq"}}}
+    (two_files / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(InputError, match=r"'owner/name' at .* quantized already \(gptq\)"):
+        refuse_quantized(ModelDirectory(two_files, "owner/name"))
+
+
+def test_names_of_a_renamed_family():
+    """A checkpoint of the multimodal Gemma 3 as it was published."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
+    config = Gemma3Config(
+        text_config={**small, "num_attention_heads": 1, "head_dim": 8, "vocab_size": 16},
+        vision_config={**small, "num_attention_heads": 1, "image_size": 14, "patch_size": 14},
+    )
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(config)
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    found = names_in_model(model, [name])[name]
+    assert found in dict(model.named_parameters())
