@@ -28,7 +28,10 @@ CONTRACT = {
             "filter_page",
         },
     ),
-    "quantization": ({"base_model"}, {"quantized_model", "quantization_report"}),
+    "quantization": (
+        {"base_model", "perplexity_texts"},
+        {"quantized_model", "quantization_measurements", "quantization_report"},
+    ),
     "sft": (
         {"filtered_pairs", "qa_pairs", "quantized_model"},
         {"train_dataset", "eval_dataset", "adapter", "train_metrics"},
@@ -60,6 +63,16 @@ CONTRACT = {
         {"run_report"},
     ),
 }
+# run when asked for by name, never by ``__default__``
+ON_REQUEST = {
+    "export": ({"base_model", "adapter"}, {"merged_model", "export_report"}),
+    "gguf_export": ({"merged_model"}, {"gguf_model"}),
+    "publishing": (
+        {"quantized_model", "adapter", "merged_model", "export_report"},
+        {"published_quantized_model", "published_adapter", "published_merged_model"},
+    ),
+}
+EVERY = {**CONTRACT, **ON_REQUEST}
 CONFIGURATION = Path(__file__).parents[1] / "conf"
 ENVIRONMENTS = sorted(
     {
@@ -87,12 +100,12 @@ def data_only(names):
 
 
 def test_names(pipelines):
-    assert set(pipelines) == {*CONTRACT, "__default__"}
+    assert set(pipelines) == {*EVERY, "__default__"}
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", EVERY)
 def test_pipeline_keeps_the_contract(pipelines, name):
-    inputs, outputs = CONTRACT[name]
+    inputs, outputs = EVERY[name]
     assert data_only(pipelines[name].inputs()) == inputs
     assert outputs <= pipelines[name].all_outputs()
 
@@ -108,10 +121,18 @@ def test_default_is_all_of_them(pipelines):
         "target_tokenizer",
         "evaluation_tasks",
         "base_model",
+        "perplexity_texts",
         "qa_pairs",
         "tasks",
         "retriever_checkpoint",
     }
+
+
+def test_default_copies_no_model_and_sends_none_away(pipelines):
+    asked_for = sum((pipelines[name] for name in ON_REQUEST), Pipeline([]))
+    default = pipelines["__default__"]
+    assert not set(default.nodes) & set(asked_for.nodes)
+    assert not default.datasets() & asked_for.all_outputs()
 
 
 def test_first_stages_do_not_wait_for_each_other(pipelines):
@@ -123,19 +144,19 @@ def test_first_stages_do_not_wait_for_each_other(pipelines):
 
 
 def test_every_node_is_tagged_with_its_pipeline(pipelines):
-    for name in CONTRACT:
+    for name in EVERY:
         assert all(name in node.tags for node in pipelines[name].nodes), name
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", EVERY)
 def test_catalog_holds_the_contract(catalog, name):
-    inputs, outputs = CONTRACT[name]
+    inputs, outputs = EVERY[name]
     assert inputs | outputs <= set(catalog)
 
 
 def test_catalog_holds_nothing_else(catalog, pipelines):
     """An entry that no pipeline knows is a slip of the pen: what it should set is not set."""
-    known = pipelines["__default__"].datasets()
+    known = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
     assert {name for name in catalog if not name.startswith("_")} <= known
 
 
@@ -159,7 +180,7 @@ def test_answers_are_called_output_jsonl(catalog):
 
 
 def test_environments_do_not_write_over_each_other(read_configuration):
-    outputs = {name for _, outputs in CONTRACT.values() for name in outputs}
+    outputs = {name for _, outputs in EVERY.values() for name in outputs}
     written = {}
     for environment in ENVIRONMENTS:
         catalog = read_configuration(environment)["catalog"]

@@ -46,6 +46,8 @@ def test_quantization(base):
         "quant_type": "nf4",
         "double_quantization": True,
         "compute_dtype": "bfloat16",
+        # beyond the recipe: the weights are the same
+        "perplexity_max_tokens": 20000,
         # estimated
         "gpu": NO_GPU_SETTINGS,
     }
@@ -93,6 +95,8 @@ def test_sft(base):
     assert sft["max_seq_length"] == 2048
     assert sft["answer_only_loss"] is False
     assert sft["eval_fraction"] == 0
+    assert sft["over_long"] == "cut"
+    assert sft["resume"] is True
     assert sft["gpu"] == NO_GPU_SETTINGS
 
 
@@ -132,6 +136,8 @@ def test_training(base):
         "auto_find_batch_size": True,
         "gradient_checkpointing": True,
         "packing": False,
+        # padded batches, as they come
+        "tokens_per_batch": None,
         "logging_steps": 5,
         "save_strategy": "steps",
         "save_steps": 300,
@@ -142,6 +148,10 @@ def test_training(base):
         "eval_strategy": "no",
         "eval_steps": 300,
         "per_device_eval_batch_size": 4,
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        # ends a training that has failed, changes none
+        "divergence_nats": 1.0,
     }
 
 
@@ -176,6 +186,21 @@ def test_prompts(base, texts, name):
     assert base["prompts"][name].encode() == texts[name].encode()
 
 
+def test_prompt_of_inference_is_its_own(base):
+    assert base["prompts"]["format"] == "recipe"
+
+
+def test_export(base):
+    """Beyond the recipe, which ends with the answers."""
+    assert base["export"] == {"check_inputs": 4, "seed": 3407, "gguf_outtype": "bf16"}
+
+
+def test_publishing(base, catalog):
+    assert base["publishing"] == {"commit_message": "Upload by ja-instruct"}
+    entries = [entry for name, entry in catalog.items() if name.startswith("published_")]
+    assert [(entry["repo_id"], entry["private"]) for entry in entries] == [(None, True)] * 3
+
+
 def test_no_other_section(base):
     sections = {"data_filtering", "quantization", "sft", "rag_index", "inference", "prompts"}
-    assert set(base) == sections
+    assert set(base) == {*sections, "export", "publishing"}

@@ -26,12 +26,16 @@ _LABELS = {
     "eval_loss_best": "held-out loss, best (nats a token)",
     "train_seconds": "training time (s)",
     "trainable_millions": "trained weights (millions)",
-    "at_max_seq_length": "samples cut at max_seq_length",
-    "dropped": "samples dropped: no answer within max_seq_length",
+    "cut": "samples cut at max_seq_length",
+    "dropped_over_long": "samples left out: longer than max_seq_length",
+    "dropped_nothing_to_learn": "samples left out: no answer within max_seq_length",
+    "longest": "longest sample, before any cut (tokens)",
     "loss_tokens": "tokens in the loss",
+    "train_tokens": "tokens trained on, over all epochs",
     "tokens_per_second": "tokens a second",
     "peak_gpu_memory_gb": "peak GPU memory (10⁹ bytes)",
 }
+_PROMPT = "What comes before an answer, between the tokens BOS and the answer itself:"
 
 
 class DataSource(Parameters):
@@ -100,7 +104,7 @@ def adapter_card(facts: AdapterFacts) -> str:
         *_section("LoRA", _table(_rows(lora))),
         *_section("Training", _table(_rows({**settings, **training}))),
         *_section("How to load it", _adapter_snippet(facts.base)),
-        *_section("Prompt", _fenced(facts.prompt) if facts.prompt else ""),
+        *(_section("Prompt", _PROMPT, _fenced(facts.prompt)) if facts.prompt else []),
         *_section("Versions", _table(_rows(facts.versions))),
         *_licence_section(facts.card),
     ]
@@ -282,4 +286,5 @@ def _fenced(text: str, language: str = "text") -> str:
     """Return a code block whose fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
+    end = "" if text.endswith("\n") else "\n"
+    return f"{fence}{language}\n{text}{end}{fence}"

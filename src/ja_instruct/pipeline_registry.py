@@ -4,7 +4,9 @@ from kedro.pipeline import Pipeline
 
 from ja_instruct.pipelines import (
     data_filtering,
+    export,
     inference,
+    publishing,
     quantization,
     rag_index,
     reporting,
@@ -13,7 +15,10 @@ from ja_instruct.pipelines import (
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return every pipeline by name; ``__default__`` chains them all."""
+    """Return every pipeline by name; ``__default__`` chains all but those run on request.
+
+    These copy the whole model or send it away: exports and publishing.
+    """
     pipelines = {
         "data_filtering": data_filtering.create_pipeline(),
         "quantization": quantization.create_pipeline(),
@@ -22,4 +27,10 @@ def register_pipelines() -> dict[str, Pipeline]:
         "inference": inference.create_pipeline(),
         "reporting": reporting.create_pipeline(),
     }
-    return {**pipelines, "__default__": sum(pipelines.values(), start=Pipeline([]))}
+    on_request = {
+        "export": export.create_pipeline(),
+        "gguf_export": export.create_gguf_pipeline(),
+        "publishing": publishing.create_pipeline(),
+    }
+    default = sum(pipelines.values(), start=Pipeline([]))
+    return {**pipelines, **on_request, "__default__": default}

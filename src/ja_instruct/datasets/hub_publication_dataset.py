@@ -1,0 +1,103 @@
+"""``HubPublicationDataset``: a model published on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedro.io import AbstractDataset
+
+from ja_instruct.atomic import discard_unfinished, replacing
+from ja_instruct.errors import InputError
+from ja_instruct.publication import check_login, upload
+
+if TYPE_CHECKING:
+    from ja_instruct.publication import Publication
+
+
+class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
+    """Uploads a model directory to a repository of the hub, and keeps a record of it.
+
+    It exists when the record says that this repository was published to; what the hub holds by
+    now is not asked. Loading returns the record: repository, commit, address, checksums.
+
+    Examples:
+        YAML API:
+
+        ```yaml
+        published_adapter:
+          type: ja_instruct.datasets.HubPublicationDataset
+          repo_id: owner/gemma-2-27b-ja-lora
+          filepath: data/08_reporting/base/published_adapter.json
+        ```
+
+        Python API:
+
+        >>> dataset = HubPublicationDataset(filepath=tmp_path / "published_adapter.json")
+        >>> dataset.exists()
+        False
+        >>> dataset.check_output()
+        Traceback (most recent call last):
+        ja_instruct.errors.InputError: 'repo_id' of this catalog entry ... is not set; ...
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str | Path,
+        repo_id: str | None = None,
+        private: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Create the dataset.
+
+        Args:
+            filepath: The record, a JSON file.
+            repo_id: ``owner/name`` on the hub; None refuses to publish.
+            private: Whether a repository that does not exist yet is created private; one that
+                exists stays as it is.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+        """
+        self._filepath = Path(filepath)
+        self._repo_id = repo_id
+        self._private = private
+        self.metadata = metadata
+
+    def check(self) -> None:
+        """Raise ``InputError`` unless this repository was published to."""
+        if not self._exists():
+            raise InputError(
+                f"{self._filepath}: no record of a publication to '{self._repo_id}'; publish "
+                f"with 'kedro run --pipeline=publishing' (and the same --env)"
+            )
+
+    def check_output(self) -> None:
+        """Raise ``InputError`` when no repository is named or the user may not write to it."""
+        check_login(self._repo_id)
+
+    def load(self) -> dict[str, Any]:
+        """Return the record."""
+        self.check()
+        return self._read()
+
+    def save(self, data: Publication) -> None:
+        """Upload, then write the record."""
+        self.check_output()
+        record = upload(data, str(self._repo_id), private=self._private)
+        with replacing(self._filepath) as new:
+            new.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+    def discard_unfinished(self) -> None:
+        """Tidy up after a process that was killed while it saved."""
+        discard_unfinished(self._filepath)
+
+    def _read(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self._filepath.read_text("utf-8"))
+        return record
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file() and self._read().get("repo_id") == self._repo_id
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "repo_id": self._repo_id}

@@ -1,0 +1,142 @@
+"""Nodes of ``export``."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from typing import Any
+
+from ja_instruct import __version__
+from ja_instruct.errors import InputError
+from ja_instruct.gguf_conversion import GGUFConversion
+from ja_instruct.lora_merging import (
+    LoraMerge,
+    lora_scaling,
+    match_factors,
+    read_adapter_config,
+    refuse_useless_factors,
+)
+from ja_instruct.model_cards import ModelCardParameters, merged_card
+from ja_instruct.models import ModelDirectory, refuse_quantized
+from ja_instruct.pipelines.export.merge_check import compare_with_base
+from ja_instruct.pipelines.export.parameters import ExportParameters
+
+logger = logging.getLogger(__name__)
+
+_UPDATE_KEPT_PERCENT_MIN = 90
+
+
+def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> LoraMerge:
+    """Describe the 16-bit base with the adapter merged into it; its dataset merges as it writes.
+
+    Returns:
+        What to merge: W + scaling · B A for each adapted matrix, everything else as it is.
+
+    Raises:
+        InputError: The adapter was trained on another base, is no plain LoRA, does not fit, or
+            would change nothing.
+    """
+    refuse_quantized(base_model)
+    _require_same_base(base_model, adapter)
+    scaling = lora_scaling(read_adapter_config(adapter))
+    factors = match_factors(adapter, base_model)
+    refuse_useless_factors(adapter, factors)
+    settings = adapter.provenance.get("settings", {})
+    known = adapter.provenance.get("model_card")
+    provenance = {
+        "stage": "export",
+        "base": {"model_id": base_model.model_id, "revision": base_model.revision},
+        "adapter": {
+            "weights_sha256": adapter.provenance.get("weights_sha256"),
+            "trained_on": adapter.provenance.get("base"),
+            "lora": settings.get("lora"),
+        },
+        "summary": {"matrices": len(factors), "scaling": scaling},
+        "versions": {
+            "ja-instruct": __version__,
+            **{name: version(name) for name in ("torch", "safetensors")},
+        },
+    }
+    card = merged_card(provenance, None if known is None else ModelCardParameters(**known))
+    return LoraMerge(base_model, adapter, scaling, factors, provenance, card)
+
+
+def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> None:
+    trained_on = adapter.provenance.get("base", {})
+    model_id = trained_on.get("model_id")
+    if model_id is None:
+        logger.warning(
+            "%s does not say what it was trained on; whether '%s' is the right base for it "
+            "cannot be told",
+            adapter.path,
+            base_model.model_id,
+        )
+        return
+    if model_id != base_model.model_id:
+        raise InputError(
+            f"base_model is '{base_model.model_id}', but the adapter at {adapter.path} was "
+            f"trained on '{model_id}'; merge it into that one, or train it again"
+        )
+    revisions = (trained_on.get("revision"), base_model.revision)
+    if None in revisions:
+        logger.info("Revisions of the base are not known on both sides: %s, %s", *revisions)
+    elif revisions[0] != revisions[1]:
+        raise InputError(
+            f"base_model '{model_id}' is revision {revisions[1]}, but the adapter at "
+            f"{adapter.path} was trained on revision {revisions[0]}; set 'revision' of base_model "
+            f"in the catalog to it"
+        )
+    _require_same_weights(base_model, trained_on.get("source_files") or {}, adapter)
+
+
+def _require_same_weights(
+    base_model: ModelDirectory, noted: dict[str, dict[str, Any]], adapter: ModelDirectory
+) -> None:
+    weights = {name: one["sha256"] for name, one in noted.items() if name.endswith(".safetensors")}
+    if not weights:
+        return
+    found = base_model.checksums("export: hashing the base")
+    for name, sha256 in weights.items():
+        if found.get(name, {}).get("sha256") != sha256:
+            raise InputError(
+                f"base_model '{base_model.model_id}' at {base_model.path}: {name} is not the file "
+                f"that was quantized for the adapter at {adapter.path} (SHA-256 {sha256}); give "
+                f"the same weights, or run 'quantization' and 'sft' again"
+            )
+
+
+def check_merged_model(
+    base_model: ModelDirectory,
+    adapter: ModelDirectory,
+    merged_model: ModelDirectory,
+    parameters: ExportParameters,
+) -> dict[str, Any]:
+    """Read the merged model back and compare it, matrix by matrix, with base and adapter.
+
+    Returns:
+        ``export_report``: how many matrices changed, how far the merged ones are from base plus
+        adapter, how much of the update the base's type has kept, sizes, checksums.
+
+    Raises:
+        InputError: A matrix is further away than rounding explains, or a weight changed that
+            the adapter does not adapt.
+    """
+    report = compare_with_base(base_model, adapter, merged_model, parameters)
+    kept = report["summary"]["update_kept_percent"]
+    if kept < _UPDATE_KEPT_PERCENT_MIN:
+        logger.warning(
+            "The merged model keeps %s %% of the adapter's update: the base's type is too coarse "
+            "for the rest. Base and adapter unmerged keep all of it",
+            kept,
+        )
+    return {
+        **report,
+        "settings": parameters.model_dump(mode="json", include={"check_inputs", "seed"}),
+        **{key: merged_model.provenance.get(key) for key in ("base", "adapter", "versions")},
+        "weights_sha256": merged_model.provenance.get("weights_sha256"),
+    }
+
+
+def export_gguf(merged_model: ModelDirectory, parameters: ExportParameters) -> GGUFConversion:
+    """Describe the GGUF file of the merged model; its dataset has llama.cpp convert it."""
+    return GGUFConversion(merged_model.path, parameters.gguf_outtype)

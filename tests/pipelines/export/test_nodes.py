@@ -1,0 +1,443 @@
+"""Merging against PEFT's ``merge_and_unload``, which holds the whole model in memory."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ja_instruct.datasets import AdapterDataset, MergedModelDataset
+from ja_instruct.errors import InputError
+from ja_instruct.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards, tensor_offsets
+from ja_instruct.models import ModelDirectory, write_provenance
+from ja_instruct.pipelines.export.merge_check import row_blocks
+from ja_instruct.pipelines.export.nodes import check_merged_model, merge_adapter
+from ja_instruct.pipelines.export.parameters import ExportParameters
+
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SMALL = {
+    "vocab_size": 192,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+FAMILIES = ("gemma2", "gemma3_text", "llama")
+PROMPTS = ("日本の首都はどこですか?", "### 質問:\n猫\n\n### 回答:\n", "a")
+CARD = {
+    "licence": "gemma",
+    "licence_terms": "terms",
+    "filtered_pairs": {"name": "owner/pairs", "licence": "MIT"},
+    "qa_pairs": {"name": "mine", "licence": "MIT"},
+}
+
+
+@pytest.fixture(scope="module")
+def parameters(read_parameters):
+    return ExportParameters(**read_parameters("base")["export"])
+
+
+@pytest.fixture(scope="module")
+def make_base(tmp_path_factory, tiny_gemma2):
+    """A function to a tiny random model in several shards, with the tokenizer of another."""
+
+    def make(family="gemma2", dtype=torch.bfloat16, **changes):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        path = tmp_path_factory.mktemp("base") / family
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **{**SMALL, **changes}), dtype=dtype
+        )
+        model.save_pretrained(path, max_shard_size="20KB")
+        assert len(list(path.glob("*.safetensors"))) > 3
+        tiny_gemma2.load_tokenizer().save_pretrained(path)
+        return ModelDirectory(path, f"owner/{family}", "a" * 40)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def make_adapter(tmp_path_factory):
+    """A function to an adapter of a model, random in both factors."""
+
+    def make(base, size=0.05, **changes):
+        from peft import LoraConfig, get_peft_model
+
+        path = tmp_path_factory.mktemp("adapter") / "adapter"
+        torch.manual_seed(1)
+        settings = {"r": 4, "lora_alpha": 6, "target_modules": list(LAYERS), **changes}
+        model = get_peft_model(base.load_model(), LoraConfig(task_type="CAUSAL_LM", **settings))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=size)
+        model.save_pretrained(path)
+        tokenizer = base.load_tokenizer()
+        tokenizer.chat_template = "{{ messages[0]['content'] }}"
+        tokenizer.save_pretrained(path)
+        provenance = {
+            "stage": "sft",
+            "base": {"model_id": base.model_id, "revision": base.revision},
+            "settings": {"lora": settings},
+            "model_card": CARD,
+        }
+        write_provenance(path, provenance)
+        return AdapterDataset(filepath=path).load()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def base(make_base):
+    return make_base()
+
+
+@pytest.fixture(scope="module")
+def adapter(base, make_adapter):
+    return make_adapter(base)
+
+
+@pytest.fixture
+def export(tmp_path):
+    """A function that merges and saves, and loads the handle."""
+
+    def merge(base, adapter):
+        dataset = MergedModelDataset(filepath=tmp_path / "merged_model")
+        dataset.save(merge_adapter(base, adapter))
+        return dataset.load()
+
+    return merge
+
+
+@pytest.fixture
+def changed_adapter(adapter, tmp_path):
+    """A function to a copy of the adapter with another configuration or other weights."""
+
+    def change(config=None, weights=None, base=None):
+        path = tmp_path / "changed"
+        shutil.copytree(adapter.path, path)
+        old = json.loads((path / "adapter_config.json").read_text("utf-8"))
+        (path / "adapter_config.json").write_text(json.dumps({**old, **(config or {})}), "utf-8")
+        if weights is not None:
+            save_file(weights(load_file(path / ADAPTER_WEIGHTS)), path / ADAPTER_WEIGHTS)
+        provenance = dict(adapter.provenance)
+        if base is not None:
+            provenance["base"] = base
+        return ModelDirectory(path, "adapter", provenance=provenance)
+
+    return change
+
+
+def read_weights(model):
+    weights = {}
+    for shard in checkpoint_shards(model):
+        weights |= load_file(model.path / shard)
+    return weights
+
+
+def merged_by_peft(base, adapter):
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base.load_model(), adapter.path).merge_and_unload()
+
+
+def logits_of(model, tokenizer):
+    model.eval()
+    with torch.no_grad():
+        return [
+            model(**tokenizer(prompt, return_tensors="pt").to("cpu")).logits for prompt in PROMPTS
+        ]
+
+
+class TestAgainstPeft:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_weight_is_equal(self, family, dtype, make_base, make_adapter, export):
+        base = make_base(family, dtype)
+        adapter = make_adapter(base)
+        expected = merged_by_peft(base, adapter).state_dict()
+        found = read_weights(export(base, adapter))
+        assert set(found) == set(read_weights(base))
+        for key, weight in found.items():
+            assert weight.dtype == dtype
+            assert torch.equal(weight, expected[key]), key
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"use_rslora": True},
+            {"r": 1, "lora_alpha": 64},
+            {"target_modules": ["q_proj", "down_proj"]},
+        ],
+    )
+    def test_settings(self, changes, base, make_adapter, export):
+        adapter = make_adapter(base, **changes)
+        expected = merged_by_peft(base, adapter).state_dict()
+        for key, weight in read_weights(export(base, adapter)).items():
+            assert torch.equal(weight, expected[key]), key
+
+    def test_embeddings_and_head_of_their_own_stay(self, make_base, make_adapter, export):
+        base = make_base("llama", tie_word_embeddings=False)
+        old, new = read_weights(base), read_weights(export(base, make_adapter(base)))
+        for key in ("lm_head.weight", "model.embed_tokens.weight"):
+            assert torch.equal(old[key], new[key])
+
+    def test_logits_are_the_adapters(self, tiny_gemma2, make_adapter, export):
+        from peft import PeftModel
+
+        adapter = make_adapter(tiny_gemma2)
+        merged = export(tiny_gemma2, adapter)
+        tokenizer = merged.load_tokenizer()
+        alone = logits_of(tiny_gemma2.load_model(), tokenizer)
+        together = logits_of(
+            PeftModel.from_pretrained(tiny_gemma2.load_model(), adapter.path), tokenizer
+        )
+        for one, other, without in zip(
+            logits_of(merged.load_model(), tokenizer), together, alone, strict=True
+        ):
+            # float32, and logits up to 30
+            assert (one - other).abs().max() < 2e-3
+            assert (one - without).abs().max() > 0.1
+
+
+class TestDirectory:
+    @pytest.fixture
+    def merged(self, base, adapter, export):
+        return export(base, adapter)
+
+    def test_layout_is_the_bases(self, merged, base):
+        shards = checkpoint_shards(base)
+        assert checkpoint_shards(merged) == shards
+        for shard in shards:
+            assert tensor_offsets(merged.path / shard) == tensor_offsets(base.path / shard)
+        for name in ("config.json", "model.safetensors.index.json"):
+            assert (merged.path / name).read_bytes() == (base.path / name).read_bytes()
+
+    def test_bytes_of_everything_else_are_the_bases(self, merged, base):
+        for shard in checkpoint_shards(base):
+            old, new = (one.path.joinpath(shard).read_bytes() for one in (base, merged))
+            offsets = tensor_offsets(base.path / shard)
+            assert (
+                old[: min(start for start, _ in offsets.values())]
+                == new[: min(start for start, _ in offsets.values())]
+            )
+            for key, (start, end) in offsets.items():
+                adapted = any(layer in key for layer in LAYERS)
+                assert (old[start:end] != new[start:end]) == adapted, key
+
+    def test_tokenizer_is_the_adapters(self, merged):
+        assert merged.load_tokenizer().chat_template == "{{ messages[0]['content'] }}"
+
+    def test_sentencepiece_model_comes_along(self, base, adapter, export, tmp_path):
+        copy = shutil.copytree(base.path, tmp_path / "base")
+        (copy / "tokenizer.model").write_bytes(b"pieces")
+        merged = export(ModelDirectory(copy, base.model_id, base.revision), adapter)
+        assert (merged.path / "tokenizer.model").read_bytes() == b"pieces"
+
+    def test_provenance_and_card(self, merged, base, adapter):
+        assert merged.model_id == base.model_id
+        assert merged.revision == base.revision
+        assert merged.provenance["stage"] == "export"
+        trained = merged.provenance["adapter"]
+        assert trained["weights_sha256"] == adapter.provenance["weights_sha256"]
+        assert set(merged.provenance["weights_sha256"]) == set(checkpoint_shards(base))
+        card = ModelCard((merged.path / "README.md").read_text("utf-8"))
+        assert card.data.to_dict()["base_model"] == "owner/gemma2"
+        assert card.data.to_dict()["datasets"] == ["owner/pairs"]
+
+
+class TestRefused:
+    def test_other_base(self, base, changed_adapter):
+        adapter = changed_adapter(base={"model_id": "owner/other"})
+        with pytest.raises(InputError, match=r"'owner/gemma2', but .* trained on 'owner/other'"):
+            merge_adapter(base, adapter)
+
+    def test_other_revision(self, base, changed_adapter):
+        adapter = changed_adapter(base={"model_id": base.model_id, "revision": "b" * 40})
+        with pytest.raises(InputError, match="trained on revision bbbb"):
+            merge_adapter(base, adapter)
+
+    def test_other_weights(self, base, changed_adapter):
+        files = base.checksums("hashing")
+        known = {"model_id": base.model_id, "revision": None, "source_files": files}
+        assert merge_adapter(base, changed_adapter(base=known)).factors
+        files[checkpoint_shards(base)[2]] = {"sha256": "0" * 64, "bytes": 1}
+        adapter = ModelDirectory(base.path, "adapter", provenance={"base": known})
+        with pytest.raises(InputError, match=r"model-00003-of-.* not the file that was quantized"):
+            merge_adapter(base, adapter)
+
+    @pytest.mark.parametrize("known", [{}, {"model_id": "owner/gemma2", "revision": None}])
+    def test_unknown_origin_is_no_error(self, known, base, changed_adapter):
+        assert merge_adapter(base, changed_adapter(base=known)).factors
+
+    def test_quantized_base(self, tiny_nf4, adapter):
+        with pytest.raises(InputError, match="quantized already"):
+            merge_adapter(tiny_nf4, adapter)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+            ({"bias": "lora_only"}, r"bias is 'lora_only'.*sft\.lora\.bias"),
+            ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+            ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
+            ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+            ({"use_dora": True}, "use_dora"),
+            ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ],
+    )
+    def test_other_kinds_of_adapter(self, config, message, base, changed_adapter):
+        with pytest.raises(InputError, match=message):
+            merge_adapter(base, changed_adapter(config))
+
+    def test_unknown_layer(self, base, make_base, make_adapter):
+        deeper = make_base(num_hidden_layers=4)
+        adapter = make_adapter(deeper)
+        with pytest.raises(InputError, match=r"'model\.layers\.3\..*' at .* does not have"):
+            merge_adapter(base, adapter)
+
+    def test_other_shape(self, base, make_base, make_adapter):
+        adapter = make_adapter(make_base(intermediate_size=64))
+        with pytest.raises(InputError, match=r"is \(32, 48\) in base_model .* shape \(32, 64\)"):
+            merge_adapter(base, adapter)
+
+    def test_further_weights(self, base, changed_adapter):
+        adapter = changed_adapter(
+            weights=lambda weights: {**weights, "base_model.model.lm_head.weight": torch.ones(1)}
+        )
+        with pytest.raises(InputError, match=r"lm_head\.weight' is no factor"):
+            merge_adapter(base, adapter)
+
+    def test_adapted_head(self, make_base, make_adapter):
+        """PEFT saves the whole head beside its factors."""
+        base = make_base("llama", tie_word_embeddings=False)
+        adapter = make_adapter(base, target_modules=["lm_head", "q_proj"])
+        with pytest.raises(InputError, match=r"lm_head\.base_layer\.weight' is no factor"):
+            merge_adapter(base, adapter)
+
+    def test_half_a_pair(self, base, changed_adapter):
+        adapter = changed_adapter(
+            weights=lambda weights: dict(item for item in weights.items() if "lora_A" in item[0])
+        )
+        with pytest.raises(InputError, match=r"there is only .*lora_A"):
+            merge_adapter(base, adapter)
+
+    def test_untrained(self, base, changed_adapter):
+        adapter = changed_adapter(
+            weights=lambda weights: {
+                key: torch.zeros_like(one) if "lora_B" in key else one
+                for key, one in weights.items()
+            }
+        )
+        with pytest.raises(InputError, match=r"changes nothing.*--pipeline=sft"):
+            merge_adapter(base, adapter)
+
+    def test_not_finite(self, base, changed_adapter):
+        adapter = changed_adapter(
+            weights=lambda weights: {
+                key: torch.full_like(one, torch.nan)
+                if "layers.1.mlp.up_proj.lora_A" in key
+                else one
+                for key, one in weights.items()
+            }
+        )
+        with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.lora_A.* not finite"):
+            merge_adapter(base, adapter)
+
+    def test_missing_shard(self, base, adapter, tmp_path):
+        copy = shutil.copytree(base.path, tmp_path / "base")
+        (copy / checkpoint_shards(base)[1]).unlink()
+        with pytest.raises(InputError, match=r"no model-00002-of-.*index\.json names"):
+            merge_adapter(ModelDirectory(copy, base.model_id, base.revision), adapter)
+
+
+class TestCheck:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+    def test_report(self, dtype, make_base, make_adapter, export, parameters):
+        base = make_base(dtype=dtype)
+        adapter = make_adapter(base)
+        merged = export(base, adapter)
+        report = check_merged_model(base, adapter, merged, parameters)
+        summary = report["summary"]
+        old, new = read_weights(base), read_weights(merged)
+        changed = sum(int((old[key] != new[key]).sum()) for key in old)
+        total = sum(one.numel() for one in old.values())
+        assert summary["matrices"] == summary["matrices_changed"] == 3 * len(LAYERS)
+        assert summary["weights_changed_percent"] == round(100 * changed / total, 2)
+        assert 0 < summary["worst_deviation"] < 1
+        roundoff = torch.finfo(dtype).eps / 2
+        assert summary["worst_relative_deviation"] < 1.1 * roundoff
+        assert summary["update_kept_percent"] == pytest.approx(100, abs=1)
+        assert report["unchanged_matrices"] == []
+        assert report["weights_sha256"] == merged.provenance["weights_sha256"]
+        json.dumps(report, allow_nan=False)
+
+    def test_update_that_rounding_loses_is_told(
+        self, base, make_adapter, export, parameters, caplog
+    ):
+        adapter = make_adapter(base, size=1e-6)
+        report = check_merged_model(base, adapter, export(base, adapter), parameters)
+        assert report["summary"]["update_kept_percent"] < 50
+        assert "too coarse" in caplog.text
+
+    def test_matrix_that_stays_is_counted(self, base, changed_adapter, export, parameters):
+        name = "model.layers.0.mlp.up_proj"
+        adapter = changed_adapter(
+            weights=lambda weights: {
+                key: torch.zeros_like(one) if f"{name}.lora_B" in key else one
+                for key, one in weights.items()
+            }
+        )
+        report = check_merged_model(base, adapter, export(base, adapter), parameters)
+        assert report["unchanged_matrices"] == [f"{name}.weight"]
+        assert report["summary"]["matrices_changed"] == 3 * len(LAYERS) - 1
+
+    @pytest.mark.parametrize(
+        "key", ["model.layers.2.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"]
+    )
+    @pytest.mark.parametrize("fault", ["base", "doubled", "nan", "one row"])
+    def test_wrong_matrix_is_found(self, key, fault, base, adapter, export, parameters):
+        merged = export(base, adapter)
+        old = read_weights(base)[key]
+
+        def spoil(new):
+            if fault == "base":
+                return old
+            if fault == "doubled":
+                return (2 * new.float() - old.float()).to(new.dtype)
+            spoiled = new.clone()
+            spoiled[-1] = torch.nan if fault == "nan" else 0
+            return spoiled
+
+        rewrite(merged, key, spoil)
+        with pytest.raises(InputError, match=f"'{key}' gives other results"):
+            check_merged_model(base, adapter, merged, parameters)
+
+    def test_change_elsewhere_is_found(self, base, adapter, export, parameters):
+        merged = export(base, adapter)
+        rewrite(merged, "model.norm.weight", lambda weight: weight + 1)
+        with pytest.raises(InputError, match=r"'model\.norm\.weight' differs"):
+            check_merged_model(base, adapter, merged, parameters)
+
+    def test_blocks_of_rows_give_the_same(self, base, adapter, export, parameters, monkeypatch):
+        merged = export(base, adapter)
+        whole = check_merged_model(base, adapter, merged, parameters)
+        monkeypatch.setattr("ja_instruct.pipelines.export.merge_check._BLOCK_ELEMENTS", 100)
+        assert len(list(row_blocks(48, 32))) == 16
+        assert check_merged_model(base, adapter, merged, parameters) == whole
+
+
+def rewrite(model, key, change):
+    for shard in checkpoint_shards(model):
+        path = model.path / shard
+        weights = load_file(path)
+        if key in weights:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+            weights[key] = change(weights[key])
+            save_file(weights, path, metadata)

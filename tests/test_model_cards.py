@@ -1,0 +1,212 @@
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from ja_instruct.model_cards import (
+    AdapterFacts,
+    DataSource,
+    ModelCardParameters,
+    adapter_card,
+    is_hub_name,
+    merged_card,
+    quantized_card,
+)
+
+BASE = {
+    "model_id": "google/gemma-2-27b",
+    "revision": "a" * 40,
+    "weights_sha256": {"model-00001-of-00002.safetensors": "b" * 64},
+}
+CARD = ModelCardParameters(
+    licence="gemma",
+    licence_terms="https://ai.google.dev/gemma/terms",
+    filtered_pairs=DataSource(name="llm-jp/magpie-sft-v1.0", licence="see its page"),
+    qa_pairs=DataSource(name="手で書いた問答", licence="Apache-2.0"),
+)
+METRICS = {
+    "summary": {
+        "train_samples": 10931,
+        "steps": 682,
+        "train_loss": 1.2345,
+        "train_seconds": 4567.8,
+        "eval_loss_before": 2.3456,
+        "eval_loss_after": 1.3579,
+    },
+    "train_dataset": {
+        "samples": 10932,
+        "tokens": 5438127,
+        "loss_tokens": 5438126,
+        "cut": 71,
+        "dropped_nothing_to_learn": 13,
+        "by_source": {"qa_pairs": 111},
+    },
+    "eval_dataset": {"samples": 1091, "tokens": 54381},
+    "speed": {"tokens_per_second": 2698.1},
+}
+
+
+def facts(read_parameters, **changes):
+    return AdapterFacts(
+        **{
+            "base": BASE,
+            "parameters": read_parameters("base")["sft"],
+            "metrics": METRICS,
+            "versions": {"peft": "0.21.2"},
+            "card": CARD,
+            "prompt": "\n### 質問:\n{question}\n\n### 回答:\n",
+            "hardware": "NVIDIA H100 80GB",
+            **changes,
+        }
+    )
+
+
+def leaves(values):
+    for value in values.values():
+        if isinstance(value, dict):
+            yield from leaves(value)
+        elif isinstance(value, list | tuple):
+            yield from map(str, value)
+        else:
+            yield "none" if value is None else str(value)
+
+
+def cells(card):
+    """The last cell of every line of a table."""
+    rows = [line for line in card.split("\n") if line.startswith("| ")]
+    return [row.removesuffix(" |").split(" | ")[-1] for row in rows]
+
+
+def python_block(card):
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def test_metadata_is_read_by_the_hubs_library(read_parameters):
+    data = ModelCard(adapter_card(facts(read_parameters))).data.to_dict()
+    assert data == {
+        "base_model": "google/gemma-2-27b",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "language": "ja",
+        "license": "gemma",
+        "datasets": ["llm-jp/magpie-sft-v1.0"],
+        "tags": ["lora", "sft", "qlora"],
+    }
+
+
+def test_every_figure_of_the_run_is_in_a_table(read_parameters):
+    shown = cells(adapter_card(facts(read_parameters)))
+    assert set(leaves(METRICS)) <= set(shown)
+
+
+def test_every_parameter_is_in_a_table(read_parameters):
+    shown = ", ".join(cells(adapter_card(facts(read_parameters)))).split(", ")
+    parameters = {**read_parameters("base")["sft"]}
+    parameters.pop("gpu")
+    # licences and sources have a table of their own
+    parameters.pop("model_card", None)
+    assert set(leaves(parameters)) <= set(shown)
+
+
+def test_source_licences_hardware_and_prompt_are_told(read_parameters):
+    card = adapter_card(facts(read_parameters))
+    for text in (
+        "a" * 40,
+        "b" * 64,
+        "see its page",
+        "手で書いた問答",
+        "NVIDIA H100 80GB",
+        "0.21.2",
+    ):
+        assert text in card
+    assert "```text\n\n### 質問:\n{question}\n\n### 回答:\n```" in card
+
+
+def test_what_is_not_known_is_left_out(read_parameters):
+    card = adapter_card(AdapterFacts(base={"model_id": "m"}, parameters={}, metrics={}))
+    assert "## Results" not in card
+    assert "## Licence" not in card
+    assert "None" not in card
+    data = ModelCard(card).data.to_dict()
+    assert "base_model" not in data
+    assert "license" not in data
+
+
+def test_no_table_is_without_rows(read_parameters):
+    lines = adapter_card(facts(read_parameters)).split("\n")
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("| ---"):
+            assert following.startswith("| ")
+
+
+@pytest.mark.parametrize(
+    "name", ['a"b: c', "- x", "日本語: モデル", "a\nb: c", "---", "#x", "{a}", "null", "a|b"]
+)
+def test_odd_names_break_neither_yaml_nor_tables(read_parameters, name):
+    card = CARD.model_copy(update={"licence": name})
+    text = adapter_card(facts(read_parameters, base={**BASE, "model_id": name}, card=card))
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == name
+    assert data["library_name"] == "peft"
+    row = next(line for line in text.split("\n") if line.startswith("| model_id |"))
+    assert row.replace("\\|", "").count("|") == 3
+    compile(python_block(text), "snippet", "exec")
+
+
+def test_prompt_with_backticks_stays_in_its_block(read_parameters):
+    card = adapter_card(facts(read_parameters, prompt="a\n```\nb"))
+    assert "````text\na\n```\nb\n````" in card
+
+
+def test_only_a_commit_is_pinned(read_parameters):
+    assert f"revision='{'a' * 40}'" in adapter_card(facts(read_parameters))
+    of_file = {"model_id": "google/gemma-3-270m", "revision": "sha256:" + "c" * 64}
+    assert "revision=" not in python_block(adapter_card(facts(read_parameters, base=of_file)))
+
+
+def test_other_cards(read_parameters):
+    quantized = quantized_card(
+        {
+            "source": BASE,
+            "settings": {"quant_type": "nf4"},
+            "weights_sha256": {"model.safetensors": "d" * 64},
+        },
+        CARD,
+    )
+    data = ModelCard(quantized).data.to_dict()
+    assert (data["base_model_relation"], data["library_name"]) == ("quantized", "transformers")
+    assert "datasets" not in data  # nothing was trained
+    assert {"nf4", "d" * 64} <= set(cells(quantized))
+    merged = merged_card({"base": BASE, "summary": {"matrices_changed": 322}}, CARD)
+    assert ModelCard(merged).data.to_dict()["base_model_relation"] == "finetune"
+    assert "322" in cells(merged)
+    for card in (quantized, merged):
+        compile(python_block(card), "snippet", "exec")
+
+
+def test_names_of_the_hub():
+    assert is_hub_name("tomo1222/Japanese-QA111dataset")
+    names = (
+        "gemma",
+        "a/b/c",
+        "/a",
+        "a/",
+        "日本/語",
+        "a/b\n",
+        "a/b--c",
+        "a/b..c",
+        "a/b.git",
+        "a/b.",
+    )
+    for name in (*names, "a/" + "b" * 95):
+        assert not is_hub_name(name)
+    for name in ("a/b", "a-b/c_d.e", "a/gitter"):
+        assert is_hub_name(name)
+        validate_repo_id(name)
+
+
+def test_front_matter_is_plain_yaml(read_parameters):
+    card = adapter_card(facts(read_parameters))
+    _, block, _ = card.split("---\n", 2)
+    assert yaml.safe_load(block)["language"] == "ja"
