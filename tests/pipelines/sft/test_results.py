@@ -13,7 +13,13 @@ from ja_instruct.pipelines.sft.results import (
     summarize,
 )
 
-COUNTS = {"samples": 21, "tokens": 2100}
+COUNTS = {
+    "samples": 21,
+    "tokens": 2100,
+    "cut": 3,
+    "dropped_over_long": 1,
+    "dropped_nothing_to_learn": 4,
+}
 HISTORY = [
     {"step": 0, "eval_loss": 3.0},
     {"step": 5, "loss": 2.5, "gpu_memory_gb": 20.123},
@@ -37,6 +43,8 @@ def test_summary(trainer):
     assert summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0) == {
         "train_samples": 21,
         "eval_samples": 5,
+        "samples_cut": 3,
+        "samples_dropped": 5,
         "steps": 10,
         "train_loss": 2.25,
         "train_seconds": 8.0,
@@ -58,7 +66,7 @@ def test_summary_of_a_training_that_was_resumed(trainer):
 
 def test_summary_without_held_out_samples_and_gpu(trainer):
     trainer.totals = lambda: (0, 0.0)
-    summary = summarize(trainer, [], {"samples": 1}, {"samples": 0}, 0)
+    summary = summarize(trainer, [], COUNTS, {"samples": 0}, 0)
     assert math.isnan(summary.pop("train_loss"))
     assert summary["tokens_per_second"] == 0
     assert {"eval_loss_before", "eval_loss_after", "peak_gpu_memory_gb"}.isdisjoint(summary)

@@ -43,7 +43,7 @@ REPORT_TEMPLATE = """\
 {% if loss.eval_loss_before is defined %}
 <div class="effect">Evaluation loss <strong>{{ "%.3f" | format(loss.eval_loss_before) }}</strong> →
 <strong>{{ "%.3f" | format(loss.eval_loss_after) }}</strong>
-<small>nats per token, mean over the batches of {{ loss.eval_samples }} held-out pairs, before and after {{ loss.steps }} steps</small></div>
+<small>nats per token, mean over all tokens of {{ loss.eval_samples }} held-out pairs, before and after {{ loss.steps }} steps</small></div>
 {% else %}
 <div class="effect">Training loss <strong>{{ "%.3f" | format(loss.train_loss) }}</strong>
 <small>nats per token, mean of {{ loss.steps }} steps; nothing was held out (sft.eval_fraction is 0)</small></div>

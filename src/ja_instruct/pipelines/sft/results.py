@@ -33,7 +33,7 @@ def mean_training_loss(history: Sequence[Entry]) -> float:
 
 
 def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
-    """Return the held-out loss before and after training and the lowest one, if there are any.
+    """Return the held-out loss before and after training and its lowest since, if there are any.
 
     >>> evaluation_losses([{"step": 0, "eval_loss": 3.0}, {"step": 5, "eval_loss": 2.5}])
     {'eval_loss_before': 3.0, 'eval_loss_after': 2.5, 'eval_loss_best': 2.5}
@@ -42,8 +42,9 @@ def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
     if not losses:
         return {}
     found = {"eval_loss_before": losses[0][1]} if losses[0][0] == 0 else {}
-    found["eval_loss_after"] = losses[-1][1]
-    found["eval_loss_best"] = min(loss for _, loss in losses)
+    trained = [loss for step, loss in losses if step]
+    if trained:
+        found |= {"eval_loss_after": trained[-1], "eval_loss_best": min(trained)}
     return {name: round(loss, 4) for name, loss in found.items()}
 
 
@@ -60,6 +61,8 @@ def summarize(
     summary: dict[str, Any] = {
         "train_samples": counts["samples"],
         "eval_samples": eval_counts["samples"],
+        "samples_cut": counts["cut"],
+        "samples_dropped": counts["dropped_over_long"] + counts["dropped_nothing_to_learn"],
         "steps": trainer.state.global_step,
         "train_loss": round(mean_training_loss(history), 4),
         "train_seconds": round(seconds, 1),
