@@ -12,6 +12,7 @@ several runs are the same where filtered pairs, ``eval_fraction`` and seed were.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True, help="eval_dataset.jsonl of a run")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--result", type=Path, help="where the figures go; default: results/")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
     from peft import PeftModel
@@ -75,7 +77,11 @@ def main() -> None:
         "samples": len(datasets["answers"]),
         "losses": losses,
     }
-    record("adapters", result, " ".join(["python benchmarks/compare_adapters.py", *sys.argv[1:]]))
+    if options.result:
+        options.result.write_text(json.dumps(result), "utf-8")
+    else:
+        command = " ".join(["python benchmarks/compare_adapters.py", *sys.argv[1:]])
+        record("adapters", result, command)
 
 
 if __name__ == "__main__":

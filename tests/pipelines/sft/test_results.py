@@ -115,3 +115,7 @@ def test_card_beside_the_adapter_tells_of_the_run(train_tiny, samples, tmp_path)
     provenance = json.loads((tmp_path / "adapter" / "ja_instruct.json").read_text("utf-8"))
     assert provenance["metrics"] == summary
     assert dataset.load().provenance["settings"]["training"]["packing"] is True
+
+
+def test_mean_loss_of_a_training_too_short_for_an_entry_is_the_trainers():
+    assert mean_training_loss([{"step": 0, "eval_loss": 9.0}, {"step": 3, "train_loss": 7.0}]) == 7
