@@ -5,10 +5,10 @@ r"""A real model through quantization and training, as the recipe has it and in 
         --folder /tmp/real
 
 The product's pipelines, run by Kedro with the parameters of ``conf/base`` and ``conf/tuned``, but
-that both hold out the same share of the pairs. Both modes are trained side by side, each in a process
-of its own. Their own held-out losses are of different tokens (with and without the questions, in
-another prompt than nothing): so ``compare_adapters.py`` then asks both adapters the same. The table
-has a line a mode; curves, adapters and reports stay in the folder.
+that both hold out the same share of the pairs. Both modes are trained side by side, each in a
+process of its own. Their own held-out losses are of different tokens, with and without the
+questions: so ``compare_adapters.py`` then asks both adapters the same. The table has a line a mode;
+curves, adapters and reports stay in the folder.
 
 ``--set NAME=VALUE`` changes a parameter of both modes, ``--set tuned:NAME=VALUE`` of one.
 """

@@ -19,7 +19,8 @@ Entry = dict[str, float]
 def mean_training_loss(history: Sequence[Entry]) -> float:
     """Return the mean loss over the optimizer's steps, in nats a token.
 
-    An entry's loss is the mean of the steps since the entry before it.
+    An entry's loss is the mean of the steps since the entry before it. A training that ended before
+    the first entry has the trainer's own mean.
 
     >>> mean_training_loss([{"step": 5, "loss": 3.0}, {"step": 6, "loss": 1.5}])
     2.75
@@ -29,7 +30,8 @@ def mean_training_loss(history: Sequence[Entry]) -> float:
         if "loss" in entry:
             total += entry["loss"] * (entry["step"] - before)
             before = entry["step"]
-    return total / before if before else math.nan
+    trainers = (entry["train_loss"] for entry in history if "train_loss" in entry)
+    return total / before if before else next(trainers, math.nan)
 
 
 def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
