@@ -46,9 +46,13 @@ def build_run_report(
         summaries=summaries,
         model=quantization_report["source"],
         loss=train_metrics["summary"],
-        rejected_by_rule=sorted(
-            filter_report["rejected_by_first_rule"].items(), key=lambda item: -item[1]
-        ),
+        rejected_by_rule=[
+            (rule, count)
+            for rule, count in sorted(
+                filter_report["rejected_by_first_rule"].items(), key=lambda item: -item[1]
+            )
+            if count
+        ],
         loss_plot=loss_plot.to_html(full_html=False, include_plotlyjs=True, default_height=380),
         comparisons=_compare(
             as_dataset(tasks, "tasks"),

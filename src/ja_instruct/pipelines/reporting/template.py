@@ -13,7 +13,7 @@ REPORT_TEMPLATE = """\
          font: 16px/1.65 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", sans-serif; }
   h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
   p.lead { color: var(--soft); margin: 0; }
-  .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .75rem; }
+  .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: .75rem; }
   .card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem .9rem; }
   .card h3 { margin: 0 0 .4rem; font-size: .95rem; color: var(--accent); }
   .card dl { margin: 0; display: grid; grid-template-columns: 1fr auto; gap: .1rem .5rem;
