@@ -1,0 +1,1 @@
+"""Generating many answers at once. Imports torch: import its modules where they are used."""

@@ -1,0 +1,117 @@
+"""A key-value cache with a slot a sequence, each filled to its own length, at fixed addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class SlotCache:
+    """Keys and values of all layers for a fixed number of sequences.
+
+    transformers' static cache keeps all sequences at one length. Here each token goes to the slot
+    and the position that ``place`` says, so that a finished sequence makes room for the next while
+    the others go on. What lies beyond a sequence's position is of an earlier one, and is left out
+    by the mask. Nothing is ever allocated again, as a CUDA graph needs it.
+
+    Attributes:
+        length: Tokens a slot holds.
+        slots: Sequences at a time.
+    """
+
+    def __init__(
+        self, config: Any, *, slots: int, length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Allocate the cache.
+
+        Args:
+            config: The language model's configuration.
+            slots: Sequences at a time.
+            length: Tokens of a sequence, prompt and answer.
+            dtype: Of keys and values.
+            device: Where the model is.
+        """
+        text = config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shape = (slots, text.num_key_value_heads, length, head)
+        layers = range(text.num_hidden_layers)
+        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.slots = slots
+        self.length = length
+        self._slot: int | None = None
+        self._rows = torch.arange(slots, device=device)[:, None]
+        self._positions = torch.zeros((slots, 1), dtype=torch.long, device=device)
+        self._span = length
+
+    def place(self, positions: torch.Tensor, span: int, slot: int | None = None) -> None:
+        """Say where the next tokens go.
+
+        Args:
+            positions: (sequences, tokens), of all slots in order or of one.
+            span: How many positions of the slots are looked at.
+            slot: The one; None for all.
+        """
+        self._positions, self._span, self._slot = positions, span, slot
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's keys and values, (sequences, heads, tokens, width); return the slots'."""
+        stored = []
+        for kept, new in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
+            if self._slot is None:
+                # (sequences, tokens, heads, width), as indexing by two tensors orders it
+                kept[self._rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
+                stored.append(kept[:, :, : self._span])
+            else:
+                kept[self._slot, :, self._positions[0]] = new[0].to(kept.dtype)
+                stored.append(kept[self._slot, None, :, : self._span])
+        return stored[0], stored[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions and masks are given with the tokens."""
+        return 0
+
+
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Return what a token of a sequence takes of a cache."""
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize)
+
+
+def visible(
+    config: Any, positions: torch.Tensor, span: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor] | torch.Tensor:
+    """Return what each token may see, as transformers' models take it.
+
+    Args:
+        config: The language model's configuration.
+        positions: Of the tokens, (sequences, tokens).
+        span: Positions that the cache shows.
+        dtype: Of the attention's scores, to which the mask is added.
+
+    Returns:
+        (sequences, 1, tokens, span); one for each kind of layer where there are several.
+    """
+    text = config.get_text_config()
+    keys = torch.arange(span, device=positions.device)
+    behind = positions[:, None, :, None] - keys
+    causal = behind >= 0
+
+    def added(allowed: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+    kinds = set(getattr(text, "layer_types", None) or ())
+    window = getattr(text, "sliding_window", None)
+    if "sliding_attention" not in kinds or not window:
+        return {"full_attention": added(causal)} if len(kinds) > 1 else added(causal)
+    masks = {
+        "full_attention": added(causal),
+        "sliding_attention": added(causal & (behind < window)),
+    }
+    return masks if len(kinds) > 1 else masks["sliding_attention"]

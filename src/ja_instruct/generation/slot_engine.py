@@ -1,0 +1,217 @@
+"""Generating with as many sequences at a time as there are slots; a finished one is replaced.
+
+A step of a large model costs nearly the same for one sequence and for many: the weights are read
+once. And most of it is Python and the launching of kernels, which a CUDA graph does without. So all
+slots take a step together, at fixed addresses, from a graph where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ja_instruct.generation.slot_cache import SlotCache, visible
+from ja_instruct.generation.token_rules import TokenRules
+
+logger = logging.getLogger(__name__)
+
+# The cache is looked at in steps of so many positions: a graph for each, and little read in vain.
+SPAN_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the engine works; nothing here changes an answer.
+
+    Attributes:
+        slots: Sequences at a time.
+        max_length: Tokens of a prompt with its answer.
+        prefill_tokens: Tokens of a prompt that are computed at once.
+        check_every: Steps between looking which sequences have ended, which stops the device.
+        use_graph: Whether a step is a CUDA graph.
+    """
+
+    slots: int
+    max_length: int
+    prefill_tokens: int = 1024
+    check_every: int = 16
+    use_graph: bool = True
+
+
+@dataclass
+class _Job:
+    position: int
+    prompt_ids: list[int]
+    limit: int
+
+
+class SlotEngine:
+    """Answers prompts with a causal language model, greedily, in any order."""
+
+    def __init__(
+        self, model: Any, settings: Settings, rules: TokenRules, *, end_ids: Sequence[int]
+    ) -> None:
+        """Allocate everything that generating needs.
+
+        Args:
+            model: A transformers model, or one wrapped by PEFT, in evaluation mode.
+            settings: Sizes.
+            rules: How a token is chosen; for as many slots.
+            end_ids: Tokens that end an answer.
+        """
+        self._model, self._settings, self._rules = model, settings, rules
+        self._ends = frozenset(end_ids)
+        self._config = model.config
+        self._device = model.device
+        self._dtype = next(
+            weight.dtype for name, weight in model.named_parameters() if "norm" in name
+        )
+        self._cache = SlotCache(
+            model.config,
+            slots=settings.slots,
+            length=settings.max_length,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        slots = settings.slots
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=self._device)
+        self._positions = torch.zeros(slots, dtype=torch.long, device=self._device)
+        self._counts = torch.zeros(slots, dtype=torch.long, device=self._device)
+        self._answers = torch.zeros(
+            (slots, settings.max_length), dtype=torch.long, device=self._device
+        )
+        self._rows = torch.arange(slots, device=self._device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield the position of each prompt and its answer's token ids, as answers end.
+
+        An answer ends with one of ``end_ids``, which it holds, after ``max_new_tokens``, or where
+        ``max_length`` is reached.
+
+        Args:
+            prompts: Token ids.
+            max_new_tokens: Of each answer.
+
+        Raises:
+            ValueError: A prompt leaves no room for an answer.
+        """
+        jobs = []
+        for position, ids in enumerate(prompts):
+            limit = min(max_new_tokens, self._settings.max_length - len(ids))
+            if not ids or limit < 1:
+                raise ValueError(f"prompt {position} has {len(ids)} tokens: no room for an answer")
+            jobs.append(_Job(position, list(ids), limit))
+        # the longest first: the last to end are short
+        waiting = deque(sorted(jobs, key=lambda job: -len(job.prompt_ids)))
+        running: dict[int, _Job] = {}
+        while waiting or running:
+            for slot in range(self._settings.slots):
+                if waiting and slot not in running:
+                    running[slot] = waiting.popleft()
+                    self._begin(slot, running[slot].prompt_ids)
+            self._advance(running)
+            yield from self._collect(running)
+
+    def _begin(self, slot: int, prompt_ids: list[int]) -> None:
+        """Read a prompt into a slot, and choose its answer's first token."""
+        ids = torch.tensor(prompt_ids, device=self._device)
+        self._rules.start(slot, ids)
+        step = self._settings.prefill_tokens
+        logits = torch.empty(0)
+        for start in range(0, len(prompt_ids), step):
+            piece = ids[None, start : start + step]
+            positions = torch.arange(start, start + piece.shape[1], device=self._device)[None]
+            span = start + piece.shape[1]
+            self._cache.place(positions, span, slot)
+            logits = self._forward(piece, positions, span)
+        first = self._rules.choose(logits, slice(slot, slot + 1))
+        self._tokens[slot] = first[0]
+        self._positions[slot] = len(prompt_ids)
+        self._answers[slot, 0] = first[0]
+        self._counts[slot] = 1
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, span: int) -> torch.Tensor:
+        """Return the scores of what follows the last of the tokens, (sequences, vocabulary)."""
+        output = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=visible(self._config, positions, span, self._dtype),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        scores: torch.Tensor = output.logits[:, -1].float()
+        return scores
+
+    def _advance(self, running: dict[int, _Job]) -> None:
+        """Take steps with all slots; those of slots that have ended count for nothing."""
+        counts = self._counts.tolist()
+        left = [job.limit - counts[slot] for slot, job in running.items()]
+        steps = min(self._settings.check_every, max(left))
+        longest = max(len(job.prompt_ids) + counts[slot] for slot, job in running.items())
+        span = min(-(-(longest + steps) // SPAN_TOKENS) * SPAN_TOKENS, self._settings.max_length)
+        for _ in range(steps):
+            self._take_step(span)
+
+    def _take_step(self, span: int) -> None:
+        if self._device.type != "cuda" or not self._settings.use_graph:
+            self._step(span)
+            return
+        if span not in self._graphs:
+            self._graphs[span] = self._capture(span)
+            return
+        self._graphs[span].replay()
+
+    def _capture(self, span: int) -> torch.cuda.CUDAGraph:
+        """Take a step while it is recorded: once before it, so that libraries have warmed up."""
+        state = [self._tokens, self._positions, self._counts, self._answers]
+        saved = [tensor.clone() for tensor in state]
+        rules = self._rules.state()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._step(span)
+        torch.cuda.current_stream().wait_stream(side)
+        for tensor, before in zip(state, saved, strict=True):
+            tensor.copy_(before)
+        self._rules.restore(rules)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(span)
+        graph.replay()
+        return graph
+
+    def _step(self, span: int) -> None:
+        # of a slot that has ended the position may run against the end of the cache
+        positions = self._positions.clamp(max=self._settings.max_length - 1)[:, None]
+        self._cache.place(positions, span)
+        logits = self._forward(self._tokens[:, None], positions, span)
+        chosen = self._rules.choose(logits, slice(0, self._settings.slots))
+        self._tokens.copy_(chosen)
+        self._positions.add_(1)
+        places = self._counts.clamp(max=self._settings.max_length - 1)
+        self._answers[self._rows, places] = chosen
+        self._counts.add_(1)
+
+    def _collect(self, running: dict[int, _Job]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the answers that have ended, and free their slots."""
+        counts = self._counts.tolist()
+        answers = self._answers[:, : max(counts)].tolist()
+        for slot, job in list(running.items()):
+            ids = answers[slot][: min(counts[slot], job.limit)]
+            end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+            if end is not None:
+                ids = ids[: end + 1]
+            elif len(ids) < job.limit:
+                continue
+            del running[slot]
+            yield job.position, ids

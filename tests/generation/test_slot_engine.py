@@ -1,0 +1,166 @@
+"""Answers given together are those that transformers gives one by one."""
+
+import random
+
+import pytest
+import torch
+import transformers
+
+from ja_instruct.devices import load_nf4_model
+from ja_instruct.generation.slot_cache import SlotCache, bytes_per_token, visible
+from ja_instruct.generation.slot_engine import Settings, SlotEngine
+from ja_instruct.generation.token_rules import TokenRules
+
+NEW_TOKENS = 24
+BAD_WORDS = [[400], [500, 501], [7, 8, 9]]
+PENALTY = 1.1
+
+
+def random_prompts(vocabulary, count=9, longest=90):
+    chance = random.Random(0)
+    return [
+        [2, *(chance.randrange(300, vocabulary) for _ in range(chance.randint(3, longest)))]
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def gemma2(tiny_nf4):
+    return load_nf4_model(tiny_nf4, "cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Small random models of other families, one with windows in most layers."""
+    common = {
+        "vocab_size": 600,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(0)
+    return {
+        "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**common)).eval(),
+        "gemma3": transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**common, head_dim=16, sliding_window=16)
+        ).eval(),
+        "qwen3": transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(**common, head_dim=16)
+        ).eval(),
+    }
+
+
+def one_by_one(model, prompts, end):
+    answers = []
+    for ids in prompts:
+        output = model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            repetition_penalty=PENALTY,
+            bad_words_ids=BAD_WORDS,
+            eos_token_id=end,
+            pad_token_id=0,
+        )
+        answers.append(output[0, len(ids) :].tolist())
+    return answers
+
+
+def engine_of(model, end, **settings):
+    settings = {"slots": 4, "max_length": 200, **settings}
+    rules = TokenRules(
+        vocab_size=model.config.vocab_size,
+        slots=settings["slots"],
+        repetition_penalty=PENALTY,
+        bad_words_ids=BAD_WORDS,
+        penalized_prompt=True,
+        exempt_ids=[],
+        device=model.device,
+    )
+    return SlotEngine(model, Settings(**settings), rules, end_ids=[end])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"slots": 4, "prefill_tokens": 32, "check_every": 5},
+        {"slots": 9, "prefill_tokens": 1000, "check_every": 16},
+        {"slots": 1, "prefill_tokens": 7, "check_every": 1},
+    ],
+    ids=str,
+)
+def test_gemma_2(gemma2, settings):
+    prompts = random_prompts(gemma2.config.vocab_size)
+    expected = one_by_one(gemma2, prompts, 1)
+    answers = dict(engine_of(gemma2, 1, **settings).generate(prompts, NEW_TOKENS))
+    assert [answers[position] for position in range(len(prompts))] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
+def test_other_families(others, family):
+    model = others[family]
+    prompts = random_prompts(600, count=6, longest=60)
+    expected = one_by_one(model, prompts, 1)
+    answers = dict(engine_of(model, 1, prefill_tokens=16).generate(prompts, NEW_TOKENS))
+    assert [answers[position] for position in range(len(prompts))] == expected
+
+
+def test_answers_that_end_early_make_room(others):
+    """An end token is chosen that some answers hold and others do not."""
+    model = others["llama"]
+    prompts = random_prompts(600, count=8, longest=40)
+    free = one_by_one(model, prompts, 599)
+    end = free[0][len(free[0]) // 2]
+    expected = one_by_one(model, prompts, end)
+    lengths = {len(answer) for answer in expected}
+    assert len(lengths) > 1
+    answers = dict(engine_of(model, end, slots=2, check_every=3).generate(prompts, NEW_TOKENS))
+    assert [answers[position] for position in range(len(prompts))] == expected
+
+
+def test_answers_come_as_they_end(others):
+    prompts = random_prompts(600, count=6, longest=40)
+    engine = engine_of(others["llama"], 599, slots=2, check_every=4)
+    stream = engine.generate(prompts, NEW_TOKENS)
+    first, _ = next(stream)
+    # the longest prompts are answered first
+    by_length = sorted(range(6), key=lambda position: -len(prompts[position]))
+    assert first in by_length[:2]
+    assert sorted([first, *(position for position, _ in stream)]) == list(range(6))
+
+
+def test_answer_ends_where_the_slot_does(others):
+    (ids,) = random_prompts(600, count=1, longest=40)
+    engine = engine_of(others["llama"], 599, max_length=len(ids) + 5)
+    assert [len(answer) for _, answer in engine.generate([ids], NEW_TOKENS)] == [5]
+
+
+@pytest.mark.parametrize("ids", [[], [2] * 200])
+def test_prompt_without_room_is_refused(others, ids):
+    with pytest.raises(ValueError, match=r"prompt 1 has \d+ tokens: no room"):
+        list(engine_of(others["llama"], 599).generate([[2, 300], ids], NEW_TOKENS))
+
+
+def test_an_engine_can_be_used_again(others):
+    prompts = random_prompts(600, count=5, longest=40)
+    engine = engine_of(others["llama"], 599, slots=2)
+    first = dict(engine.generate(prompts, NEW_TOKENS))
+    assert dict(engine.generate(prompts, NEW_TOKENS)) == first
+
+
+def test_size_of_the_cache(gemma2):
+    config = gemma2.config
+    cache = SlotCache(config, slots=3, length=50, dtype=torch.float32, device=torch.device("cpu"))
+    held = sum(tensor.nbytes for tensor in (*cache._keys, *cache._values))
+    assert held == 3 * 50 * bytes_per_token(config, torch.float32)
+
+
+def test_masks_of_windows(gemma2):
+    positions = torch.tensor([[5], [90]])
+    masks = visible(gemma2.config, positions, 128, torch.float32)
+    seen = {kind: (mask == 0).sum(dim=-1).flatten().tolist() for kind, mask in masks.items()}
+    assert seen == {"full_attention": [6, 91], "sliding_attention": [6, 64]}

@@ -1,0 +1,87 @@
+"""The rules against transformers' own processors, sequence by sequence."""
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from ja_instruct.generation.token_rules import TokenRules
+
+VOCABULARY = 12
+CPU = torch.device("cpu")
+
+
+def rules_of(**changes):
+    settings = {
+        "vocab_size": VOCABULARY,
+        "slots": 3,
+        "repetition_penalty": 1.0,
+        "bad_words_ids": [],
+        "penalized_prompt": True,
+        "exempt_ids": [],
+        "device": CPU,
+    }
+    return TokenRules(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 3.0])
+@pytest.mark.parametrize("bad_words", [[], [[3]], [[3], [4, 5], [6, 7, 8], [1, 5]]], ids=str)
+def test_choice_is_transformers_step_by_step(penalty, bad_words):
+    generator = torch.Generator().manual_seed(1)
+    rules = rules_of(repetition_penalty=penalty, bad_words_ids=bad_words)
+    texts = [[2, 4], [6, 7], [9]]
+    for slot, ids in enumerate(texts):
+        rules.start(slot, torch.tensor(ids))
+    processors = [RepetitionPenaltyLogitsProcessor(penalty)]
+    if bad_words:
+        processors.append(NoBadWordsLogitsProcessor(bad_words, eos_token_id=0))
+    for _ in range(40):
+        logits = torch.randn(3, VOCABULARY, generator=generator) * 3
+        expected = []
+        for ids, row in zip(texts, logits, strict=True):
+            scores = row[None].clone()
+            for processor in processors:
+                scores = processor(torch.tensor([ids]), scores)
+            expected.append(int(scores.argmax()))
+            ids.append(expected[-1])
+        assert rules.choose(logits.clone(), slice(0, 3)).tolist() == expected
+
+
+def test_penalty_on_the_answer_alone():
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 5], logits[0, 6] = 2.0, 1.9
+    for on_prompt, expected in ((True, 6), (False, 5)):
+        rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
+        rules.start(0, torch.tensor([5]))
+        assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
+
+
+def test_exempt_tokens_are_not_penalized():
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 5], logits[0, 6] = 2.0, 1.9
+    rules = rules_of(slots=1, repetition_penalty=1.5, exempt_ids=[5])
+    rules.start(0, torch.tensor([5]))
+    assert rules.choose(logits, slice(0, 1)).tolist() == [5]
+
+
+def test_a_slot_forgets_its_last_prompt():
+    rules = rules_of(slots=2, bad_words_ids=[[4, 5]], repetition_penalty=9.0)
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 5], logits[0, 6] = 2.0, 1.0
+    rules.start(1, torch.tensor([5, 4]))
+    assert rules.choose(logits.clone(), slice(1, 2)).tolist() == [6]
+    rules.start(1, torch.tensor([3]))
+    assert rules.choose(logits.clone(), slice(1, 2)).tolist() == [5]
+
+
+def test_state_can_be_taken_back():
+    rules = rules_of(repetition_penalty=2.0)
+    for slot in range(3):
+        rules.start(slot, torch.tensor([slot]))
+    state = rules.state()
+    logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    first = rules.choose(logits.clone(), slice(0, 3))
+    rules.restore(state)
+    assert rules.choose(logits.clone(), slice(0, 3)).equal(first)
