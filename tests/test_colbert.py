@@ -1,4 +1,7 @@
+import logging
 import socket
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -8,8 +11,8 @@ from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert import encode_questions, search
 from ja_instruct.colbert_checkpoint import check_checkpoint, load_retriever, prove_weights, quiet
+from ja_instruct.colbert_scoring import score_packed
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex, require_same_pool, retrieve
 
 QUESTIONS = [
     "日本の首都はどこですか。",
@@ -73,6 +76,20 @@ def test_scores_are_plain_maxsim(checkpoint, encoded):
         assert [hit.position for hit in found] == expected[row].argsort(descending=True).tolist()
         for hit in found:
             assert hit.score == pytest.approx(float(expected[row, hit.position]), abs=1e-4)
+
+
+def test_packed_scores_are_those_of_padded_texts():
+    """RAGatouille's formula on texts padded to the window, one of which fills it."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, window = torch.tensor([3, 9, 1, 5]), 9
+    # nothing is near to anything, so that the zero rows decide
+    embeddings = -torch.rand(18, 4, generator=generator)
+    query = torch.rand(1, 6, 4, generator=generator)
+    query[:, :2] *= -1
+    padded = torch.zeros(4, window, 4)
+    padded[torch.arange(window) < lengths[:, None]] = embeddings
+    expected = (padded @ query.permute(0, 2, 1)).max(1).values.sum(-1)
+    assert torch.allclose(score_packed(query[0], embeddings, lengths, window), expected)
 
 
 def test_search_equals_ragatouille_without_packing(checkpoint, encoded):
@@ -142,9 +159,121 @@ def test_empty_pool(checkpoint):
         encode_questions(checkpoint, [])
 
 
+@pytest.fixture
+def encoded_texts(monkeypatch):
+    """Every text that RAGatouille is given to encode, in its order."""
+    from ragatouille import RAGPretrainedModel
+
+    given = []
+    original = RAGPretrainedModel.encode
+
+    def encode(self, documents, **settings):
+        given.extend(documents)
+        return original(self, documents, **settings)
+
+    monkeypatch.setattr(RAGPretrainedModel, "encode", encode)
+    return given
+
+
+def assert_same_encoding(one, other):
+    """Equal but for rounding: padding to the longest of a batch changes the order of sums."""
+    assert one.questions == other.questions
+    assert torch.equal(one.lengths, other.lengths)
+    assert (one.padded_length, one.truncated) == (other.padded_length, other.truncated)
+    assert torch.allclose(one.embeddings, other.embeddings, atol=1e-5)
+
+
+def test_added_questions_alone_are_encoded(checkpoint, encoded, encoded_texts):
+    added = ["日本で一番高い山は?", "川" * 200, QUESTIONS[0], "川" * 200]
+    # in another order, one of the old left out
+    pool = [added[0], *QUESTIONS[:0:-1], *added[1:]]
+    grown = encode_questions(checkpoint, pool, known=encoded)
+    assert sorted(encoded_texts) == sorted(set(added) - set(QUESTIONS))
+    assert grown.truncated == (5, 7)
+    assert_same_encoding(grown, encode_questions(checkpoint, pool))
+    found = search(checkpoint, grown, QUERIES, top_k=len(pool))
+    for ours, theirs in zip(
+        found,
+        search(checkpoint, encode_questions(checkpoint, pool), QUERIES, len(pool)),
+        strict=True,
+    ):
+        assert [hit.position for hit in ours] == [hit.position for hit in theirs]
+
+
+def test_what_is_left_after_removal_needs_no_model(encoded, tmp_path):
+    pool = [QUESTIONS[4], QUESTIONS[1]]
+    shrunk = encode_questions(tmp_path / "no checkpoint", pool, known=encoded)
+    assert shrunk.questions == tuple(pool)
+    expected = encoded.embeddings.split(encoded.lengths.tolist())
+    assert torch.equal(shrunk.embeddings, torch.cat([expected[4], expected[1]]))
+
+
+def test_embeddings_of_another_precision_are_not_mixed(checkpoint, encoded, encoded_texts):
+    from dataclasses import replace
+
+    on_gpu = replace(encoded, embeddings=encoded.embeddings.half())
+    again = encode_questions(checkpoint, QUESTIONS, known=on_gpu)
+    assert sorted(encoded_texts) == sorted(QUESTIONS)
+    assert again.embeddings.dtype == torch.float32
+
+
+def test_ties_are_broken_by_position(checkpoint):
+    same = "日本の首都はどこですか。"
+    pool = ["川", same, "富士山の高さを教えてください!", same, same]
+    encoded = encode_questions(checkpoint, pool)
+    (everything,) = search(checkpoint, encoded, [same], top_k=5)
+    assert [hit.position for hit in everything[:3]] == [1, 3, 4]
+    for top_k in (1, 2, 3, 4):
+        (hits,) = search(checkpoint, encoded, [same], top_k=top_k)
+        assert hits == everything[:top_k]
+
+
 def test_nothing_is_printed(checkpoint, encoded, capfd):
     search(checkpoint, encoded, QUERIES, top_k=1)
     assert capfd.readouterr().out == ""
+
+
+def test_prints_and_warnings_become_log_lines(caplog, capfd):
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+    with quiet():
+        print("Shapes:", 3, end="")
+        print(" and more\n\n  next ")
+        warnings.warn("old way", FutureWarning, stacklevel=1)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "colbert: Shapes: 3 and more",
+        "colbert: next",
+        "colbert: FutureWarning: old way",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_was_printed_before_a_failure_is_logged(caplog):
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+    with pytest.raises(KeyError), quiet():
+        print("about to fail")
+        raise KeyError
+    assert "colbert: about to fail" in caplog.text
+
+
+def test_a_log_handler_may_print(monkeypatch, caplog):
+    """Kedro's does; a line that it prints is not caught and logged again."""
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+
+    class Printing(logging.Handler):
+        def emit(self, record):
+            print(record.getMessage(), file=sys.stdout)
+
+    logger = logging.getLogger("ja_instruct.colbert_checkpoint")
+    handler = Printing()
+    logger.addHandler(handler)
+    try:
+        with quiet():
+            print("once")
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in caplog.records] == ["colbert: once"]
 
 
 def test_a_missing_weight_is_not_made_up(checkpoint, tmp_path):
@@ -210,23 +339,3 @@ def test_the_model_named_by_the_metadata_is_not_asked_for(checkpoint, tmp_path):
     named = content.replace("{", '{"model_name": "cl-tohoku/bert-base-japanese-v3",', 1)
     (foreign / "artifact.metadata").write_text(named)
     load_retriever(foreign)
-
-
-def test_retrieve_lowers_top_k_to_the_pool(checkpoint, encoded, caplog):
-    index = RetrievalIndex(encoded, "tiny", "abc")
-    hits = retrieve(index, ColbertCheckpoint(checkpoint, "tiny", "abc"), QUERIES, top_k=20)
-    assert [len(found) for found in hits] == [5, 5, 5]
-    assert "'top_k' is 20, the pool has 5 questions" in caplog.text
-
-
-def test_retrieve_refuses_another_checkpoint(checkpoint, encoded):
-    index = RetrievalIndex(encoded, "tiny", "abc")
-    with pytest.raises(InputError, match="vectors cannot be compared"):
-        retrieve(index, ColbertCheckpoint(checkpoint, "other", "def"), QUERIES, top_k=1)
-
-
-def test_an_index_of_another_pool_is_refused(encoded):
-    index = RetrievalIndex(encoded, "tiny", "abc")
-    require_same_pool(index, QUESTIONS)
-    with pytest.raises(InputError, match="would name the wrong pairs"):
-        require_same_pool(index, QUESTIONS[::-1])

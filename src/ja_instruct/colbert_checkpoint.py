@@ -27,23 +27,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _DebugLog(io.TextIOBase):
-    """A text stream that passes whole lines to the debug log."""
-
-    def write(self, text: str) -> int:
-        for line in filter(None, map(str.strip, text.splitlines())):
-            logger.debug("colbert: %s", line)
-        return len(text)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what RAGatouille and colbert-ai print to the debug log; drop their warnings."""
-    # The type stubs want a writable TextIO; print() needs no more than write().
-    stream: Any = _DebugLog()
-    with contextlib.redirect_stdout(stream), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Send what RAGatouille and colbert-ai print and warn of to the debug log.
+
+    The lines are logged when the block ends: a log handler may itself write to the standard output,
+    which is caught here. The standard error stays as it is: progress bars are drawn there, and
+    libraries that are imported meanwhile keep it for their log.
+    """
+    printed = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_log_lines, printed)
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("default")
+        stack.callback(_write_warnings, caught, printed)
         yield
+
+
+def _write_warnings(caught: list[warnings.WarningMessage], printed: io.StringIO) -> None:
+    for warning in caught:
+        printed.write(f"\n{warning.category.__name__}: {warning.message}")
+
+
+def _log_lines(printed: io.StringIO) -> None:
+    for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+        logger.debug("colbert: %s", line)
 
 
 def list_weight_files(directory: Path) -> list[Path]:

@@ -194,7 +194,11 @@ def _input_problems(name: str, catalog: DataCatalog, *, read: bool) -> list[str]
             check = JSONLinesDataset(filepath=path).check
     try:
         if check is not None:
-            wanted = {"columns": columns, "bad_records_max": _bad_records_max(catalog)}
+            wanted = {
+                "columns": columns,
+                "bad_records_max": _bad_records_max(catalog),
+                "retriever": _retriever(catalog),
+            }
             takes = inspect.signature(check).parameters
             check(**{key: value for key, value in wanted.items() if key in takes})
         elif filepath is not None and not dataset.exists():
@@ -223,6 +227,12 @@ def _bad_records_max(catalog: DataCatalog) -> int:
     section = "params:data_filtering"
     values = catalog.load(section) if section in catalog else None
     return int(getattr(values, "bad_records_max", 0))
+
+
+def _retriever(catalog: DataCatalog) -> str:
+    section = "params:rag_index"
+    values = catalog.load(section) if section in catalog else None
+    return str(getattr(values, "retriever", "colbert"))
 
 
 def _remedy_to_make(name: str) -> str:

@@ -1,51 +1,90 @@
-"""The retriever's checkpoint, the index made with it, and the search that ties the two."""
+"""The retriever's checkpoint, the index of a pool, and the search that ties the two."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from ja_instruct.bm25 import search_bigrams
 from ja_instruct.colbert import search
+from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.errors import InputError
+from ja_instruct.rank_fusion import fuse_rankings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from ja_instruct.colbert import EncodedQuestions, Hit
+    from ja_instruct.colbert import EncodedQuestions
+    from ja_instruct.hits import Hit
 
 logger = logging.getLogger(__name__)
 
+Retriever = Literal["colbert", "bm25", "hybrid"]
 
-@dataclass(frozen=True)
+# Hits of each ranking that are fused; what lies behind them adds 1/160 at most.
+FUSED_HITS = 100
+
+
 class ColbertCheckpoint:
-    """A ColBERT checkpoint on the disk.
+    """A ColBERT checkpoint that is fetched when it is first used, which BM25 never does.
 
     Attributes:
-        directory: Holds safetensors weights, configuration, tokenizer and ``artifact.metadata``.
         model_id: What it is, for people: hub repository and revision, or the source it was made of.
-        sha256: Over its weight files, in hex.
     """
 
-    directory: Path
-    model_id: str
-    sha256: str
+    def __init__(
+        self, directory: Path | Callable[[], Path], model_id: str, sha256: str | None = None
+    ) -> None:
+        """Create the handle.
+
+        Args:
+            directory: Holds safetensors weights, configuration, tokenizer and
+                ``artifact.metadata``; or a function that puts it on the disk and returns it.
+            model_id: See the class.
+            sha256: Over its weight files, in hex; None is computed when it is asked for.
+        """
+        self._source = directory
+        self.model_id = model_id
+        self._sha256 = sha256
+
+    @cached_property
+    def directory(self) -> Path:
+        """The checkpoint's directory.
+
+        Raises:
+            InputError: It cannot be had, or is not one that is safe to load.
+        """
+        return self._source if isinstance(self._source, Path) else self._source()
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 over its weight files, in hex."""
+        return self._sha256 or hash_weights(self.directory)
 
 
 @dataclass(frozen=True)
 class RetrievalIndex:
-    """An encoded pool of questions and what it was encoded with.
+    """A pool of questions, ready to be searched by one of the retrievers.
 
     Attributes:
-        encoded: The questions and their embeddings.
-        model_id: The checkpoint's name.
-        checkpoint_sha256: The checkpoint's weights.
+        retriever: What it is for.
+        questions: The n texts, in order. BM25 needs nothing else.
+        encoded: The questions' embeddings; None for BM25.
+        model_id: The name of the checkpoint that encoded them; None for BM25.
+        checkpoint_sha256: The checkpoint's weights; None for BM25.
+        max_document_tokens: Tokens of a question that were to be encoded; None is the window.
         versions: Package versions that made it.
     """
 
-    encoded: EncodedQuestions
-    model_id: str
-    checkpoint_sha256: str
+    retriever: Retriever
+    questions: tuple[str, ...]
+    encoded: EncodedQuestions | None = None
+    model_id: str | None = None
+    checkpoint_sha256: str | None = None
+    max_document_tokens: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,9 +94,9 @@ def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
     Raises:
         InputError: The pool was changed after the index was made.
     """
-    if index.encoded.questions != tuple(questions):
+    if index.questions != tuple(questions):
         raise InputError(
-            f"'retrieval_index' was made of {len(index.encoded.questions)} questions that are not "
+            f"'retrieval_index' was made of {len(index.questions)} questions that are not "
             f"the {len(questions)} of 'qa_pairs' in their order, so its hits would name the wrong "
             f"pairs. Make the index again with 'kedro run --pipelines=rag_index'"
         )
@@ -72,38 +111,88 @@ def retrieve(
     batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Hit]]:
-    """Find the questions of the index that are nearest to each query.
+    """Find the questions of the index that are nearest to each query, by the index's retriever.
+
+    A score is ColBERT's sum of similarities, BM25's sum of weights, or, of ``hybrid``, the
+    reciprocal rank fusion of both rankings. They cannot be compared with each other.
 
     Args:
-        index: The encoded pool of n questions.
-        checkpoint: The one that the index was made with.
+        index: The pool of n questions.
+        checkpoint: The one that the index was made with; BM25 does not touch it.
         queries: The m texts to search for.
         top_k: Hits a query; lowered to n, with a log line, when the pool is smaller.
         batch_size: Queries in one forward pass.
         max_query_tokens: Tokens read of a query; see ``ja_instruct.colbert.search``.
 
     Returns:
-        m lists of hits (position in the pool, score), best first.
+        m lists of hits (position in the pool, score), best first; the earlier position wins a tie.
 
     Raises:
-        InputError: The index was made with other weights.
+        InputError: The index was made with other weights, or ``top_k`` is less than 1.
     """
-    if index.checkpoint_sha256 != checkpoint.sha256:
-        raise InputError(
-            f"'retrieval_index' was made with '{index.model_id}' (weights "
-            f"{index.checkpoint_sha256[:12]}), but 'retriever_checkpoint' is "
-            f"'{checkpoint.model_id}' (weights {checkpoint.sha256[:12]}); their vectors cannot be "
-            f"compared. Make the index again with 'kedro run --pipelines=rag_index'"
-        )
-    pool_size = len(index.encoded.questions)
+    pool_size = len(index.questions)
     if top_k > pool_size:
         logger.warning("'top_k' is %d, the pool has %d questions: using all", top_k, pool_size)
         top_k = pool_size
-    return search(
-        checkpoint.directory,
-        index.encoded,
-        queries,
-        top_k,
-        batch_size=batch_size,
-        max_query_tokens=max_query_tokens,
-    )
+    if index.retriever == "bm25":
+        return search_bigrams(index.questions, queries, top_k)
+
+    def search_vectors(hits: int) -> list[list[Hit]]:
+        return search(
+            checkpoint.directory,
+            _encoded_with(index, checkpoint),
+            queries,
+            hits,
+            batch_size=batch_size,
+            max_query_tokens=max_query_tokens,
+        )
+
+    if index.retriever == "colbert":
+        return search_vectors(top_k)
+    depth = min(max(top_k, FUSED_HITS), pool_size) if top_k > 0 else top_k
+    # a question that shares nothing with the query has no rank to add
+    by_words = search_bigrams(index.questions, queries, depth, keep_unrelated=False)
+    return [
+        fuse_rankings([[hit.position for hit in hits] for hits in both], top_k)
+        for both in zip(search_vectors(depth), by_words, strict=True)
+    ]
+
+
+def _encoded_with(index: RetrievalIndex, checkpoint: ColbertCheckpoint) -> EncodedQuestions:
+    if index.encoded is None or index.checkpoint_sha256 != checkpoint.sha256:
+        raise InputError(
+            f"'retrieval_index' was made with '{index.model_id}' (weights "
+            f"{str(index.checkpoint_sha256)[:12]}), but 'retriever_checkpoint' is "
+            f"'{checkpoint.model_id}' (weights {checkpoint.sha256[:12]}); their vectors cannot be "
+            f"compared. Make the index again with 'kedro run --pipelines=rag_index'"
+        )
+    return index.encoded
+
+
+def reusable_encoding(
+    previous: RetrievalIndex | None,
+    checkpoint: ColbertCheckpoint,
+    *,
+    max_document_tokens: int | None,
+    versions: dict[str, str],
+) -> EncodedQuestions | None:
+    """Return the embeddings of an earlier index that an encoding now would give again.
+
+    Args:
+        previous: The earlier index, if any.
+        checkpoint: What would encode now.
+        max_document_tokens: Tokens of a question that would be encoded.
+        versions: The packages that would encode; an index of other versions is not reused.
+
+    Returns:
+        Its embeddings, or None where anything differs or there are none.
+    """
+    if (
+        previous is None
+        or previous.encoded is None
+        or previous.max_document_tokens != max_document_tokens
+        or any(previous.versions.get(name) != version for name, version in versions.items())
+        or previous.checkpoint_sha256 != checkpoint.sha256
+    ):
+        return None
+    return previous.encoded

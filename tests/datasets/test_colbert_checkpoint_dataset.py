@@ -33,8 +33,8 @@ def test_directory(tmp_path):
 
 def test_missing_directory(tmp_path):
     dataset = ColbertCheckpointDataset(filepath=tmp_path / "none")
-    with pytest.raises(DatasetError, match="is no ColBERT checkpoint"):
-        dataset.load()
+    with pytest.raises(InputError, match="is no ColBERT checkpoint"):
+        _ = dataset.load().directory
     with pytest.raises(InputError, match="is no ColBERT checkpoint"):
         dataset.check()
 
@@ -45,10 +45,17 @@ def test_unreachable_hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     dataset = ColbertCheckpointDataset(repo_id="bclavie/JaColBERTv2-not-cached", revision="main")
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="--env=demo"):
-        dataset.load()
+    with pytest.raises(InputError, match="--env=demo"):
+        _ = dataset.load().sha256
     with pytest.raises(InputError, match="--env=demo"):
         dataset.check()
+
+
+def test_bm25_needs_no_checkpoint(tmp_path):
+    """Loading gives a handle, and nobody looks for what it stands for."""
+    dataset = ColbertCheckpointDataset(filepath=tmp_path / "none")
+    dataset.check(retriever="bm25")
+    assert dataset.load().model_id == str(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +81,8 @@ def test_missing_package(tmp_path):
     dataset = ColbertCheckpointDataset(
         filepath=tmp_path / "e5", packaged_e5=E5 | {"package": "no_such_package"}
     )
-    for use in (dataset.check, dataset.load):
-        with pytest.raises((InputError, DatasetError), match=r"ja-instruct\[demo\]"):
+    for use in (dataset.check, lambda: dataset.load().directory):
+        with pytest.raises(InputError, match=r"ja-instruct\[demo\]"):
             use()
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.colbert import EncodedQuestions, encode_questions, search
 from ja_instruct.datasets.retrieval_index_dataset import RetrievalIndexDataset
+from ja_instruct.errors import InputError
 from ja_instruct.retrieval import RetrievalIndex
 
 QUESTIONS = ("日本の首都は?", "富士山の高さは?\u2028何メートル?", "川")
@@ -22,7 +24,7 @@ def index() -> RetrievalIndex:
         padded_length=8,
         truncated=(1,),
     )
-    return RetrievalIndex(encoded, "tiny", "abc", {"torch": "2.13"})
+    return RetrievalIndex("colbert", QUESTIONS, encoded, "tiny", "abc", 20, {"torch": "2.13"})
 
 
 @pytest.fixture
@@ -39,14 +41,49 @@ def test_round_trip(dataset, index):
     assert torch.equal(loaded.encoded.lengths, index.encoded.lengths)
     assert loaded.encoded.questions == QUESTIONS
     assert loaded.encoded.truncated == (1,)
+    assert (loaded.retriever, loaded.questions) == ("colbert", QUESTIONS)
     assert (loaded.model_id, loaded.checkpoint_sha256) == ("tiny", "abc")
+    assert loaded.max_document_tokens == 20
     assert loaded.versions == {"torch": "2.13"}
+
+
+def test_an_index_for_bm25_is_its_questions(dataset, index, tmp_path):
+    dataset.save(index)
+    dataset.save(RetrievalIndex("bm25", QUESTIONS, versions={"bm25s": "0.3"}))
+    names = [path.name for path in (tmp_path / "feature" / "retrieval_index").iterdir()]
+    assert names == ["index.json"]
+    assert dataset.exists()
+    assert dataset.load() == RetrievalIndex("bm25", QUESTIONS, versions={"bm25s": "0.3"})
+
+
+def test_an_index_without_its_embeddings_is_refused(dataset, index, tmp_path):
+    dataset.save(index)
+    (tmp_path / "feature" / "retrieval_index" / "embeddings.safetensors").unlink()
+    with pytest.raises(DatasetError, match="cannot be read"):
+        dataset.load()
+
+
+def test_an_optional_index_is_none_where_there_is_none(dataset, index, tmp_path, caplog):
+    caplog.set_level("INFO", logger="ja_instruct")
+    path = tmp_path / "feature" / "retrieval_index"
+    optional = RetrievalIndexDataset(filepath=path, optional=True)
+    assert optional.load() is None
+    optional.check()
+    with pytest.raises(InputError, match="does not exist"):
+        dataset.check()
+    dataset.save(index)
+    dataset.check()
+    assert optional.load().questions == QUESTIONS
+    assert not caplog.records
+    (path / "index.json").write_text("{}")
+    assert optional.load() is None
+    assert "earlier index cannot be reused" in caplog.text
 
 
 def test_a_loaded_index_gives_the_hits_of_a_fresh_one(dataset, tmp_path):
     make_tiny_colbert(tmp_path / "tiny", list(QUESTIONS))
     encoded = encode_questions(tmp_path / "tiny", list(QUESTIONS))
-    dataset.save(RetrievalIndex(encoded, "tiny", "abc"))
+    dataset.save(RetrievalIndex("colbert", QUESTIONS, encoded, "tiny", "abc"))
     queries = ["富士山", "首都"]
     fresh = search(tmp_path / "tiny", encoded, queries, top_k=3)
     assert search(tmp_path / "tiny", dataset.load().encoded, queries, top_k=3) == fresh
@@ -67,7 +104,7 @@ def test_an_interrupted_save_leaves_no_index(dataset, index, tmp_path):
 
         items = keys = __iter__
 
-    broken = RetrievalIndex(index.encoded, "tiny", "abc", Interrupted(torch="2.13"))
+    broken = replace(index, versions=Interrupted(torch="2.13"))
     with pytest.raises(KeyboardInterrupt):
         dataset.save(broken)
     assert not dataset.exists()
@@ -80,6 +117,7 @@ def test_an_interrupted_save_leaves_no_index(dataset, index, tmp_path):
         ({"questions": ["日本の首都は?", "川"]}, "made of other questions"),
         ({"questions": QUESTIONS[::-1]}, "made of other questions"),
         ({"padded_length": 4}, "the window is 4"),
+        ({"retriever": "grep"}, "unknown retriever 'grep'"),
     ],
 )
 def test_a_description_that_disagrees_is_refused(dataset, index, tmp_path, change, message):

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.colbert_checkpoint import check_checkpoint, hash_weights
+from ja_instruct.colbert_checkpoint import check_checkpoint
 from ja_instruct.datasets.e5_colbert import convert_e5
 from ja_instruct.datasets.e5_file import find_packaged_file
 from ja_instruct.errors import InputError
@@ -18,7 +18,8 @@ from ja_instruct.retrieval import ColbertCheckpoint
 class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
     """Gives a ColBERT checkpoint from the hub, from a directory, or converted from a package.
 
-    It only loads: checkpoints are inputs.
+    It only loads: checkpoints are inputs. What it loads is a handle; download, conversion and hash
+    wait until the handle's ``directory`` or ``sha256`` is asked for, which BM25 never does.
 
     Examples:
         YAML API, with a hub repository, a directory, and the encoder of a Python package that is
@@ -91,8 +92,14 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
         self._packaged_e5 = packaged_e5
         self.metadata = metadata
 
-    def check(self) -> None:
-        """Raise ``InputError`` when the checkpoint cannot be had; convert and download nothing."""
+    def check(self, *, retriever: str = "colbert") -> None:
+        """Raise ``InputError`` when the checkpoint cannot be had; convert and download nothing.
+
+        Args:
+            retriever: What is to use it; ``bm25`` needs none.
+        """
+        if retriever == "bm25":
+            return
         if self._filepath is None:
             check_repository(self._repo_id, self._revision, repo_type="model")
         elif self._packaged_e5 is None or self._filepath.exists():
@@ -101,21 +108,19 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
             find_packaged_file(self._packaged_e5["package"], self._packaged_e5["file"])
 
     def load(self) -> ColbertCheckpoint:
-        """Return the checkpoint's directory, after downloading or converting it if need be.
+        """Return a handle; its ``directory`` raises ``InputError`` when it cannot be had."""
+        return ColbertCheckpoint(self._fetch, self._name())
 
-        Raises:
-            InputError: It cannot be had, or is not one that is safe to load.
-        """
-        directory = self._find_directory()
-        check_checkpoint(directory)
-        return ColbertCheckpoint(directory, self._name(), hash_weights(directory))
-
-    def _find_directory(self) -> Path:
+    def _fetch(self) -> Path:
+        """Download or convert the checkpoint if need be, and return its directory."""
         if self._filepath is None:
-            return download_model(self._repo_id, self._revision)
-        if self._packaged_e5 is not None and not self._filepath.exists():
-            convert_e5(**self._packaged_e5, directory=self._filepath)
-        return self._filepath
+            directory = download_model(self._repo_id, self._revision)
+        else:
+            directory = self._filepath
+            if self._packaged_e5 is not None and not directory.exists():
+                convert_e5(**self._packaged_e5, directory=directory)
+        check_checkpoint(directory)
+        return directory
 
     def _name(self) -> str:
         if self._repo_id:

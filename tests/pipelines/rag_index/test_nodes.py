@@ -1,15 +1,18 @@
+import json
+
 import pytest
+import yaml
 from datasets import Dataset
 from pydantic import ValidationError
 from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.rag_index import create_pipeline
-from ja_instruct.pipelines.rag_index.nodes import encode_pool
+from ja_instruct.pipelines.rag_index.nodes import encode_pool, find_weak_questions
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval import ColbertCheckpoint
 
-PARAMS = RagIndexParameters(batch_size=4, max_document_tokens=None)
+PARAMS = RagIndexParameters(retriever="colbert", batch_size=4, max_document_tokens=None)
 PAIRS = [
     {"id": "a", "input": "日本の首都はどこですか。", "output": "東京です。"},
     {"id": "b", "input": "　", "output": "?"},
@@ -34,13 +37,70 @@ def test_index_and_report(checkpoint, caplog):
         "questions": 4,
         "dimension": 16,
         "tokens": int(index.encoded.lengths.sum()),
+        "encoded": 3,
+        "reused": 0,
         "empty": 1,
         "duplicated": 1,
         "truncated": 1,
     }
+    assert (index.retriever, report["retriever"]) == ("colbert", "colbert")
     assert report["positions"] == {"empty": [1], "duplicated": [2], "truncated": [3]}
     for warning in ("empty", "1 (b)", "duplicated", "2 (c)", "first 124 tokens", "3 (d)"):
         assert warning in caplog.text
+
+
+def test_bm25_needs_neither_encoder_nor_window(caplog):
+    def refuse():
+        raise AssertionError("the checkpoint was asked for")
+
+    pairs = [*PAIRS, {"id": "e", "input": "日本の 首都はどこですか｡", "output": "東京"}]
+    pairs += [{"id": "f", "input": "\u200b", "output": "?"}]
+    params = PARAMS.model_copy(update={"retriever": "bm25"})
+    index, report = encode_pool(Dataset.from_list(pairs), ColbertCheckpoint(refuse, "none"), params)
+    assert index.questions == tuple(pair["input"] for pair in pairs)
+    assert (index.retriever, index.encoded, index.model_id) == ("bm25", None, None)
+    assert set(index.versions) == {"ja-instruct", "bm25s"}
+    # the fifth is the first, but for the width of a mark and a space
+    assert report["summary"] == {"questions": 6, "empty": 2, "duplicated": 2}
+    assert report["positions"] == {"empty": [1, 5], "duplicated": [2, 4]}
+    for warning in ("empty", "no query finds them", "1 (b), 5 (f)", "2 (c), 4 (e)"):
+        assert warning in caplog.text
+    assert "truncated" not in caplog.text
+
+
+def test_hybrid_is_made_of_both(checkpoint, caplog):
+    params = PARAMS.model_copy(update={"retriever": "hybrid"})
+    index, report = encode_pool(Dataset.from_list(PAIRS), checkpoint, params)
+    assert (index.retriever, report["retriever"]) == ("hybrid", "hybrid")
+    assert index.encoded.questions == index.questions
+    assert {"ragatouille", "bm25s"} <= set(index.versions)
+    assert report["summary"]["truncated"] == 1
+    assert "first 124 tokens" in caplog.text
+
+
+def test_an_earlier_index_is_reused(checkpoint):
+    before = encode_pool(Dataset.from_list(PAIRS[:2]), checkpoint, PARAMS)[0]
+    pairs = Dataset.from_list(PAIRS)
+    index, report = encode_pool(pairs, checkpoint, PARAMS, before)
+    assert (report["summary"]["encoded"], report["summary"]["reused"]) == (1, 2)
+    scratch = encode_pool(pairs, checkpoint, PARAMS)[0]
+    assert index.encoded.lengths.tolist() == scratch.encoded.lengths.tolist()
+    assert index.encoded.embeddings.allclose(scratch.encoded.embeddings, atol=1e-5)
+    other = ColbertCheckpoint(checkpoint.directory, "tiny", "def")
+    summary = encode_pool(pairs, other, PARAMS, before)[1]["summary"]
+    assert (summary["encoded"], summary["reused"]) == (3, 0)
+
+
+def test_nothing_is_empty_to_one_retriever_alone():
+    for retriever in ("colbert", "bm25", "hybrid"):
+        assert find_weak_questions(["\u200b", " ", "川"], retriever)["empty"] == [0, 1]
+
+
+@pytest.mark.parametrize("retriever", ["colbert", "bm25"])
+def test_an_empty_pool_is_refused(checkpoint, retriever):
+    params = PARAMS.model_copy(update={"retriever": retriever})
+    with pytest.raises(InputError, match="'qa_pairs' is empty"):
+        encode_pool(Dataset.from_dict({"input": [], "output": []}), checkpoint, params)
 
 
 def test_a_clean_pool_gives_no_warning(checkpoint, caplog):
@@ -55,14 +115,53 @@ def test_columns_are_required(checkpoint):
         encode_pool(pairs, checkpoint, PARAMS)
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_siez": 1}])
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_siez": 1}, {"retriever": "bm52"}])
 def test_parameters_are_checked(settings):
     with pytest.raises(ValidationError):
-        RagIndexParameters(**{"batch_size": 1, "max_document_tokens": None} | settings)
+        RagIndexParameters(**PARAMS.model_dump() | settings)
 
 
 def test_pipeline_contract():
     pipeline = create_pipeline()
-    assert pipeline.inputs() == {"qa_pairs", "retriever_checkpoint", "params:rag_index"}
+    assert pipeline.inputs() == {
+        "qa_pairs",
+        "retriever_checkpoint",
+        "params:rag_index",
+        "previous_retrieval_index",
+    }
     assert pipeline.outputs() == {"retrieval_index", "rag_index_report"}
     assert all(node.tags == {"rag_index"} for node in pipeline.nodes)
+
+
+@pytest.fixture
+def run_on(project, add_environment, invoke_kedro, tmp_path):
+    """Run ``rag_index`` on a pool again and again; return each report."""
+    pool = tmp_path / "pool.jsonl"
+    environment = add_environment("growing-pool")
+    catalog = project / "conf/growing-pool/catalog.yml"
+    entries = yaml.safe_load(catalog.read_text("utf-8"))
+    entries["qa_pairs"]["filepath"] = str(pool)
+    catalog.write_text(yaml.safe_dump(entries), "utf-8")
+
+    def run(pairs, *arguments):
+        lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+        pool.write_text("\n".join(lines), "utf-8")
+        result = invoke_kedro("--pipeline=rag_index", environment, *arguments)
+        assert result.exit_code == 0, result.output
+        reporting = project / "data/08_reporting/growing-pool/rag_index_report.json"
+        return json.loads(reporting.read_text("utf-8"))
+
+    return run
+
+
+def test_a_second_run_encodes_only_what_is_new(run_on):
+    def counts(report):
+        return report["summary"]["encoded"], report["summary"]["reused"]
+
+    assert counts(run_on(PAIRS[:2])) == (2, 0)
+    assert counts(run_on(PAIRS)) == (1, 2)
+    assert counts(run_on(PAIRS)) == (0, 3)
+    assert counts(run_on(PAIRS, "--params=rag_index.retriever=hybrid")) == (0, 3)
+    assert counts(run_on(PAIRS, "--params=rag_index.max_document_tokens=20")) == (3, 0)
+    assert "encoded" not in run_on(PAIRS, "--params=rag_index.retriever=bm25")["summary"]
+    assert counts(run_on(PAIRS)) == (3, 0)

@@ -3,11 +3,18 @@
 from pydantic import Field
 
 from ja_instruct.parameters import Parameters
+from ja_instruct.retrieval import Retriever
 
 
 class RagIndexParameters(Parameters):
     """Section ``rag_index`` of the parameters."""
 
+    retriever: Retriever = Field(
+        description=(
+            "colbert searches by the meaning of tokens, with a model; bm25 by pairs of characters, "
+            "without one; hybrid fuses the two rankings."
+        )
+    )
     batch_size: int = Field(ge=1, description="Questions in one forward pass of the encoder.")
     max_document_tokens: int | None = Field(
         ge=4,

@@ -13,7 +13,12 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 nodes.encode_pool,
-                inputs=["qa_pairs", "retriever_checkpoint", "params:rag_index"],
+                inputs=[
+                    "qa_pairs",
+                    "retriever_checkpoint",
+                    "params:rag_index",
+                    "previous_retrieval_index",
+                ],
                 outputs=["retrieval_index", "rag_index_report"],
                 name="encode_pool",
             ),

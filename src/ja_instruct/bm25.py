@@ -1,0 +1,119 @@
+"""BM25 on character bigrams: a search without a model, by bm25s (https://arxiv.org/abs/2407.03618).
+
+Japanese has no spaces, and pairs of characters need no dictionary to find words in common. The
+variant and its constants are the library's own: Lucene's, k1 = 1.5, b = 0.75.
+
+An index is made anew from the texts whenever it is needed, and never saved: 40 ms for the recipe's
+111 questions and 0.4 s for JSQuAD's 1,145 passages, which is no more than reading a vocabulary and
+a matrix back would take, and nothing can disagree with the texts.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from typing import TYPE_CHECKING
+
+from ja_instruct.errors import InputError
+from ja_instruct.hits import Hit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from bm25s import BM25
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+
+def normalize(text: str) -> str:
+    r"""Return the text as BM25 compares it: NFKC, without case, white space, control characters.
+
+    >>> normalize(" ｶﾞﾝﾀﾞﾑ　ＲＸ\u200b78 ")
+    'ガンダムrx78'
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(
+        character
+        for character in folded
+        if not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf")
+    )
+
+
+def split_bigrams(text: str) -> list[str]:
+    """Return each pair of neighbours of the normalized text; a lone character is its own token.
+
+    >>> split_bigrams("日本の 首都")
+    ['日本', '本の', 'の首', '首都']
+    >>> split_bigrams("川"), split_bigrams("　")
+    (['川'], [])
+    """
+    normal = normalize(text)
+    return [normal[i : i + 2] for i in range(len(normal) - 1)] or list(normal)
+
+
+def search_bigrams(
+    questions: Sequence[str], queries: Sequence[str], top_k: int, *, keep_unrelated: bool = True
+) -> list[list[Hit]]:
+    """Find the questions nearest to each query.
+
+    Args:
+        questions: The pool of n texts.
+        queries: The m texts to search for.
+        top_k: Hits a query, from 1 to n.
+        keep_unrelated: Fill up to ``top_k`` with questions that share no bigram with the query;
+            their score is 0.
+
+    Returns:
+        m lists of hits, best first; the earlier position wins a tie.
+
+    Raises:
+        InputError: ``top_k`` is out of range, or no question holds a character.
+    """
+    import numpy as np
+
+    if not 1 <= top_k <= len(questions):
+        raise InputError(f"'top_k' is {top_k}, but must be from 1 to {len(questions)}")
+    if not queries:
+        return []
+    index = _index(questions)
+    unrelated = 0
+    found = []
+    for query in queries:
+        scores = _score(index, query)
+        # bm25s's own selection leaves the order of ties open
+        positions = np.argsort(-scores, kind="stable")[:top_k]
+        hits = [Hit(int(position), float(scores[position])) for position in positions]
+        unrelated += not hits[0].score
+        found.append([hit for hit in hits if keep_unrelated or hit.score])
+    if unrelated:
+        logger.warning(
+            "%d of %d queries share no pair of characters with any question of the pool, so BM25 "
+            "cannot tell which are near",
+            unrelated,
+            len(queries),
+        )
+    return found
+
+
+def _index(questions: Sequence[str]) -> BM25:
+    from bm25s import BM25
+
+    tokens = [split_bigrams(question) for question in questions]
+    if not any(tokens):
+        raise InputError(
+            f"none of the {len(questions)} questions of 'qa_pairs' holds a character that BM25 "
+            f"could compare; look at its column 'input'"
+        )
+    index = BM25()
+    index.index(tokens, create_empty_token=False, show_progress=False)
+    return index
+
+
+def _score(index: BM25, query: str) -> NDArray[np.float32]:
+    """Return the score of each question, of shape (n,)."""
+    scores: NDArray[np.float32] = index.get_scores_from_ids(
+        index.get_tokens_ids(split_bigrams(query))
+    )
+    return scores

@@ -1,0 +1,93 @@
+import math
+import random
+import unicodedata
+from collections import Counter
+
+import pytest
+
+from ja_instruct.bm25 import search_bigrams, split_bigrams
+from ja_instruct.errors import InputError
+
+POOL = [
+    "日本の首都はどこですか。",
+    "富士山の高さを教えてください!",
+    "日本で一番長い川は何ですか。",
+    "　",
+    "日本で一番長い川は何ですか。",
+    "ｺﾝﾋﾟｭｰﾀｰとは何ですか。",
+]
+QUERIES = ["日本の首都は?", "富士山について", "川の長さ", "コンピューター"]
+K1, B = 1.5, 0.75
+
+
+def score_plainly(pool, query):
+    """Lucene's BM25 by its formula, text by text."""
+    bags = [Counter(split_bigrams(text)) for text in pool]
+    mean = sum(map(Counter.total, bags)) / len(pool)
+    scores = []
+    for bag in bags:
+        total = 0.0
+        for bigram in split_bigrams(query):
+            spread = sum(bigram in other for other in bags)
+            idf = math.log(1 + (len(pool) - spread + 0.5) / (spread + 0.5))
+            count = bag[bigram]
+            total += idf * count / (count + K1 * (1 - B + B * bag.total() / mean))
+        scores.append(total)
+    return scores
+
+
+def test_scores_are_plain_bm25():
+    for query, hits in zip(QUERIES, search_bigrams(POOL, QUERIES, len(POOL)), strict=True):
+        expected = score_plainly(POOL, query)
+        order = sorted(range(len(POOL)), key=lambda i: (-round(expected[i], 5), i))
+        assert [hit.position for hit in hits] == order
+        assert [hit.score for hit in hits] == pytest.approx([expected[i] for i in order], abs=1e-5)
+
+
+def test_scores_are_plain_bm25_on_made_up_texts():
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("日本語東京川山", k=rng.randrange(30))) for _ in range(60)]
+    for query, hits in zip(texts[:20], search_bigrams(texts, texts[:20], 60), strict=True):
+        expected = score_plainly(texts, query)
+        assert sorted(hit.position for hit in hits) == list(range(60))
+        for hit in hits:
+            assert hit.score == pytest.approx(expected[hit.position], rel=1e-4, abs=1e-4)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_ties_are_broken_by_position():
+    pool = ["山", *["川の長さ"] * 50, "川の長さ"]
+    (hits,) = search_bigrams(pool, ["川の長さ"], 20)
+    assert [hit.position for hit in hits] == list(range(1, 21))
+    assert len({hit.score for hit in hits}) == 1
+
+
+def test_width_case_and_spaces_do_not_matter():
+    for same in ("ｺﾝﾋﾟｭｰﾀｰ", "コン ピューター", unicodedata.normalize("NFD", "コンピューター")):
+        assert search_bigrams(POOL, [same], 6) == search_bigrams(POOL, ["コンピューター"], 6)
+    assert search_bigrams(POOL, ["コンピューター"], 1)[0][0].position == 5
+
+
+@pytest.mark.parametrize("query", ["", "　", "xyz"])
+def test_a_query_that_shares_nothing(query, caplog):
+    (hits,) = search_bigrams(POOL, [query], 3)
+    assert [tuple(hit) for hit in hits] == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    assert "1 of 1 queries share no pair of characters" in caplog.text
+    assert search_bigrams(POOL, [query], 3, keep_unrelated=False) == [[]]
+
+
+def test_a_lone_character_finds_its_like():
+    (hits,) = search_bigrams(["川の名前", "川"], ["川"], 1)
+    assert hits[0].position == 1
+
+
+def test_no_queries_and_no_text():
+    assert search_bigrams(POOL, [], 2) == []
+    with pytest.raises(InputError, match="none of the 2 questions of 'qa_pairs'"):
+        search_bigrams(["", "　"], ["川"], 1)
+
+
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_top_k_out_of_range(top_k):
+    with pytest.raises(InputError, match="from 1 to 6"):
+        search_bigrams(POOL, QUERIES, top_k)

@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from tiny_colbert import make_tiny_colbert
+
+from ja_instruct.bm25 import search_bigrams
+from ja_instruct.colbert import encode_questions, search
+from ja_instruct.colbert_checkpoint import hash_weights
+from ja_instruct.errors import InputError
+from ja_instruct.rank_fusion import fuse_rankings
+from ja_instruct.retrieval import (
+    ColbertCheckpoint,
+    RetrievalIndex,
+    require_same_pool,
+    retrieve,
+    reusable_encoding,
+)
+
+QUESTIONS = (
+    "日本の首都はどこですか。",
+    "富士山の高さを教えてください!",
+    "夏目漱石の代表作を3つ挙げてください。",
+    "日本で一番長い川は何ですか。",
+    "日本の首都はどこですか。",
+)
+QUERIES = ["日本の首都は?", "富士山について", "一番長い川"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> ColbertCheckpoint:
+    directory = tmp_path_factory.mktemp("colbert") / "tiny"
+    make_tiny_colbert(directory, [*QUESTIONS, *QUERIES])
+    return ColbertCheckpoint(directory, "tiny")
+
+
+@pytest.fixture(scope="module")
+def colbert(checkpoint) -> RetrievalIndex:
+    return RetrievalIndex(
+        "colbert",
+        QUESTIONS,
+        encode_questions(checkpoint.directory, list(QUESTIONS)),
+        "tiny",
+        checkpoint.sha256,
+        versions={"torch": "2"},
+    )
+
+
+def refuse():
+    raise AssertionError("the checkpoint was asked for")
+
+
+UNTOUCHABLE = ColbertCheckpoint(refuse, "none")
+
+
+def test_colbert_is_its_search(checkpoint, colbert):
+    expected = search(checkpoint.directory, colbert.encoded, QUERIES, 3, max_query_tokens=100)
+    assert retrieve(colbert, checkpoint, QUERIES, 3, max_query_tokens=100) == expected
+
+
+def test_bm25_is_its_search_and_leaves_the_checkpoint_alone():
+    index = RetrievalIndex("bm25", QUESTIONS)
+    found = retrieve(index, UNTOUCHABLE, QUERIES, 3, max_query_tokens=100)
+    assert found == search_bigrams(QUESTIONS, QUERIES, 3)
+    assert [hits[0].position for hits in found] == [0, 1, 3]
+
+
+def test_hybrid_fuses_both(checkpoint, colbert):
+    found = retrieve(replace(colbert, retriever="hybrid"), checkpoint, QUERIES, 4)
+    vectors = search(checkpoint.directory, colbert.encoded, QUERIES, 5)
+    words = search_bigrams(QUESTIONS, QUERIES, 5)
+    for hits, one, other in zip(found, vectors, words, strict=True):
+        related = [hit.position for hit in other if hit.score]
+        assert 0 < len(related) < 5
+        assert hits == fuse_rankings([[hit.position for hit in one], related], 4)
+
+
+@pytest.mark.parametrize("retriever", ["colbert", "bm25", "hybrid"])
+class TestEveryRetriever:
+    def test_hits_are_ordered_and_the_same_every_time(self, checkpoint, colbert, retriever):
+        index = replace(colbert, retriever=retriever)
+        found = retrieve(index, checkpoint, QUERIES, 5)
+        for hits in found:
+            assert sorted(hit.position for hit in hits) == list(range(5))
+            # the two that are equal too: the earlier first
+            assert hits == sorted(hits, key=lambda hit: (-hit.score, hit.position))
+        assert retrieve(index, checkpoint, QUERIES, 5) == found
+
+    def test_fewer_hits_are_the_beginning_of_more(self, checkpoint, colbert, retriever):
+        index = replace(colbert, retriever=retriever)
+        for top_k in (1, 2, 4):
+            few = retrieve(index, checkpoint, QUERIES, top_k)
+            many = retrieve(index, checkpoint, QUERIES, 5)
+            assert few == [hits[:top_k] for hits in many]
+
+    def test_top_k_is_lowered_to_the_pool(self, checkpoint, colbert, retriever, caplog):
+        index = replace(colbert, retriever=retriever)
+        found = retrieve(index, checkpoint, QUERIES, top_k=20)
+        assert [len(hits) for hits in found] == [5, 5, 5]
+        assert "'top_k' is 20, the pool has 5 questions" in caplog.text
+
+    def test_top_k_of_nothing_is_refused(self, checkpoint, colbert, retriever):
+        with pytest.raises(InputError, match="'top_k' is 0"):
+            retrieve(replace(colbert, retriever=retriever), checkpoint, QUERIES, 0)
+
+    def test_no_queries(self, checkpoint, colbert, retriever):
+        assert retrieve(replace(colbert, retriever=retriever), checkpoint, [], 2) == []
+
+
+@pytest.mark.parametrize("retriever", ["colbert", "hybrid"])
+def test_another_checkpoint_is_refused(checkpoint, colbert, retriever):
+    other = ColbertCheckpoint(checkpoint.directory, "other", "def")
+    with pytest.raises(InputError, match="vectors cannot be compared"):
+        retrieve(replace(colbert, retriever=retriever), other, QUERIES, top_k=1)
+
+
+def test_an_index_of_another_pool_is_refused():
+    index = RetrievalIndex("bm25", QUESTIONS)
+    require_same_pool(index, list(QUESTIONS))
+    with pytest.raises(InputError, match="would name the wrong pairs"):
+        require_same_pool(index, list(QUESTIONS[::-1]))
+
+
+def test_a_checkpoint_is_fetched_once_and_when_it_is_needed(checkpoint):
+    fetched = []
+
+    def fetch():
+        fetched.append(1)
+        return checkpoint.directory
+
+    handle = ColbertCheckpoint(fetch, "tiny")
+    assert (handle.model_id, fetched) == ("tiny", [])
+    assert handle.directory == checkpoint.directory
+    assert handle.sha256 == hash_weights(checkpoint.directory)
+    assert fetched == [1]
+
+
+class TestReusableEncoding:
+    def reuse(self, previous, checkpoint, **changes):
+        settings = {"max_document_tokens": None, "versions": {"torch": "2"}} | changes
+        return reusable_encoding(previous, checkpoint, **settings)
+
+    def test_same_means(self, checkpoint, colbert):
+        assert self.reuse(colbert, checkpoint) is colbert.encoded
+        # a hybrid index holds the same vectors
+        hybrid = replace(colbert, retriever="hybrid")
+        assert self.reuse(hybrid, checkpoint) is colbert.encoded
+
+    def test_other_means(self, checkpoint, colbert):
+        other = ColbertCheckpoint(checkpoint.directory, "other", "def")
+        assert self.reuse(colbert, other) is None
+        assert self.reuse(colbert, checkpoint, max_document_tokens=20) is None
+        assert self.reuse(colbert, checkpoint, versions={"torch": "3"}) is None
+        assert self.reuse(colbert, checkpoint, versions={"torch": "2", "more": "1"}) is None
+
+    def test_nothing_earlier(self):
+        assert self.reuse(None, UNTOUCHABLE) is None
+        assert self.reuse(RetrievalIndex("bm25", QUESTIONS), UNTOUCHABLE) is None
+
+
+def test_bm25_loads_no_model_library(tmp_path):
+    """From the pool to saved index to hits, in a process of its own."""
+    script = """
+import json, sys
+from datasets import Dataset
+from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
+from ja_instruct.pipelines.rag_index.nodes import encode_pool
+from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
+from ja_instruct.retrieval import retrieve
+
+params = RagIndexParameters(retriever="bm25", batch_size=1, max_document_tokens=None)
+checkpoint = ColbertCheckpointDataset(filepath="no such directory").load()
+index = RetrievalIndexDataset(filepath=sys.argv[1])
+pairs = Dataset.from_list([{"input": text, "output": ""} for text in ("山の高さ", "川の長さ")])
+index.save(encode_pool(pairs, checkpoint, params)[0])
+hits = retrieve(index.load(), checkpoint, ["長さ"], 1)
+loaded = {"torch", "transformers", "ragatouille", "colbert"} & set(sys.modules)
+print(json.dumps([hits[0][0].position, sorted(loaded)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "index")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [1, []]
