@@ -95,7 +95,9 @@ def main() -> None:
         minilm, demo = Path(folder) / "minilm", Path(folder) / "demo"
         make_minilm_colbert(minilm)
         start = time.perf_counter()
-        ColbertCheckpointDataset(filepath=demo, packaged_e5=packaged_e5).load().directory
+        checkpoint = ColbertCheckpointDataset(filepath=demo, packaged_e5=packaged_e5).load()
+        # converted when it is first asked for
+        assert checkpoint.directory == demo
         conversion_seconds = round(time.perf_counter() - start, 1)
         size_mb = round(sum(path.stat().st_size for path in demo.iterdir()) / 1e6, 1)
         rankers = {

@@ -36,7 +36,10 @@ CONTRACT = {
         {"filtered_pairs", "qa_pairs", "quantized_model"},
         {"train_dataset", "eval_dataset", "adapter", "train_metrics"},
     ),
-    "rag_index": ({"qa_pairs", "retriever_checkpoint"}, {"retrieval_index"}),
+    "rag_index": (
+        {"qa_pairs", "retriever_checkpoint", "previous_retrieval_index"},
+        {"retrieval_index"},
+    ),
     "inference": (
         {
             "tasks",
@@ -45,6 +48,7 @@ CONTRACT = {
             "retriever_checkpoint",
             "quantized_model",
             "adapter",
+            "answer_store",
         },
         {"prompts", "answers", "inference_report"},
     ),
@@ -125,7 +129,14 @@ def test_default_is_all_of_them(pipelines):
         "qa_pairs",
         "tasks",
         "retriever_checkpoint",
+        "previous_retrieval_index",
+        "answer_store",
     }
+
+
+def test_a_run_fails_for_failed_tasks_when_everything_else_is_done(pipelines):
+    assert pipelines["__default__"].nodes[-1].name == "require_all_answered"
+    assert pipelines["inference"].nodes[-1].name == "require_all_answered"
 
 
 def test_default_copies_no_model_and_sends_none_away(pipelines):

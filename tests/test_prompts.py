@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from ja_instruct.errors import InputError
 from ja_instruct.prompts import (
     PromptParameters,
+    end_of_turn,
     few_shot_prompt,
     inference_prompt,
     training_prompt,
@@ -230,6 +231,13 @@ class TestChatTemplate:
         assert str(caught.value).startswith("prompts.format is 'chat_template', but")
         for remedy in ("'training_prompt' or 'recipe'", "quantization.chat_template"):
             assert remedy in str(caught.value)
+
+    def test_turn_ends_with_the_templates_token(self, tokenizer):
+        assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<end_of_turn>")
+
+    def test_turn_that_eos_ends_has_no_end_of_its_own(self, tokenizer):
+        tokenizer.chat_template = WRITES_EOS
+        assert end_of_turn(tokenizer) is None
 
     def test_needs_the_tokenizer(self, in_format):
         with pytest.raises(ValueError, match="needs the tokenizer"):

@@ -167,6 +167,18 @@ class TestCommands:
         assert (REPOSITORY / install[2]).is_file()
 
     def check_script(self, words, request):
+        if words[1] == "-m":
+            done = subprocess.run(
+                [sys.executable, "-m", words[2], "--help"],
+                env=request.getfixturevalue("subprocess_environment"),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            given = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}
+            assert given <= set(re.findall(r"--[a-z-]+", done.stdout))
+            return
         assert words[1] in {path.relative_to(REPOSITORY).as_posix() for path in tracked("*.py")}
 
     def check_help(self, words, request):

@@ -156,6 +156,7 @@ def test_training(base):
 
 
 def test_retrieval_encodes_whole_questions(base):
+    assert base["rag_index"]["retriever"] == "colbert"
     assert base["rag_index"]["max_document_tokens"] is None
 
 
@@ -171,6 +172,16 @@ def test_inference(base):
         # RAGatouille's own choice, and nothing beside the tasks
         "max_query_tokens": None,
         "compare_tasks": 0,
+        # shots, penalty and bad words as the original has them
+        "exclude_same_task": False,
+        "shot_diversity": None,
+        "fit_prompt": False,
+        "penalty_on": "prompt_and_answer",
+        "penalty_spares_end": False,
+        "bad_words_in": "tokens",
+        # how a run ends, not what it answers
+        "fail_on_failed_tasks": True,
+        "cut_off_is_failure": False,
         "gpu": NO_GPU_SETTINGS,
     }
 

@@ -37,7 +37,7 @@ REQUIRED_COLUMNS = {
     "qa_pairs": ("input", "output"),
     "tasks": ("task_id", "input"),
     "prompts": ("task_id", "input", "prompt"),
-    "answers": ("task_id", "output"),
+    "answers": ("task_id", "input", "output"),
     "perplexity_texts": ("text",),
 }
 

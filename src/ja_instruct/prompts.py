@@ -159,6 +159,22 @@ def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.eos_token)
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the special token with which the chat template closes the model's turn.
+
+    None where it closes it with EOS or with no special token: then EOS alone ends an answer.
+
+    Raises:
+        InputError: There is no template, or it cannot be used.
+    """
+    answer = "はい"
+    _, completion = _chat_sample(tokenizer, "質問", answer)
+    after = completion[completion.index(answer) + len(answer) :]
+    ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
+    special = [token for token in ids if token in tokenizer.all_special_ids]
+    return special[0] if special and special[0] != tokenizer.eos_token_id else None
+
+
 def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[str, str]:
     prompt = _chat_prompt(tokenizer, question, [])
     if not answer.strip():

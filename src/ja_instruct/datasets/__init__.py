@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "adapter_dataset": ["AdapterDataset"],
+        "answer_store_dataset": ["AnswerStoreDataset"],
         "colbert_checkpoint_dataset": ["ColbertCheckpointDataset"],
         "conversations_dataset": ["ConversationsDataset"],
         "gguf_file_dataset": ["GGUFFileDataset"],

@@ -9,12 +9,13 @@ from ja_instruct.datasets import AdapterDataset, QuantizedModelDataset
 from ja_instruct.devices import load_nf4_model
 from ja_instruct.models import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.inference import generation
-from ja_instruct.pipelines.inference.generation import generate_answers
+from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.quantization.nodes import quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.prompts import PromptParameters
 
 PROMPTS = ["日本の首都は", "富士山の高さを教えてください。\n\n", "春", "季節は四つあります。"]
 NEW_TOKENS = 12
@@ -26,6 +27,24 @@ def parameters(read_parameters):
     section = read_parameters("test")["inference"]
     plain = {"bad_words": [], "repetition_penalty": 1.0, "max_new_tokens": NEW_TOKENS}
     return InferenceParameters(**{**section, **plain})
+
+
+@pytest.fixture(scope="module")
+def texts(read_parameters):
+    return PromptParameters(**read_parameters("base")["prompts"])
+
+
+@pytest.fixture(scope="module")
+def generate_answers(texts):
+    """A function that returns an iterator of answers, in the order of the prompts."""
+
+    def generate(prompts, model, adapter, parameters, **changes):
+        engine = load_engine(model, adapter, parameters, texts.model_copy(update=changes))
+        for expected, (position, answer) in enumerate(engine.generate(prompts)):
+            assert position == expected
+            yield answer
+
+    return generate
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +61,33 @@ def adapter(tiny_nf4, read_parameters, tmp_path_factory):
     return dataset.load()
 
 
-def decode_slowly(model, tokenizer, prompt, penalty=1.0):
+def decode_slowly(model, tokenizer, prompt, penalty=1.0, ignored=0, spared=(), words=()):
     """Greedy decoding without cache, processors or ``generate``: the ids of the new tokens."""
     ids = tokenizer(prompt)["input_ids"]
     length = len(ids)
     while len(ids) - length < NEW_TOKENS:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1].float()
-        seen = torch.tensor(sorted(set(ids)))
+        seen = torch.tensor(sorted(set(ids[ignored:]) - set(spared)), dtype=torch.long)
         said = logits[seen]
         logits[seen] = torch.where(said > 0, said / penalty, said * penalty)
-        ids.append(int(logits.argmax()))
+        ids.append(
+            next(
+                token
+                for token in logits.argsort(descending=True, stable=True).tolist()
+                if not any(
+                    word in tokenizer.decode([*ids[length:], token], skip_special_tokens=True)
+                    for word in words
+                )
+            )
+        )
         if ids[-1] == tokenizer.eos_token_id:
             break
     return ids[length:]
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1])
-def test_answers_are_those_of_slow_greedy_decoding(tiny_nf4, parameters, penalty):
+def test_answers_are_those_of_slow_greedy_decoding(generate_answers, tiny_nf4, parameters, penalty):
     parameters = parameters.model_copy(update={"repetition_penalty": penalty})
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     tokenizer = tiny_nf4.load_tokenizer()
@@ -84,14 +112,14 @@ def test_cpu_weights_are_those_of_the_4_bit_model(tiny_nf4):
     assert (logits - expected).norm() / expected.norm() < 0.02
 
 
-def test_is_deterministic(tiny_nf4, parameters):
+def test_is_deterministic(generate_answers, tiny_nf4, parameters):
     def texts():
         return [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
 
     assert texts() == texts()
 
 
-def test_bad_words_never_appear(tiny_nf4, parameters):
+def test_bad_words_never_appear(generate_answers, tiny_nf4, parameters):
     tokenizer = tiny_nf4.load_tokenizer()
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     said = {
@@ -107,7 +135,7 @@ def test_bad_words_never_appear(tiny_nf4, parameters):
         assert answer.new_tokens == NEW_TOKENS
 
 
-def test_bad_word_of_several_tokens_is_cut_short(tiny_nf4, parameters):
+def test_bad_word_of_several_tokens_is_cut_short(generate_answers, tiny_nf4, parameters):
     """What may not appear is the whole word; its beginning may."""
     tokenizer = tiny_nf4.load_tokenizer()
     model = load_nf4_model(tiny_nf4, "cpu").eval()
@@ -125,13 +153,15 @@ def test_bad_word_of_several_tokens_is_cut_short(tiny_nf4, parameters):
     assert answer.text.startswith(tokenizer.decode(ids[:1]).strip())
 
 
-def test_adapter_changes_the_answers(tiny_nf4, parameters, adapter):
+def test_adapter_changes_the_answers(generate_answers, tiny_nf4, parameters, adapter):
     base = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
     tuned = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, adapter, parameters)]
     assert all(one != other for one, other in zip(base, tuned, strict=True))
 
 
-def test_merged_adapter_answers_as_the_unmerged_one(tiny_nf4, parameters, adapter):
+def test_merged_adapter_answers_as_the_unmerged_one(
+    generate_answers, tiny_nf4, parameters, adapter
+):
     from peft import PeftModel
 
     tokenizer = tiny_nf4.load_tokenizer()
@@ -143,25 +173,132 @@ def test_merged_adapter_answers_as_the_unmerged_one(tiny_nf4, parameters, adapte
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_answer_that_the_model_ends_itself(tiny_gemma2, tmp_path, parameters, read_parameters):
-    """A model that, after one prompt, says EOS instead of what it would say first."""
-    tokenizer = tiny_gemma2.load_tokenizer()
-    model = tiny_gemma2.load_model()
-    (first, *_) = decode_slowly(model.eval(), tokenizer, PROMPTS[0])
-    embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():
-        embeddings[tokenizer.eos_token_id] = 3 * embeddings[first]
-    shutil.copytree(tiny_gemma2.path, tmp_path / "ending")
-    model.save_pretrained(tmp_path / "ending")
-    section = QuantizationParameters(**read_parameters("test")["quantization"])
-    dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
-    dataset.save(quantize(ModelDirectory(tmp_path / "ending", "ending"), section)[0])
+@pytest.mark.parametrize("spares_end", [False, True])
+@pytest.mark.parametrize("penalty_on", ["answer", "prompt_and_answer"])
+def test_penalty_on_the_answer_and_without_its_end(
+    generate_answers, tiny_nf4, parameters, penalty_on, spares_end
+):
+    """In prompts that hold EOS, as shots in the format of training do."""
+    changes = {"repetition_penalty": 2.0, "penalty_on": penalty_on}
+    changed = parameters.model_copy(update={**changes, "penalty_spares_end": spares_end})
+    model = load_nf4_model(tiny_nf4, "cpu").eval()
+    tokenizer = tiny_nf4.load_tokenizer()
+    prompts = [f"{prompt}{tokenizer.eos_token}{prompt}" for prompt in PROMPTS]
+    answers = list(generate_answers(prompts, tiny_nf4, None, changed))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ignored = len(tokenizer(prompt)["input_ids"]) if penalty_on == "answer" else 0
+        spared = [tokenizer.eos_token_id] if spares_end else []
+        ids = decode_slowly(model, tokenizer, prompt, 2.0, ignored, spared)
+        assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert answer.new_tokens == len(ids)
 
-    (answer,) = generate_answers(PROMPTS[:1], dataset.load(), None, parameters)
+
+def test_bad_words_do_not_appear_whichever_tokens_spell_them(
+    generate_answers, tiny_nf4, parameters
+):
+    tokenizer = tiny_nf4.load_tokenizer()
+    model = load_nf4_model(tiny_nf4, "cpu").eval()
+    said = "".join(
+        tokenizer.decode(decode_slowly(model, tokenizer, prompt), skip_special_tokens=True)
+        for prompt in PROMPTS
+    )
+    # pairs of characters that no token spells, so that their ids ban another way to say them
+    pairs = {said[i : i + 2] for i in range(len(said) - 1)}
+    words = sorted(word for word in pairs if "�" not in word and word == word.strip())
+    assert len(words) > 5
+    changes = {"bad_words": tuple(words), "bad_words_in": "tokens"}
+    by_tokens = parameters.model_copy(update=changes)
+    leaky = list(generate_answers(PROMPTS, tiny_nf4, None, by_tokens))
+    assert any(word in answer.text for answer in leaky for word in words)
+    by_text = parameters.model_copy(update={**changes, "bad_words_in": "text"})
+    answers = list(generate_answers(PROMPTS, tiny_nf4, None, by_text))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = decode_slowly(model, tokenizer, prompt, words=words)
+        assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert not [word for word in words if word in answer.text]
+
+
+@pytest.fixture
+def model_that_says(tiny_gemma2, tmp_path, read_parameters):
+    """A function that makes a model that, after a prompt, says a token before anything else."""
+
+    def make(token, prompt):
+        tokenizer = tiny_gemma2.load_tokenizer()
+        model = tiny_gemma2.load_model()
+        (first, *_) = decode_slowly(model.eval(), tokenizer, prompt)
+        embeddings = model.get_input_embeddings().weight
+        with torch.no_grad():
+            embeddings[tokenizer.convert_tokens_to_ids(token)] = 3 * embeddings[first]
+        shutil.copytree(tiny_gemma2.path, tmp_path / "ending")
+        model.save_pretrained(tmp_path / "ending")
+        section = QuantizationParameters(**read_parameters("test")["quantization"])
+        dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
+        dataset.save(quantize(ModelDirectory(tmp_path / "ending", "ending"), section)[0])
+        return dataset.load()
+
+    return make
+
+
+def test_answer_that_the_model_ends_itself(generate_answers, model_that_says, parameters):
+    model = model_that_says("<eos>", PROMPTS[0])
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
 
 
-def test_answers_come_one_by_one_in_order(tiny_nf4, parameters):
+def test_end_of_turn_ends_an_answer_of_a_chat_alone(generate_answers, model_that_says, parameters):
+    model = model_that_says("<end_of_turn>", PROMPTS[0])
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, format="chat_template")
+    assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, format="training_prompt")
+    assert answer.new_tokens > 1
+
+
+def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
+    generate_answers, tiny_nf4, parameters, monkeypatch, caplog
+):
+    expected = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
+    answer = generation.OneByOne._answer
+
+    def fail_at_the_second(self, prompt):
+        if prompt == PROMPTS[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nSee the documentation")
+        return answer(self, prompt)
+
+    monkeypatch.setattr(generation.OneByOne, "_answer", fail_at_the_second)
+    answers = list(generate_answers(PROMPTS, tiny_nf4, None, parameters))
+    assert [one.text for one in answers] == [expected[0], "", *expected[2:]]
+    assert [one.error for one in answers if one.error] == ["OutOfMemoryError: CUDA out of memory."]
+    assert "generating the answer of prompt 1 failed" in caplog.text
+
+
+def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, texts, monkeypatch):
+    """Byte for byte the recipe's decoding: its own arguments and none of the further ones."""
+    section = read_parameters("base")["inference"]
+    base = InferenceParameters(**{**section, "backend": "transformers", "device": "cpu"})
+    engine = load_engine(tiny_nf4, None, base, texts)
+    calls = []
+
+    def generate(input_ids, attention_mask, **kwargs):
+        calls.append(kwargs)
+        return input_ids
+
+    monkeypatch.setattr(engine._model, "generate", generate)
+    list(engine.generate(PROMPTS[:1]))
+    tokenizer = tiny_nf4.load_tokenizer()
+    assert calls == [
+        {
+            "max_new_tokens": 1024,
+            "do_sample": False,
+            "use_cache": True,
+            "repetition_penalty": 1.1,
+            "bad_words_ids": [
+                tokenizer(word, add_special_tokens=False)["input_ids"] for word in base.bad_words
+            ],
+        }
+    ]
+
+
+def test_answers_come_one_by_one_in_order(generate_answers, tiny_nf4, parameters):
     answers = generate_answers(PROMPTS, tiny_nf4, None, parameters)
     tokenizer = tiny_nf4.load_tokenizer()
     for prompt in PROMPTS:

@@ -33,7 +33,7 @@ def need(node_name, parameters, namespace=None, **entries):
     whole = create_pipeline()
     parts = pipeline(whole, namespace=namespace) if namespace else whole
     (node,) = (node for node in parts.nodes if node.func.__name__ == node_name)
-    (name,) = (name for name in node.inputs if name.startswith("params:"))
+    (name,) = (name for name in node.inputs if name.endswith("inference"))
     sft = entries.pop("sft", None)
     sections = {name: MemoryDataset(parameters)}
     if sft is not None:

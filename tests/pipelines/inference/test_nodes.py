@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from ja_instruct.answer_store import AnswerStore
 from ja_instruct.datasets import ColbertCheckpointDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models import ModelDirectory
@@ -13,6 +14,7 @@ from ja_instruct.pipelines.inference.nodes import (
     answer_tasks,
     answer_with_base_model,
     build_prompts,
+    require_all_answered,
 )
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
@@ -79,7 +81,8 @@ def build(index, checkpoint, tiny_nf4, prompts, parameters):
 class TestBuildPrompts:
     def test_one_record_a_task_in_order(self, build):
         built = build()
-        assert built.column_names == ["task_id", "input", "prompt", "shots", "prompt_tokens"]
+        columns = ["task_id", "input", "prompt", "shots", "prompt_tokens", "shots_dropped"]
+        assert built.column_names == columns
         assert built["task_id"][:] == [7, 3, 5]
         assert built["input"][:] == TASKS["input"][:]
 
@@ -165,6 +168,56 @@ class TestBuildPrompts:
         build()
         assert not [r for r in caplog.records if "max_new_tokens" in r.getMessage()]
 
+    def test_least_similar_shots_go_until_it_fits(self, build, prompts, tiny_nf4, caplog):
+        tokenizer = tiny_nf4.load_tokenizer()
+        caplog.set_level("INFO")
+        whole = build(top_k=5)
+        room = sorted(whole["prompt_tokens"][:])[0] - 1
+        fitted = build(top_k=5, max_new_tokens=8, max_seq_length=room + 8, fit_prompt=True)
+        for record, other in zip(fitted, whole, strict=True):
+            dropped = record["shots_dropped"]
+            assert 0 < dropped < 5
+            assert record["shots"] == other["shots"][dropped:]
+            assert record["prompt_tokens"] <= room
+            expected = inference_prompt(prompts, record["input"], record["shots"], tokenizer)
+            assert record["prompt"] == expected
+            assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
+            # one more would not have fitted
+            more = other["shots"][dropped - 1 :]
+            longer = inference_prompt(prompts, record["input"], more, tokenizer)
+            assert len(tokenizer(longer)["input_ids"]) > room
+        assert whole["shots_dropped"][:] == [0, 0, 0]
+        dropped = fitted["shots_dropped"][:]
+        assert f"3 of 3 prompts had to lose {sum(dropped)} shots" in caplog.text
+        assert f"7 (-{dropped[0]})" in caplog.text
+
+    def test_task_that_does_not_fit_alone_is_named(self, build):
+        alone = {one["task_id"]: one["prompt_tokens"] for one in build(top_k=0)}
+        longest = max(alone, key=alone.get)
+        room = alone[longest] - 1
+        with pytest.raises(InputError, match=rf"{longest} \({alone[longest]} tokens\).*Shorten"):
+            build(max_new_tokens=8, max_seq_length=room + 8, fit_prompt=True)
+
+    def test_pair_that_asks_the_task_is_no_shot(self, build):
+        asked = "富士山の高さを 教えてください！"
+        tasks = Dataset.from_list([{"task_id": 1, "input": asked}, *TASKS.to_list()])
+        (plain, *_), (without, *others) = build(tasks), build(tasks, exclude_same_task=True)
+        assert plain["shots"][-1]["input"] == POOL[1]["input"]
+        assert POOL[1]["input"] not in [shot["input"] for shot in without["shots"]]
+        # the next best takes its place
+        assert without["shots"][-2:] == plain["shots"][:2]
+        assert len(without["shots"]) == 3
+        assert others == build().to_list()
+
+    def test_diverse_shots_are_in_the_order_of_their_scores(self, build):
+        nearest = build(top_k=2)
+        assert build(top_k=2, shot_diversity=0.0).to_list() == nearest.to_list()
+        diverse = build(top_k=2, shot_diversity=1.0)
+        assert diverse.to_list() != nearest.to_list()
+        for record, other in zip(diverse, nearest, strict=True):
+            assert record["shots"][-1] == other["shots"][-1]
+            assert record["shots"][0]["score"] < record["shots"][1]["score"]
+
     def test_index_of_another_pool_is_refused(self, build):
         other = POOL.select([4, 3, 2, 1, 0])
         with pytest.raises(InputError, match=r"--pipelines?=rag_index"):
@@ -184,14 +237,26 @@ def asked(monkeypatch):
     """A model that answers each prompt by its number; what it was asked is returned."""
     calls = []
 
-    def generate(prompts, model, adapter, parameters):
-        calls.append({"prompts": list(prompts), "model": model, "adapter": adapter})
-        for number, _ in enumerate(prompts):
-            text = f"答え{number}" if number else ""
-            yield Generated(text, prompt_tokens=10, new_tokens=4, finished=number == 1, seconds=0.5)
+    class Engine:
+        def generate(self, prompts):
+            calls[-1]["prompts"] = list(prompts)
+            # the last first: an engine may finish them in any order
+            for number in reversed(range(len(prompts))):
+                text = f"答え{number}" if number else ""
+                finished = number == 1
+                yield number, Generated(text, 10, 4, finished=finished, seconds=0.5)
 
-    monkeypatch.setattr(nodes, "generate_answers", generate)
+    def load(model, adapter, parameters, texts):
+        calls.append({"model": model, "adapter": adapter})
+        return Engine()
+
+    monkeypatch.setattr(nodes, "load_engine", load)
     return calls
+
+
+@pytest.fixture
+def store(tmp_path):
+    return AnswerStore(tmp_path / "answer_store.jsonl")
 
 
 PROMPTS = Dataset.from_list(
@@ -201,19 +266,35 @@ PROMPTS = Dataset.from_list(
 
 MODEL = ModelDirectory(Path("model"), "owner/model", provenance={"weights_sha256": {"a": "1"}})
 ADAPTER = ModelDirectory(
-    Path("adapter"), "adapter", provenance={"base": {"weights_sha256": {"a": "1"}}}
+    Path("adapter"),
+    "adapter",
+    provenance={"base": {"weights_sha256": {"a": "1"}}, "weights_sha256": {"b": "1"}},
 )
 
 
 class TestAnswers:
-    def test_adapter_of_another_model_is_refused(self, asked, parameters):
+    @pytest.fixture
+    def answer(self, asked, store, prompts, parameters):
+        def call(tasks=PROMPTS, model=MODEL, adapter=ADAPTER, **changes):
+            return answer_tasks(tasks, store, model, adapter, prompts, parameters(**changes))
+
+        return call
+
+    @pytest.fixture
+    def answer_base(self, asked, store, prompts, parameters):
+        def call(**changes):
+            return answer_with_base_model(PROMPTS, store, MODEL, prompts, parameters(**changes))
+
+        return call
+
+    def test_adapter_of_another_model_is_refused(self, answer, asked):
         other = replace(MODEL, provenance={"weights_sha256": {"a": "2"}})
         with pytest.raises(InputError, match="trained on other weights than quantized_model"):
-            answer_tasks(PROMPTS, other, ADAPTER, parameters())
+            answer(model=other)
         assert not asked
 
-    def test_one_answer_a_task_in_order(self, asked, parameters):
-        answers, _ = answer_tasks(PROMPTS, MODEL, ADAPTER, parameters())
+    def test_one_answer_a_task_in_order(self, answer, asked):
+        answers, _ = answer()
         assert answers.to_list() == [
             {"task_id": 7, "input": "課題7", "output": ""},
             {"task_id": 3, "input": "課題3", "output": "答え1"},
@@ -222,8 +303,8 @@ class TestAnswers:
         prompts = ["問い7", "問い3", "問い5"]
         assert asked == [{"prompts": prompts, "model": MODEL, "adapter": ADAPTER}]
 
-    def test_report(self, asked, parameters):
-        _, report = answer_tasks(PROMPTS, MODEL, ADAPTER, parameters())
+    def test_report(self, answer, caplog):
+        _, report = answer()
         assert report["summary"] == {
             "tasks": 3,
             "new_tokens": 12,
@@ -231,22 +312,101 @@ class TestAnswers:
             "tokens_per_second": 8.0,
             "cut_off": 2,
             "empty": 1,
+            "failed": 1,
+            "prompt_tokens_median": 10.0,
+            "prompt_tokens_max": 10,
+            "new_tokens_median": 4.0,
+            "new_tokens_max": 4,
+            "japanese_share": 0.667,
+            "repeated_share": 0.0,
+            "banned_word_hits": 0,
         }
+        assert report["failed"] == [{"task_id": 7, "reason": "the answer is empty"}]
         assert [task["task_id"] for task in report["tasks"]] == [7, 3, 5]
         assert [task["finished"] for task in report["tasks"]] == [False, True, False]
+        assert "2 of 3 answers were cut off at max_new_tokens; tasks 7, 5" in caplog.text
+
+    def test_cut_off_answers_are_failures_on_request(self, answer):
+        _, report = answer(cut_off_is_failure=True)
+        assert [one["task_id"] for one in report["failed"]] == [7, 5]
+        assert report["failed"][1]["reason"] == "the answer is cut off at 4 tokens"
+
+    def test_answers_that_are_stored_are_not_generated_again(self, answer, asked):
+        first = answer()
+        again = answer()
+        assert again[0].to_list() == first[0].to_list()
+        assert again[1] == first[1]
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        "changes", [{"repetition_penalty": 1.2}, {"max_new_tokens": 9}, {"bad_words": ["悪"]}]
+    )
+    def test_answers_of_other_settings_are_not_taken(self, answer, asked, changes):
+        answer()
+        answer(**changes)
+        assert len(asked) == 2
+
+    def test_other_tasks_alone_are_asked(self, answer, asked):
+        answer()
+        tasks = PROMPTS.to_list()
+        tasks.insert(1, {"task_id": 9, "input": "新しい", "prompt": "問い9", "shots": []})
+        answers, _ = answer(Dataset.from_list(tasks))
+        assert asked[1]["prompts"] == ["問い9"]
+        assert answers["task_id"][:] == [7, 9, 3, 5]
+        assert answers["output"][2:] == ["答え1", "答え2"]
+
+    def test_empty_task_is_not_asked_and_stops_no_other(self, answer, asked):
+        tasks = PROMPTS.to_list()
+        tasks[1]["input"] = " \n"
+        answers, report = answer(Dataset.from_list(tasks))
+        assert asked[0]["prompts"] == ["問い7", "問い5"]
+        assert answers["output"][:] == ["", "", "答え1"]
+        assert report["failed"][1] == {"task_id": 3, "reason": "the task is empty"}
+
+    def test_two_tasks_of_one_id_are_refused(self, answer, asked):
+        tasks = PROMPTS.to_list()
+        tasks[2]["task_id"] = 7
+        with pytest.raises(InputError, match="records 1 and 3 have the same task_id 7"):
+            answer(Dataset.from_list(tasks))
+        assert not asked
 
     @pytest.mark.parametrize(("wanted", "count"), [(2, 2), (3, 3), (9, 3)])
-    def test_base_model_answers_the_first_tasks(self, asked, parameters, wanted, count):
-        answers = answer_with_base_model(PROMPTS, "model", parameters(compare_tasks=wanted))
+    def test_base_model_answers_the_first_tasks(self, answer_base, asked, wanted, count, caplog):
+        answers = answer_base(compare_tasks=wanted)
         assert answers["task_id"][:] == [7, 3, 5][:count]
         assert answers.column_names == ["task_id", "input", "output"]
         assert [call["adapter"] for call in asked] == [None]
         assert asked[0]["prompts"] == ["問い7", "問い3", "問い5"][:count]
+        assert f"failed in 1 of {count} tasks: 7 (the answer is empty)" in caplog.text
 
-    def test_base_model_is_not_even_loaded_for_no_tasks(self, asked, parameters):
-        answers = answer_with_base_model(PROMPTS, "model", parameters(compare_tasks=0))
+    def test_base_model_does_not_take_the_tuned_models_answers(self, answer, answer_base, asked):
+        answer()
+        answer_base(compare_tasks=3)
+        assert len(asked) == 2
+
+    def test_base_model_is_not_even_loaded_for_no_tasks(self, answer_base, asked):
+        answers = answer_base(compare_tasks=0)
         assert len(answers) == 0
         assert asked == []
+
+
+REPORT = {"failed": [{"task_id": 7, "reason": "the answer is empty"}]}
+
+
+class TestAllAnswered:
+    def test_failed_tasks_end_the_run(self, parameters):
+        with pytest.raises(InputError, match="1 of 3 tasks have no answer:\n  - 7: the answer is"):
+            require_all_answered(PROMPTS, PROMPTS, REPORT, parameters(fail_on_failed_tasks=True))
+
+    def test_failed_tasks_are_warned_of_on_request(self, parameters, caplog):
+        require_all_answered(PROMPTS, PROMPTS, REPORT, parameters(fail_on_failed_tasks=False))
+        assert "  - 7: the answer is empty" in caplog.text
+
+    def test_nothing_is_said_of_answers(self, parameters, caplog):
+        require_all_answered(
+            PROMPTS, PROMPTS, {"failed": []}, parameters(fail_on_failed_tasks=True)
+        )
+        assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -256,6 +416,8 @@ class TestAnswers:
         ({"max_new_tokens": 4096}, "leaves no room for a prompt"),
         ({"top_k": -1}, "greater than or equal to 0"),
         ({"repetition_penalty": 0}, "greater than 0"),
+        ({"shot_diversity": 1.5}, "less than or equal to 1"),
+        ({"bad_words": ["質問", ""]}, "bad_words holds an empty one"),
     ],
 )
 def test_unusable_parameters_are_refused(parameters, changes, message):

@@ -1,17 +1,21 @@
-"""Generating answers, one prompt at a time, as the recipe does."""
+"""Generating answers; the engine asks for one prompt at a time, as the recipe does."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ja_instruct.devices import load_nf4_model, load_with_unsloth
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.prompts import PromptParameters, end_of_turn
 
 if TYPE_CHECKING:
     from ja_instruct.models import ModelDirectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Generated:
         new_tokens: Length of the answer, the end-of-sequence token included.
         finished: Whether the model ended the answer itself.
         seconds: Wall time.
+        error: Why there is no answer; empty where there is one.
     """
 
     text: str
@@ -31,6 +36,18 @@ class Generated:
     new_tokens: int
     finished: bool
     seconds: float
+    error: str = ""
+
+
+class Engine(Protocol):
+    """What turns prompts into answers; one engine serves any number of calls."""
+
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+        """Yield every prompt's position and answer once, as it is finished, in any order.
+
+        A prompt that cannot be answered yields a ``Generated`` with its ``error`` and does not stop
+        the others.
+        """
 
 
 def _load_with_unsloth(
@@ -64,44 +81,103 @@ def _load_with_transformers(
 LOADERS = {"unsloth": _load_with_unsloth, "transformers": _load_with_transformers}
 
 
-def generate_answers(
-    prompts: Sequence[str],
+class OneByOne:
+    """The recipe's engine: greedy decoding of one prompt after the other, in order."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        parameters: InferenceParameters,
+        prompts: PromptParameters,
+    ) -> None:
+        """Take a loaded model; ``prompts`` tells which turns end."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._parameters = parameters
+        turn = end_of_turn(tokenizer) if prompts.format == "chat_template" else None
+        self._ends = [token for token in (tokenizer.eos_token_id, turn) if token is not None]
+        self._stops_at_turn = turn is not None
+        self._bad_words_ids = [
+            tokenizer(word, add_special_tokens=False)["input_ids"]
+            for word in parameters.bad_words
+            if parameters.bad_words_in == "tokens"
+        ]
+
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+        """Yield position and answer, in order; see ``Engine``."""
+        for position, prompt in enumerate(prompts):
+            started = time.perf_counter()
+            try:
+                answer = self._answer(prompt)
+            # what torch and transformers raise for one input: memory, shapes, ids out of range
+            except (RuntimeError, ValueError, IndexError) as error:
+                logger.exception("generating the answer of prompt %d failed", position)
+                seconds = time.perf_counter() - started
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                answer = Generated("", 0, 0, finished=False, seconds=seconds, error=reason)
+            yield position, answer
+
+    def _answer(self, prompt: str) -> Generated:
+        import torch
+
+        started = time.perf_counter()
+        encoded = self._tokenizer(prompt, return_tensors="pt").to(self._model.device)
+        length = encoded["input_ids"].shape[1]
+        with torch.inference_mode():
+            output = self._model.generate(
+                **encoded,
+                max_new_tokens=self._parameters.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                bad_words_ids=self._bad_words_ids or None,
+                **self._settings(length),
+            )
+        new_ids = output[0, length:].tolist()
+        finished = bool(new_ids) and new_ids[-1] in self._ends
+        said = new_ids[:-1] if finished else new_ids
+        return Generated(
+            text=self._tokenizer.decode(said, skip_special_tokens=True).strip(),
+            prompt_tokens=length,
+            new_tokens=len(new_ids),
+            finished=finished,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _settings(self, prompt_tokens: int) -> dict[str, Any]:
+        """Return what ``generate`` gets beyond the recipe's own arguments."""
+        from ja_instruct.pipelines.inference.decoding import BannedText, SparingPenalty
+
+        parameters = self._parameters
+        settings: dict[str, Any] = {"repetition_penalty": parameters.repetition_penalty}
+        processors: list[Any] = []
+        if parameters.penalty_on == "answer" or parameters.penalty_spares_end:
+            settings["repetition_penalty"] = 1.0
+            ignored = prompt_tokens if parameters.penalty_on == "answer" else 0
+            spared = self._ends if parameters.penalty_spares_end else ()
+            processors.append(SparingPenalty(parameters.repetition_penalty, ignored, spared))
+        if parameters.bad_words and parameters.bad_words_in == "text":
+            processors.append(BannedText(self._tokenizer, parameters.bad_words, prompt_tokens))
+        if processors:
+            settings["logits_processor"] = processors
+        if self._stops_at_turn:
+            settings["eos_token_id"] = self._ends
+        return settings
+
+
+def load_engine(
     model: ModelDirectory,
     adapter: ModelDirectory | None,
     parameters: InferenceParameters,
-) -> Iterator[Generated]:
-    """Yield an answer for every prompt, in order, by greedy decoding.
+    prompts: PromptParameters,
+) -> Engine:
+    """Load model and adapter, and return what answers with them.
 
     Args:
-        prompts: Whole prompts.
         model: The quantized model.
         adapter: The fine-tuned adapter; None asks the base model.
         parameters: Backend, device, length and decoding settings.
+        prompts: Their format; that of a chat has turns that end.
     """
     loaded, tokenizer = LOADERS[parameters.backend](model, adapter, parameters)
-    import torch
-
-    bad_words_ids = [
-        tokenizer(word, add_special_tokens=False)["input_ids"] for word in parameters.bad_words
-    ]
-    for prompt in prompts:
-        started = time.perf_counter()
-        encoded = tokenizer(prompt, return_tensors="pt").to(loaded.device)
-        length = encoded["input_ids"].shape[1]
-        with torch.inference_mode():
-            output = loaded.generate(
-                **encoded,
-                max_new_tokens=parameters.max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                repetition_penalty=parameters.repetition_penalty,
-                bad_words_ids=bad_words_ids or None,
-            )
-        new_ids = output[0, length:].tolist()
-        yield Generated(
-            text=tokenizer.decode(new_ids, skip_special_tokens=True).strip(),
-            prompt_tokens=length,
-            new_tokens=len(new_ids),
-            finished=bool(new_ids) and new_ids[-1] == tokenizer.eos_token_id,
-            seconds=time.perf_counter() - started,
-        )
+    return OneByOne(loaded, tokenizer, parameters, prompts)

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.models import ModelDirectory
-from ja_instruct.pipelines.inference.generation import Generated, generate_answers
+from ja_instruct.pipelines.inference.answer_figures import report_answers
+from ja_instruct.pipelines.inference.answering import (
+    answer_all,
+    answer_keys,
+    find_failure,
+    require_submission,
+    require_unique_tasks,
+)
+from ja_instruct.pipelines.inference.generation import Generated, load_engine
 from ja_instruct.pipelines.inference.gpu_need import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.inference.shots import find_shots, fit_shots
 from ja_instruct.prompts import PromptParameters, inference_prompt
 from ja_instruct.records import as_dataset, require_columns
-from ja_instruct.retrieval import require_same_pool, retrieve
+from ja_instruct.retrieval import require_same_pool
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ja_instruct.answer_store import AnswerStore
     from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
-    Dataset = ColbertCheckpoint = RetrievalIndex = Any
+    Dataset = AnswerStore = ColbertCheckpoint = RetrievalIndex = Any
 
 logger = logging.getLogger(__name__)
+
+NAMED_IN_MESSAGES = 10
 
 
 def build_prompts(
@@ -37,15 +51,17 @@ def build_prompts(
     """Return what the model will see: one record a task, in order.
 
     The ``top_k`` pairs of the pool that are most similar to the task become its shots, worst
-    first and best last, in the format that ``prompts.format`` names.
+    first and best last, in the format that ``prompts.format`` names. ``exclude_same_task`` and
+    ``shot_diversity`` change which pairs they are, ``fit_prompt`` how many.
 
     Returns:
         ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots``
-        (``input``, ``output``, ``score`` in prompt order) and ``prompt_tokens``.
+        (``input``, ``output``, ``score`` in prompt order), ``prompt_tokens`` and
+        ``shots_dropped``, those that did not fit.
 
     Raises:
-        InputError: A column is missing, the index is of another pool, or the tokenizer lacks
-            what the format needs.
+        InputError: A column is missing, the index is of another pool, the tokenizer lacks what the
+            format needs, or with ``fit_prompt`` a task does not fit even without shots.
     """
     from datasets import Dataset
 
@@ -54,45 +70,62 @@ def build_prompts(
     require_columns(tasks, ("task_id", "input"), "tasks")
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     require_same_pool(retrieval_index, list(qa_pairs["input"]))
-    questions = list(tasks["input"])
-    hits = (
-        retrieve(
-            retrieval_index,
-            retriever_checkpoint,
-            questions,
-            parameters.top_k,
-            max_query_tokens=parameters.max_query_tokens,
-        )
-        if parameters.top_k
-        else [[] for _ in questions]
+    found = find_shots(
+        list(tasks["input"]),
+        list(qa_pairs["input"]),
+        retrieval_index,
+        retriever_checkpoint,
+        parameters,
     )
     tokenizer = quantized_model.load_tokenizer()
+    room = parameters.max_seq_length - parameters.max_new_tokens
     records = []
-    for task, best_first in zip(tasks, hits, strict=True):
-        shots = [
+    for task, best_first in zip(tasks, found, strict=True):
+        shots: Sequence[dict[str, Any]] = [
             {
                 **{key: qa_pairs[hit.position][key] for key in ("input", "output")},
                 "score": hit.score,
             }
             for hit in reversed(best_first)
         ]
-        prompt = inference_prompt(prompts, task["input"], shots, tokenizer)
+        shots, prompt, tokens = fit_shots(
+            shots,
+            partial(inference_prompt, prompts, task["input"], tokenizer=tokenizer),
+            lambda text: len(tokenizer(text)["input_ids"]),
+            # without a limit all of them stay
+            room if parameters.fit_prompt else None,
+        )
         records.append(
             {
                 "task_id": task["task_id"],
                 "input": task["input"],
                 "prompt": prompt,
                 "shots": shots,
-                "prompt_tokens": len(tokenizer(prompt)["input_ids"]),
+                "prompt_tokens": tokens,
+                "shots_dropped": len(best_first) - len(shots),
             }
         )
-    _warn_of_long_prompts(records, parameters)
+    _tell_of_room(records, parameters)
     return Dataset.from_list(records)
 
 
-def _warn_of_long_prompts(records: list[dict[str, Any]], parameters: InferenceParameters) -> None:
+def _tell_of_room(records: list[dict[str, Any]], parameters: InferenceParameters) -> None:
+    """Log what had to be dropped, or warn of prompts that leave an answer too little room.
+
+    Raises:
+        InputError: A task does not fit although ``fit_prompt`` left out all its shots.
+    """
     room = parameters.max_seq_length - parameters.max_new_tokens
-    long = [record["task_id"] for record in records if record["prompt_tokens"] > room]
+    long = [record for record in records if record["prompt_tokens"] > room]
+    if long and parameters.fit_prompt:
+        raise InputError(
+            f"{len(long)} of {len(records)} tasks leave less than max_new_tokens="
+            f"{parameters.max_new_tokens} of max_seq_length={parameters.max_seq_length} even "
+            f"without shots: "
+            + _listed([f"{one['task_id']} ({one['prompt_tokens']} tokens)" for one in long])
+            + ". Shorten them in 'tasks', raise inference.max_seq_length, or lower "
+            "inference.max_new_tokens"
+        )
     if long:
         logger.warning(
             "%d of %d prompts leave less than max_new_tokens=%d of max_seq_length=%d; "
@@ -101,34 +134,53 @@ def _warn_of_long_prompts(records: list[dict[str, Any]], parameters: InferencePa
             len(records),
             parameters.max_new_tokens,
             parameters.max_seq_length,
-            ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else ""),
+            _listed([str(record["task_id"]) for record in long]),
         )
+    dropped = [record for record in records if record["shots_dropped"]]
+    if dropped:
+        logger.info(
+            "%d of %d prompts had to lose %d shots in all to fit; tasks %s",
+            len(dropped),
+            len(records),
+            sum(record["shots_dropped"] for record in dropped),
+            _listed([f"{one['task_id']} (-{one['shots_dropped']})" for one in dropped]),
+        )
+
+
+def _listed(texts: list[str]) -> str:
+    return ", ".join(texts[:NAMED_IN_MESSAGES]) + (", …" if len(texts) > NAMED_IN_MESSAGES else "")
 
 
 def _generate(
     prompts: Dataset,
+    store: AnswerStore,
     model: ModelDirectory,
     adapter: ModelDirectory | None,
+    texts: PromptParameters,
     parameters: InferenceParameters,
     description: str,
 ) -> list[Generated]:
-    from tqdm import tqdm
-
-    answers = generate_answers(prompts["prompt"], model, adapter, parameters)
-    return list(tqdm(answers, desc=description, total=len(prompts), unit="task", disable=None))
+    keys = answer_keys(list(prompts["prompt"]), model, adapter, parameters, texts)
+    load = partial(load_engine, model, adapter, parameters, texts)
+    return answer_all(list(prompts), keys, store, load, description)
 
 
 @needs_gpu(estimate_inference)
 def answer_tasks(
     prompts: Dataset,
+    answer_store: AnswerStore,
     quantized_model: ModelDirectory,
     adapter: ModelDirectory,
+    texts: PromptParameters,
     parameters: InferenceParameters,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the submission (``task_id``, ``input``, ``output``) and ``inference_report``.
 
+    Each answer is in ``answer_store`` as soon as it is finished; those that are there already are
+    not generated again. A task that fails has an empty output and its reason in the report.
+
     Raises:
-        InputError: The adapter was trained on other weights.
+        InputError: The adapter was trained on other weights, or two tasks have one ``task_id``.
     """
     from datasets import Dataset
 
@@ -139,52 +191,102 @@ def answer_tasks(
             f"{quantized_model.path}; train it again with 'kedro run --pipeline=sft', or point the "
             f"catalog at the pair that belongs together"
         )
+    tasks = list(prompts)
+    require_unique_tasks(tasks)
     generated = _generate(
-        prompts, quantized_model, adapter, parameters, "inference: fine-tuned model"
+        prompts,
+        answer_store,
+        quantized_model,
+        adapter,
+        texts,
+        parameters,
+        "inference: fine-tuned model",
     )
-    answers = [
-        {"task_id": prompt["task_id"], "input": prompt["input"], "output": answer.text}
-        for prompt, answer in zip(prompts, generated, strict=True)
-    ]
-    new_tokens = sum(answer.new_tokens for answer in generated)
-    seconds = sum(answer.seconds for answer in generated)
-    report = {
-        "summary": {
-            "tasks": len(answers),
-            "new_tokens": new_tokens,
-            "seconds": round(seconds, 1),
-            "tokens_per_second": round(new_tokens / seconds, 2) if seconds else 0.0,
-            "cut_off": sum(not answer.finished for answer in generated),
-            "empty": sum(not answer.text for answer in generated),
-        },
-        "tasks": [
-            {
-                "task_id": prompt["task_id"],
-                "prompt_tokens": answer.prompt_tokens,
-                "new_tokens": answer.new_tokens,
-                "finished": answer.finished,
-                "seconds": round(answer.seconds, 2),
-            }
-            for prompt, answer in zip(prompts, generated, strict=True)
-        ],
-    }
+    answers = _submission(tasks, generated)
+    require_submission(answers, tasks)
+    report = report_answers(tasks, generated, parameters)
+    _warn_of_cut_off(report)
     return Dataset.from_list(answers), report
+
+
+def _submission(
+    tasks: Sequence[dict[str, Any]], generated: Sequence[Generated]
+) -> list[dict[str, Any]]:
+    return [
+        {"task_id": task["task_id"], "input": task["input"], "output": answer.text}
+        for task, answer in zip(tasks, generated, strict=True)
+    ]
+
+
+def _warn_of_cut_off(report: dict[str, Any]) -> None:
+    rows = [row for row in report["tasks"] if not row["finished"] and row["new_tokens"]]
+    if rows:
+        logger.warning(
+            "%d of %d answers were cut off at max_new_tokens; tasks %s. Raise "
+            "inference.max_new_tokens, or look at repeated_share in inference_report: a model that "
+            "repeats itself would not end either way",
+            len(rows),
+            len(report["tasks"]),
+            _listed([str(row["task_id"]) for row in rows]),
+        )
 
 
 @needs_gpu(estimate_inference)
 def answer_with_base_model(
-    prompts: Dataset, quantized_model: ModelDirectory, parameters: InferenceParameters
+    prompts: Dataset,
+    answer_store: AnswerStore,
+    quantized_model: ModelDirectory,
+    texts: PromptParameters,
+    parameters: InferenceParameters,
 ) -> Dataset:
-    """Answer the first ``compare_tasks`` tasks without the adapter, for comparison."""
+    """Answer the first ``compare_tasks`` tasks without the adapter, for comparison.
+
+    Those that fail are empty, and named in a warning.
+    """
     from datasets import Dataset
 
     chosen = prompts.select(range(min(parameters.compare_tasks, len(prompts))))
     if not len(chosen):
         return Dataset.from_list([])
-    generated = _generate(chosen, quantized_model, None, parameters, "inference: base model")
-    return Dataset.from_list(
-        [
-            {"task_id": prompt["task_id"], "input": prompt["input"], "output": answer.text}
-            for prompt, answer in zip(chosen, generated, strict=True)
-        ]
+    generated = _generate(
+        chosen, answer_store, quantized_model, None, texts, parameters, "inference: base model"
+    )
+    answers = _submission(list(chosen), generated)
+    failed = [
+        f"{task['task_id']} ({reason})"
+        for task, answer in zip(chosen, generated, strict=True)
+        if (reason := find_failure(answer, parameters))
+    ]
+    if failed:
+        logger.warning(
+            "the base model failed in %d of %d tasks: %s", len(failed), len(chosen), _listed(failed)
+        )
+    return Dataset.from_list(answers)
+
+
+def require_all_answered(
+    answers: Dataset,
+    base_answers: Dataset,
+    inference_report: dict[str, Any],
+    parameters: InferenceParameters,
+) -> None:
+    """End the run with an error if tasks have failed; everything is saved by then.
+
+    Raises:
+        InputError: Tasks have failed and ``fail_on_failed_tasks`` is set.
+    """
+    # a report that was made before there were failed tasks has none
+    failed = inference_report.get("failed", [])
+    if not failed:
+        return
+    listed = "\n".join(f"  - {one['task_id']}: {one['reason']}" for one in failed)
+    message = f"{len(failed)} of {len(answers)} tasks have no answer:\n{listed}"
+    if not parameters.fail_on_failed_tasks:
+        logger.warning(message)
+        return
+    raise InputError(
+        f"{message}\nEverything is saved, the answers of the others and {len(base_answers)} of the "
+        f"base model too. 'kedro run --pipeline=inference' tries those again that raised an error; "
+        f"other reasons need other tasks or settings. With inference.fail_on_failed_tasks: false "
+        f"this is a warning"
     )

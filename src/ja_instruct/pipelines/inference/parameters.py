@@ -18,12 +18,37 @@ class InferenceParameters(Parameters):
     max_query_tokens: int | None = Field(
         ge=1, description="Tokens of a task that the retriever reads; None: RAGatouille's choice"
     )
+    exclude_same_task: bool = Field(description="No shot whose question is the task itself")
+    shot_diversity: float | None = Field(
+        ge=0, le=1, description="Weight of unlikeness among the shots; None takes the most similar"
+    )
     max_seq_length: int = Field(gt=0, description="Prompt and answer together, in tokens")
     max_new_tokens: int = Field(gt=0)
+    fit_prompt: bool = Field(
+        description="Whether the least similar shots go until prompt and answer fit max_seq_length"
+    )
     repetition_penalty: float = Field(gt=0, description="CTRL's penalty (arXiv:1909.05858)")
+    penalty_on: Literal["prompt_and_answer", "answer"] = Field(
+        description="The tokens that the penalty discourages from coming again"
+    )
+    penalty_spares_end: bool = Field(
+        description="Whether what ends an answer or a turn is exempt from the penalty"
+    )
     bad_words: tuple[str, ...] = Field(description="Never generated")
+    bad_words_in: Literal["tokens", "text"] = Field(
+        description=(
+            "tokens: the ids that the tokenizer makes of a bad word are not generated, others that "
+            "spell it are; text: the answer's text never holds it"
+        )
+    )
     compare_tasks: int = Field(
         ge=0, description="Tasks that the base model answers too, without the adapter"
+    )
+    fail_on_failed_tasks: bool = Field(
+        description="Whether a run whose tasks are not all answered ends with an error"
+    )
+    cut_off_is_failure: bool = Field(
+        description="Whether an answer of max_new_tokens that has no end counts as failed"
     )
 
     @model_validator(mode="after")
@@ -38,6 +63,12 @@ class InferenceParameters(Parameters):
     def _devices_can_be_used(self) -> Self:
         several = "answers are generated on one: more would only repeat the work"
         check_devices(self.gpu, self.device, refuse_several=several)
+        return self
+
+    @model_validator(mode="after")
+    def _bad_words_are_not_empty(self) -> Self:
+        if not all(self.bad_words):
+            raise ValueError("bad_words holds an empty one, which every answer would hold")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,178 @@
+"""From prompts to one answer each: kept as they are finished, and what became of every task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.errors import InputError
+from ja_instruct.models import noted_files
+from ja_instruct.pipelines.inference.generation import Engine, Generated
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.prompts import PromptParameters
+
+if TYPE_CHECKING:
+    from ja_instruct.answer_store import AnswerStore
+    from ja_instruct.models import ModelDirectory
+
+logger = logging.getLogger(__name__)
+
+# What an answer does not depend on once its prompt is given; a parameter that is not named here is
+# taken to change answers.
+WITHOUT_EFFECT = {
+    "gpu",
+    "top_k",
+    "max_query_tokens",
+    "exclude_same_task",
+    "shot_diversity",
+    "fit_prompt",
+    "compare_tasks",
+    "fail_on_failed_tasks",
+    "cut_off_is_failure",
+}
+COLUMNS = ("task_id", "input", "output")
+
+
+def answer_keys(
+    texts: Sequence[str],
+    model: ModelDirectory,
+    adapter: ModelDirectory | None,
+    parameters: InferenceParameters,
+    prompts: PromptParameters,
+) -> list[str]:
+    """Return what identifies the answer to each prompt, as SHA-256 in hexadecimal digits.
+
+    It is made of the files of model and adapter (weights, configuration, tokenizer; by their
+    checksums), the generation settings and the prompt.
+    """
+    settings = {
+        **parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "format": prompts.format,
+    }
+    common = json.dumps(
+        [_checksums(model), _checksums(adapter) if adapter else None, settings], sort_keys=True
+    ).encode()
+    return [
+        hashlib.sha256(common + b"\n" + text.encode("utf-8", "surrogatepass")).hexdigest()
+        for text in texts
+    ]
+
+
+def _checksums(model: ModelDirectory) -> dict[str, str]:
+    # a directory of another maker has none noted
+    files = noted_files(model.provenance) or model.checksums("hashing the model")
+    return {name: str(noted["sha256"]) for name, noted in files.items()}
+
+
+def answer_all(
+    tasks: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    store: AnswerStore,
+    load: Callable[[], Engine],
+    description: str,
+) -> list[Generated]:
+    """Return an answer for every task, in order; each is in ``store`` before the next is taken.
+
+    Tasks whose answer the store has already are not asked again, and the model is not even loaded
+    when it has all. An empty task is not asked. What failed is not stored, so that another run
+    tries it again.
+
+    Args:
+        tasks: Records with ``input`` and ``prompt``.
+        keys: One for each; see ``answer_keys``.
+        store: Where answers are kept.
+        load: Returns the engine.
+        description: Shown beside the progress.
+
+    Raises:
+        RuntimeError: The engine answered a prompt twice, or not at all.
+    """
+    from tqdm import tqdm
+
+    answers: dict[int, Generated] = {}
+    for position, (task, key) in enumerate(zip(tasks, keys, strict=True)):
+        kept = store.get(key)
+        if not task["input"].strip():
+            answers[position] = Generated("", 0, 0, False, 0.0, error="the task is empty")
+        elif kept is not None:
+            answers[position] = Generated(**kept)
+    missing = [position for position in range(len(tasks)) if position not in answers]
+    found = sum(not answer.error for answer in answers.values())
+    if found:
+        logger.info("%d of %d answers are in %s already", found, len(tasks), store.path)
+    if missing:
+        generated = load().generate([tasks[position]["prompt"] for position in missing])
+        shown = tqdm(
+            generated,
+            desc=description,
+            total=len(tasks),
+            initial=len(answers),
+            unit="task",
+            disable=None,
+        )
+        for index, answer in shown:
+            position = missing[index]
+            if position in answers:
+                raise RuntimeError(f"the engine answered prompt {index} twice")
+            if not answer.error:
+                store.append(keys[position], asdict(answer))
+            answers[position] = answer
+    if len(answers) != len(tasks):
+        raise RuntimeError(f"the engine answered {len(answers)} of {len(tasks)} prompts")
+    return [answers[position] for position in range(len(tasks))]
+
+
+def find_failure(answer: Generated, parameters: InferenceParameters) -> str:
+    """Return why an answer is none; empty where it is one.
+
+    An answer that was cut off counts as the parameters say.
+    """
+    if answer.error:
+        return answer.error
+    if not answer.text:
+        return "the answer is empty"
+    rest = answer.text
+    for word in sorted(parameters.bad_words, key=len, reverse=True):
+        rest = rest.replace(word.strip(), "")
+    if not any(character.isalnum() for character in rest) and rest != answer.text:
+        return "the answer holds only banned words"
+    if parameters.cut_off_is_failure and not answer.finished:
+        return f"the answer is cut off at {answer.new_tokens} tokens"
+    return ""
+
+
+def require_unique_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``InputError`` when two records have the same ``task_id``."""
+    positions: dict[Any, int] = {}
+    for number, task in enumerate(tasks, start=1):
+        first = positions.setdefault(task["task_id"], number)
+        if first != number:
+            raise InputError(
+                f"'prompts': records {first} and {number} have the same task_id "
+                f"{task['task_id']!r}; every task needs its own. Correct 'tasks', and run again "
+                f"with --from-nodes=build_prompts"
+            )
+
+
+def require_submission(
+    answers: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]
+) -> None:
+    """Make sure that every task is answered once, in order, with the submission's fields.
+
+    Args:
+        answers: What is to be saved.
+        tasks: Records with ``task_id`` and ``input``.
+
+    Raises:
+        RuntimeError: The answers are not those of the tasks.
+    """
+    if len(answers) != len(tasks):
+        raise RuntimeError(f"there are {len(answers)} answers to {len(tasks)} tasks")
+    for answer, task in zip(answers, tasks, strict=True):
+        is_whole = tuple(answer) == COLUMNS and isinstance(answer["output"], str)
+        if not is_whole or any(answer[name] != task[name] for name in ("task_id", "input")):
+            raise RuntimeError(f"the answer of task {task['task_id']!r} is {dict(answer)!r}")

@@ -1,0 +1,214 @@
+"""Which of the pairs that retrieval finds become a task's shots."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.retrieval import retrieve
+
+if TYPE_CHECKING:
+    from ja_instruct.hits import Hit
+    from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
+
+# From here on two questions are the same task. Of JSQuAD's pairs at 0.8 to 0.9 nearly all ask the
+# same in other words; questions of fifty characters with one changed are there, too. Below, at 0.6
+# to 0.7, are questions of one mould (青森県の県庁所在地は, 秋田県の県庁所在地は): good shots.
+SAME_TASK_JACCARD = 0.8
+SAME_TASK_NGRAM_CHARS = 5
+DIVERSITY_NGRAM_CHARS = 2
+# Among so many candidates a shot is diversity sought; further down they have little to do with the
+# task.
+CANDIDATES_PER_SHOT = 4
+
+
+def fold_question(text: str) -> str:
+    r"""Return what of a question tells it from another: NFKC, without case, blanks, punctuation.
+
+    A text of nothing else stays as it is.
+
+    >>> fold_question("日本の　首都は、どこ？") == fold_question("日本の首都はどこ?\n")
+    True
+    >>> fold_question("？！")
+    '?!'
+    """
+    normal = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(one for one in normal if unicodedata.category(one)[0] not in "CPZ")
+    return kept or normal.strip()
+
+
+def split_ngrams(text: str, size: int) -> frozenset[str]:
+    """Return the set of a text's character n-grams; a shorter text is one.
+
+    >>> sorted(split_ngrams("首都は", 2))
+    ['都は', '首都']
+    """
+    return frozenset(text[i : i + size] for i in range(max(1, len(text) - size + 1)))
+
+
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    """Return the share of what two sets have in common; neither is empty.
+
+    >>> jaccard(frozenset("日本"), frozenset("日光"))
+    0.3333333333333333
+    """
+    return len(first & second) / len(first | second)
+
+
+class PoolQuestions:
+    """The pool's questions, prepared for comparison with many tasks."""
+
+    def __init__(self, questions: Sequence[str]) -> None:
+        """Take the questions in the order of the pool."""
+        folded = map(fold_question, questions)
+        self._ngrams = [split_ngrams(text, SAME_TASK_NGRAM_CHARS) for text in folded]
+
+    def positions_of(self, task: str) -> set[int]:
+        """Return the positions of the questions that ask what ``task`` asks.
+
+        Those are equal to it when folded, or have ``SAME_TASK_JACCARD`` of their character 5-grams
+        in common with it.
+        """
+        asked = split_ngrams(fold_question(task), SAME_TASK_NGRAM_CHARS)
+        return {
+            position
+            for position, ngrams in enumerate(self._ngrams)
+            # no more can be in common than the smaller set holds
+            if min(len(asked), len(ngrams)) >= SAME_TASK_JACCARD * max(len(asked), len(ngrams))
+            and jaccard(asked, ngrams) >= SAME_TASK_JACCARD
+        }
+
+
+def diversify(
+    hits: Sequence[Hit], questions: Sequence[str], count: int, diversity: float
+) -> list[Hit]:
+    """Choose ``count`` hits that are near to the task and unlike each other.
+
+    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): one after another the hit with
+    the highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the score,
+    scaled so that the candidates span 0 to 1 whatever the retriever; redundancy is the highest
+    Jaccard similarity of character bigrams, also 0 to 1, with a question chosen before.
+
+    Args:
+        hits: The candidates, best first.
+        questions: The candidates' questions.
+        count: Hits to choose.
+        diversity: 0 takes the best, 1 looks at redundancy alone after the first.
+
+    Returns:
+        The chosen, in the order of ``hits``.
+    """
+    ngrams = [split_ngrams(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
+    relevance = _scale([hit.score for hit in hits])
+    redundancy = [0.0] * len(hits)
+    left = list(range(len(hits)))
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        # max takes the first of equals, which is the better hit
+        best = (
+            max(left, key=lambda i: (1 - diversity) * relevance[i] - diversity * redundancy[i])
+            if chosen
+            else left[0]
+        )
+        chosen.append(best)
+        left.remove(best)
+        for i in left:
+            redundancy[i] = max(redundancy[i], jaccard(ngrams[i], ngrams[best]))
+    return [hits[i] for i in sorted(chosen)]
+
+
+def _scale(scores: Sequence[float]) -> list[float]:
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    return [(score - low) / (high - low) if high > low else 1.0 for score in scores]
+
+
+def choose_shots(
+    hits: Sequence[Hit],
+    same_task: Collection[int],
+    questions: Sequence[str],
+    count: int,
+    diversity: float | None,
+) -> list[Hit]:
+    """Return a task's shots among its hits, best first.
+
+    Args:
+        hits: What retrieval found, best first.
+        same_task: Positions in the pool that are no shots of this task.
+        questions: The pool's.
+        count: Shots at most.
+        diversity: See ``diversify``; None takes the best.
+    """
+    candidates = [hit for hit in hits if hit.position not in same_task]
+    if diversity is None:
+        return candidates[:count]
+    return diversify(candidates, [questions[hit.position] for hit in candidates], count, diversity)
+
+
+def find_shots(
+    questions: list[str],
+    pool: list[str],
+    index: RetrievalIndex,
+    checkpoint: ColbertCheckpoint,
+    parameters: InferenceParameters,
+) -> list[list[Hit]]:
+    """Return the hits of each question that become its shots, best first.
+
+    Args:
+        questions: The tasks.
+        pool: The questions of the pool, in the order of the index.
+        index: The pool, ready to be searched.
+        checkpoint: The one that the index was made with.
+        parameters: How many shots, and what they may not be.
+
+    Raises:
+        InputError: The index was made with other weights.
+    """
+    count = parameters.top_k
+    if not count:
+        return [[] for _ in questions]
+    same: list[set[int]] = [set() for _ in questions]
+    if parameters.exclude_same_task:
+        compared = PoolQuestions(pool)
+        same = [compared.positions_of(question) for question in questions]
+    diverse = parameters.shot_diversity is not None
+    # as many more as may be left out, but not so many that retrieval complains of the pool's size
+    wanted = count * (CANDIDATES_PER_SHOT if diverse else 1) + max(map(len, same), default=0)
+    hits = retrieve(
+        index,
+        checkpoint,
+        questions,
+        max(count, min(wanted, len(pool))),
+        max_query_tokens=parameters.max_query_tokens,
+    )
+    return [
+        choose_shots(found, excluded, pool, count, parameters.shot_diversity)
+        for found, excluded in zip(hits, same, strict=True)
+    ]
+
+
+def fit_shots(
+    shots: Sequence[dict[str, Any]],
+    render: Callable[[Sequence[dict[str, Any]]], str],
+    count_tokens: Callable[[str], int],
+    room: int | None,
+) -> tuple[Sequence[dict[str, Any]], str, int]:
+    """Leave out shots from the least similar on until the prompt fits.
+
+    Args:
+        shots: Worst first.
+        render: From shots to the whole prompt.
+        count_tokens: From a prompt to its length.
+        room: Tokens a prompt may have; None leaves all shots in.
+
+    Returns:
+        The shots that stay, the prompt and its tokens, which exceed ``room`` where not even a
+        prompt without shots fits.
+    """
+    while True:
+        prompt = render(shots)
+        tokens = count_tokens(prompt)
+        if room is None or tokens <= room or not shots:
+            return shots, prompt, tokens
+        shots = shots[1:]

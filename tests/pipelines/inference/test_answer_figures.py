@@ -1,0 +1,122 @@
+import pytest
+
+from ja_instruct.pipelines.inference.answer_figures import (
+    banned_word_hits,
+    japanese_share,
+    repeated_share,
+    report_answers,
+)
+from ja_instruct.pipelines.inference.answering import find_failure, require_submission
+from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+
+
+@pytest.fixture
+def parameters(read_parameters):
+    def change(**changes):
+        return InferenceParameters(**{**read_parameters("base")["inference"], **changes})
+
+    return change
+
+
+def said(text, finished=True, error=""):
+    return Generated(text, 10, 5, finished=finished, seconds=0.5, error=error)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0), ("…!", 0), ("ＡＢ", 0), ("日本、ひら カタカナー々", 1), ("ｶﾅab", 0.5), ("1月", 0.5)],
+)
+def test_share_of_japanese_characters(text, share):
+    assert japanese_share(text) == share
+
+
+def test_repetition_is_what_a_slow_count_says():
+    text = "はい、そうです。" * 3 + "日本の首都は東京です。"
+    grams = [text[i : i + 8] for i in range(len(text) - 7)]
+    seen = [gram for i, gram in enumerate(grams) if gram in grams[:i]]
+    assert repeated_share(text) == pytest.approx(len(seen) / len(grams))
+    assert repeated_share("短い") == 0
+
+
+def test_banned_words_are_counted_in_the_text():
+    assert banned_word_hits("### 質問", ["質問", "###", "#", "---"]) == {
+        "質問": 1,
+        "###": 1,
+        "#": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (said("東京です。"), ""),
+        (said("", error="RuntimeError: out of memory"), "RuntimeError: out of memory"),
+        (said(""), "the answer is empty"),
+        (said("### 質問\n---"), "the answer holds only banned words"),
+        (said("### 質問 東京"), ""),
+        # no words at all, but none that is banned: a person may have asked for it
+        (said("……"), ""),
+        (said("東京", finished=False), ""),
+    ],
+)
+def test_what_counts_as_failed(parameters, answer, reason):
+    assert find_failure(answer, parameters()) == reason
+
+
+def test_cut_off_counts_on_request(parameters):
+    answer = said("東京", finished=False)
+    assert find_failure(answer, parameters(cut_off_is_failure=True)) == (
+        "the answer is cut off at 5 tokens"
+    )
+
+
+def test_report_of_every_kind(parameters):
+    answers = [
+        said("東京です。"),
+        said("## ab", finished=False),
+        said("", error="broken"),
+        said(""),
+    ]
+    tasks = [{"task_id": i} for i in "abcd"]
+    report = report_answers(tasks, answers, parameters())
+    assert report["failed"] == [
+        {"task_id": "c", "reason": "broken"},
+        {"task_id": "d", "reason": "the answer is empty"},
+    ]
+    summary = report["summary"]
+    assert (summary["cut_off"], summary["empty"], summary["failed"]) == (1, 2, 2)
+    # means over the two that say something
+    assert summary["japanese_share"] == 0.5
+    assert summary["banned_word_hits"] == 3
+    assert report["banned_words"] == {"#": 2, "##": 1}
+    assert report["tasks"][1]["banned_words"] == {"#": 2, "##": 1}
+    assert all(isinstance(value, int | float) for value in summary.values())
+
+
+def test_report_of_no_tasks(parameters):
+    report = report_answers([], [], parameters())
+    assert report["tasks"] == report["failed"] == []
+    assert set(report["summary"].values()) == {0}
+
+
+TASKS = [{"task_id": 1, "input": "一"}, {"task_id": 2, "input": "二"}]
+ANSWERS = [{**task, "output": "答え"} for task in TASKS]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ANSWERS[:1],
+        ANSWERS[::-1],
+        [ANSWERS[0], ANSWERS[0]],
+        [ANSWERS[0], {**ANSWERS[1], "input": "三"}],
+        [ANSWERS[0], {**ANSWERS[1], "output": None}],
+        [ANSWERS[0], {**ANSWERS[1], "score": 1}],
+        [ANSWERS[0], TASKS[1]],
+    ],
+)
+def test_submission_that_is_not_the_tasks_is_not_saved(answers):
+    require_submission(ANSWERS, TASKS)
+    with pytest.raises(RuntimeError):
+        require_submission(answers, TASKS)

@@ -1,0 +1,133 @@
+import pytest
+import torch
+
+from ja_instruct.pipelines.inference.decoding import BannedText, SparingPenalty
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_gemma2):
+    return tiny_gemma2.load_tokenizer()
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def say(tokenizer, wanted, words, prompt=()):
+    """What greedy decoding says when each step wants one token most, then those beside it."""
+    said = list(prompt)
+    for token in wanted:
+        processor = BannedText(tokenizer, words, len(prompt))
+        size = len(tokenizer)
+        scores = -torch.arange(size).sub(token).abs().float()[None]
+        said.append(int(processor(torch.tensor([said]).long(), scores)[0].argmax()))
+    return said[len(prompt) :]
+
+
+def say_slowly(tokenizer, wanted, words):
+    """The same, trying the whole vocabulary with the whole answer decoded."""
+    said = []
+    for wish in wanted:
+        for token in sorted(range(len(tokenizer)), key=lambda one: (abs(one - wish), one)):
+            text = tokenizer.decode([*said, token], skip_special_tokens=True)
+            if not any(word in text for word in words):
+                said.append(token)
+                break
+    return said
+
+
+def bytes_of(tokenizer, text):
+    """The text, one byte a token."""
+    return [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in text.encode()]
+
+
+class TestBannedText:
+    @pytest.mark.parametrize("word", ["質問", "###", "日本の首都", "。\n"])
+    def test_whichever_tokens_spell_it(self, tokenizer, word):
+        spellings = [
+            ids(tokenizer, word),
+            [one for character in word for one in ids(tokenizer, character)],
+            bytes_of(tokenizer, word),
+            [*bytes_of(tokenizer, word[0]), *ids(tokenizer, word[1:])],
+        ]
+        for spelling in spellings:
+            assert tokenizer.decode(spelling) == word
+            wanted = [*ids(tokenizer, "春は"), *spelling]
+            said = say(tokenizer, wanted, [word])
+            assert word not in tokenizer.decode(said)
+            # only the token that would have completed it is another
+            assert said[:-1] == wanted[:-1]
+            assert said == say_slowly(tokenizer, wanted, [word])
+
+    def test_in_the_middle_of_a_token(self, tokenizer):
+        (token,) = (one for one in ids(tokenizer, "です。") if "で" in tokenizer.decode([one]))
+        assert say(tokenizer, [token], ["で"]) != [token]
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_slow_reference(self, tokenizer, seed):
+        """Random tokens, bytes and special ones among them, and random pieces of them banned."""
+        generator = torch.Generator().manual_seed(seed)
+        wanted = torch.randint(0, len(tokenizer), (25,), generator=generator).tolist()
+        text = tokenizer.decode(wanted, skip_special_tokens=True)
+        words = [text[i : i + 3] for i in (2, 9, 15) if "�" not in text[i : i + 3]]
+        said = say(tokenizer, wanted, words)
+        assert said == say_slowly(tokenizer, wanted, words)
+        assert not [word for word in words if word in tokenizer.decode(said)]
+
+    def test_special_tokens_between_do_not_hide_it(self, tokenizer):
+        turn = tokenizer.convert_tokens_to_ids("<start_of_turn>")
+        wanted = [*ids(tokenizer, "#"), *[turn] * 40, *ids(tokenizer, "#")]
+        said = say(tokenizer, wanted, ["##"])
+        assert said[:-1] == wanted[:-1]
+        assert "##" not in tokenizer.decode(said, skip_special_tokens=True)
+
+    def test_the_prompt_does_not_count(self, tokenizer):
+        (mark,) = ids(tokenizer, "#")
+        assert say(tokenizer, [mark], ["##"], prompt=[mark]) == [mark]
+        assert say(tokenizer, [mark], ["#"], prompt=[mark]) != [mark]
+
+    def test_nothing_else_may_be_said(self, tokenizer):
+        """Then what says nothing is: a special token, and at last EOS."""
+        words = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+        words = sorted({word for word in words if word and "<" not in word})
+        (said,) = say(tokenizer, ids(tokenizer, "#"), words)
+        assert not any(word in tokenizer.decode([said]) for word in words)
+
+    def test_rows_are_each_their_own(self, tokenizer):
+        (mark,) = ids(tokenizer, "#")
+        (season,) = ids(tokenizer, "春")
+        rows = torch.tensor([[9, mark], [9, season]])
+        scores = torch.zeros(2, len(tokenizer))
+        scores[:, mark] = 1.0
+        processed = BannedText(tokenizer, ["##"], 1)(rows, scores)
+        assert processed[0, mark] == float("-inf")
+        assert torch.equal(processed[1], scores[1])
+        assert scores[0, mark] == 1.0
+
+    def test_scores_without_a_banned_word_are_the_same(self, tokenizer):
+        scores = torch.randn(1, len(tokenizer), generator=torch.Generator().manual_seed(0))
+        (mark,) = ids(tokenizer, "#")
+        scores[0, mark] = -9.0
+        assert BannedText(tokenizer, ["#"], 0)(torch.tensor([[3]]), scores) is scores
+
+
+class TestSparingPenalty:
+    SCORES = torch.tensor([[2.0, -2.0, 4.0, -4.0, 1.0]])
+
+    def process(self, ids, ignored=0, spared=()):
+        return SparingPenalty(2.0, ignored, spared)(torch.tensor([ids]), self.SCORES)[0].tolist()
+
+    def test_penalizes_what_was_said(self):
+        assert self.process([0, 1, 1]) == [1.0, -4.0, 4.0, -4.0, 1.0]
+
+    def test_leaves_the_prompt_alone(self):
+        assert self.process([0, 1, 2], ignored=2) == [2.0, -2.0, 2.0, -4.0, 1.0]
+        assert self.process([0, 1], ignored=2) == self.SCORES[0].tolist()
+
+    def test_spares_what_ends_an_answer(self):
+        assert self.process([0, 2, 3], spared=[2, 4]) == [1.0, -2.0, 4.0, -8.0, 1.0]
+
+    def test_the_scores_it_is_given_stay(self):
+        before = self.SCORES.clone()
+        self.process([0, 1, 2], spared=[0])
+        assert torch.equal(self.SCORES, before)

@@ -1,0 +1,222 @@
+"""A run that was killed comes to what it would have come to otherwise."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from ja_instruct.answer_store import AnswerStore
+from ja_instruct.datasets import AdapterDataset
+from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.pipelines.inference import generation
+from ja_instruct.pipelines.inference.answering import WITHOUT_EFFECT, answer_all, answer_keys
+from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.nodes import answer_tasks
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.sft.backends import adapt_with_peft
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.prompts import PromptParameters
+
+KILLED = Path(__file__).parents[2] / "answers_to_be_killed.py"
+QUESTIONS = ["日本の首都は", "富士山の高さを教えてください。", "春", "季節は四つあります。", "川"]
+PROMPTS = [
+    {"task_id": i, "input": question, "prompt": f"質問:{question}\n回答:"}
+    for i, question in enumerate(QUESTIONS)
+]
+
+
+@pytest.fixture(scope="module")
+def section(read_parameters):
+    return read_parameters("test")["inference"]
+
+
+@pytest.fixture(scope="module")
+def texts(read_parameters):
+    return read_parameters("base")["prompts"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_nf4, read_parameters, tmp_path_factory):
+    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
+    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
+    dataset.save(ModelArtifact(model, tokenizer, {}))
+    return dataset.load()
+
+
+@pytest.fixture
+def answer(tiny_nf4, adapter, section, texts):
+    def call(store):
+        parameters = InferenceParameters(**section)
+        prompts = Dataset.from_list(PROMPTS)
+        return answer_tasks(
+            prompts, store, tiny_nf4, adapter, PromptParameters(**texts), parameters
+        )
+
+    return call
+
+
+def without_times(report):
+    for row in report["tasks"]:
+        del row["seconds"]
+    for key in ("seconds", "tokens_per_second"):
+        del report["summary"][key]
+    return report
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_killed_run_goes_on_to_the_same_answers(
+    answer, tiny_nf4, adapter, section, texts, kept, tmp_path, monkeypatch, subprocess_environment
+):
+    path = tmp_path / "answers.jsonl"
+    directories = {
+        name: {"path": str(one.path), "provenance": one.provenance}
+        for name, one in (("model", tiny_nf4), ("adapter", adapter))
+    }
+    job = {"kept": kept, "store": str(path), "parameters": section, "texts": texts, **directories}
+    (tmp_path / "job.json").write_text(json.dumps({**job, "prompts": PROMPTS}), "utf-8")
+    done = subprocess.run(
+        [sys.executable, KILLED, tmp_path / "job.json"],
+        env=subprocess_environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    store = AnswerStore(path)
+    assert len(store) == kept
+    assert not path.read_bytes().endswith(b"\n")
+
+    asked = []
+    generate = generation.OneByOne.generate
+
+    def watch(self, prompts):
+        asked.extend(prompts)
+        return generate(self, prompts)
+
+    monkeypatch.setattr(generation.OneByOne, "generate", watch)
+    answers, report = answer(store)
+    assert asked == [prompt["prompt"] for prompt in PROMPTS[kept:]]
+    expected, expected_report = answer(AnswerStore(tmp_path / "other.jsonl"))
+    assert answers.to_list() == expected.to_list()
+    assert any(answers["output"][:])
+    assert without_times(report) == without_times(expected_report)
+
+
+ONE = {"sha256": "1"}
+MODEL = ModelDirectory(Path("model"), "model", provenance={"weights_sha256": {"a": "1"}})
+ADAPTER = ModelDirectory(Path("adapter"), "adapter", provenance={"weights_sha256": {"b": "1"}})
+
+
+class TestKeys:
+    @pytest.fixture
+    def key(self, section, texts):
+        def call(text="問い", model=MODEL, adapter=ADAPTER, prompt_format="recipe", **changes):
+            parameters = InferenceParameters(**{**section, **changes})
+            prompts = PromptParameters(**{**texts, "format": prompt_format})
+            (only,) = answer_keys([text], model, adapter, parameters, prompts)
+            return only
+
+        return call
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"text": "問い "},
+            {"model": replace(MODEL, provenance={"weights_sha256": {"a": "2"}})},
+            {"model": replace(MODEL, provenance={"files": {"a": ONE, "tokenizer.json": ONE}})},
+            {"adapter": replace(ADAPTER, provenance={"weights_sha256": {"b": "2"}})},
+            {"adapter": None},
+            {"prompt_format": "chat_template"},
+            {"max_new_tokens": 9},
+            {"repetition_penalty": 1.2},
+            {"penalty_on": "answer"},
+            {"penalty_spares_end": True},
+            {"bad_words": ["質問"]},
+            {"bad_words_in": "text"},
+        ],
+    )
+    def test_what_changes_answers_changes_the_key(self, key, changes):
+        assert key(**changes) != key()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"model": replace(MODEL, path=Path("moved"), model_id="other")},
+            {"gpu": {"devices": None, "memory_gb": 3.0, "disk_gb": None}},
+            {"top_k": 9},
+            {"max_query_tokens": 9},
+            {"exclude_same_task": True},
+            {"shot_diversity": 0.5},
+            {"fit_prompt": True},
+            {"compare_tasks": 9},
+            {"fail_on_failed_tasks": True},
+            {"cut_off_is_failure": True},
+        ],
+    )
+    def test_what_does_not_leaves_it(self, key, changes):
+        assert key(**changes) == key()
+        # what is not named as without effect is taken to have one
+        assert set(changes) <= {*WITHOUT_EFFECT, "model"}
+
+    def test_directory_without_checksums_is_hashed(self, key, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"1")
+        foreign = ModelDirectory(tmp_path, "foreign")
+        before = key(model=foreign)
+        assert key(model=foreign) == before
+        (tmp_path / "model.safetensors").write_bytes(b"2")
+        assert key(model=foreign) != before
+
+
+class TestAnswerAll:
+    @pytest.fixture
+    def ask(self, tmp_path):
+        def call(yielded):
+            store = AnswerStore(tmp_path / "answers.jsonl")
+            keys = [f"key{task['task_id']}" for task in PROMPTS[:3]]
+
+            class Engine:
+                def generate(self, prompts):
+                    yield from yielded
+
+            return answer_all(PROMPTS[:3], keys, store, Engine, "test"), store
+
+        return call
+
+    @staticmethod
+    def said(text, error=""):
+        return Generated(text, 3, 2, finished=True, seconds=0.1, error=error)
+
+    def test_answers_in_any_order_come_to_their_tasks(self, ask):
+        answers, store = ask((i, self.said(f"答{i}")) for i in (2, 0, 1))
+        assert [answer.text for answer in answers] == ["答0", "答1", "答2"]
+        assert [store.get(f"key{i}")["text"] for i in range(3)] == ["答0", "答1", "答2"]
+
+    def test_what_raised_an_error_is_tried_again(self, ask):
+        first = [self.said("答0"), self.said("", "out of memory"), self.said("答2")]
+        answers, store = ask(enumerate(first))
+        assert [answer.error for answer in answers] == ["", "out of memory", ""]
+        assert store.get("key1") is None
+        answers, _ = ask([(0, self.said("答1"))])
+        assert [answer.text for answer in answers] == ["答0", "答1", "答2"]
+
+    def test_answers_before_an_engine_dies_are_kept(self, ask, tmp_path):
+        def die():
+            yield 1, self.said("答1")
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ask(die())
+        assert AnswerStore(tmp_path / "answers.jsonl").get("key1")["text"] == "答1"
+
+    def test_engine_that_answers_twice_is_found_out(self, ask):
+        with pytest.raises(RuntimeError, match="answered prompt 1 twice"):
+            ask([(1, self.said("答"))] * 2)
+
+    def test_engine_that_forgets_one_is_found_out(self, ask):
+        with pytest.raises(RuntimeError, match="answered 2 of 3 prompts"):
+            ask([(1, self.said("答")), (0, self.said("答"))])

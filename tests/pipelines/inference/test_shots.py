@@ -1,0 +1,151 @@
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ja_instruct.hits import Hit
+from ja_instruct.pipelines.inference.shots import (
+    SAME_TASK_JACCARD,
+    PoolQuestions,
+    choose_shots,
+    diversify,
+    fit_shots,
+    fold_question,
+    jaccard,
+    split_ngrams,
+)
+
+TEXTS = st.text("日本の首都はどこ富士山", max_size=12)
+
+
+class TestSameTask:
+    @pytest.mark.parametrize(
+        "other",
+        [
+            "日本で一番高い山は何ですか。",
+            " 日本で一番高い山は、何ですか？\n",
+            "日本で一番　高い山は何ですか",
+            "日本で一番高い山は何ですかね。",
+            "「日本で一番高い山は何ですか」",
+        ],
+    )
+    def test_the_same_in_other_writing(self, other):
+        pool = PoolQuestions(["川は?", other, "日本で一番長い川は何ですか。"])
+        assert pool.positions_of("日本で一番高い山は何ですか?") == {1}
+
+    def test_width_and_case_do_not_matter(self):
+        assert PoolQuestions(["ＧＰＵとは何か", "ｶﾞﾗｽ"]).positions_of("gpuとは何か？") == {0}
+        assert PoolQuestions(["ＧＰＵとは何か", "ｶﾞﾗｽ"]).positions_of("ガラス") == {1}
+
+    @pytest.mark.parametrize(
+        ("task", "other"),
+        [
+            ("秋田県の県庁所在地はどこですか。", "青森県の県庁所在地はどこですか。"),
+            ("日本で一番高い山は何ですか。", "日本で一番長い川は何ですか。"),
+            ("春", "夏"),
+            ("", "春"),
+        ],
+    )
+    def test_another_task_of_the_same_mould(self, task, other):
+        assert PoolQuestions([other]).positions_of(task) == set()
+
+    def test_one_character_in_a_long_question(self):
+        """Five 5-grams differ on each side, so 50 characters are on this side of the threshold."""
+        long = "".join(chr(0x4E00 + i) for i in range(60))
+        changed = long[:30] + "あ" + long[31:]
+        assert PoolQuestions([long]).positions_of(changed) == {0}
+        assert PoolQuestions([long[10:45]]).positions_of(changed[10:45]) == set()
+
+    @given(st.lists(TEXTS, max_size=8), TEXTS)
+    @example(["", "。"], "")
+    def test_slow_reference(self, questions, task):
+        def grams(text):
+            text = fold_question(text)
+            return {text} if len(text) < 5 else {text[i : i + 5] for i in range(len(text) - 4)}
+
+        slow = {
+            i
+            for i, question in enumerate(questions)
+            if len(grams(question) & grams(task)) / len(grams(question) | grams(task)) >= 0.8
+        }
+        assert SAME_TASK_JACCARD == 0.8
+        assert PoolQuestions(questions).positions_of(task) == slow
+
+
+def diversify_slowly(hits, questions, count, diversity):
+    """Maximal marginal relevance as its definition says it."""
+    scores = [hit.score for hit in hits]
+    span = max(scores) - min(scores)
+    chosen = []
+    while len(chosen) < min(count, len(hits)):
+
+        def marginal(i):
+            relevance = (scores[i] - min(scores)) / span if span else 1.0
+            redundancy = max(
+                (
+                    jaccard(*(split_ngrams(fold_question(questions[k]), 2) for k in (i, j)))
+                    for j in chosen
+                ),
+                default=0.0,
+            )
+            return (1 - diversity) * relevance - diversity * redundancy
+
+        rest = [i for i in range(len(hits)) if i not in chosen]
+        chosen.append(max(rest, key=marginal) if chosen else rest[0])
+    return [hits[i] for i in sorted(chosen)]
+
+
+class TestDiversify:
+    @given(
+        st.lists(st.tuples(TEXTS, st.integers(0, 9)), min_size=1, max_size=8),
+        st.integers(1, 9),
+        st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    )
+    def test_slow_reference(self, pool, count, diversity):
+        questions = [text for text, _ in pool]
+        scores = sorted((score for _, score in pool), reverse=True)
+        hits = [Hit(i, float(score)) for i, score in enumerate(scores)]
+        chosen = diversify(hits, questions, count, diversity)
+        assert chosen == diversify_slowly(hits, questions, count, diversity)
+        assert chosen == sorted(chosen, key=hits.index)
+
+    def test_near_copies_make_way(self):
+        questions = ["日本の首都は?", "日本の首都は。", "日本の首都はね", "春の七草は?"]
+        hits = [Hit(i, 9.0 - i) for i in range(4)]
+        assert [hit.position for hit in diversify(hits, questions, 2, 0.0)] == [0, 1]
+        assert [hit.position for hit in diversify(hits, questions, 2, 0.6)] == [0, 3]
+
+    def test_the_scale_of_the_scores_does_not_matter(self):
+        questions = ["日本の首都は?", "日本の首都はね", "春の七草は?"]
+        for scale in (0.001, 1.0, 1000.0):
+            hits = [Hit(i, scale * (3 - i)) for i in range(3)]
+            assert [hit.position for hit in diversify(hits, questions, 2, 0.7)] == [0, 2]
+
+    def test_nothing_found(self):
+        assert diversify([], [], 3, 0.5) == []
+
+
+class TestChooseShots:
+    HITS = (Hit(4, 3.0), Hit(1, 2.0), Hit(0, 1.0))
+    POOL = ("川", "山", "谷", "海", "空")
+
+    def test_the_best(self):
+        assert choose_shots(self.HITS, set(), self.POOL, 2, None) == list(self.HITS[:2])
+
+    def test_next_best_takes_the_place_of_the_task_itself(self):
+        assert choose_shots(self.HITS, {4, 3}, self.POOL, 2, None) == list(self.HITS[1:])
+        assert choose_shots(self.HITS, {4, 3}, self.POOL, 2, 0.5) == list(self.HITS[1:])
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [(None, "abc"), (9, "abc"), (5, "abc"), (4, "bc"), (2, ""), (1, "")]
+)
+def test_least_similar_shots_go_first(room, expected):
+    shots, prompt, tokens = fit_shots(
+        [{"input": one} for one in "abc"],
+        lambda some: "".join(shot["input"] for shot in some) + "課題",
+        len,
+        room,
+    )
+    assert "".join(shot["input"] for shot in shots) == expected
+    assert prompt == f"{expected}課題"
+    assert tokens == len(prompt)
