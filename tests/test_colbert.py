@@ -233,7 +233,11 @@ def test_nothing_is_printed(checkpoint, encoded, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_prints_and_warnings_become_log_lines(caplog, capfd):
+def test_prints_and_warnings_become_log_lines(caplog, capfd, monkeypatch):
+    # a run of Kedro before this has left handlers that print
+    for name in ("", "ja_instruct"):
+        handlers = [] if name else [caplog.handler]
+        monkeypatch.setattr(logging.getLogger(name), "handlers", handlers)
     caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
     with quiet():
         print("Shapes:", 3, end="")

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-RUNNERS = {"sequential": (), "cuda": ("--runner=ja_instruct.runner.CudaRunner",)}
+# whose nodes answer in processes of their own; the tests below run in this one
+RUNNER = "--runner=ja_instruct.runner.CudaRunner"
 FAILS = "--params=inference.fail_on_failed_tasks=true"
 STORE = "07_model_output/test/answer_store.jsonl"
 
@@ -27,15 +28,14 @@ def failing(finished_project, tmp_path_factory):
     return copy / "data"
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_run_ends_with_a_list_when_all_is_saved(failing, run_kedro, runner):
+def test_run_ends_with_a_list_when_all_is_saved(failing, run_kedro):
     outputs = [failing / "07_model_output/test/output.jsonl", failing / "08_reporting/test"]
     page = outputs[1] / "report.html"
     page.unlink()
     before = read_lines(outputs[0])
     stored = (failing / STORE).read_bytes()
     done = run_kedro(
-        "--env=test", "--pipelines=inference,reporting", FAILS, *RUNNERS[runner], cwd=failing.parent
+        "--env=test", "--pipelines=inference,reporting", FAILS, RUNNER, cwd=failing.parent
     )
     assert done.returncode != 0
     shown = done.stdout + done.stderr

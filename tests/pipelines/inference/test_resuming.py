@@ -68,7 +68,7 @@ def without_times(report):
     return report
 
 
-@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("kept", [3])
 def test_killed_run_goes_on_to_the_same_answers(
     answer, tiny_nf4, adapter, section, texts, kept, tmp_path, monkeypatch, subprocess_environment
 ):
