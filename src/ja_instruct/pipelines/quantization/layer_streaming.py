@@ -15,7 +15,6 @@ from ja_instruct.safetensors_files import TensorReader, names_in_model, read_hea
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from torch import Tensor, dtype, nn
     from transformers import PreTrainedModel
@@ -64,12 +63,9 @@ class StreamedModel:
         """Close the files."""
         self._reader.__exit__(*error)
 
-    def loaded(self, layer: nn.Module) -> AbstractContextManager[None]:
-        """Have a decoder layer's weights on the device, as long as the context lasts."""
-        return self._loaded(layer)
-
     @contextmanager
-    def _loaded(self, layer: nn.Module) -> Iterator[None]:
+    def loaded(self, layer: nn.Module) -> Iterator[None]:
+        """Have a decoder layer's weights on the device, as long as the context lasts."""
         self._fill(layer)
         try:
             yield
