@@ -53,7 +53,29 @@ def others():
     }
 
 
-def one_by_one(model, prompts, end):
+def forbidden_behind(answer, token):
+    """A third of all pairs of neighbours may not be, nor a third of first tokens."""
+    return ((answer[-1] if answer else 0) + token) % 3 == 0
+
+
+class NoForbiddenPairs(transformers.LogitsProcessor):
+    def __init__(self, prompt_tokens):
+        self.prompt_tokens = prompt_tokens
+
+    def __call__(self, input_ids, scores):
+        answer = input_ids[0, self.prompt_tokens :].tolist()
+        banned = [token for token in range(scores.shape[1]) if forbidden_behind(answer, token)]
+        scores = scores.clone()
+        scores[:, banned] = -torch.inf
+        return scores
+
+
+def first_forbidden(ids, allowed):
+    places = range(allowed, len(ids))
+    return next((place for place in places if forbidden_behind(ids[:place], ids[place])), None)
+
+
+def one_by_one(model, prompts, end, processors=lambda ids: []):
     answers = []
     for ids in prompts:
         output = model.generate(
@@ -65,6 +87,7 @@ def one_by_one(model, prompts, end):
             bad_words_ids=BAD_WORDS,
             eos_token_id=end,
             pad_token_id=0,
+            logits_processor=processors(ids),
         )
         answers.append(output[0, len(ids) :].tolist())
     return answers
@@ -120,6 +143,18 @@ def test_answers_that_end_early_make_room(others):
     assert len(lengths) > 1
     answers = dict(engine_of(model, end, slots=2, check_every=3).generate(prompts, NEW_TOKENS))
     assert [answers[position] for position in range(len(prompts))] == expected
+
+
+@pytest.mark.parametrize("check_every", [1, 5, 16])
+def test_what_is_found_banned_is_not_said(others, check_every):
+    model = others["llama"]
+    prompts = random_prompts(600, count=6, longest=40)
+    free = one_by_one(model, prompts, 599)
+    assert sum(first_forbidden(ids, 0) is not None for ids in free) == 6
+    expected = one_by_one(model, prompts, 599, lambda ids: [NoForbiddenPairs(len(ids))])
+    engine = engine_of(model, 599, slots=3, check_every=check_every)
+    answers = dict(engine.generate(prompts, NEW_TOKENS, first_forbidden))
+    assert [answers[position] for position in range(6)] == expected
 
 
 def test_answers_come_as_they_end(others):

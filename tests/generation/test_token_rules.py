@@ -33,7 +33,7 @@ def test_choice_is_transformers_step_by_step(penalty, bad_words):
     rules = rules_of(repetition_penalty=penalty, bad_words_ids=bad_words)
     texts = [[2, 4], [6, 7], [9]]
     for slot, ids in enumerate(texts):
-        rules.start(slot, torch.tensor(ids))
+        rules.start(slot, ids)
     processors = [RepetitionPenaltyLogitsProcessor(penalty)]
     if bad_words:
         processors.append(NoBadWordsLogitsProcessor(bad_words, eos_token_id=0))
@@ -54,7 +54,7 @@ def test_penalty_on_the_answer_alone():
     logits[0, 5], logits[0, 6] = 2.0, 1.9
     for on_prompt, expected in ((True, 6), (False, 5)):
         rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
-        rules.start(0, torch.tensor([5]))
+        rules.start(0, [5])
         assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
 
 
@@ -62,7 +62,7 @@ def test_exempt_tokens_are_not_penalized():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.9
     rules = rules_of(slots=1, repetition_penalty=1.5, exempt_ids=[5])
-    rules.start(0, torch.tensor([5]))
+    rules.start(0, [5])
     assert rules.choose(logits, slice(0, 1)).tolist() == [5]
 
 
@@ -70,18 +70,44 @@ def test_a_slot_forgets_its_last_prompt():
     rules = rules_of(slots=2, bad_words_ids=[[4, 5]], repetition_penalty=9.0)
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.0
-    rules.start(1, torch.tensor([5, 4]))
+    rules.start(1, [5, 4])
     assert rules.choose(logits.clone(), slice(1, 2)).tolist() == [6]
-    rules.start(1, torch.tensor([3]))
+    rules.start(1, [3])
     assert rules.choose(logits.clone(), slice(1, 2)).tolist() == [5]
 
 
 def test_state_can_be_taken_back():
     rules = rules_of(repetition_penalty=2.0)
     for slot in range(3):
-        rules.start(slot, torch.tensor([slot]))
+        rules.start(slot, [slot])
     state = rules.state()
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(0))
     first = rules.choose(logits.clone(), slice(0, 3))
     rules.restore(state)
     assert rules.choose(logits.clone(), slice(0, 3)).equal(first)
+
+
+def test_answer_so_far_is_taken_up():
+    """A slot that begins within an answer chooses as one that came there by itself."""
+    settings = {"slots": 1, "bad_words_ids": [[4, 5], [6, 7, 8]], "repetition_penalty": 2.0}
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randn(1, VOCABULARY, generator=generator) * 3 for _ in range(12)]
+    for on_prompt in (True, False):
+        straight = rules_of(**settings, penalized_prompt=on_prompt)
+        straight.start(0, [2, 4])
+        chosen = [int(straight.choose(row.clone(), slice(0, 1))) for row in rows]
+        for begun in range(len(rows)):
+            again = rules_of(**settings, penalized_prompt=on_prompt)
+            again.start(0, [2, 4], chosen[:begun])
+            rest = [int(again.choose(row.clone(), slice(0, 1))) for row in rows[begun:]]
+            assert rest == chosen[begun:]
+
+
+def test_refused_tokens_do_not_come_next_but_later():
+    rules = rules_of(slots=2)
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.0, 1.0
+    rules.start(0, [1])
+    rules.start(1, [1], refused=[5, 6])
+    assert rules.choose(logits.clone(), slice(0, 2)).tolist() == [5, 7]
+    assert rules.choose(logits.clone(), slice(0, 2)).tolist() == [5, 5]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from ja_instruct.generation.slot_cache import SlotCache, visible
 from ja_instruct.generation.token_rules import TokenRules
 
 logger = logging.getLogger(__name__)
+
+# Takes an answer's tokens so far and how many of them are known to be allowed; returns the index of
+# the first that may not stand there, or None.
+FindBanned = Callable[[Sequence[int], int], int | None]
 
 # The cache is looked at in steps of so many positions: a graph for each, and little read in vain.
 SPAN_TOKENS = 512
@@ -48,6 +52,9 @@ class _Job:
     position: int
     prompt_ids: list[int]
     limit: int
+    # tokens of the answer that are known to be allowed, and what was refused behind them
+    allowed: int = 0
+    refused: list[int] = field(default_factory=list)
 
 
 class SlotEngine:
@@ -87,10 +94,14 @@ class SlotEngine:
         )
         self._rows = torch.arange(slots, device=self._device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._find_banned: FindBanned | None = None
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        find_banned: FindBanned | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the position of each prompt and its answer's token ids, as answers end.
 
@@ -100,10 +111,14 @@ class SlotEngine:
         Args:
             prompts: Token ids.
             max_new_tokens: Of each answer.
+            find_banned: Finds what the rules cannot see, such as words in the text. It is asked
+                every few steps; an answer goes back to the token it names, and the next best is
+                chosen there.
 
         Raises:
             ValueError: A prompt leaves no room for an answer.
         """
+        self._find_banned = find_banned
         jobs = []
         for position, ids in enumerate(prompts):
             limit = min(max_new_tokens, self._settings.max_length - len(ids))
@@ -124,7 +139,7 @@ class SlotEngine:
     def _begin(self, slot: int, prompt_ids: list[int]) -> None:
         """Read a prompt into a slot, and choose its answer's first token."""
         ids = torch.tensor(prompt_ids, device=self._device)
-        self._rules.start(slot, ids)
+        self._rules.start(slot, prompt_ids)
         step = self._settings.prefill_tokens
         logits = torch.empty(0)
         for start in range(0, len(prompt_ids), step):
@@ -185,7 +200,9 @@ class SlotEngine:
             tensor.copy_(before)
         self._rules.restore(rules)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # the graphs run one after the other: they share what they need beside the cache
+        shared = next((known.pool() for known in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=shared):
             self._step(span)
         graph.replay()
         return graph
@@ -209,9 +226,26 @@ class SlotEngine:
         for slot, job in list(running.items()):
             ids = answers[slot][: min(counts[slot], job.limit)]
             end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-            if end is not None:
-                ids = ids[: end + 1]
-            elif len(ids) < job.limit:
+            ids = ids if end is None else ids[: end + 1]
+            if self._goes_back(slot, job, ids) or (end is None and len(ids) < job.limit):
                 continue
             del running[slot]
             yield job.position, ids
+
+    def _goes_back(self, slot: int, job: _Job, ids: list[int]) -> bool:
+        """Take a slot back to the first token that may not be; tell whether there was one."""
+        banned = self._find_banned(ids, job.allowed) if self._find_banned else None
+        if banned is None:
+            if len(ids) > job.allowed:
+                job.allowed, job.refused = len(ids), []
+            return False
+        if banned > job.allowed:
+            job.allowed, job.refused = banned, []
+        job.refused.append(ids[banned])
+        kept = ids[:banned]
+        self._rules.start(slot, job.prompt_ids, kept, job.refused)
+        # the token before is read once more, at its place: what follows it is chosen anew
+        self._tokens[slot] = (kept or job.prompt_ids)[-1]
+        self._positions[slot] = len(job.prompt_ids) + banned - 1
+        self._counts[slot] = banned
+        return True

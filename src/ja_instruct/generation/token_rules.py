@@ -54,24 +54,42 @@ class TokenRules:
         )
         self._tails = torch.tensor([ids[-1] for ids in longer] or [0], device=device)
         self._last = torch.full((slots, self._reach), -1, dtype=torch.long, device=device)
+        self._refused = torch.zeros_like(self._seen)
 
-    def start(self, slot: int, prompt_ids: torch.Tensor) -> None:
-        """Forget what a slot has seen and take up a new prompt, (tokens,)."""
+    def start(
+        self,
+        slot: int,
+        prompt_ids: Sequence[int],
+        answer_ids: Sequence[int] = (),
+        refused: Sequence[int] = (),
+    ) -> None:
+        """Forget what a slot has seen and take up a prompt, and what has been answered already.
+
+        Args:
+            slot: Which.
+            prompt_ids: The prompt's tokens.
+            answer_ids: The answer's so far.
+            refused: Tokens that must not come next; the one after may be any again.
+        """
         self._seen[slot] = False
-        if self._penalized_prompt:
-            self._seen[slot, prompt_ids] = True
-        self._last[slot] = -1
-        tail = prompt_ids[-self._reach :]
-        self._last[slot, self._reach - len(tail) :] = tail
+        self._mark(self._seen, slot, [*(prompt_ids if self._penalized_prompt else ()), *answer_ids])
+        tail = [*prompt_ids[-self._reach :], *answer_ids[-self._reach :]][-self._reach :]
+        padded = [-1] * (self._reach - len(tail)) + tail
+        self._last[slot] = torch.tensor(padded, device=self._last.device)
+        self._refused[slot] = False
+        self._mark(self._refused, slot, refused)
 
-    def state(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a copy of what the slots have seen."""
-        return self._seen.clone(), self._last.clone()
+    def _mark(self, marks: torch.Tensor, slot: int, ids: Sequence[int]) -> None:
+        marks[slot, torch.tensor(list(ids), dtype=torch.long, device=marks.device)] = True
 
-    def restore(self, state: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def state(self) -> list[torch.Tensor]:
+        """Return a copy of what is known of the slots."""
+        return [tensor.clone() for tensor in (self._seen, self._last, self._refused)]
+
+    def restore(self, state: Sequence[torch.Tensor]) -> None:
         """Take the slots back to a ``state``."""
-        self._seen.copy_(state[0])
-        self._last.copy_(state[1])
+        for tensor, before in zip((self._seen, self._last, self._refused), state, strict=True):
+            tensor.copy_(before)
 
     def choose(self, logits: torch.Tensor, slots: slice) -> torch.Tensor:
         """Return the best allowed token of each sequence and note it as seen.
@@ -80,7 +98,7 @@ class TokenRules:
             logits: (sequences, vocabulary), float32; changed in place.
             slots: Which of the slots these are.
         """
-        seen, last = self._seen[slots], self._last[slots]
+        seen, last, refused = self._seen[slots], self._last[slots], self._refused[slots]
         if self._penalty != 1:
             counted = seen.clone()
             counted[:, self._exempt] = False
@@ -92,7 +110,8 @@ class TokenRules:
         matched = ((last[:, None] == self._heads) | open_place).all(dim=-1)
         ends = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
         ends.scatter_add_(1, self._tails.expand(len(logits), -1), matched.int())
-        chosen = logits.masked_fill(ends > 0, -torch.inf).argmax(dim=-1)
+        chosen = logits.masked_fill((ends > 0) | refused, -torch.inf).argmax(dim=-1)
+        refused.zero_()
         seen.scatter_(1, chosen[:, None], True)
         last.copy_(torch.cat([last[:, 1:], chosen[:, None]], dim=1))
         return chosen
