@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from filelock import FileLock
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 RECIPE = REPOSITORY.parent / "shared" / "recipe"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 RUN_SECONDS = 300
+Made = TypeVar("Made")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,14 +119,30 @@ def copy_project(target: Path) -> Path:
     return target
 
 
+def make_once(name: str, factory: pytest.TempPathFactory, make: Callable[[], Made]) -> Made:
+    """Return what ``make`` returns, which the first of several test processes calls for all."""
+    base = factory.getbasetemp()
+    # a process of pytest-xdist has a folder of its own in the one that they share
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made = shared / f"{name}.pickle"
+    with FileLock(shared / f"{name}.lock"):
+        if not made.exists():
+            made.write_bytes(pickle.dumps(make()))
+        result: Made = pickle.loads(made.read_bytes())
+    return result
+
+
 @pytest.fixture(scope="session")
 def clean_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the project with the tiny models; nothing runs in it, it is copied."""
     from tiny_models import make_tiny_models
 
-    copy = copy_project(tmp_path_factory.mktemp("clean") / "project")
-    make_tiny_models(copy)
-    return copy
+    def make() -> Path:
+        copy = copy_project(tmp_path_factory.mktemp("clean") / "project")
+        make_tiny_models(copy)
+        return copy
+
+    return make_once("clean_project", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
@@ -208,12 +227,16 @@ def finished_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FinishedRun:
     """Run everything once, for all tests, in a copy of the project."""
-    copy = tmp_path_factory.mktemp("finished") / "project"
-    shutil.copytree(clean_project, copy, symlinks=True)
-    before = list_files(copy)
-    process = run_kedro("--env=test", cwd=copy)
-    assert process.returncode == 0, process.stderr
-    return FinishedRun(copy, process, before, list_files(copy))
+
+    def make() -> FinishedRun:
+        copy = tmp_path_factory.mktemp("finished") / "project"
+        shutil.copytree(clean_project, copy, symlinks=True)
+        before = list_files(copy)
+        process = run_kedro("--env=test", cwd=copy)
+        assert process.returncode == 0, process.stderr
+        return FinishedRun(copy, process, before, list_files(copy))
+
+    return make_once("finished_run", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
