@@ -1,5 +1,7 @@
+import gc
 import shutil
 import sys
+import weakref
 from types import SimpleNamespace
 
 import accelerate
@@ -99,3 +101,35 @@ def test_on_a_cpu_the_check_comes_before_the_4_bits_go(tiny_nf4, monkeypatch):
     monkeypatch.setattr(devices, "require_loaded", check)
     load_nf4_model(tiny_nf4, "cpu")
     assert checked == [(True, tiny_nf4)]
+
+
+def test_what_earlier_nodes_left_is_given_back(monkeypatch, tiny_nf4):
+    """Layers of bitsandbytes outlive their model, and with them its matrices."""
+    model = tiny_nf4.load_model(device_map="cpu")
+    layer = weakref.ref(model.model.layers[0].mlp.up_proj)
+    gc.disable()
+    try:
+        del model
+        assert layer() is not None
+        emptied = []
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(layer()))
+        devices.free_gpu_memory()
+    finally:
+        gc.enable()
+    assert emptied == [None]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_given_back_before_a_model_is_loaded(monkeypatch, unchecked, device):
+    order = []
+    monkeypatch.setattr(devices, "free_gpu_memory", lambda: order.append("free"))
+
+    class Noting(Directory):
+        def load_model(self, **kwargs):
+            order.append("load")
+            raise EOFError
+
+    with pytest.raises(EOFError):
+        load_nf4_model(Noting(), device)
+    assert order == ["free", "load"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.devices import free_gpu_memory
 from ja_instruct.errors import InputError
 from ja_instruct.safetensors_files import TensorReader, names_in_model, read_headers
 
@@ -38,6 +39,7 @@ class StreamedModel:
     model: PreTrainedModel
 
     def __init__(self, directory: ModelDirectory, device: str, compute_dtype: dtype) -> None:
+        free_gpu_memory()
         self._directory = directory
         self._device = device
         self.model = _empty_model(directory, compute_dtype)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct import __version__
-from ja_instruct.devices import Device, load_nf4_model
+from ja_instruct.devices import Device, free_gpu_memory, load_nf4_model
 from ja_instruct.errors import InputError
 from ja_instruct.gpu_need import needs_gpu
 from ja_instruct.model_cards import quantized_card
@@ -99,6 +99,7 @@ def _load_in_4_bits(base_model: ModelDirectory, parameters: QuantizationParamete
     import torch
     from transformers import BitsAndBytesConfig
 
+    free_gpu_memory()
     compute_dtype = getattr(torch, parameters.compute_dtype)
     return base_model.load_model(
         device_map={"": 0} if parameters.device == "cuda" else "cpu",
