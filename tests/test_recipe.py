@@ -162,7 +162,16 @@ def test_retrieval_encodes_whole_questions(base):
 
 def test_inference(base):
     assert base["inference"] == {
-        "backend": "unsloth",
+        # the same greedy answers as from the recipe's unsloth, many at a time
+        "backend": "transformers",
+        "engine": "batched",
+        "batching": {
+            "slots": None,
+            "weights": "auto",
+            "memory_gb": None,
+            "prefill_tokens": 1024,
+            "cuda_graphs": True,
+        },
         "device": "cuda",
         "top_k": 20,
         "max_seq_length": 4096,

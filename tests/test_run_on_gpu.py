@@ -68,7 +68,8 @@ def test_gpu_nodes_are_on_the_device(records):
     ):
         assert records[name]["devices"] != [], name
         assert records[name]["peak_bytes"] > 0
-        assert records[name]["estimated_bytes"] > 0
+        # of the batched engine only the least is known: it takes what is free
+        assert (records[name]["estimated_bytes"] is None) == name.startswith("answer")
 
 
 def test_every_task_is_answered(records, on_gpu):

@@ -40,7 +40,8 @@ class TokenRules:
         self._penalty = repetition_penalty
         self._penalized_prompt = penalized_prompt
         self._seen = torch.zeros((slots, vocab_size), dtype=torch.bool, device=device)
-        self._exempt = torch.tensor(list(exempt_ids), dtype=torch.long, device=device)
+        self._penalized = torch.ones(vocab_size, dtype=torch.bool, device=device)
+        self._penalized[torch.tensor(list(exempt_ids), dtype=torch.long, device=device)] = False
         self._banned = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         single = [ids[0] for ids in bad_words_ids if len(ids) == 1]
         self._banned[torch.tensor(single, dtype=torch.long, device=device)] = True
@@ -100,8 +101,7 @@ class TokenRules:
         """
         seen, last, refused = self._seen[slots], self._last[slots], self._refused[slots]
         if self._penalty != 1:
-            counted = seen.clone()
-            counted[:, self._exempt] = False
+            counted = seen & self._penalized
             penalized = torch.where(logits < 0, logits * self._penalty, logits / self._penalty)
             logits = torch.where(counted, penalized, logits)
         logits = logits.masked_fill(self._banned, -torch.inf)

@@ -7,7 +7,7 @@ from ja_instruct.pipelines.inference.answer_figures import (
     report_answers,
 )
 from ja_instruct.pipelines.inference.answering import find_failure, require_submission
-from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ja_instruct.pipelines.inference.decoding import BannedText, SparingPenalty
+from ja_instruct.pipelines.inference.decoding import BannedText, BannedWords, SparingPenalty
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,69 @@ class TestBannedText:
         (mark,) = ids(tokenizer, "#")
         scores[0, mark] = -9.0
         assert BannedText(tokenizer, ["#"], 0)(torch.tensor([[3]]), scores) is scores
+
+
+def find_stepwise(tokenizer, answer, start, words):
+    """The first token that ``BannedText`` would not have let stand."""
+    for index in range(start, len(answer)):
+        scores = torch.zeros(1, len(tokenizer))
+        scores[0, answer[index]] = 1.0
+        processor = BannedText(tokenizer, words, 0)
+        if processor(torch.tensor([answer[:index]]).long(), scores)[0].argmax() != answer[index]:
+            return index
+    return None
+
+
+class TestFindingBannedWords:
+    """What an engine asks every few steps is what ``BannedText`` would have said at each."""
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_slow_reference(self, tokenizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        # plain text, and in every third case bytes that are none as well
+        lowest = 0 if seed % 3 == 0 else 300
+        answer = torch.randint(lowest, len(tokenizer), (24,), generator=generator).tolist()
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        place = int(torch.randint(0, len(text) - 3, (), generator=generator))
+        words = ["質問", text[place : place + 1 + seed % 3]]
+        found = set()
+        for start in (0, 5, 11, 23):
+            expected = find_stepwise(tokenizer, answer, start, words)
+            assert BannedWords(tokenizer, words).find_banned(answer, start) == expected
+            found.add(expected)
+        assert found != {None}
+
+    def test_answer_without_one(self, tokenizer):
+        answer = ids(tokenizer, "日本の首都は東京です。")
+        assert BannedWords(tokenizer, ["質問"]).find_banned(answer, 0) is None
+        assert BannedWords(tokenizer, ["質問"]).find_banned([], 0) is None
+
+    def test_word_that_began_before(self, tokenizer):
+        answer = [*bytes_of(tokenizer, "質"), *[5] * 30, *bytes_of(tokenizer, "問"), *[5] * 3]
+        last = answer.index(bytes_of(tokenizer, "問")[-1], 33)
+        for start in (0, 3, 20, 34):
+            assert BannedWords(tokenizer, ["質問"]).find_banned(answer, start) == last
+
+    def test_word_that_the_next_bytes_hide(self, tokenizer):
+        """A run of bytes with half a character is decoded as none at all."""
+        answer = [*bytes_of(tokenizer, "春"), bytes_of(tokenizer, "春")[0]]
+        assert "春" not in tokenizer.decode(answer)
+        assert BannedWords(tokenizer, ["春"]).find_banned(answer, 0) == 2
+
+    def test_blanks_that_are_cleaned_up_hide_none(self, tokenizer, monkeypatch):
+        """As GPT-2's tokenizer does it: a blank before a full stop goes."""
+        decode = type(tokenizer).decode
+
+        def cleaned(self, tokens, **kwargs):
+            return decode(self, tokens, **kwargs).replace(" .", ".")
+
+        monkeypatch.setattr(type(tokenizer), "decode", cleaned)
+        monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+        answer = [*ids(tokenizer, "a"), *bytes_of(tokenizer, " ."), *ids(tokenizer, "b")]
+        assert "a " not in tokenizer.decode(answer)
+        expected = find_stepwise(tokenizer, answer, 0, ["a "])
+        assert expected is not None
+        assert BannedWords(tokenizer, ["a "]).find_banned(answer, 0) == expected
 
 
 class TestSparingPenalty:

@@ -35,14 +35,29 @@ def texts(read_parameters):
 
 
 @pytest.fixture(scope="module")
-def generate_answers(texts):
-    """A function that returns an iterator of answers, in the order of the prompts."""
+def answer_in_order(texts):
+    """A function that returns an iterator of the recipe's engine's answers."""
 
     def generate(prompts, model, adapter, parameters, **changes):
+        parameters = parameters.model_copy(update={"engine": "one_by_one"})
         engine = load_engine(model, adapter, parameters, texts.model_copy(update=changes))
         for expected, (position, answer) in enumerate(engine.generate(prompts)):
             assert position == expected
             yield answer
+
+    return generate
+
+
+@pytest.fixture(scope="module", params=["one_by_one", "batched"])
+def generate_answers(texts, request):
+    """A function that returns an engine's answers, in the order of the prompts."""
+
+    def generate(prompts, model, adapter, parameters, **changes):
+        parameters = parameters.model_copy(update={"engine": request.param})
+        engine = load_engine(model, adapter, parameters, texts.model_copy(update=changes))
+        answers = list(engine.generate(prompts))
+        assert sorted(position for position, _ in answers) == list(range(len(prompts)))
+        return [answer for _, answer in sorted(answers, key=lambda one: one[0])]
 
     return generate
 
@@ -91,7 +106,7 @@ def test_answers_are_those_of_slow_greedy_decoding(generate_answers, tiny_nf4, p
     parameters = parameters.model_copy(update={"repetition_penalty": penalty})
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     tokenizer = tiny_nf4.load_tokenizer()
-    answers = list(generate_answers(PROMPTS, tiny_nf4, None, parameters))
+    answers = generate_answers(PROMPTS, tiny_nf4, None, parameters)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = decode_slowly(model, tokenizer, prompt, penalty)
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -184,7 +199,7 @@ def test_penalty_on_the_answer_and_without_its_end(
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     tokenizer = tiny_nf4.load_tokenizer()
     prompts = [f"{prompt}{tokenizer.eos_token}{prompt}" for prompt in PROMPTS]
-    answers = list(generate_answers(prompts, tiny_nf4, None, changed))
+    answers = generate_answers(prompts, tiny_nf4, None, changed)
     for prompt, answer in zip(prompts, answers, strict=True):
         ignored = len(tokenizer(prompt)["input_ids"]) if penalty_on == "answer" else 0
         spared = [tokenizer.eos_token_id] if spares_end else []
@@ -208,10 +223,10 @@ def test_bad_words_do_not_appear_whichever_tokens_spell_them(
     assert len(words) > 5
     changes = {"bad_words": tuple(words), "bad_words_in": "tokens"}
     by_tokens = parameters.model_copy(update=changes)
-    leaky = list(generate_answers(PROMPTS, tiny_nf4, None, by_tokens))
+    leaky = generate_answers(PROMPTS, tiny_nf4, None, by_tokens)
     assert any(word in answer.text for answer in leaky for word in words)
     by_text = parameters.model_copy(update={**changes, "bad_words_in": "text"})
-    answers = list(generate_answers(PROMPTS, tiny_nf4, None, by_text))
+    answers = generate_answers(PROMPTS, tiny_nf4, None, by_text)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = decode_slowly(model, tokenizer, prompt, words=words)
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -245,6 +260,17 @@ def test_answer_that_the_model_ends_itself(generate_answers, model_that_says, pa
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
 
 
+def test_end_that_the_prompt_holds_is_spared_on_request(
+    generate_answers, model_that_says, parameters
+):
+    prompt = f"春<eos>{PROMPTS[0]}"
+    model = model_that_says("<eos>", prompt)
+    for spares_end in (True, False):
+        changes = {"repetition_penalty": 100.0, "penalty_spares_end": spares_end}
+        (answer,) = generate_answers([prompt], model, None, parameters.model_copy(update=changes))
+        assert answer.finished is spares_end
+
+
 def test_end_of_turn_ends_an_answer_of_a_chat_alone(generate_answers, model_that_says, parameters):
     model = model_that_says("<end_of_turn>", PROMPTS[0])
     (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, format="chat_template")
@@ -254,9 +280,9 @@ def test_end_of_turn_ends_an_answer_of_a_chat_alone(generate_answers, model_that
 
 
 def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
-    generate_answers, tiny_nf4, parameters, monkeypatch, caplog
+    answer_in_order, tiny_nf4, parameters, monkeypatch, caplog
 ):
-    expected = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
+    expected = [answer.text for answer in answer_in_order(PROMPTS, tiny_nf4, None, parameters)]
     answer = generation.OneByOne._answer
 
     def fail_at_the_second(self, prompt):
@@ -265,7 +291,7 @@ def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
         return answer(self, prompt)
 
     monkeypatch.setattr(generation.OneByOne, "_answer", fail_at_the_second)
-    answers = list(generate_answers(PROMPTS, tiny_nf4, None, parameters))
+    answers = list(answer_in_order(PROMPTS, tiny_nf4, None, parameters))
     assert [one.text for one in answers] == [expected[0], "", *expected[2:]]
     assert [one.error for one in answers if one.error] == ["OutOfMemoryError: CUDA out of memory."]
     assert "generating the answer of prompt 1 failed" in caplog.text
@@ -274,7 +300,7 @@ def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
 def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, texts, monkeypatch):
     """Byte for byte the recipe's decoding: its own arguments and none of the further ones."""
     section = read_parameters("base")["inference"]
-    base = InferenceParameters(**{**section, "backend": "transformers", "device": "cpu"})
+    base = InferenceParameters(**{**section, "engine": "one_by_one", "device": "cpu"})
     engine = load_engine(tiny_nf4, None, base, texts)
     calls = []
 
@@ -298,8 +324,8 @@ def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, texts, monke
     ]
 
 
-def test_answers_come_one_by_one_in_order(generate_answers, tiny_nf4, parameters):
-    answers = generate_answers(PROMPTS, tiny_nf4, None, parameters)
+def test_answers_come_one_by_one_in_order(answer_in_order, tiny_nf4, parameters):
+    answers = answer_in_order(PROMPTS, tiny_nf4, None, parameters)
     tokenizer = tiny_nf4.load_tokenizer()
     for prompt in PROMPTS:
         assert next(answers).prompt_tokens == len(tokenizer(prompt)["input_ids"])
@@ -322,7 +348,8 @@ def test_unsloth_is_asked_for_its_inference_mode(tiny_nf4, read_parameters, monk
 
     fake = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
     monkeypatch.setitem(sys.modules, "unsloth", fake)
-    base = InferenceParameters(**read_parameters("base")["inference"])
+    section = read_parameters("base")["inference"]
+    base = InferenceParameters(**{**section, "backend": "unsloth", "engine": "one_by_one"})
     loaded = generation.LOADERS["unsloth"](tiny_nf4, None, base)
     assert loaded == (model, "tokenizer")
     assert calls == [

@@ -17,9 +17,19 @@ def base_model(tmp_path):
 
 
 @pytest.fixture
-def inference(read_parameters):
+def batched(read_parameters):
     section = read_parameters("base")["inference"]
-    return lambda **changes: InferenceParameters(**{**section, **changes})
+
+    def change(batching=(), **changes):
+        batching = {**section["batching"], **dict(batching)}
+        return InferenceParameters(**{**section, "batching": batching, **changes})
+
+    return change
+
+
+@pytest.fixture
+def inference(batched):
+    return lambda **changes: batched(engine="one_by_one", **changes)
 
 
 @pytest.fixture(params=["typed", "untyped"])
@@ -62,6 +72,31 @@ def test_longer_prompts_need_more(inference, base_model):
     assert long["weights"] == short["weights"]
 
 
+def test_batches_take_what_they_are_given(batched, base_model, sft):
+    found = need(NODES[0], batched(), base_model=base_model, sft=sft)
+    # nobody knows how much: the device is theirs
+    assert "memory_gb" not in found
+    assert 18 < found["memory_min_gb"] < 24
+    assert found["memory_min_gb"] == pytest.approx(sum(found["parts_gb"].values()))
+    limited = batched({"memory_gb": 40.0})
+    assert 40 < need(NODES[0], limited, base_model=base_model, sft=sft)["memory_gb"] < 41
+    too_little = need(NODES[0], batched({"memory_gb": 4.0}), base_model=base_model, sft=sft)
+    assert too_little["memory_gb"] == too_little["memory_min_gb"]
+
+
+def test_16_bit_weights_are_counted_where_they_are_asked_for(batched, base_model, sft):
+    found = need(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
+    assert found["parts_gb"]["weights"] == pytest.approx(2 * 27.227, rel=1e-4)
+    assert "set inference.batching.weights to nf4, or lower inference.max" in found["remedy"]
+
+
+def test_adapter_beside_4_bits_is_in_bfloat16(batched, base_model, sft):
+    tuned, plain = (
+        need(name, batched(), base_model=base_model, sft=sft)["memory_min_gb"] for name in NODES
+    )
+    assert tuned - plain == pytest.approx(0.4568 * 2, rel=1e-3)
+
+
 def test_adapter_of_unknown_size_has_no_estimate(inference, base_model):
     assert set(need(NODES[0], inference(), base_model=base_model)) == {"devices", "remedy"}
 
@@ -82,7 +117,7 @@ def test_names_may_carry_a_namespace(inference, base_model, name, sft):
 
 @pytest.mark.parametrize("name", NODES)
 def test_cpu_needs_no_device(inference, base_model, name):
-    parameters = inference(device="cpu", backend="transformers")
+    parameters = inference(device="cpu")
     assert need(name, parameters, base_model=base_model) == {"devices": 0}
 
 

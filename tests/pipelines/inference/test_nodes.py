@@ -9,7 +9,7 @@ from ja_instruct.datasets import ColbertCheckpointDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference import nodes
-from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.nodes import (
     answer_tasks,
     answer_with_base_model,
@@ -413,6 +413,7 @@ class TestAllAnswered:
     ("changes", "message"),
     [
         ({"backend": "unsloth"}, "'unsloth' needs device 'cuda'.*'transformers'"),
+        ({"backend": "unsloth", "device": "cuda"}, "with engine 'batched'; set engine: one_by"),
         ({"max_new_tokens": 4096}, "leaves no room for a prompt"),
         ({"top_k": -1}, "greater than or equal to 0"),
         ({"repetition_penalty": 0}, "greater than 0"),

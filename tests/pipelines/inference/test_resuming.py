@@ -13,9 +13,10 @@ from datasets import Dataset
 from ja_instruct.answer_store import AnswerStore
 from ja_instruct.datasets import AdapterDataset
 from ja_instruct.models import ModelArtifact, ModelDirectory
-from ja_instruct.pipelines.inference import generation
 from ja_instruct.pipelines.inference.answering import WITHOUT_EFFECT, answer_all, answer_keys
-from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.batched import Batched
+from ja_instruct.pipelines.inference.generated import Generated
+from ja_instruct.pipelines.inference.generation import OneByOne
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
@@ -30,9 +31,15 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def section(read_parameters):
-    return read_parameters("test")["inference"]
+@pytest.fixture(scope="module", params=["one_by_one", "batched"])
+def section(read_parameters, request):
+    section = read_parameters("test")["inference"]
+    # so few slots that some answers are there while others have not begun
+    return {
+        **section,
+        "engine": request.param,
+        "batching": {**section["batching"], "slots": 2},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +98,26 @@ def test_killed_run_goes_on_to_the_same_answers(
     assert len(store) == kept
     assert not path.read_bytes().endswith(b"\n")
 
+    keys = answer_keys(
+        [prompt["prompt"] for prompt in PROMPTS],
+        tiny_nf4,
+        adapter,
+        InferenceParameters(**section),
+        PromptParameters(**texts),
+    )
+    missing = [one["prompt"] for one, key in zip(PROMPTS, keys, strict=True) if not store.get(key)]
     asked = []
-    generate = generation.OneByOne.generate
+    engine = {"one_by_one": OneByOne, "batched": Batched}[section["engine"]]
+    generate = engine.generate
 
     def watch(self, prompts):
         asked.extend(prompts)
         return generate(self, prompts)
 
-    monkeypatch.setattr(generation.OneByOne, "generate", watch)
+    monkeypatch.setattr(engine, "generate", watch)
     answers, report = answer(store)
-    assert asked == [prompt["prompt"] for prompt in PROMPTS[kept:]]
+    assert asked == missing
+    assert len(asked) == len(PROMPTS) - kept
     expected, expected_report = answer(AnswerStore(tmp_path / "other.jsonl"))
     assert answers.to_list() == expected.to_list()
     assert any(answers["output"][:])
@@ -114,9 +131,12 @@ ADAPTER = ModelDirectory(Path("adapter"), "adapter", provenance={"weights_sha256
 
 class TestKeys:
     @pytest.fixture
-    def key(self, section, texts):
+    def key(self, read_parameters, texts):
+        section = read_parameters("test")["inference"]
+
         def call(text="問い", model=MODEL, adapter=ADAPTER, prompt_format="recipe", **changes):
-            parameters = InferenceParameters(**{**section, **changes})
+            batching = {**section["batching"], **changes.pop("batching", {})}
+            parameters = InferenceParameters(**{**section, "batching": batching, **changes})
             prompts = PromptParameters(**{**texts, "format": prompt_format})
             (only,) = answer_keys([text], model, adapter, parameters, prompts)
             return only
@@ -138,6 +158,8 @@ class TestKeys:
             {"penalty_spares_end": True},
             {"bad_words": ["質問"]},
             {"bad_words_in": "text"},
+            {"engine": "one_by_one"},
+            {"batching": {"weights": "nf4"}},
         ],
     )
     def test_what_changes_answers_changes_the_key(self, key, changes):
@@ -156,6 +178,10 @@ class TestKeys:
             {"compare_tasks": 9},
             {"fail_on_failed_tasks": True},
             {"cut_off_is_failure": True},
+            {"batching": {"slots": 3}},
+            {"batching": {"memory_gb": 3.0}},
+            {"batching": {"prefill_tokens": 3}},
+            {"batching": {"cuda_graphs": False}},
         ],
     )
     def test_what_does_not_leaves_it(self, key, changes):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ja_instruct.pipelines.inference.answering import find_failure
-from ja_instruct.pipelines.inference.generation import Generated
+from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 # Longer than a Japanese word with its particle, so that what repeats is a phrase
@@ -70,9 +70,10 @@ def report_answers(
 
     Returns:
         ``summary`` holds numbers: tokens, seconds (wall time of generation, of an earlier run too
-        where it made the answer), tasks that were cut off, empty or failed, median and maximum
-        lengths in tokens, and shares that are means over the answers that are not empty. ``failed``
-        has ``task_id`` and ``reason``.
+        where it made the answer; of one that was killed, up to its last answer), tokens a second
+        of that, tasks that were cut off, empty or failed, median and maximum lengths in tokens, and
+        shares that are means over the answers that are not empty. ``failed`` has ``task_id`` and
+        ``reason``.
     """
     rows = [_row(task, answer, parameters) for task, answer in zip(tasks, answers, strict=True)]
     new_tokens = sum(row["new_tokens"] for row in rows)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models import noted_files
-from ja_instruct.pipelines.inference.generation import Engine, Generated
+from ja_instruct.pipelines.inference.generated import Generated
+from ja_instruct.pipelines.inference.generation import Engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
@@ -23,16 +24,18 @@ logger = logging.getLogger(__name__)
 
 # What an answer does not depend on once its prompt is given; a parameter that is not named here is
 # taken to change answers.
-WITHOUT_EFFECT = {
-    "gpu",
-    "top_k",
-    "max_query_tokens",
-    "exclude_same_task",
-    "shot_diversity",
-    "fit_prompt",
-    "compare_tasks",
-    "fail_on_failed_tasks",
-    "cut_off_is_failure",
+WITHOUT_EFFECT: dict[str, Any] = {
+    "gpu": True,
+    "top_k": True,
+    "max_query_tokens": True,
+    "exclude_same_task": True,
+    "shot_diversity": True,
+    "fit_prompt": True,
+    "compare_tasks": True,
+    "fail_on_failed_tasks": True,
+    "cut_off_is_failure": True,
+    # weights of another type round differently
+    "batching": {"slots", "memory_gb", "prefill_tokens", "cuda_graphs"},
 }
 COLUMNS = ("task_id", "input", "output")
 

@@ -1,42 +1,27 @@
-"""Generating answers; the engine asks for one prompt at a time, as the recipe does."""
+"""Generating answers: what an engine is, and the recipe's, which asks for one prompt at a time."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ja_instruct.devices import load_nf4_model, load_with_unsloth
+from ja_instruct.pipelines.inference.batched import Batched
+from ja_instruct.pipelines.inference.generated import (
+    ERRORS_OF_A_PROMPT,
+    AnswerForm,
+    Generated,
+    failed_answer,
+)
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters, end_of_turn
+from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
     from ja_instruct.models import ModelDirectory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer.
-
-    Attributes:
-        text: The new tokens as text, without special tokens, stripped.
-        prompt_tokens: Length of the prompt.
-        new_tokens: Length of the answer, the end-of-sequence token included.
-        finished: Whether the model ended the answer itself.
-        seconds: Wall time.
-        error: Why there is no answer; empty where there is one.
-    """
-
-    text: str
-    prompt_tokens: int
-    new_tokens: int
-    finished: bool
-    seconds: float
-    error: str = ""
 
 
 class Engine(Protocol):
@@ -95,14 +80,7 @@ class OneByOne:
         self._model = model
         self._tokenizer = tokenizer
         self._parameters = parameters
-        turn = end_of_turn(tokenizer) if prompts.format == "chat_template" else None
-        self._ends = [token for token in (tokenizer.eos_token_id, turn) if token is not None]
-        self._stops_at_turn = turn is not None
-        self._bad_words_ids = [
-            tokenizer(word, add_special_tokens=False)["input_ids"]
-            for word in parameters.bad_words
-            if parameters.bad_words_in == "tokens"
-        ]
+        self._form = AnswerForm.of(tokenizer, parameters, prompts)
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
         """Yield position and answer, in order; see ``Engine``."""
@@ -110,12 +88,9 @@ class OneByOne:
             started = time.perf_counter()
             try:
                 answer = self._answer(prompt)
-            # what torch and transformers raise for one input: memory, shapes, ids out of range
-            except (RuntimeError, ValueError, IndexError) as error:
+            except ERRORS_OF_A_PROMPT as error:
                 logger.exception("generating the answer of prompt %d failed", position)
-                seconds = time.perf_counter() - started
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                answer = Generated("", 0, 0, finished=False, seconds=seconds, error=reason)
+                answer = failed_answer(error, time.perf_counter() - started)
             yield position, answer
 
     def _answer(self, prompt: str) -> Generated:
@@ -130,19 +105,11 @@ class OneByOne:
                 max_new_tokens=self._parameters.max_new_tokens,
                 do_sample=False,
                 use_cache=True,
-                bad_words_ids=self._bad_words_ids or None,
+                bad_words_ids=self._form.bad_words_ids or None,
                 **self._settings(length),
             )
-        new_ids = output[0, length:].tolist()
-        finished = bool(new_ids) and new_ids[-1] in self._ends
-        said = new_ids[:-1] if finished else new_ids
-        return Generated(
-            text=self._tokenizer.decode(said, skip_special_tokens=True).strip(),
-            prompt_tokens=length,
-            new_tokens=len(new_ids),
-            finished=finished,
-            seconds=time.perf_counter() - started,
-        )
+        seconds = time.perf_counter() - started
+        return self._form.answer(output[0, length:].tolist(), length, seconds)
 
     def _settings(self, prompt_tokens: int) -> dict[str, Any]:
         """Return what ``generate`` gets beyond the recipe's own arguments."""
@@ -154,14 +121,14 @@ class OneByOne:
         if parameters.penalty_on == "answer" or parameters.penalty_spares_end:
             settings["repetition_penalty"] = 1.0
             ignored = prompt_tokens if parameters.penalty_on == "answer" else 0
-            spared = self._ends if parameters.penalty_spares_end else ()
+            spared = self._form.ends if parameters.penalty_spares_end else ()
             processors.append(SparingPenalty(parameters.repetition_penalty, ignored, spared))
         if parameters.bad_words and parameters.bad_words_in == "text":
             processors.append(BannedText(self._tokenizer, parameters.bad_words, prompt_tokens))
         if processors:
             settings["logits_processor"] = processors
-        if self._stops_at_turn:
-            settings["eos_token_id"] = self._ends
+        if self._form.stops_at_turn:
+            settings["eos_token_id"] = list(self._form.ends)
         return settings
 
 
@@ -176,8 +143,14 @@ def load_engine(
     Args:
         model: The quantized model.
         adapter: The fine-tuned adapter; None asks the base model.
-        parameters: Backend, device, length and decoding settings.
+        parameters: Engine, backend, device, length and decoding settings.
         prompts: Their format; that of a chat has turns that end.
     """
-    loaded, tokenizer = LOADERS[parameters.backend](model, adapter, parameters)
-    return OneByOne(loaded, tokenizer, parameters, prompts)
+    load = LOADERS[parameters.backend]
+    if parameters.engine == "one_by_one":
+        return OneByOne(*load(model, adapter, parameters), parameters, prompts)
+    if parameters.device == "cpu":
+        return Batched(*load(model, adapter, parameters), parameters, prompts)
+    # how the adapter is taken up depends on the memory that the prompts leave
+    loaded, tokenizer = load(model, None, parameters)
+    return Batched(loaded, tokenizer, parameters, prompts, adapter=adapter)

@@ -6,37 +6,78 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.gpu_need import memory, model_shape_of, parameters_of
-from ja_instruct.model_memory import ModelShape, inference_parts, lora_weights
+from ja_instruct.model_memory import (
+    CONTEXT_BYTES,
+    ModelShape,
+    inference_parts,
+    lora_weights,
+    nf4_bytes,
+)
+from ja_instruct.pipelines.inference.slot_memory import EngineSizes
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline.node import Node
 
+    from ja_instruct.pipelines.inference.parameters import InferenceParameters
+
 
 def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
     """Return devices, peak memory with its parts and remedy, as ``needs_gpu`` takes them.
 
-    One prompt at a time, up to ``max_seq_length`` with its answer. A node that takes an
-    ``adapter`` holds it unmerged; its size follows from the section ``sft`` of the same catalog.
-    Memory is left out where neither ``quantized_model`` nor ``base_model`` has a configuration
-    yet, or where nothing says how large the adapter is.
+    A prompt has up to ``max_seq_length`` tokens with its answer. One at a time needs what one
+    needs. The engine ``batched`` takes all it is given: ``memory_gb`` of its section, or else the
+    whole device, and only what one prompt at a time needs is known, ``memory_min_gb``.
+
+    A node that takes an ``adapter`` holds it as well; its size follows from the section ``sft`` of
+    the same catalog. Memory is left out where neither ``quantized_model`` nor ``base_model`` has a
+    configuration yet, or where nothing says how large the adapter is.
     """
     section, parameters = parameters_of(node, catalog, "inference")
     if parameters.device == "cpu":
         return {"devices": 0}
-    need: dict[str, Any] = {
-        "devices": 1,
-        "remedy": (
-            f"lower {section}.max_seq_length (now {parameters.max_seq_length}) or "
-            f"{section}.top_k (now {parameters.top_k})"
-        ),
-    }
+    need: dict[str, Any] = {"devices": 1, "remedy": _remedy(section, parameters)}
     shape = model_shape_of(node, catalog)
     adapter = _adapter_weights(node, catalog, shape) if shape is not None else None
     if shape is None or adapter is None:
         return need
-    parts = inference_parts(shape, parameters.max_seq_length, adapter_weights=adapter)
-    return {**need, **memory(parts)}
+    if parameters.engine == "one_by_one":
+        parts = inference_parts(shape, parameters.max_seq_length, adapter_weights=adapter)
+        return {**need, **memory(parts)}
+    least = memory(_parts_of_one_slot(shape, parameters, adapter))
+    need |= {"memory_min_gb": least["memory_gb"], "parts_gb": least["parts_gb"]}
+    limit = parameters.batching.memory_gb
+    if limit is not None:
+        need["memory_gb"] = max(limit + CONTEXT_BYTES / 1e9, least["memory_gb"])
+    return need
+
+
+def _remedy(section: str, parameters: InferenceParameters) -> str:
+    shorter = (
+        f"lower {section}.max_seq_length (now {parameters.max_seq_length}) or "
+        f"{section}.top_k (now {parameters.top_k})"
+    )
+    if parameters.engine == "batched" and parameters.batching.weights == "bf16":
+        return f"set {section}.batching.weights to nf4, or {shorter}"
+    return shorter
+
+
+def _parts_of_one_slot(
+    shape: ModelShape, parameters: InferenceParameters, adapter_weights: int
+) -> dict[str, int]:
+    is_merged = parameters.batching.weights == "bf16"
+    sizes, length = EngineSizes.of_shape(shape), parameters.max_seq_length
+    cache = sizes.cache_bytes(1, length)
+    working = sizes.working_bytes(parameters.batching.prefill_tokens, length)
+    all_weights = shape.linear_weights + shape.other_weights
+    return {
+        "weights": 2 * all_weights if is_merged else nf4_bytes(shape),
+        # merged in float32
+        "lora": (4 if is_merged else 2) * adapter_weights,
+        "kv_cache": cache,
+        "activations": working + sizes.slot_bytes(length) - cache,
+        "cuda context": CONTEXT_BYTES,
+    }
 
 
 def _adapter_weights(

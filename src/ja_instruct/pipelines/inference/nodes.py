@@ -18,7 +18,8 @@ from ja_instruct.pipelines.inference.answering import (
     require_submission,
     require_unique_tasks,
 )
-from ja_instruct.pipelines.inference.generation import Generated, load_engine
+from ja_instruct.pipelines.inference.generated import Generated
+from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.gpu_need import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.inference.shots import find_shots, fit_shots

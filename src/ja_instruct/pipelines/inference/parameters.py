@@ -8,10 +8,37 @@ from ja_instruct.devices import Device
 from ja_instruct.parameters import GpuParameters, Parameters, check_devices
 
 
+class BatchingParameters(Parameters):
+    """How many prompts are answered at the same time, and how; see ``batched.Batched``."""
+
+    slots: int | None = Field(
+        ge=1, description="Prompts answered at the same time; None: as many as memory holds"
+    )
+    weights: Literal["auto", "nf4", "bf16"] = Field(
+        description=(
+            "On CUDA. bf16: the 4-bit weights dequantized and the adapter merged; nf4: in 4 bits, "
+            "the adapter beside them; auto: bf16 where they leave memory for enough slots"
+        )
+    )
+    memory_gb: float | None = Field(
+        gt=0,
+        description=(
+            "What weights, cache and working memory may take of the GPU, in 10⁹ bytes; None: "
+            "gpu.memory_gb, and if that is None, too, all that is free"
+        ),
+    )
+    prefill_tokens: int = Field(ge=1, description="Tokens of a prompt that are read at once")
+    cuda_graphs: bool = Field(description="Whether a step is recorded once and then replayed")
+
+
 class InferenceParameters(Parameters):
     """How prompts are built and answers generated."""
 
     backend: Literal["unsloth", "transformers"]
+    engine: Literal["batched", "one_by_one"] = Field(
+        description="one_by_one: each prompt with the backend's own generate, as the recipe does"
+    )
+    batching: BatchingParameters
     device: Device
     gpu: GpuParameters = Field(description="One device at most")
     top_k: int = Field(ge=0, description="Shots a task: the most similar pairs of the pool")
@@ -56,6 +83,15 @@ class InferenceParameters(Parameters):
         if self.backend == "unsloth" and self.device == "cpu":
             raise ValueError(
                 "backend 'unsloth' needs device 'cuda'; on a CPU use backend 'transformers'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits_backend(self) -> Self:
+        if self.backend == "unsloth" and self.engine != "one_by_one":
+            raise ValueError(
+                f"backend 'unsloth' answers one prompt after the other, so it cannot be used with "
+                f"engine '{self.engine}'; set engine: one_by_one, or backend: transformers"
             )
         return self
 

@@ -1,0 +1,87 @@
+"""The weights that steps are taken with: 16-bit ones with the adapter merged, or 4-bit ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ja_instruct.models import ModelDirectory
+
+
+def merged_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
+    """Return a 4-bit model as a bfloat16 one that has the adapter in its matrices.
+
+    The weights are those that the 4-bit model computes with. Each sum W + scaling · B A is computed
+    in float32 and rounded once.
+
+    Args:
+        model: A transformers model whose matrices bitsandbytes holds in 4 bits; it is used up.
+        adapter: A LoRA adapter; None merges none.
+    """
+    return merge_adapter(dequantize(model, torch.bfloat16), adapter)
+
+
+def dequantize(model: Any, dtype: torch.dtype) -> Any:
+    """Replace the 4-bit matrices of a model, one after the other, and return it.
+
+    transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit ones until the
+    last is done: 14 GB of gemma-2-27b beside the 54 GB that come of them. Here one matrix is there
+    in both forms at a time.
+
+    Args:
+        model: A transformers model whose matrices bitsandbytes holds in 4 bits.
+        dtype: Of the matrices from then on.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    names = [name for name, layer in model.named_modules() if isinstance(layer, Linear4bit)]
+    for name in names:
+        layer = model.get_submodule(name)
+        plain = torch.nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = torch.nn.Parameter(layer.bias.data.to(dtype), requires_grad=False)
+        model.set_submodule(name, plain)
+    model.hf_quantizer.remove_quantization_config(model)
+    # PEFT looks at the mark, and would take the matrices for 4-bit ones
+    model.is_loaded_in_4bit = False
+    return model
+
+
+def merge_adapter(model: Any, adapter: ModelDirectory | None) -> Any:
+    """Return a model of 16-bit or float32 matrices with an adapter merged into them.
+
+    Args:
+        model: It is used up.
+        adapter: A LoRA adapter; None merges none.
+    """
+    if adapter is None:
+        return model
+    from peft import PeftModel
+
+    # PEFT keeps the factors in float32, so that their product and the sum are, too
+    return PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
+
+
+def adapter_beside(model: Any, adapter: ModelDirectory | None) -> Any:
+    """Return a 4-bit model with an adapter beside its matrices, both computed without detours.
+
+    Args:
+        model: A transformers model.
+        adapter: A LoRA adapter, which becomes bfloat16; None puts none there.
+    """
+    from ja_instruct.generation.nf4_layers import use_fused_nf4, use_lean_lora
+
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
+        use_lean_lora(model)
+    use_fused_nf4(model)
+    return model

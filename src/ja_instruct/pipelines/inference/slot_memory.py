@@ -1,0 +1,155 @@
+"""How many sequences fit into memory side by side, by arithmetic on the model's sizes.
+
+Everything is in bytes. It is an estimate from above, with a margin for what an allocator cannot
+use; who finds it too low tries again with fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.safetensors_files import read_headers
+
+if TYPE_CHECKING:
+    import torch
+
+    from ja_instruct.model_memory import ModelShape
+    from ja_instruct.models import ModelDirectory
+
+# Of a vocabulary's width, for each sequence of a step: its logits in the model's type, bounded by a
+# tanh in three steps, in float32 and as the rules change them, and what they mark; all of it twice,
+# as a CUDA graph has memory of its own
+BYTES_PER_LOGIT = 2 * 44
+# Scores of the attention that are there at once, in two steps of the softmax
+ATTENTION_BYTES = 2 * 4 * 2**24
+# Of a pair of token and position in the mask: their distance in 64 bits, what may be seen, both
+# kinds of layers
+BYTES_PER_MASKED_PAIR = 16
+USABLE_SHARE = 0.95
+CPU_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """What the memory of ``SlotEngine`` follows from.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gated MLP.
+        vocab_size: Columns of the logits.
+        weight_bytes: Of a number that is computed with.
+        cache_token_bytes: What a token takes of the cache.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    weight_bytes: int
+    cache_token_bytes: int
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape) -> EngineSizes:
+        """Return the sizes of a model that is not loaded, computed in bfloat16."""
+        return cls(
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            vocab_size=shape.vocab_size,
+            weight_bytes=2,
+            cache_token_bytes=len(shape.windows) * 2 * shape.key_value_size * 2,
+        )
+
+    @classmethod
+    def of_model(cls, model: Any) -> EngineSizes:
+        """Return the sizes of a transformers model, or one wrapped by PEFT."""
+        from ja_instruct.generation.slot_cache import bytes_per_token
+
+        text = model.config.get_text_config()
+        dtype = model.get_input_embeddings().weight.dtype
+        return cls(
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            vocab_size=text.vocab_size,
+            weight_bytes=dtype.itemsize,
+            cache_token_bytes=bytes_per_token(model.config, dtype),
+        )
+
+    @property
+    def token_activation_bytes(self) -> int:
+        """What one token needs on its way through a layer."""
+        return self.weight_bytes * (4 * self.intermediate_size + 8 * self.hidden_size)
+
+    def cache_bytes(self, slots: int, length: int) -> int:
+        """Return the bytes of the cache."""
+        return slots * length * self.cache_token_bytes
+
+    def slot_bytes(self, length: int) -> int:
+        """Return what a sequence of ``length`` tokens takes, cache and all."""
+        return (
+            self.cache_bytes(1, length)
+            + self.vocab_size * BYTES_PER_LOGIT
+            + self.token_activation_bytes
+            + length * (8 + BYTES_PER_MASKED_PAIR)
+        )
+
+    def working_bytes(self, prefill_tokens: int, length: int) -> int:
+        """Return what reading a prompt in pieces takes, whatever the number of sequences."""
+        tokens = min(prefill_tokens, length)
+        return (
+            tokens * self.token_activation_bytes
+            + tokens * length * BYTES_PER_MASKED_PAIR
+            + ATTENTION_BYTES
+            # the largest matrix dequantized, and the next
+            + 2 * self.weight_bytes * self.hidden_size * self.intermediate_size
+        )
+
+    def slots_that_fit(self, free_bytes: int, prefill_tokens: int, length: int) -> int:
+        """Return how many sequences fit beside the weights; 0 where not even one does.
+
+        Args:
+            free_bytes: What is left when the weights are there.
+            prefill_tokens: Tokens of a prompt that are read at once.
+            length: Tokens of the longest prompt with its answer.
+        """
+        room = USABLE_SHARE * free_bytes - self.working_bytes(prefill_tokens, length)
+        return max(0, int(room // self.slot_bytes(length)))
+
+
+def free_bytes(device: torch.device, limit_gb: float | None) -> int:
+    """Return the memory that is left for sequences on a device.
+
+    Args:
+        device: Of a CPU's memory a part counts, so that nothing else is driven out.
+        limit_gb: What this process may have in all on a GPU; None is no limit.
+    """
+    if device.type == "cpu":
+        import psutil
+
+        return int(CPU_SHARE * psutil.virtual_memory().available)
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    # what the allocator holds and does not use is free as well
+    free += torch.cuda.memory_reserved(device) - held
+    return free if limit_gb is None else min(free, round(limit_gb * 1e9) - held)
+
+
+def bytes_of_merging(model: Any, adapter: ModelDirectory | None) -> tuple[int, int]:
+    """Return what a 4-bit model grows by in bfloat16, and what merging needs beside that.
+
+    Args:
+        model: A transformers model whose matrices bitsandbytes holds in 4 bits.
+        adapter: A LoRA adapter; None for none.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    sizes = [layer.in_features * layer.out_features for layer in layers]
+    grown = sum(2 * size - layer.weight.nbytes for size, layer in zip(sizes, layers, strict=True))
+    if adapter is None:
+        return grown, 0
+    factors = sum(math.prod(one.shape) for one in read_headers(adapter.path).values())
+    # both in float32: the factors, and a product of them as it is and scaled
+    return grown, 4 * factors + 2 * 4 * max(sizes, default=0)

@@ -1,0 +1,158 @@
+import copy
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def figures(benchmark_module):
+    return benchmark_module("generation_figures")
+
+
+@pytest.fixture(scope="module")
+def bench(benchmark_module):
+    return benchmark_module("bench_generation")
+
+
+def measured(**changes):
+    """What a side of ours writes: two answers, one after the other, of 3 tokens each."""
+    answer = {"prompt_tokens": 10, "new_tokens": 3, "error": ""}
+    return {
+        "status": "done",
+        "load_seconds": 7.0,
+        "answers": [{**answer, "position": 0}, {**answer, "position": 1}],
+        "preparing_seconds": 2.0,
+        "generate_seconds": 1.5,
+        "reading_seconds": 0.5,
+        "steps": 4,
+        "step_sizes": [1],
+        "bandwidth": 1000.0,
+        "weight_bytes": 100,
+        "cache_bytes_per_token": 2,
+        **changes,
+    }
+
+
+def test_one_task_is_extrapolated_to_the_whole_job(figures):
+    answer = {"prompt_tokens": 50, "new_tokens": 5, "prefill_seconds": 3.0, "decode_seconds": 2.0}
+    row = figures.summarize({"status": "done", "answers": [answer]}, tasks=10, new_tokens=101)
+    assert row["step_ms"] == 500.0
+    assert row["whole_job_seconds"] == 10 * (3 + 100 * 0.5)
+    assert row["tokens_per_second"] == pytest.approx(10 * 101 / 530, abs=1e-3)
+
+
+def test_rate_leaves_out_loading_and_preparing(figures):
+    row = figures.summarize(measured(), tasks=100, new_tokens=8)
+    assert row["tokens_per_second"] == 4.0
+    assert row["whole_job_seconds"] == 200.0
+    assert (row["load_seconds"], row["preparing_seconds"]) == (7.0, 2.0)
+    assert row["step_ms"] == 250.0
+    assert row["reading_tokens_per_second"] == 40.0
+
+
+def test_limit_is_what_the_steps_must_read_over_the_bandwidth(figures):
+    row = figures.summarize(measured(), tasks=2, new_tokens=3)
+    # each answer: its second token sees 11 tokens, its third 12, of 2 bytes
+    read = 4 * 100 + 2 * (11 + 12) * 2
+    assert row["limit_step_ms"] == pytest.approx(1e3 * read / 1000 / 4)
+    assert row["share_of_limit"] == pytest.approx(read / 1000 / 1.0, abs=1e-3)
+
+
+def test_failed_answers_do_not_count_and_are_named(figures):
+    result = measured()
+    result["answers"][1] |= {"new_tokens": 0, "error": "OutOfMemoryError: none"}
+    row = figures.summarize(result, tasks=2, new_tokens=3)
+    assert row["answers"] == 1
+    assert row["errors"] == ["OutOfMemoryError: none"]
+    assert row["tokens_per_second"] == 2.0
+
+
+@pytest.mark.parametrize("result", [{}, {"answers": []}, {"load_seconds": 3.0, "answers": []}])
+def test_side_that_failed_early_has_no_rate_and_no_ratio(figures, result, capsys):
+    failed = figures.summarize({"status": "failed with code 1", **result}, 10, 10)
+    sides = {"original": failed, "ours": figures.summarize(measured(), 2, 3)}
+    figures.add_ratios(sides)
+    assert sides["ours"]["ratio"] is None
+    figures.print_table(sides)
+    assert "failed with code 1" in capsys.readouterr().out
+
+
+def test_side_that_was_stopped_has_a_rate(figures):
+    stopped = measured(status="stopped after 9 s")
+    del stopped["reading_seconds"], stopped["weight_bytes"]
+    assert figures.summarize(stopped, 2, 3)["tokens_per_second"] == 4.0
+
+
+def test_ratio_is_ours_over_the_originals(figures):
+    answer = {"prompt_tokens": 10, "new_tokens": 3, "prefill_seconds": 1.0, "decode_seconds": 2.0}
+    original = figures.summarize({"status": "done", "answers": [answer]}, 2, 3)
+    sides = {"original": original, "ours": figures.summarize(measured(), 2, 3)}
+    figures.add_ratios(sides)
+    assert sides["ours"]["ratio"] == 4.0
+    assert sides["ours"]["ratio_to_one_by_one"] is None
+
+
+def test_bytes_are_those_of_a_count_token_by_token(benchmark_module):
+    traffic = benchmark_module("memory_traffic")
+    lengths = [(5, 1), (7, 4), (1, 9), (3, 0)]
+    seen = 0
+    for prompt, answer in lengths:
+        # the token before is read with all that came before it, and itself
+        for number in range(1, answer):
+            seen += prompt + number
+    assert traffic.bytes_to_read(lengths, 6, 1000, 3) == (6000, 3 * seen)
+
+
+def test_settings_change_one_side_alone_and_may_add_one(bench):
+    sides = copy.deepcopy(bench.SIDES)
+    bench.apply_settings(
+        sides,
+        ["ours:tasks=5", "ours-24gb:memory_gb=null", "ours-16:batching.slots=16"],
+    )
+    assert sides["ours"]["tasks"] == 5
+    assert sides["ours-nf4"]["tasks"] is None
+    assert sides["ours-24gb"]["memory_gb"] is None
+    assert sides["ours-16"]["changes"] == {"batching.slots": 16}
+    assert bench.OURS["changes"] == {}
+    with pytest.raises(SystemExit, match="give SIDE:NAME=VALUE"):
+        bench.apply_settings(sides, ["ours:tasks"])
+
+
+@pytest.mark.parametrize("side", ["ours", "ours-nf4", "ours-80gb", "ours-24gb", "one-by-one"])
+def test_product_takes_every_sides_parameters(bench, benchmark_module, side):
+    product = benchmark_module("generation_product")
+    parameters, _ = product.read_parameters("base", bench.SIDES[side]["changes"])
+    assert parameters.engine == ("one_by_one" if side == "one-by-one" else "batched")
+
+
+def test_limit_of_a_side_is_told_to_the_engine(bench, benchmark_module):
+    product = benchmark_module("generation_product")
+    changes = product.changes_of({**bench.SIDES["ours-24gb"], "new_tokens": 9, "device": "cuda"})
+    parameters, _ = product.read_parameters("base", changes)
+    assert parameters.batching.memory_gb == bench.MEMORY_GB_OF_24
+    assert parameters.max_new_tokens == 9
+
+
+def test_prompts_are_about_as_long_as_wanted_and_the_same_every_time(bench, benchmark_module):
+    tokenizer = benchmark_module("character_tokenizer").make_tokenizer()
+    prompts = bench.draw_prompts(40, 500)
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert min(lengths) >= 400
+    assert max(lengths) <= 512
+    assert max(lengths) - min(lengths) > 80
+    assert bench.draw_prompts(40, 500) == prompts
+
+
+def test_equal_tokens_are_counted_to_the_first_difference(benchmark_module):
+    compare = benchmark_module("generation_equality").compare_answers
+    beside = compare([[1, 2, 3, 4], [5, 6], [7, 8]], [[1, 2, 9, 4], [5, 6], [8, 8]])
+    assert beside["equal_answers"] == 1
+    assert beside["first_differences"] == [2, None, 0]
+    assert beside["share_of_tokens_before_the_first_difference"] == 0.5
+
+
+def test_reference_has_the_recipes_settings(benchmark_module, read_parameters):
+    reference = benchmark_module("generation_reference")
+    inference = read_parameters("base")["inference"]
+    assert inference["repetition_penalty"] == reference.REPETITION_PENALTY
+    assert tuple(inference["bad_words"]) == reference.BAD_WORDS
+    assert inference["max_seq_length"] == reference.MAX_SEQ_LENGTH

@@ -1,0 +1,236 @@
+"""The sides of ``bench_generation.py`` on the tiny shape."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ja_instruct.pipelines.inference.generation import load_engine
+
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def model(benchmark_module, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("generation") / "nf4"
+    benchmark_module("random_models").make_nf4_model(directory, "tiny", device="cpu")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapter(benchmark_module, model):
+    directory = model.with_name("adapter")
+    benchmark_module("random_adapter").make_adapter(directory, model, device="cpu")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def job(benchmark_module, model, adapter):
+    prompts = model.with_name("prompts.json")
+    prompts.write_text(json.dumps(benchmark_module("bench_generation").draw_prompts(5, 40)))
+    return {
+        "prompts": str(prompts),
+        "model": str(model),
+        "adapter": str(adapter),
+        "device": "cpu",
+        "environment": "base",
+        "tasks": 5,
+        "new_tokens": NEW_TOKENS,
+        "memory_gb": None,
+        "changes": {"batching.slots": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def generated(benchmark_module, job, tmp_path_factory):
+    path = tmp_path_factory.mktemp("result") / "ours.json"
+    product, traffic = (benchmark_module(n) for n in ("generation_product", "memory_traffic"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(traffic.COPIED_BYTES, "cpu", 1_000_000)
+        product.generate(job, path)
+    return json.loads(path.read_text("utf-8"))
+
+
+def load_plain(directory):
+    from ja_instruct.datasets import QuantizedModelDataset
+    from ja_instruct.devices import load_nf4_model
+
+    return load_nf4_model(QuantizedModelDataset(filepath=directory).load(), "cpu")
+
+
+class TestAdapter:
+    def test_has_the_factors_that_peft_would_save(self, benchmark_module, model, adapter):
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        reference = benchmark_module("training_reference")
+        config = LoraConfig(**reference.LORA, target_modules=reference.TARGET_MODULES)
+        expected = get_peft_model_state_dict(get_peft_model(load_plain(model), config))
+        made = load_file(adapter / "adapter_model.safetensors")
+        assert {key: (one.shape, one.dtype) for key, one in made.items()} == {
+            key: (one.shape, one.dtype) for key, one in expected.items()
+        }
+        assert all(one.any() for one in made.values())
+
+    def test_changes_what_the_model_says(self, model, adapter):
+        import torch
+        from peft import PeftModel
+
+        ids = torch.arange(300, 320)[None]
+        with torch.inference_mode():
+            without = load_plain(model)(ids).logits
+            adapted = PeftModel.from_pretrained(load_plain(model), str(adapter))(ids).logits
+        assert (without - adapted).abs().max() > 0.01
+
+    def test_product_takes_it_for_its_own(self, model, adapter):
+        from ja_instruct.datasets import AdapterDataset
+        from ja_instruct.models import read_provenance
+
+        provenance = AdapterDataset(filepath=adapter).load().provenance
+        assert provenance["stage"] == "sft"
+        weights = read_provenance(model)["weights_sha256"]
+        assert provenance["base"]["weights_sha256"] == weights
+
+    def test_is_made_again_for_other_weights_alone(
+        self, benchmark_module, model, adapter, tmp_path
+    ):
+        maker = benchmark_module("random_adapter")
+        made = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
+        maker.find_or_make_adapter(adapter, model, "cpu")
+        assert (adapter / "adapter_model.safetensors").stat().st_mtime_ns == made
+        copy = tmp_path / "adapter"
+        maker.find_or_make_adapter(copy, model, "cpu")
+        assert (copy / "ja_instruct.json").is_file()
+
+
+class TestProduct:
+    def test_no_answer_ends_early(self, generated):
+        assert sorted(one["position"] for one in generated["answers"]) == list(range(5))
+        assert {one["new_tokens"] for one in generated["answers"]} == {NEW_TOKENS}
+        assert not any(one["error"] for one in generated["answers"])
+
+    def test_steps_are_counted(self, generated):
+        # two at a time: three rounds, in which reading a prompt gives the first token
+        assert generated["steps"] == 3 * (NEW_TOKENS - 1)
+        assert generated["step_sizes"] == [2]
+        assert 0 < generated["reading_seconds"] < generated["generate_seconds"]
+
+    def test_figures_come_of_it(self, benchmark_module, generated):
+        figures = benchmark_module("generation_figures")
+        row = figures.summarize({"status": "done", **generated}, 5, NEW_TOKENS)
+        assert row["new_tokens"] == 5 * NEW_TOKENS
+        assert row["limit_step_ms"] > 0
+
+    def test_engines_are_compared_token_by_token(self, benchmark_module, job, tmp_path):
+        equality = benchmark_module("generation_equality")
+        equality.compare({**job, "engines": {"float32": {}}}, tmp_path / "equal.json")
+        result = json.loads((tmp_path / "equal.json").read_text("utf-8"))
+        beside = result["beside"]["float32"]
+        assert beside["equal_answers"] == beside["answers"] == 5
+        assert beside["margins"] == []
+        answers, _ = equality.answer_batched(job, {})
+        assert [len(one) for one in answers] == [NEW_TOKENS] * 5
+        assert len({tuple(one) for one in answers}) == 5
+
+    @pytest.mark.parametrize("engine", ["batched", "one_by_one"])
+    def test_what_ends_an_answer_elsewhere_does_not_here(
+        self, benchmark_module, job, model, tmp_path, engine
+    ):
+        """With the fourth token of an answer for EOS, only the engine as it is stops there."""
+        equality, endless = (
+            benchmark_module(name) for name in ("generation_equality", "endless_model")
+        )
+        said = equality.answer_batched(job, {})[0][0]
+        copy = shutil.copytree(model, tmp_path / "model")
+        for name in ("config.json", "generation_config.json"):
+            content = json.loads((copy / name).read_text("utf-8"))
+            (copy / name).write_text(json.dumps({**content, "eos_token_id": said[3]}))
+        adapter = endless.adapter_at(Path(job["adapter"]))
+        parameters, texts = benchmark_module("generation_product").read_parameters(
+            "base", {"device": "cpu", "engine": engine, "max_new_tokens": NEW_TOKENS}
+        )
+        (prompt, *_) = json.loads(Path(job["prompts"]).read_text("utf-8"))
+        counts = []
+        for kind in (endless.EndlessModel.at(copy), endless.adapter_at(copy)):
+            loaded = load_engine(kind, adapter, parameters, texts)
+            ((_, answer),) = loaded.generate([prompt])
+            counts.append(answer.new_tokens)
+        assert counts == [NEW_TOKENS, said.index(said[3]) + 1]
+
+    def test_margin_is_how_much_better_the_own_token_was(self, benchmark_module, model):
+        import torch
+
+        equality = benchmark_module("generation_equality")
+        loaded, prompt = load_plain(model), [2, 300, 301]
+        scores = loaded(torch.tensor([[*prompt, 400]])).logits[0, -1].detach()
+        best, second = scores.topk(2).indices.tolist()
+        (margin,) = equality.find_margins(
+            loaded, [prompt, prompt], [[400, best, 7], [1, 2]], [[400, second, 8], [1, 2]], 1.0
+        )
+        assert margin["token"] == 1
+        expected = float(scores[best] - scores[second])
+        assert margin["margin"] == pytest.approx(expected, abs=1e-3)
+        assert margin["bf16_steps"] > 0
+
+
+class TestReference:
+    def test_answers_have_as_many_tokens_as_wanted(self, benchmark_module, job):
+        reference = benchmark_module("generation_reference")
+        model, tokenizer = reference.load_with_transformers(job["model"], job["adapter"])
+        one = reference.answer(model, tokenizer, "亜" * 20, 4)
+        assert (one["prompt_tokens"], one["new_tokens"]) == (21, 4)
+        assert one["prefill_seconds"] > 0
+        assert one["decode_seconds"] > 0
+
+
+class TestTraffic:
+    def test_weights_in_4_bits_weigh_what_their_files_hold(self, benchmark_module, model):
+        from safetensors.torch import load_file
+
+        from ja_instruct.datasets import QuantizedModelDataset
+
+        loaded = QuantizedModelDataset(filepath=model).load().load_model(device_map="cpu")
+        stored = {}
+        for path in model.glob("*.safetensors"):
+            stored |= load_file(path)
+        kinds = (".weight", ".absmax", ".nested_absmax")
+        expected = sum(one.nbytes for name, one in stored.items() if name.endswith(kinds))
+        expected += sum(one.nbytes for one in loaded.buffers())
+        assert benchmark_module("memory_traffic").weight_bytes(loaded) == expected
+
+    def test_rows_of_an_embedding_that_is_not_the_head_do_not_count(self, benchmark_module):
+        import torch
+        from transformers import Gemma2ForCausalLM
+
+        weigh = benchmark_module("memory_traffic").weight_bytes
+        config = benchmark_module("random_models").make_config("tiny")
+        config.dtype = torch.float32
+        tied = Gemma2ForCausalLM(config)
+        config.tie_word_embeddings = False
+        assert weigh(Gemma2ForCausalLM(config)) == weigh(tied)
+
+    def test_tokens_of_the_cache(self, benchmark_module):
+        from transformers import Gemma2ForCausalLM
+
+        model = Gemma2ForCausalLM(benchmark_module("random_models").make_config("tiny"))
+        # layers, keys and values, heads, their width, float32
+        count = benchmark_module("memory_traffic").cache_bytes_per_token
+        assert count(model) == 2 * 2 * 1 * 32 * 4
+
+
+def test_clock_leaves_the_class_as_it_was(benchmark_module, model):
+    import torch
+    from transformers import Gemma2ForCausalLM
+
+    clock_class = benchmark_module("forward_clock").ForwardClock
+    before = Gemma2ForCausalLM.forward, torch.cuda.CUDAGraph.replay
+    with clock_class(model) as clock:
+        assert inspect.signature(Gemma2ForCausalLM.forward) == inspect.signature(before[0])
+        loaded = load_plain(model)
+        loaded(input_ids=torch.ones(3, 5, dtype=torch.long))
+        loaded(torch.ones(3, 1, dtype=torch.long))
+    assert (Gemma2ForCausalLM.forward, torch.cuda.CUDAGraph.replay) == before
+    assert (clock.steps, clock.sizes, clock.prompt_tokens) == (1, [3], 15)
+    assert clock.model is loaded

@@ -1,0 +1,85 @@
+"""The kernel for one token a sequence against attention written with PyTorch's operations."""
+
+import pytest
+import torch
+
+from ja_instruct.generation.decode_attention import LONGEST_PART, decode_attention, takes
+from ja_instruct.generation.grouped_attention import grouped_attention
+
+
+def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
+    query = torch.zeros(2, 4, tokens, width, dtype=dtype, device=device)
+    return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
+
+
+def test_a_cpu_has_no_kernel():
+    assert not takes(*query_and_key())
+
+
+@pytest.mark.gpu
+def test_it_takes_steps_in_16_bits():
+    assert takes(*query_and_key(device="cuda"))
+    assert not takes(*query_and_key(tokens=2, device="cuda"))
+    assert not takes(*query_and_key(dtype=torch.float32, device="cuda"))
+    assert not takes(*query_and_key(width=96, device="cuda"))
+
+
+def step(sequences, heads, key_heads, span, width, window, dtype):
+    """Return a step's tensors; sequences reach from the first position to the last."""
+    torch.manual_seed(0)
+    query = torch.randn(sequences, 1, heads, width).transpose(1, 2) * 2
+    cache = torch.randn(2, sequences, key_heads, span + 40, width)
+    positions = torch.linspace(0, span - 1, sequences).long()
+    behind = positions[:, None] - torch.arange(span)
+    seen = (behind >= 0) & ((behind < window) if window else True)
+    mask = torch.zeros(sequences, 1, 1, span).masked_fill(
+        ~seen[:, None, None], torch.finfo(dtype).min
+    )
+    tensors = [query, cache[0], cache[1], mask]
+    query, keys, values, mask = (tensor.to("cuda", dtype) for tensor in tensors)
+    return query, keys[:, :, :span], values[:, :, :span], mask
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 50.0, 5.0])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 8, 4, 200, 128),
+        (1, 4, 4, 70, 64),
+        (2, 6, 2, LONGEST_PART + 513, 128),
+        (9, 8, 1, 33, 256),
+    ],
+    ids=str,
+)
+def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
+    tensors = step(*shape, window, dtype)
+    scaling = shape[-1] ** -0.5
+    exact, _ = grouped_attention(
+        None, *(tensor.float() for tensor in tensors), scaling, softcap=softcap
+    )
+    output = decode_attention(*tensors, scaling, softcap)
+    torch.testing.assert_close(output.transpose(1, 2).float(), exact, rtol=2e-2, atol=1e-2)
+    assert torch.equal(output, decode_attention(*tensors, scaling, softcap))
+
+
+@pytest.mark.gpu
+def test_what_is_hidden_is_not_read():
+    query, keys, values, mask = step(2, 4, 2, 600, 64, None, torch.bfloat16)
+    expected = decode_attention(query, keys, values, mask, 0.1, None)
+    # the first sequence sees one position; numbers far behind it would spoil any sum
+    keys[0, :, 300:], values[0, :, 300:] = torch.nan, torch.nan
+    assert torch.equal(decode_attention(query, keys, values, mask, 0.1, None), expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_can_hold_it():
+    tensors = step(4, 8, 4, 300, 128, None, torch.bfloat16)
+    expected = decode_attention(*tensors, 0.1, 50.0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = decode_attention(*tensors, 0.1, 50.0)
+    graph.replay()
+    assert torch.equal(output, expected)

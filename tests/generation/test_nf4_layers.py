@@ -1,0 +1,227 @@
+"""Layers with the kernel, and LoRA layers with less around them, against their originals."""
+
+import bitsandbytes
+import peft
+import pytest
+import torch
+import transformers
+
+from ja_instruct.generation import nf4_layers as subject
+from ja_instruct.generation.nf4_layers import use_fused_nf4, use_lean_lora
+
+
+def nf4_layer(inputs=128, outputs=96, *, bias=True, quant_type="nf4"):
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear4bit(
+        inputs, outputs, bias=bias, compute_dtype=torch.bfloat16, quant_type=quant_type
+    )
+    # or bitsandbytes packs the weights anew, as some processors like them
+    layer.support_avx512bf16_for_cpu = False
+    return layer.to(torch.bfloat16).to("cpu").eval()
+
+
+def reference(x, weight, bias=None):
+    shifts = torch.tensor([4, 0, 12, 8, 20, 16, 28, 24])
+    places = (weight.words[:, None] >> shifts) & 15
+    scales = weight.scale_levels[weight.scales.long()].view(-1)
+    scales = scales * weight.scale_scales.repeat_interleave(256)[: len(scales)]
+    values = weight.levels[places.reshape(-1, 64)] * (scales + weight.scale_offset)[:, None]
+    plain = values.to(torch.bfloat16).view(weight.outputs, weight.inputs)
+    return torch.nn.functional.linear(x, plain, bias)
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """Let the CPU have the kernel, and note the rows it multiplies."""
+    rows = []
+
+    def matmul(x, weight, bias=None):
+        rows.append(len(x))
+        return reference(x, weight, bias)
+
+    monkeypatch.setattr(subject, "nf4_matmul", matmul)
+    monkeypatch.setattr(subject, "is_available", lambda device: True)
+    return rows
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((1, 1), [1]), ((64, 1), [64]), ((1, 64), [64]), ((4, 16), [64]), ((65, 1), []), ((5,), [5])],
+    ids=str,
+)
+def test_few_rows_take_the_kernel(kernel_calls, shape, rows, bias):
+    layer = nf4_layer(bias=bias)
+    x = torch.randn(*shape, 128, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = layer(x)
+        assert use_fused_nf4(torch.nn.Sequential(layer)) == 1
+        output = layer(x)
+    assert kernel_calls == rows
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=2**-7, atol=2e-3)
+
+
+def test_other_types_stay_with_bitsandbytes(kernel_calls):
+    layer = nf4_layer()
+    use_fused_nf4(layer)
+    assert layer(torch.randn(2, 128)).dtype == torch.float32
+    assert kernel_calls == []
+
+
+def test_weights_it_cannot_read_stay_with_bitsandbytes(kernel_calls, caplog):
+    model = torch.nn.Sequential(nf4_layer(), nf4_layer(quant_type="fp4"), nf4_layer(96, 64))
+    with caplog.at_level("INFO"):
+        assert use_fused_nf4(model) == 1
+    assert "type 'fp4' instead of 'nf4'" in caplog.text
+    assert "no multiple of 64" in caplog.text
+    assert "1 of 3 4-bit layers multiply a few rows in four bits" in caplog.text
+
+
+def test_on_a_cpu_nothing_changes():
+    layer = nf4_layer()
+    assert use_fused_nf4(layer) == 0
+    assert "forward" not in vars(layer)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.first, self.second = layers
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+def with_adapter(model, **changes):
+    torch.manual_seed(1)
+    settings = {"r": 8, "lora_alpha": 12, "target_modules": ["first", "second"]}
+    config = peft.LoraConfig(**{**settings, "init_lora_weights": False, "lora_dropout": 0.1})
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return peft.get_peft_model(model, config).eval()
+
+
+def plain_model():
+    torch.manual_seed(0)
+    return Model([torch.nn.Linear(128, 96), torch.nn.Linear(96, 64)])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5)], ids=str)
+def test_lean_layers_are_pefts_in_float32(shape):
+    model = with_adapter(plain_model())
+    x = torch.randn(*shape, 128)
+    with torch.inference_mode():
+        expected = model(x)
+        with model.disable_adapter():
+            without = model(x)
+        assert use_lean_lora(model) == 2
+        output = model(x)
+        with model.disable_adapter():
+            assert torch.equal(model(x), without)
+    assert not torch.allclose(expected, without, atol=1e-2)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_lean_layers_are_pefts_in_bfloat16():
+    model = with_adapter(plain_model().to(torch.bfloat16))
+    x = torch.randn(4, 128, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = model(x)
+        use_lean_lora(model)
+        output = model(x)
+    torch.testing.assert_close(output, expected, rtol=2**-6, atol=2**-5)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_lean_layers_call_no_more_than_they_need(monkeypatch):
+    model = with_adapter(plain_model())
+    use_lean_lora(model)
+    monkeypatch.setattr(peft.tuners.lora.Linear, "forward", None)
+    assert model(torch.randn(2, 128)).shape == (2, 64)
+
+
+def test_a_merged_adapter_is_not_applied_twice():
+    model = with_adapter(plain_model())
+    x = torch.randn(3, 128)
+    with torch.inference_mode():
+        expected = model(x)
+        use_lean_lora(model)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_layers_with_more_to_do_stay_pefts(changes):
+    model = with_adapter(plain_model(), **changes)
+    assert use_lean_lora(model) == 0
+
+
+def test_with_several_active_adapters_layers_stay_pefts():
+    model = with_adapter(plain_model())
+    model.add_adapter("other", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "other"])
+    assert use_lean_lora(model) == 0
+
+
+def test_another_adapter_is_pefts_matter():
+    model = with_adapter(plain_model())
+    model.add_adapter("other", model.peft_config["default"])
+    model.eval()
+    x = torch.randn(3, 128)
+    with torch.inference_mode():
+        model.set_adapter("other")
+        expected = model(x)
+        model.set_adapter("default")
+        use_lean_lora(model)
+        model.set_adapter("other")
+        assert torch.equal(model(x), expected)
+
+
+def test_lean_layers_over_the_kernel(kernel_calls):
+    """The two together, over 4-bit layers as PEFT wraps them."""
+    layers = [nf4_layer(128, 128), nf4_layer(128, 64)]
+    model = Model(layers)
+    model.is_loaded_in_4bit = True
+    model = with_adapter(model)
+    assert isinstance(model.base_model.model.first, peft.tuners.lora.Linear4bit)
+    x = torch.randn(4, 1, 128, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = model(x)
+        assert (use_fused_nf4(model), use_lean_lora(model)) == (2, 2)
+        output = model(x)
+    assert kernel_calls == [4, 4]
+    torch.testing.assert_close(output, expected, rtol=2**-5, atol=2**-4)
+
+
+@pytest.mark.gpu
+def test_a_model_gives_nearly_the_same_on_a_gpu():
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, linear in list(part.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    packed = bitsandbytes.nn.Linear4bit(
+                        linear.in_features,
+                        linear.out_features,
+                        bias=False,
+                        compute_dtype=torch.bfloat16,
+                        quant_type="nf4",
+                    )
+                    packed.load_state_dict(linear.state_dict())
+                    setattr(part, name, packed)
+    model = model.to("cuda")
+    ids = torch.randint(0, 300, (8, 1), device="cuda")
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        assert use_fused_nf4(model) == 14
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=2**-4, atol=2**-6)

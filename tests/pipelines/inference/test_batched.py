@@ -1,0 +1,332 @@
+"""Prompts answered side by side get the answers that they get alone."""
+
+import time
+
+import pytest
+import torch
+from datasets import Dataset
+
+from ja_instruct.answer_store import AnswerStore
+from ja_instruct.datasets import AdapterDataset
+from ja_instruct.models import ModelArtifact
+from ja_instruct.pipelines.inference import batched
+from ja_instruct.pipelines.inference.batched import Batched
+from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.pipelines.inference.nodes import answer_tasks
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.sft.backends import adapt_with_peft
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.prompts import PromptParameters
+
+QUESTIONS = [
+    "日本の首都は",
+    "富士山の高さを教えてください。\n\n",
+    "春",
+    "季節は四つあります。",
+    "川の名前を三つ挙げてください。",
+    "夏目漱石の代表作を挙げてください。" * 6,
+    "首都の人口は?",
+]
+PROMPTS = Dataset.from_list(
+    [{"task_id": i, "input": text, "prompt": f"質問:{text}"} for i, text in enumerate(QUESTIONS)]
+)
+NEW_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def texts(read_parameters):
+    return PromptParameters(**read_parameters("base")["prompts"])
+
+
+@pytest.fixture(scope="module")
+def change(read_parameters):
+    """A function from changes to parameters, those of ``batching`` among them."""
+    section = {**read_parameters("test")["inference"], "max_new_tokens": NEW_TOKENS}
+    names = section["batching"].keys()
+
+    def call(**changes):
+        batching = {**section["batching"], **{key: changes.pop(key) for key in names & changes}}
+        return InferenceParameters(**{**section, "batching": batching, **changes})
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_nf4, read_parameters, tmp_path_factory):
+    """An adapter that says something: a fresh one is zero."""
+    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
+    dataset.save(ModelArtifact(model, tokenizer, {}))
+    return dataset.load()
+
+
+@pytest.fixture
+def answer(tiny_nf4, adapter, texts, tmp_path):
+    """A function from parameters to the answers and the report of the node."""
+
+    def call(parameters, **changes):
+        store = AnswerStore(tmp_path / f"{time.monotonic_ns()}.jsonl")
+        changed = texts.model_copy(update=changes)
+        return answer_tasks(PROMPTS, store, tiny_nf4, adapter, changed, parameters)
+
+    return call
+
+
+SPOKEN = ("。", "は", "、", "の", "て", "です")
+
+
+@pytest.mark.parametrize(
+    ("decoding", "texts_changes"),
+    [
+        ({}, {}),
+        ({"repetition_penalty": 1.3, "penalty_on": "answer"}, {}),
+        ({"penalty_spares_end": True, "bad_words_in": "text"}, {"format": "chat_template"}),
+        ({"bad_words": SPOKEN}, {}),
+        ({"bad_words": SPOKEN, "bad_words_in": "text", "penalty_on": "answer"}, {}),
+    ],
+    ids=["recipe", "penalty on the answer", "tuned chat", "banned tokens", "banned text"],
+)
+def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, texts_changes):
+    expected, _ = answer(change(engine="one_by_one", **decoding), **texts_changes)
+    few = change(engine="batched", slots=3, prefill_tokens=16, **decoding)
+    found, report = answer(few, **texts_changes)
+    assert found.to_list() == expected.to_list()
+    assert any(found["output"][:])
+    assert report["summary"]["tasks"] == len(QUESTIONS)
+
+
+def test_report_counts_the_wall_time_once(answer, change):
+    started = time.perf_counter()
+    _, report = answer(change(slots=3))
+    passed = time.perf_counter() - started
+    summary = report["summary"]
+    assert 0 < summary["seconds"] <= passed
+    new_tokens = len(QUESTIONS) * NEW_TOKENS
+    assert summary["new_tokens"] == new_tokens
+    # rounded to a tenth of a second
+    assert summary["tokens_per_second"] >= new_tokens / passed
+    assert all(row["seconds"] >= 0 for row in report["tasks"])
+
+
+@pytest.fixture
+def engine(tiny_nf4, change, texts):
+    def make(**changes):
+        return load_engine(tiny_nf4, None, change(**changes), texts)
+
+    return make
+
+
+def test_seconds_add_up_to_what_has_passed(engine):
+    side_by_side = engine(slots=2)
+    started = time.perf_counter()
+    seconds, ends = 0.0, []
+    for _, one in side_by_side.generate(QUESTIONS):
+        seconds += one.seconds
+        ends.append(time.perf_counter() - started)
+    assert seconds == pytest.approx(ends[-1], rel=0.3)
+    # as they end, not all at last
+    assert ends[0] < 0.7 * ends[-1]
+
+
+def test_no_prompts(engine):
+    assert list(engine().generate([])) == []
+
+
+def test_prompt_without_tokens_fails_alone(engine, monkeypatch):
+    side_by_side = engine()
+    theirs = side_by_side._tokenizer
+    monkeypatch.setattr(
+        side_by_side, "_tokenizer", lambda text: theirs(text) if text else {"input_ids": []}
+    )
+    answers = dict(side_by_side.generate(["春", "", "川"]))
+    assert [answers[i].error for i in range(3)] == ["", "ValueError: the prompt has no tokens", ""]
+
+
+class Memory:
+    """A device whose memory holds a few slots; its engines say a prompt's last token twice."""
+
+    def __init__(self, holds, raises=torch.OutOfMemoryError, before=1, broken=()):
+        self.holds, self.raises, self.before, self.broken = holds, raises, before, set(broken)
+        self.tried = []
+
+    def build(self, slots, length):
+        self.tried.append((slots, length))
+        return Engine(self, slots)
+
+
+class Engine:
+    def __init__(self, memory, slots):
+        self.memory, self.slots = memory, slots
+
+    def generate(self, prompts, max_new_tokens, find_banned):
+        for position, ids in enumerate(prompts):
+            is_full = self.slots > self.memory.holds and position == self.memory.before
+            if is_full or ids[-1] in self.memory.broken:
+                raise self.memory.raises("CUDA out of memory. Tried to allocate 20 GiB\nmore")
+            yield position, [ids[-1]] * 2
+
+
+NUMBERED = [f"春{number}" for number in range(20)]
+
+
+class TestOutOfMemory:
+    @pytest.fixture
+    def run(self, engine, monkeypatch):
+        def call(memory, prompts=NUMBERED):
+            one = engine(slots=16)
+            monkeypatch.setattr(one, "_build", memory.build)
+            encoded = [one._tokenizer(prompt)["input_ids"] for prompt in prompts]
+            found = list(one.generate(prompts))
+            # every prompt once
+            assert sorted(position for position, _ in found) == list(range(len(prompts)))
+            answers = dict(found)
+            for position, ids in enumerate(encoded):
+                if not answers[position].error:
+                    assert answers[position].text == one._tokenizer.decode([ids[-1]] * 2).strip()
+                    assert answers[position].prompt_tokens == len(ids)
+            return answers
+
+        return call
+
+    def test_fewer_slots_for_those_that_are_left(self, run, caplog):
+        memory = Memory(holds=5)
+        answers = run(memory)
+        assert [slots for slots, _ in memory.tried] == [16, 12, 9, 6, 4]
+        assert not any(one.error for one in answers.values())
+        assert "answering 20 prompts 16 at a time failed, 19 of them are left: CUDA" in caplog.text
+
+    def test_no_more_slots_are_tried_than_prompts_are_left(self, run):
+        memory = Memory(holds=1, before=3)
+        run(memory, NUMBERED[:8])
+        assert [slots for slots, _ in memory.tried] == [8, 3, 1]
+
+    def test_what_no_slot_holds_fails_alone(self, run, engine, caplog):
+        tokenizer = engine()._tokenizer
+        broken = tokenizer("春3")["input_ids"][-1]
+        memory = Memory(holds=99, broken=[broken])
+        prompts = [*NUMBERED[:6], "夏目漱石" * 5]
+        answers = run(memory, prompts)
+        assert {i: one.error for i, one in answers.items() if one.error} == {
+            3: "OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB"
+        }
+        assert "generating the answer of prompt 3 failed" in caplog.text
+        # no longer as long as the longest of all
+        lengths = [length for slots, length in memory.tried if slots == 1]
+        assert min(lengths) == len(tokenizer("春3")["input_ids"]) + NEW_TOKENS
+
+    @pytest.mark.parametrize("raises", [RuntimeError, ValueError, IndexError])
+    def test_another_error_is_told_with_its_prompt(self, run, engine, raises, monkeypatch):
+        broken = engine()._tokenizer("春3")["input_ids"][-1]
+        monkeypatch.setattr(batched, "_is_out_of_memory", lambda error: False)
+        memory = Memory(holds=99, raises=raises, broken=[broken])
+        answers = run(memory, NUMBERED[:6])
+        assert [i for i, one in answers.items() if one.error] == [3]
+        # at once one after the other: fewer slots would not help
+        assert [slots for slots, _ in memory.tried] == [6, 1, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("error", "is_memory"),
+        [
+            (torch.OutOfMemoryError("any"), True),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+            (RuntimeError("shapes cannot be multiplied"), False),
+            (IndexError("index out of range"), False),
+        ],
+    )
+    def test_what_is_out_of_memory(self, error, is_memory):
+        assert batched._is_out_of_memory(error) is is_memory
+
+
+class TestSlots:
+    @pytest.fixture
+    def count(self, engine, monkeypatch):
+        def call(prompts, free=10**12, **changes):
+            monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
+            one = engine(**changes)
+            one._weights = "float32"
+            return one._count_slots(prompts, 100)
+
+        return call
+
+    @pytest.mark.parametrize(
+        ("prompts", "slots"), [(1, 1), (8, 8), (9, 16), (16, 16), (20, 20), (100, 32)]
+    )
+    def test_on_a_cpu(self, count, prompts, slots):
+        assert count(prompts) == slots
+
+    def test_as_many_as_are_asked_for(self, count):
+        assert count(100, slots=50) == 50
+        assert count(10, slots=50) == 10
+
+    def test_as_many_as_fit(self, count, engine, caplog, monkeypatch):
+        sizes = batched.EngineSizes.of_model(engine()._model)
+        free = int((sizes.working_bytes(1024, 100) + 3.5 * sizes.slot_bytes(100)) / 0.95)
+        assert count(100, free=free) == 3
+        assert not [one for one in caplog.records if one.levelname == "WARNING"]
+        assert count(100, free=free, slots=7) == 3
+        assert "memory holds 3 prompts of 100 tokens at a time by estimate, not 7" in caplog.text
+
+    def test_one_is_tried_in_any_case(self, count, caplog):
+        assert count(100, free=0) == 1
+        assert "memory holds 0 prompts" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("memory_gb", "node_gb", "limit"),
+        [(None, None, None), (20.0, None, 20.0), (20.0, 40.0, 20.0), (None, 40.0, 39.4)],
+    )
+    def test_limits(self, engine, monkeypatch, memory_gb, node_gb, limit):
+        found = []
+        monkeypatch.setattr(batched, "free_bytes", lambda device, limit: found.append(limit) or 0)
+        gpu = {"devices": None, "memory_gb": node_gb, "disk_gb": None}
+        engine(memory_gb=memory_gb, gpu=gpu)._free_bytes()
+        assert found == [limit if limit is None else pytest.approx(limit)]
+
+
+class TestWeights:
+    """Of a model in 4 bits, here computed by bitsandbytes on the CPU."""
+
+    @pytest.fixture
+    def take_up(self, tiny_nf4, adapter, change, texts, monkeypatch):
+        def call(free, prompts=4, **changes):
+            monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
+            model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+            parameters = change(**changes)
+            one = Batched(model, tiny_nf4.load_tokenizer(), parameters, texts, adapter=adapter)
+            answers = dict(one.generate(QUESTIONS[:prompts]))
+            assert not any(answer.error for answer in answers.values())
+            return one._weights, one
+
+        return call
+
+    @pytest.mark.parametrize("weights", ["nf4", "bf16"])
+    def test_as_asked_for(self, take_up, weights):
+        found, one = take_up(10**12, weights=weights)
+        assert found == weights
+        names = {name for name, _ in one._model.named_parameters()}
+        assert any("lora_" in name for name in names) is (weights == "nf4")
+
+    def test_16_bits_where_they_leave_room(self, take_up, tiny_nf4):
+        model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+        sizes = batched.EngineSizes.of_model(model)
+        length = NEW_TOKENS + max(
+            len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
+        )
+        grown, _ = batched.bytes_of_merging(model, None)
+        needed = sizes.working_bytes(1024, length) + 4.5 * sizes.slot_bytes(length)
+        enough = int(grown + needed / 0.95)
+        assert take_up(enough)[0] == "bf16"
+        assert take_up(enough - sizes.slot_bytes(length))[0] == "nf4"
+        # fewer slots are wanted
+        assert take_up(enough - sizes.slot_bytes(length), slots=3)[0] == "bf16"
+
+    def test_they_are_chosen_once(self, take_up):
+        weights, one = take_up(10**12)
+        model = one._model
+        list(one.generate(QUESTIONS[:1]))
+        assert one._model is model
+        assert one._weights == weights

@@ -1,0 +1,134 @@
+"""The arithmetic against what the engine allocates."""
+
+import dataclasses
+
+import pytest
+import torch
+from gemma_shapes import GEMMA_2_27B
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ja_instruct.generation.grouped_attention import SCORES_AT_ONCE
+from ja_instruct.generation.slot_cache import SlotCache
+from ja_instruct.model_memory import ModelShape, lora_weights, nf4_bytes
+from ja_instruct.pipelines.inference.slot_memory import (
+    ATTENTION_BYTES,
+    USABLE_SHARE,
+    EngineSizes,
+    bytes_of_merging,
+    free_bytes,
+)
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return ModelShape.from_config(GEMMA_2_27B)
+
+
+@pytest.fixture(scope="module")
+def sizes(shape):
+    return EngineSizes.of_shape(shape)
+
+
+def test_scores_of_the_attention_are_as_many_as_it_computes_at_once():
+    assert ATTENTION_BYTES == 2 * 4 * SCORES_AT_ONCE
+
+
+def test_cache_is_what_the_engine_allocates(tiny_gemma2):
+    model = tiny_gemma2.load_model()
+    cache = SlotCache(
+        model.config, slots=3, length=50, dtype=torch.float32, device=torch.device("cpu")
+    )
+    held = sum(tensor.nbytes for tensor in (*cache._keys, *cache._values))
+    assert EngineSizes.of_model(model).cache_bytes(3, 50) == held
+
+
+def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4):
+    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+    shape = ModelShape.from_config(tiny_nf4.load_config())
+    assert EngineSizes.of_model(model) == EngineSizes.of_shape(shape)
+
+
+@given(slots=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
+def test_as_many_fit_as_have_room(slots, length, prefill):
+    sizes = EngineSizes.of_shape(ModelShape.from_config(GEMMA_2_27B))
+    needed = sizes.working_bytes(prefill, length) + (slots + 0.5) * sizes.slot_bytes(length)
+    assert sizes.slots_that_fit(int(needed / USABLE_SHARE), prefill, length) == slots
+
+
+def test_nothing_fits_into_nothing(sizes):
+    assert sizes.slots_that_fit(0, 1024, 4096) == sizes.slots_that_fit(-(10**9), 1024, 4096) == 0
+
+
+def test_gemma_2_27b_on_cards_of_24_and_80_gb(shape, sizes):
+    """Prompts and answers of 4,096 tokens, an adapter of r = 64 beside 4-bit weights."""
+    beside = nf4_bytes(shape) + 2 * lora_weights(shape, SEVEN, 64)
+    free = {gib: int(gib * 2**30 - 1e9) for gib in (24, 80)}
+    small, large = (sizes.slots_that_fit(one - beside, 1024, 4096) for one in free.values())
+    assert small >= 3
+    assert 32 <= large <= 45
+    in_16_bits = 2 * (shape.linear_weights + shape.other_weights)
+    assert sizes.slots_that_fit(free[80] - in_16_bits, 1024, 4096) < large
+
+
+def test_longer_pieces_of_a_prompt_leave_less(sizes):
+    assert sizes.working_bytes(4096, 8192) > sizes.working_bytes(1024, 8192)
+    # but none is longer than the prompt
+    assert sizes.working_bytes(4096, 512) == sizes.working_bytes(512, 512)
+
+
+def test_merging_grows_the_matrices_to_two_bytes_a_weight(tiny_nf4):
+    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+    shape = ModelShape.from_config(tiny_nf4.load_config())
+    grown, passing = bytes_of_merging(model, None)
+    assert grown == shape.linear_weights * 2 - shape.linear_weights // 2
+    assert passing == 0
+
+
+def test_merging_needs_the_adapter_and_a_product_in_float32(tiny_nf4, finished_adapter):
+    adapter, weights = finished_adapter
+    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+    shape = ModelShape.from_config(tiny_nf4.load_config())
+    _, passing = bytes_of_merging(model, adapter)
+    assert passing == 4 * weights + 2 * 4 * shape.largest_matrix
+
+
+@pytest.fixture
+def finished_adapter(tmp_path):
+    """A directory with factors of 96 weights in all."""
+    from safetensors.torch import save_file
+
+    from ja_instruct.models import ModelDirectory
+
+    factors = {"a": torch.zeros(4, 16), "b": torch.zeros(8, 4)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    return ModelDirectory(tmp_path, "adapter"), 96
+
+
+class TestFreeBytes:
+    def test_of_a_cpu_a_part(self):
+        import psutil
+
+        free = free_bytes(torch.device("cpu"), 0.001)
+        assert 0 < free < 0.7 * psutil.virtual_memory().total
+
+    @pytest.mark.parametrize(
+        ("limit", "expected"), [(None, 52e9), (40.0, 30e9), (80.0, 52e9), (5.0, -5e9)]
+    )
+    def test_of_a_gpu_what_nobody_uses(self, monkeypatch, limit, expected):
+        figures = {
+            "mem_get_info": (50_000_000_000, 80_000_000_000),
+            "memory_allocated": 10_000_000_000,
+            "memory_reserved": 12_000_000_000,
+        }
+        for name, value in figures.items():
+            monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+        assert free_bytes(torch.device("cuda", 0), limit) == expected
+
+
+def test_a_slot_of_twice_the_length_takes_twice_the_cache(sizes):
+    one, two = sizes.slot_bytes(1000), sizes.slot_bytes(2000)
+    assert two - one > sizes.cache_bytes(1, 1000)
+    assert dataclasses.replace(sizes, cache_token_bytes=0).slot_bytes(1000) < 0.2 * one
