@@ -1,5 +1,6 @@
 """Answers given together are those that transformers gives one by one."""
 
+import copy
 import random
 
 import pytest
@@ -185,6 +186,45 @@ def test_an_engine_can_be_used_again(others):
     engine = engine_of(others["llama"], 599, slots=2)
     first = dict(engine.generate(prompts, NEW_TOKENS))
     assert dict(engine.generate(prompts, NEW_TOKENS)) == first
+
+
+def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
+    prompts = random_prompts(600, count=5, longest=40)
+    expected = one_by_one(others["llama"], prompts, 599)
+    engine = engine_of(others["llama"], 599, slots=2)
+    tried = []
+
+    def capture(span):
+        tried.append(span)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(engine, "_use_graph", True)
+    monkeypatch.setattr(engine, "_capture", capture)
+    answers = dict(engine.generate(prompts, NEW_TOKENS))
+    assert [answers[position] for position in range(5)] == expected
+    assert len(tried) == 1
+    assert "operation not permitted when stream is capturing" in caplog.text
+
+
+def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
+    engine = engine_of(others["llama"], 599, slots=2)
+
+    def capture(span):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "_use_graph", True)
+    monkeypatch.setattr(engine, "_capture", capture)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(engine.generate([[2, 300]], NEW_TOKENS))
+
+
+@pytest.mark.gpu
+def test_recorded_steps_are_those_taken(others):
+    """On a GPU; TF32 is off by default, so numbers are those of float32."""
+    model = copy.deepcopy(others["llama"]).cuda()
+    prompts = random_prompts(600, count=6, longest=60)
+    taken = dict(engine_of(model, 599, use_graph=False).generate(prompts, NEW_TOKENS))
+    assert dict(engine_of(model, 599, use_graph=True).generate(prompts, NEW_TOKENS)) == taken
 
 
 def test_size_of_the_cache(gemma2):

@@ -93,6 +93,7 @@ class SlotEngine:
             (slots, settings.max_length), dtype=torch.long, device=self._device
         )
         self._rows = torch.arange(slots, device=self._device)
+        self._use_graph = settings.use_graph and self._device.type == "cuda"
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._find_banned: FindBanned | None = None
 
@@ -178,13 +179,25 @@ class SlotEngine:
             self._take_step(span)
 
     def _take_step(self, span: int) -> None:
-        if self._device.type != "cuda" or not self._settings.use_graph:
-            self._step(span)
+        if self._use_graph and span in self._graphs:
+            self._graphs[span].replay()
             return
-        if span not in self._graphs:
-            self._graphs[span] = self._capture(span)
-            return
-        self._graphs[span].replay()
+        if self._use_graph:
+            try:
+                self._graphs[span] = self._capture(span)
+            except torch.OutOfMemoryError:
+                raise
+            # what PyTorch and CUDA raise where an operation waits for the host or copies from it
+            except RuntimeError as error:
+                logger.warning(
+                    "a step of this model cannot be recorded as a CUDA graph, so each is launched "
+                    "anew, which takes several times as long: %s",
+                    error,
+                )
+                self._use_graph = False
+            else:
+                return
+        self._step(span)
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph:
         """Take a step while it is recorded: once before it, so that libraries have warmed up."""
