@@ -257,7 +257,7 @@ class TestDevice:
             parameters={
                 "quantization": {"device": "cuda"},
                 "sft": {"device": "cuda", "backend": "unsloth"},
-                "inference": {"device": "cuda", "backend": "unsloth"},
+                "inference": {"device": "cuda", "backend": "unsloth", "engine": "one_by_one"},
             },
         )
         message = refused(environment)

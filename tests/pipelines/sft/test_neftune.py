@@ -21,6 +21,11 @@ def embedded():
     return torch.randn(1, int(LENGTHS.sum()), WIDTH, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def _same_noise_each_time():
+    torch.manual_seed(0)
+
+
 class TestNoise:
     def test_is_bounded_by_each_samples_own_length(self, embedded):
         for sample in noise(of_each_token(LENGTHS), embedded, ALPHA).split(LENGTHS.tolist(), dim=1):
