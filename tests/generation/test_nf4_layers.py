@@ -47,10 +47,20 @@ def kernel_calls(monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("shape", "rows"),
-    [((1, 1), [1]), ((64, 1), [64]), ((1, 64), [64]), ((4, 16), [64]), ((65, 1), []), ((5,), [5])],
+    [
+        ((1, 1), []),
+        ((1,), []),
+        ((2, 1), [2]),
+        ((1, 2), [2]),
+        ((64, 1), [64]),
+        ((1, 64), [64]),
+        ((4, 16), [64]),
+        ((65, 1), []),
+        ((5,), [5]),
+    ],
     ids=str,
 )
-def test_few_rows_take_the_kernel(kernel_calls, shape, rows, bias):
+def test_few_rows_but_not_one_take_the_kernel(kernel_calls, shape, rows, bias):
     layer = nf4_layer(bias=bias)
     x = torch.randn(*shape, 128, dtype=torch.bfloat16)
     with torch.inference_mode():

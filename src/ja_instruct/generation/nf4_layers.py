@@ -18,15 +18,18 @@ from ja_instruct.generation.nf4_matmul import (
 
 logger = logging.getLogger(__name__)
 
+# one row is a matrix times a vector, for which bitsandbytes has a kernel of its own
+MIN_ROWS = 2
+
 Forward = Callable[..., torch.Tensor]
 
 
 def use_fused_nf4(model: Any) -> int:
     """Make a model's 4-bit layers multiply a few rows without writing their weights out.
 
-    For up to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``; for more, a
-    prompt, bitsandbytes' own way stays, which is faster there. It is for inference: the kernel has
-    no gradients. A model must not be moved or quantized anew afterwards.
+    For 2 to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``; for more, a prompt,
+    and for a single one bitsandbytes' own way stays, which is faster there. It is for inference:
+    the kernel has no gradients. A model must not be moved or quantized anew afterwards.
 
     Args:
         model: With layers of bitsandbytes, also below those of PEFT.
@@ -61,7 +64,7 @@ def _fused(layer: Any, weight: Nf4Weight, theirs: Forward) -> Forward:
     shared = layer.compute_dtype in (None, torch.bfloat16)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        few = x.numel() <= MAX_ROWS * weight.inputs
+        few = MIN_ROWS * weight.inputs <= x.numel() <= MAX_ROWS * weight.inputs
         if not (shared and few and x.dtype == torch.bfloat16 and x.device == weight.words.device):
             return theirs(x)
         rows = x.reshape(-1, weight.inputs)
