@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed
 # a test process for each core, four at most: each of them holds PyTorch and more in memory
-TEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile
+TEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 # make demo FORCE=1 runs finished stages again
 DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
 DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)

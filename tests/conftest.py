@@ -52,11 +52,18 @@ if TYPE_CHECKING:
 RECIPE = REPOSITORY.parent / "shared" / "recipe"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 RUN_SECONDS = 300
+# fixtures that run the project, or make a copy of it to be run
+WHOLE_RUNS = {"clean_project", "finished_run", "run_kedro"}
 Made = TypeVar("Made")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this computer cannot run, saying what it lacks."""
+    """Skip what this computer cannot run, saying what it lacks; put what takes longest first.
+
+    Several processes take files in this order, so that none is left with the longest at the end.
+    """
+    long = {item.path for item in items if WHOLE_RUNS & {*getattr(item, "fixturenames", ())}}
+    items.sort(key=lambda item: item.path not in long)
     for marker, find_lack in (("gpu", _lack_of_gpu), ("demo", _lack_of_demo)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         lack = find_lack() if marked else None
