@@ -16,6 +16,8 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 @pytest.fixture
 def repository(monkeypatch, tmp_path):
     """A repository of which the local cache holds the configurations of two revisions."""
+    # first, as its module takes over the constant when it is imported
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     cached = Path(tmp_path) / "models--owner--name"
     (cached / "refs").mkdir(parents=True)

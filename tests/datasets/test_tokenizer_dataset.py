@@ -239,8 +239,9 @@ class TestHub:
     def cache(self, tmp_path, monkeypatch):
         """An empty cache of the hub."""
         cache = tmp_path / "cache"
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        # first, as its module takes over the constant when it is imported
         monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         return cache
 
     @pytest.fixture
