@@ -44,13 +44,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from bench_training import MEMORY_GB_OF_24, device_name
 from generation_figures import add_ratios, print_table, summarize
 from random_adapter import find_or_make_adapter
 from random_models import SHAPES, find_or_make
 from recording import record
-from side_runs import read_side, run_side
+from side_runs import apply_settings, read_side, run_side
 from training_samples import random_samples
 
 SEED = 3407
@@ -78,20 +77,6 @@ ENGINES = {
     "cuda": {"nf4": {"batching.weights": "nf4"}, "bf16": {"batching.weights": "bf16"}},
     "cpu": {"float32": {}},
 }
-
-
-def apply_settings(sides: dict[str, Side], settings: list[str]) -> None:
-    """Change sides in place, as ``SIDE:NAME=VALUE`` says; an unknown side becomes one of ours."""
-    for setting in settings:
-        side, _, rest = setting.partition(":")
-        name, equals, value = rest.partition("=")
-        if not equals:
-            sys.exit(f"--set {setting}: give SIDE:NAME=VALUE")
-        changed = sides.setdefault(side, copy.deepcopy(OURS))
-        if name in ("tasks", "new_tokens", "memory_gb"):
-            changed[name] = yaml.safe_load(value)
-        else:
-            changed["changes"] = {**changed["changes"], name: yaml.safe_load(value)}
 
 
 def draw_prompts(count: int, tokens: int) -> list[str]:
@@ -219,7 +204,7 @@ def main() -> None:
     """Make model and adapter, run the sides, print and keep the figures."""
     options = parse_arguments()
     sides = copy.deepcopy(SIDES)
-    apply_settings(sides, options.set)
+    apply_settings(sides, options.set, OURS)
     chosen = [name for name in options.sides.split(",") if name]
     unknown = [name for name in chosen if name not in sides]
     if unknown:

@@ -36,10 +36,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from random_models import SHAPES, find_or_make
 from recording import record
-from side_runs import read_side, run_side
+from side_runs import apply_settings, read_side, run_side
 from training_samples import longest_samples, real_samples, usual_samples
 
 STEP_SAMPLES = 32
@@ -84,20 +83,6 @@ ON_CPU = {
     "training.gradient_checkpointing": False,
     "training.auto_find_batch_size": False,
 }
-
-
-def apply_settings(sides: dict[str, Side], settings: list[str]) -> None:
-    """Change sides in place, as ``SIDE:NAME=VALUE`` says; an unknown side becomes one of ours."""
-    for setting in settings:
-        side, _, rest = setting.partition(":")
-        name, equals, value = rest.partition("=")
-        if not equals:
-            sys.exit(f"--set {setting}: give SIDE:NAME=VALUE")
-        changed = sides.setdefault(side, copy.deepcopy(OURS))
-        if name in ("steps", "memory_gb", "environment"):
-            changed[name] = yaml.safe_load(value)
-        else:
-            changed["changes"] = {**changed["changes"], name: yaml.safe_load(value)}
 
 
 def make_job(side: Side, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -275,7 +260,7 @@ def main() -> None:
             device = "cpu" if options.device == "cpu" else None
             find_or_make(options.model, "nf4", options.shape, device)
         sides = copy.deepcopy(SIDES)
-        apply_settings(sides, options.set)
+        apply_settings(sides, options.set, OURS)
         chosen = [name for name in options.sides.split(",") if name]
         unknown = [name for name in chosen if name not in sides]
         if unknown:

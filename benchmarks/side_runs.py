@@ -6,6 +6,7 @@ work: a call prints what all of them have measured.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -15,7 +16,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 LOG_CHARACTERS = 1500
+
+
+def apply_settings(
+    sides: dict[str, dict[str, Any]], settings: list[str], fresh: dict[str, Any]
+) -> None:
+    """Change sides in place, as ``SIDE:NAME=VALUE`` says.
+
+    Args:
+        sides: By name; what is no entry of a side changes a parameter, in its ``changes``.
+        settings: Of the command line.
+        fresh: What a side of an unknown name begins as.
+    """
+    for setting in settings:
+        side, _, rest = setting.partition(":")
+        name, equals, value = rest.partition("=")
+        if not equals:
+            sys.exit(f"--set {setting}: give SIDE:NAME=VALUE")
+        changed = sides.setdefault(side, copy.deepcopy(fresh))
+        if name in fresh and name != "changes":
+            changed[name] = yaml.safe_load(value)
+        else:
+            changed["changes"] = {**changed["changes"], name: yaml.safe_load(value)}
 
 
 def run_side(

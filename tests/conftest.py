@@ -358,3 +358,28 @@ def tiny_nf4(
     dataset = QuantizedModelDataset(filepath=tmp_path_factory.mktemp("nf4") / "quantized_model")
     dataset.save(quantize(tiny_gemma2, parameters)[0])
     return dataset.load()
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(
+    tiny_nf4: ModelDirectory,
+    tmp_path_factory: pytest.TempPathFactory,
+    read_parameters: Callable[[str], dict[str, Any]],
+) -> ModelDirectory:
+    """Return an adapter of the tiny model that says something: a fresh one is zero."""
+    import torch
+
+    from ja_instruct.datasets import AdapterDataset
+    from ja_instruct.models import ModelArtifact
+    from ja_instruct.pipelines.sft.backends import adapt_with_peft
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
+    dataset.save(ModelArtifact(model, tokenizer, {}))
+    return dataset.load()

@@ -107,6 +107,7 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
     bench.apply_settings(
         sides,
         ["ours:tasks=5", "ours-24gb:memory_gb=null", "ours-16:batching.slots=16"],
+        bench.OURS,
     )
     assert sides["ours"]["tasks"] == 5
     assert sides["ours-nf4"]["tasks"] is None
@@ -114,7 +115,7 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
     assert sides["ours-16"]["changes"] == {"batching.slots": 16}
     assert bench.OURS["changes"] == {}
     with pytest.raises(SystemExit, match="give SIDE:NAME=VALUE"):
-        bench.apply_settings(sides, ["ours:tasks"])
+        bench.apply_settings(sides, ["ours:tasks"], bench.OURS)
 
 
 @pytest.mark.parametrize("side", ["ours", "ours-nf4", "ours-80gb", "ours-24gb", "one-by-one"])

@@ -49,6 +49,7 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
             "ours-24gb:memory_gb=null",
             "ours-8k:training.tokens_per_batch=8192",
         ],
+        bench.OURS,
     )
     assert sides["ours"]["changes"] == {"training.tokens_per_batch": 4096}
     assert sides["ours-24gb"]["memory_gb"] is None
@@ -56,7 +57,7 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
     assert sides["ours-8k"]["changes"] == {"training.tokens_per_batch": 8192}
     assert bench.OURS["changes"] == {}
     with pytest.raises(SystemExit, match="give SIDE:NAME=VALUE"):
-        bench.apply_settings(sides, ["ours:steps"])
+        bench.apply_settings(sides, ["ours:steps"], bench.OURS)
 
 
 def test_samples_have_the_tokens_that_the_lengths_say(benchmark_module):

@@ -4,32 +4,14 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
-from ja_instruct.datasets import AdapterDataset
 from ja_instruct.generation.merged_weights import (
     adapter_beside,
     dequantize,
     merge_adapter,
     merged_in_bf16,
 )
-from ja_instruct.models import ModelArtifact
-from ja_instruct.pipelines.sft.backends import adapt_with_peft
-from ja_instruct.pipelines.sft.parameters import SftParameters
 
 IDS = torch.tensor([[2, 300, 400, 500, 600, 700]])
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_nf4, read_parameters, tmp_path_factory):
-    """An adapter that says something: a fresh one is zero."""
-    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) / 10)
-    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
-    dataset.save(ModelArtifact(model, tokenizer, {}))
-    return dataset.load()
 
 
 @pytest.fixture
@@ -47,13 +29,13 @@ def distance(found, expected):
 
 
 @pytest.fixture
-def expected(in_4_bits, adapter):
+def expected(in_4_bits, tiny_adapter):
     """Dequantized by transformers itself, with PEFT's adapter unmerged, in float32."""
     from peft import PeftModel
 
     plain = in_4_bits().dequantize(torch.float32)
     plain.is_loaded_in_4bit = False
-    return logits(PeftModel.from_pretrained(plain, str(adapter.path)).eval())
+    return logits(PeftModel.from_pretrained(plain, str(tiny_adapter.path)).eval())
 
 
 def test_dequantized_weights_are_those_of_transformers(in_4_bits):
@@ -65,17 +47,17 @@ def test_dequantized_weights_are_those_of_transformers(in_4_bits):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
-def test_merged_model_says_what_the_unmerged_one_does(in_4_bits, adapter, expected):
-    merged = merge_adapter(dequantize(in_4_bits(), torch.float32), adapter)
+def test_merged_model_says_what_the_unmerged_one_does(in_4_bits, tiny_adapter, expected):
+    merged = merge_adapter(dequantize(in_4_bits(), torch.float32), tiny_adapter)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
     assert distance(logits(merged), expected) < 1e-5
     # the adapter is what makes the difference
     assert distance(logits(dequantize(in_4_bits(), torch.float32)), expected) > 0.01
 
 
-def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, adapter):
-    exact = merge_adapter(dequantize(in_4_bits(), torch.float32), adapter)
-    merged = merged_in_bf16(in_4_bits(torch.bfloat16), adapter)
+def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, tiny_adapter):
+    exact = merge_adapter(dequantize(in_4_bits(), torch.float32), tiny_adapter)
+    merged = merged_in_bf16(in_4_bits(torch.bfloat16), tiny_adapter)
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
     weights = dict(merged.named_parameters())
     for name, weight in exact.named_parameters():
@@ -83,8 +65,8 @@ def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, adapter):
             assert torch.equal(weights[name], weight.to(torch.bfloat16)), name
 
 
-def test_adapter_beside_4_bits(in_4_bits, adapter, expected):
-    model = adapter_beside(in_4_bits(torch.bfloat16), adapter)
+def test_adapter_beside_4_bits(in_4_bits, tiny_adapter, expected):
+    model = adapter_beside(in_4_bits(torch.bfloat16), tiny_adapter)
     assert any(isinstance(layer, Linear4bit) for layer in model.modules())
     factors = [weight.dtype for name, weight in model.named_parameters() if "lora_" in name]
     assert set(factors) == {torch.bfloat16}

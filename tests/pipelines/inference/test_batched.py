@@ -7,15 +7,11 @@ import torch
 from datasets import Dataset
 
 from ja_instruct.answer_store import AnswerStore
-from ja_instruct.datasets import AdapterDataset
-from ja_instruct.models import ModelArtifact
 from ja_instruct.pipelines.inference import batched
 from ja_instruct.pipelines.inference.batched import Batched
 from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.sft.backends import adapt_with_peft
-from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters
 
 QUESTIONS = [
@@ -51,28 +47,14 @@ def change(read_parameters):
     return call
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_nf4, read_parameters, tmp_path_factory):
-    """An adapter that says something: a fresh one is zero."""
-    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator))
-    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
-    dataset.save(ModelArtifact(model, tokenizer, {}))
-    return dataset.load()
-
-
 @pytest.fixture
-def answer(tiny_nf4, adapter, texts, tmp_path):
+def answer(tiny_nf4, tiny_adapter, texts, tmp_path):
     """A function from parameters to the answers and the report of the node."""
 
     def call(parameters, **changes):
         store = AnswerStore(tmp_path / f"{time.monotonic_ns()}.jsonl")
         changed = texts.model_copy(update=changes)
-        return answer_tasks(PROMPTS, store, tiny_nf4, adapter, changed, parameters)
+        return answer_tasks(PROMPTS, store, tiny_nf4, tiny_adapter, changed, parameters)
 
     return call
 
@@ -291,12 +273,12 @@ class TestWeights:
     """Of a model in 4 bits, here computed by bitsandbytes on the CPU."""
 
     @pytest.fixture
-    def take_up(self, tiny_nf4, adapter, change, texts, monkeypatch):
+    def take_up(self, tiny_nf4, tiny_adapter, change, texts, monkeypatch):
         def call(free, prompts=4, **changes):
             monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
             model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
             parameters = change(**changes)
-            one = Batched(model, tiny_nf4.load_tokenizer(), parameters, texts, adapter=adapter)
+            one = Batched(model, tiny_nf4.load_tokenizer(), parameters, texts, adapter=tiny_adapter)
             answers = dict(one.generate(QUESTIONS[:prompts]))
             assert not any(answer.error for answer in answers.values())
             return one._weights, one

@@ -5,16 +5,14 @@ import types
 import pytest
 import torch
 
-from ja_instruct.datasets import AdapterDataset, QuantizedModelDataset
+from ja_instruct.datasets import QuantizedModelDataset
 from ja_instruct.devices import load_nf4_model
-from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.models import ModelDirectory
 from ja_instruct.pipelines.inference import generation
 from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.quantization.nodes import quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.pipelines.sft.backends import adapt_with_peft
-from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters
 
 PROMPTS = ["日本の首都は", "富士山の高さを教えてください。\n\n", "春", "季節は四つあります。"]
@@ -60,20 +58,6 @@ def generate_answers(texts, request):
         return [answer for _, answer in sorted(answers, key=lambda one: one[0])]
 
     return generate
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_nf4, read_parameters, tmp_path_factory):
-    """An adapter that says something: a fresh one is zero."""
-    model, tokenizer = adapt_with_peft(tiny_nf4, SftParameters(**read_parameters("test")["sft"]))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator))
-    dataset = AdapterDataset(filepath=tmp_path_factory.mktemp("adapter") / "adapter")
-    dataset.save(ModelArtifact(model, tokenizer, {}))
-    return dataset.load()
 
 
 def decode_slowly(model, tokenizer, prompt, penalty=1.0, ignored=0, spared=(), words=()):
@@ -168,21 +152,23 @@ def test_bad_word_of_several_tokens_is_cut_short(generate_answers, tiny_nf4, par
     assert answer.text.startswith(tokenizer.decode(ids[:1]).strip())
 
 
-def test_adapter_changes_the_answers(generate_answers, tiny_nf4, parameters, adapter):
+def test_adapter_changes_the_answers(generate_answers, tiny_nf4, parameters, tiny_adapter):
     base = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
-    tuned = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, adapter, parameters)]
+    tuned = [
+        answer.text for answer in generate_answers(PROMPTS, tiny_nf4, tiny_adapter, parameters)
+    ]
     assert all(one != other for one, other in zip(base, tuned, strict=True))
 
 
 def test_merged_adapter_answers_as_the_unmerged_one(
-    generate_answers, tiny_nf4, parameters, adapter
+    generate_answers, tiny_nf4, parameters, tiny_adapter
 ):
     from peft import PeftModel
 
     tokenizer = tiny_nf4.load_tokenizer()
-    unmerged = PeftModel.from_pretrained(load_nf4_model(tiny_nf4, "cpu"), adapter.path).eval()
+    unmerged = PeftModel.from_pretrained(load_nf4_model(tiny_nf4, "cpu"), tiny_adapter.path).eval()
     for prompt, answer in zip(
-        PROMPTS, generate_answers(PROMPTS, tiny_nf4, adapter, parameters), strict=True
+        PROMPTS, generate_answers(PROMPTS, tiny_nf4, tiny_adapter, parameters), strict=True
     ):
         ids = decode_slowly(unmerged, tokenizer, prompt)
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
