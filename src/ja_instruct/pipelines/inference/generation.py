@@ -16,6 +16,7 @@ from ja_instruct.pipelines.inference.generated import (
     failed_answer,
 )
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.inference.vllm_engine import VllmEngine
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
@@ -145,7 +146,12 @@ def load_engine(
         adapter: The fine-tuned adapter; None asks the base model.
         parameters: Engine, backend, device, length and decoding settings.
         prompts: Their format; that of a chat has turns that end.
+
+    Raises:
+        InputError: The backend is not installed, or cannot use the adapter.
     """
+    if parameters.backend == "vllm":
+        return VllmEngine(model, adapter, parameters, prompts)
     load = LOADERS[parameters.backend]
     if parameters.engine == "one_by_one":
         return OneByOne(*load(model, adapter, parameters), parameters, prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.gpu_need import memory, model_shape_of, parameters_of
@@ -14,6 +15,7 @@ from ja_instruct.model_memory import (
     nf4_bytes,
 )
 from ja_instruct.pipelines.inference.slot_memory import EngineSizes
+from ja_instruct.pipelines.inference.vllm_engine import require_vllm
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -32,10 +34,15 @@ def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[s
     A node that takes an ``adapter`` holds it as well; its size follows from the section ``sft`` of
     the same catalog. Memory is left out where neither ``quantized_model`` nor ``base_model`` has a
     configuration yet, or where nothing says how large the adapter is.
+
+    Raises:
+        InputError: The backend is vLLM and not installed; so it is told before a run starts.
     """
     section, parameters = parameters_of(node, catalog, "inference")
     if parameters.device == "cpu":
         return {"devices": 0}
+    if parameters.backend == "vllm":
+        require_vllm()
     need: dict[str, Any] = {"devices": 1, "remedy": _remedy(section, parameters)}
     shape = model_shape_of(node, catalog)
     adapter = _adapter_weights(node, catalog, shape) if shape is not None else None
@@ -69,9 +76,14 @@ def _parts_of_one_slot(
     sizes, length = EngineSizes.of_shape(shape), parameters.max_seq_length
     cache = sizes.cache_bytes(1, length)
     working = sizes.working_bytes(parameters.batching.prefill_tokens, length)
-    all_weights = shape.linear_weights + shape.other_weights
+    weights = nf4_bytes(shape)
+    if is_merged:
+        weights = 2 * (shape.linear_weights + shape.other_weights)
+    elif parameters.backend == "vllm":
+        # its plugin undoes the double quantization once, at loading
+        weights = nf4_bytes(replace(shape, is_double_quantized=False))
     return {
-        "weights": 2 * all_weights if is_merged else nf4_bytes(shape),
+        "weights": weights,
         # merged in float32
         "lora": (4 if is_merged else 2) * adapter_weights,
         "kv_cache": cache,

@@ -34,7 +34,7 @@ class BatchingParameters(Parameters):
 class InferenceParameters(Parameters):
     """How prompts are built and answers generated."""
 
-    backend: Literal["unsloth", "transformers"]
+    backend: Literal["unsloth", "transformers", "vllm"]
     engine: Literal["batched", "one_by_one"] = Field(
         description="one_by_one: each prompt with the backend's own generate, as the recipe does"
     )
@@ -80,9 +80,9 @@ class InferenceParameters(Parameters):
 
     @model_validator(mode="after")
     def _backend_fits_device(self) -> Self:
-        if self.backend == "unsloth" and self.device == "cpu":
+        if self.backend in ("unsloth", "vllm") and self.device == "cpu":
             raise ValueError(
-                "backend 'unsloth' needs device 'cuda'; on a CPU use backend 'transformers'"
+                f"backend '{self.backend}' needs device 'cuda'; on a CPU use backend 'transformers'"
             )
         return self
 
@@ -92,6 +92,29 @@ class InferenceParameters(Parameters):
             raise ValueError(
                 f"backend 'unsloth' answers one prompt after the other, so it cannot be used with "
                 f"engine '{self.engine}'; set engine: one_by_one, or backend: transformers"
+            )
+        if self.backend == "vllm" and self.engine != "batched":
+            raise ValueError(
+                f"backend 'vllm' answers prompts side by side, so it cannot be used with engine "
+                f"'{self.engine}'; set engine: batched, or backend: transformers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_can_decode(self) -> Self:
+        if self.backend != "vllm":
+            return self
+        refused = {
+            "penalty_on: answer": self.penalty_on == "answer",
+            "penalty_spares_end: true": self.penalty_spares_end,
+            "bad_words_in: text": bool(self.bad_words) and self.bad_words_in == "text",
+            "batching.weights: bf16": self.batching.weights == "bf16",
+        }
+        found = [setting for setting, is_set in refused.items() if is_set]
+        if found:
+            raise ValueError(
+                f"backend 'vllm' cannot do {', '.join(found)}; change that, or set backend: "
+                f"transformers"
             )
         return self
 

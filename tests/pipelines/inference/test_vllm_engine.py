@@ -1,0 +1,463 @@
+"""vLLM is not installed where these tests run: a module stands in for it.
+
+Its signatures are those of vllm 0.32.0, as far as the engine may use them, so that an argument that
+vLLM does not know fails here as well.
+"""
+
+import json
+import sys
+import types
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from gemma_shapes import base_model_in
+from kedro.io import DataCatalog, MemoryDataset
+
+from ja_instruct.answer_store import AnswerStore
+from ja_instruct.errors import InputError
+from ja_instruct.models import ModelDirectory
+from ja_instruct.pipelines.inference import create_pipeline, vllm_engine
+from ja_instruct.pipelines.inference.answering import answer_all, answer_keys
+from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.inference.vllm_engine import VllmEngine, require_vllm
+from ja_instruct.prompts import PromptParameters
+
+PROMPTS = ["日本の首都は", "春", "富士山の高さを教えてください。\n\n"]
+GB = 10**9
+
+
+class VLLMError(Exception):
+    """``vllm.exceptions``: none of these is a ``ValueError``."""
+
+
+class VLLMClientError(VLLMError):
+    pass
+
+
+class EngineDeadError(VLLMError):
+    pass
+
+
+@dataclass(kw_only=True)
+class EngineArguments:
+    """``vllm.LLM.__init__`` with those of ``EngineArgs`` that its ``**kwargs`` go to."""
+
+    model: str
+    quantization: str | None = None
+    load_format: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enable_chunked_prefill: bool | None = None
+    gpu_memory_utilization: float = 0.92
+    enforce_eager: bool = False
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
+
+    def __post_init__(self):
+        # the checks of its configuration classes
+        assert 0 < self.gpu_memory_utilization <= 1
+        assert self.max_num_batched_tokens >= self.max_num_seqs >= 1
+        assert self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        assert self.enable_chunked_prefill or self.max_num_batched_tokens >= self.max_model_len
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    temperature: float = 1.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = 16
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    detokenize: bool = True
+    output_kind: str = "CUMULATIVE"
+
+
+@dataclass(eq=False)
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
+
+
+@dataclass
+class Vllm:
+    """What the stand-in is told, and what it answers."""
+
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    dies_after: int | None = None
+    arguments: list[EngineArguments] = field(default_factory=list)
+    requests: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    shutdowns: int = 0
+
+    def start(self, model: str, **kwargs: Any) -> types.SimpleNamespace:
+        self.arguments.append(EngineArguments(model=model, **kwargs))
+        self._running: dict[str, list[int]] = {}
+        return types.SimpleNamespace(llm_engine=self)
+
+    @property
+    def engine_core(self):
+        return self
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns += 1
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: dict[str, Any],
+        params: SamplingParams,
+        arrival_time: float | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> str:
+        assert isinstance(request_id, str)
+        assert prompt["type"] == "token"
+        ids = prompt["prompt_token_ids"]
+        if not ids:
+            raise VLLMClientError("The decoder prompt cannot be empty")
+        if len(ids) >= self.arguments[-1].max_model_len:
+            raise VLLMClientError(f"The decoder prompt (length {len(ids)}) is longer than")
+        assert request_id not in self._running
+        self.requests[request_id] = (ids, params, lora_request)
+        self._running[request_id] = self.answers[int(request_id)]
+        return f"{request_id}-1a2b3c4d"
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._running)
+
+    def step(self) -> list[types.SimpleNamespace]:
+        """Give every answer a token more, and return those that are whole, after one that is not.
+
+        ``FINAL_ONLY`` keeps the latter back, but vLLM's own loop looks at ``finished`` as well.
+        """
+        if self.steps == self.dies_after:
+            raise EngineDeadError("EngineCore encountered an issue")
+        self.steps += 1
+        ended = [name for name, ids in self._running.items() if len(ids) <= self.steps]
+        begun = types.SimpleNamespace(request_id="0", finished=False, outputs=[])
+        return [begun] + [
+            types.SimpleNamespace(
+                request_id=name,
+                finished=True,
+                outputs=[
+                    types.SimpleNamespace(
+                        token_ids=self._running.pop(name),
+                        finish_reason=self.reasons.get(int(name), "stop"),
+                    )
+                ],
+            )
+            for name in ended
+        ]
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """The stand-in, installed, on a GPU of 80 GB of which 70 GB are free."""
+    fake = Vllm()
+    kinds = types.SimpleNamespace(FINAL_ONLY="FINAL_ONLY")
+    modules = {
+        "vllm": {"LLM": fake.start, "SamplingParams": SamplingParams},
+        "vllm.exceptions": {"VLLMClientError": VLLMClientError},
+        "vllm.inputs": {"tokens_input": tokens_input},
+        "vllm.lora": {},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
+        "vllm.sampling_params": {"RequestOutputKind": kinds},
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 * GB, 80 * GB))
+    return fake
+
+
+def tokens_input(prompt_token_ids, *, prompt=None, cache_salt=None):
+    return {"type": "token", "prompt_token_ids": prompt_token_ids}
+
+
+@pytest.fixture
+def change(read_parameters):
+    """A function that returns base's parameters with vLLM, and with changes."""
+    section = read_parameters("base")["inference"]
+
+    def changed(batching=(), **changes):
+        batching = {**section["batching"], **dict(batching)}
+        return InferenceParameters(
+            **{**section, "backend": "vllm", "batching": batching, "max_new_tokens": 12, **changes}
+        )
+
+    return changed
+
+
+@pytest.fixture(scope="module")
+def texts(read_parameters):
+    return PromptParameters(**read_parameters("base")["prompts"])
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    def write(**config):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+        return ModelDirectory(tmp_path, "adapter")
+
+    return write
+
+
+@pytest.fixture
+def said(vllm, tiny_nf4):
+    """The answers' ids, the second the shortest; the last without an end."""
+    tokenizer = tiny_nf4.load_tokenizer()
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
+    end = tokenizer.eos_token_id
+    vllm.answers = {0: [*ids[0], *ids[1], end], 1: [*ids[1], end], 2: (ids[2] * 12)[:12]}
+    vllm.reasons = {2: "length"}
+    return [
+        tokenizer.decode(vllm.answers[one], skip_special_tokens=True).strip() for one in (0, 1, 2)
+    ]
+
+
+def test_answers_come_as_they_end(vllm, said, tiny_nf4, change, texts):
+    engine = load_engine(tiny_nf4, None, change(), texts)
+    assert isinstance(engine, VllmEngine)
+    assert not vllm.arguments, "nobody knows the prompts yet"
+    answers = engine.generate(PROMPTS)
+    first, answer = next(answers)
+    assert (first, answer.text, answer.finished) == (1, said[1], True)
+    assert vllm.steps == len(vllm.answers[1]), "the others have not been waited for"
+    rest = dict(answers)
+    assert set(rest) == {0, 2}
+    assert [rest[one].text for one in (0, 2)] == [said[0], said[2]]
+    assert [rest[one].finished for one in (0, 2)] == [True, False]
+    tokenizer = tiny_nf4.load_tokenizer()
+    for position, one in {1: answer, **rest}.items():
+        ids = tokenizer(PROMPTS[position])["input_ids"]
+        assert vllm.requests[str(position)][0] == ids
+        assert (one.prompt_tokens, one.new_tokens) == (len(ids), len(vllm.answers[position]))
+        assert one.seconds >= 0
+    assert vllm.shutdowns == 1
+
+
+def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change, texts):
+    dict(load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS))
+    tokenizer = tiny_nf4.load_tokenizer()
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS)
+    (found,) = vllm.arguments
+    # free but for vLLM's own context, with a margin
+    assert found.gpu_memory_utilization == pytest.approx(0.95 * 69.4 / 80)
+    assert found == EngineArguments(
+        model=str(tiny_nf4.path),
+        quantization="bitsandbytes",
+        load_format="bitsandbytes",
+        dtype="bfloat16",
+        max_model_len=longest + 12,
+        max_num_seqs=3,
+        max_num_batched_tokens=1024,
+        enable_chunked_prefill=True,
+        gpu_memory_utilization=found.gpu_memory_utilization,
+        enforce_eager=False,
+    )
+    assert [adapter for _, _, adapter in vllm.requests.values()] == [None] * 3
+    assert {id(settings) for _, settings, _ in vllm.requests.values()} == {
+        id(vllm.requests["0"][1])
+    }
+    assert vllm.requests["0"][1] == SamplingParams(
+        temperature=0.0,
+        repetition_penalty=1.1,
+        max_tokens=12,
+        stop_token_ids=[tokenizer.eos_token_id],
+        bad_words=["質問", "###", "#", "##", "---", "<h3>", "filepath", "> "],
+        detokenize=False,
+        output_kind="FINAL_ONLY",
+    )
+
+
+def test_batching_is_handed_on(vllm, said, tiny_nf4, change, texts):
+    parameters = change({"slots": 2, "prefill_tokens": 1, "cuda_graphs": False, "memory_gb": 20.0})
+    dict(load_engine(tiny_nf4, None, parameters, texts).generate(PROMPTS))
+    (found,) = vllm.arguments
+    assert (found.max_num_seqs, found.enforce_eager) == (2, True)
+    # a step gives every sequence a token at least
+    assert found.max_num_batched_tokens == 2
+    assert found.gpu_memory_utilization == pytest.approx(20 / 80)
+
+
+@pytest.mark.parametrize(
+    ("batching", "whole", "expected"),
+    [
+        # the context counts to the whole, not to the section's own limit
+        (None, 30.6, 30 / 80),
+        (20.0, 30.6, 20 / 80),
+        # more than is free: vLLM would refuse to start
+        (78.0, None, 0.95 * 69.4 / 80),
+    ],
+)
+def test_memory_is_limited(vllm, said, tiny_nf4, change, texts, batching, whole, expected):
+    gpu = {"devices": None, "memory_gb": whole, "disk_gb": None}
+    parameters = change({"memory_gb": batching}, gpu=gpu)
+    dict(load_engine(tiny_nf4, None, parameters, texts).generate(PROMPTS))
+    assert vllm.arguments[0].gpu_memory_utilization == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"r": 64}, 64),
+        ({"r": 4, "rank_pattern": None}, 8),
+        ({"r": 65, "rank_pattern": {}}, 128),
+        ({"r": 8, "rank_pattern": {"q_proj": 300}}, 320),
+    ],
+)
+def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, texts, adapter, config, most):
+    found = adapter(**config)
+    dict(load_engine(tiny_nf4, found, change(), texts).generate(PROMPTS))
+    (arguments,) = vllm.arguments
+    assert (arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank) == (True, 1, most)
+    for _, _, request in vllm.requests.values():
+        assert request.lora_path == str(found.path)
+        assert request.lora_int_id > 0
+
+
+def test_rank_that_vllm_does_not_take_is_refused_at_once(vllm, tiny_nf4, change, texts, adapter):
+    with pytest.raises(InputError, match=r"adapter_config.json: the adapter's rank is 513"):
+        load_engine(tiny_nf4, adapter(r=513), change(), texts)
+
+
+def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, texts, monkeypatch):
+    monkeypatch.setattr(
+        type(tiny_nf4), "load_config", lambda model: {"max_position_embeddings": 40}
+    )
+    vllm.answers[3] = vllm.answers[1]
+    prompts = [*PROMPTS[:2], "山" * 50, PROMPTS[1]]
+    answers = dict(load_engine(tiny_nf4, None, change(), texts).generate(prompts))
+    assert vllm.arguments[0].max_model_len == 40
+    assert set(answers) == {0, 1, 2, 3}
+    assert answers[2].error.startswith("VLLMClientError: The decoder prompt (length ")
+    assert [answers[one].text for one in (0, 1, 3)] == [said[0], said[1], said[1]]
+    assert not any(answers[one].error for one in (0, 1, 3))
+
+
+def test_request_that_vllm_gives_up_has_its_reason(vllm, said, tiny_nf4, change, texts):
+    vllm.reasons[0] = "error"
+    answers = dict(load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS))
+    assert answers[0].error == "RuntimeError: vLLM ended the answer with 'error'"
+    assert answers[1].text == said[1]
+
+
+def test_no_prompts_start_nothing(vllm, tiny_nf4, change, texts):
+    assert list(load_engine(tiny_nf4, None, change(), texts).generate([])) == []
+    assert not vllm.arguments
+
+
+def test_what_was_answered_before_vllm_dies_is_kept(vllm, said, tiny_nf4, change, texts, tmp_path):
+    parameters = change()
+    tasks = [{"input": prompt, "prompt": prompt} for prompt in PROMPTS]
+    keys = answer_keys(PROMPTS, tiny_nf4, None, parameters, texts)
+    path = tmp_path / "answers.jsonl"
+
+    def run():
+        load = partial(load_engine, tiny_nf4, None, parameters, texts)
+        return answer_all(tasks, keys, AnswerStore(path), load, "")
+
+    vllm.dies_after = len(vllm.answers[1])
+    with pytest.raises(EngineDeadError):
+        run()
+    assert vllm.shutdowns == 1
+    assert set(vllm.requests) == {"0", "1", "2"}
+    # the next run asks for the other two
+    vllm.answers = {0: vllm.answers[0], 1: vllm.answers[2]}
+    vllm.reasons = {1: "length"}
+    vllm.dies_after, vllm.steps = None, 0
+    vllm.requests.clear()
+    assert [answer.text for answer in run()] == said
+    assert set(vllm.requests) == {"0", "1"}
+
+
+def test_vllm_ends_with_who_stops_listening(vllm, said, tiny_nf4, change, texts):
+    answers = load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS)
+    next(answers)
+    answers.close()
+    assert vllm.shutdowns == 1
+
+
+def test_answers_of_another_backend_are_not_taken(tiny_nf4, change, texts):
+    keys = [
+        answer_keys(["春"], tiny_nf4, None, parameters, texts)
+        for parameters in (
+            change(),
+            change(backend="transformers"),
+            change({"slots": 3, "memory_gb": 9.0, "prefill_tokens": 7, "cuda_graphs": False}),
+        )
+    ]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_missing_package_is_named(monkeypatch, tiny_nf4, change, texts):
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"'vllm' and 'vllm_bnb_plugin' not installed; pip"):
+        load_engine(tiny_nf4, None, change(), texts)
+    # vLLM itself does not read 4-bit weights
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name if name == "vllm" else None)
+    with pytest.raises(InputError, match=r"'vllm_bnb_plugin' not .*'ja-instruct\[vllm\]'"):
+        require_vllm()
+
+
+def need(parameters, base_model):
+    (node,) = (one for one in create_pipeline().nodes if one.name == "answer_with_base_model")
+    sections = {"params:inference": MemoryDataset(parameters), "base_model": base_model}
+    return node.func.gpu_need(node, DataCatalog(sections))
+
+
+def test_missing_package_is_told_before_a_run(monkeypatch, change, tmp_path):
+    base_model = base_model_in(tmp_path)
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"inference\.backend 'vllm'"):
+        need(change(), base_model)
+    assert need(change(backend="transformers"), base_model)["devices"] == 1
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name)
+    assert need(change(), base_model)["devices"] == 1
+
+
+def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
+    base_model = base_model_in(tmp_path)
+    plain, found = (
+        need(change(backend=backend), base_model)["parts_gb"]
+        for backend in ("transformers", "vllm")
+    )
+    # gemma-2-27b has 26 billion weights in 4 bits, and for each 64 of them a constant
+    assert found["weights"] - plain["weights"] == pytest.approx(26.05 * (32 / 64 - 0.127) / 8, 0.01)
+    assert found["kv_cache"] == plain["kv_cache"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cpu"}, "backend 'vllm' needs device 'cuda'"),
+        ({"engine": "one_by_one"}, "set engine: batched, or backend: transformers"),
+        ({"penalty_on": "answer"}, "cannot do penalty_on: answer; change"),
+        ({"penalty_spares_end": True}, "cannot do penalty_spares_end: true"),
+        ({"bad_words_in": "text"}, "cannot do bad_words_in: text"),
+        ({"batching": {"weights": "bf16"}}, "cannot do batching.weights: bf16"),
+        (
+            {"penalty_on": "answer", "bad_words_in": "text"},
+            "cannot do penalty_on: answer, bad_words_in: text",
+        ),
+    ],
+)
+def test_settings_that_vllm_cannot_do_are_refused_at_once(change, changes, message):
+    with pytest.raises(ValueError, match=message):
+        change(**changes)
+
+
+def test_no_words_are_banned_in_the_text_either(change):
+    assert change(bad_words=(), bad_words_in="text").backend == "vllm"
