@@ -54,5 +54,5 @@ clean-demo: ## Forget everything the demo made
 	rm -rf $(DEMO_OUTPUTS)
 
 requirements: $(INSTALLED) ## Pin the newest versions that fit pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra demo --extra dev --universal --upgrade --no-annotate \
-		--custom-compile-command 'make requirements' --output-file requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra demo --extra dev --universal \
+		--upgrade --no-annotate --custom-compile-command 'make requirements' --output-file requirements.txt
