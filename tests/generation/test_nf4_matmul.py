@@ -1,20 +1,28 @@
 """The 4-bit kernel against weights written out; what it reads and refuses, without a GPU."""
 
+import random
+import re
+
 import bitsandbytes.functional as quantized
 import pytest
 import torch
 
 from ja_instruct.generation import nf4_matmul as subject
 from ja_instruct.generation.nf4_matmul import (
+    ASSEMBLY,
+    LEVELS,
     Blocks,
+    LowRank,
+    arrange,
     choose_blocks,
+    cut_work,
     is_available,
     nf4_matmul,
     nf4_weight,
 )
 
-# in the order of a word's weights
-SHIFTS = torch.tensor([4, 0, 12, 8, 20, 16, 28, 24])
+# of the four weights in 16 bits, in their order
+SHIFTS = torch.tensor([4, 0, 12, 8])
 
 
 def quantize(outputs, inputs, *, nested=True, device="cpu", **changes):
@@ -31,32 +39,98 @@ def reference_nf4_matmul(x, packed, state, bias=None):
 
 
 def write_out(weight):
-    """Return the weights as the kernel computes them, step by step."""
-    places = (weight.words[:, None] >> SHIFTS) & 15
-    values = weight.levels[places.reshape(-1, 64)]
-    scales = weight.scales
-    if weight.scale_offset is not None:
-        blocks = torch.arange(len(scales)) // 256
-        scales = weight.scale_levels[scales.long()] * weight.scale_scales[blocks]
-        scales = scales + weight.scale_offset
-    rounded = (values * scales[:, None]).to(torch.bfloat16)
-    return rounded.view(weight.outputs, weight.inputs)
+    """Return the weights as the kernel multiplies them: a level, and its block's scale."""
+    places = (weight.quads[..., None].int() >> SHIFTS) & 15
+    values = weight.levels[places.view(weight.outputs, -1)].float()
+    return values * weight.scales.T.float().repeat_interleave(64, dim=1)
 
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("shape", [(128, 256), (200, 192), (3, 64)], ids=str)
-def test_words_hold_bitsandbytes_weights_in_their_order(shape, nested):
+def test_quads_hold_bitsandbytes_weights_in_their_order(shape, nested):
     packed, state = quantize(*shape, nested=nested)
     weight = nf4_weight(packed, state)
     assert (weight.outputs, weight.inputs) == shape
-    assert torch.equal(write_out(weight), quantized.dequantize_4bit(packed, state))
+    expected = quantized.dequantize_4bit(packed, state).float()
+    # a level is rounded, and so is bitsandbytes' product with its scale
+    torch.testing.assert_close(write_out(weight), expected, rtol=2**-7, atol=0)
 
 
-def test_nothing_is_copied():
+def test_packed_weights_are_not_copied():
     packed, state = quantize(128, 128)
+    assert nf4_weight(packed, state).quads.data_ptr() == packed.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind"), [(1, torch.float16), (1e-6, torch.float32), (1e7, torch.float32)]
+)
+def test_scales_have_as_many_bits_as_they_need(factor, kind):
+    torch.manual_seed(0)
+    packed, state = quantized.quantize_4bit(
+        torch.randn(64, 128) * 0.02 * factor, quant_type="nf4", blocksize=64
+    )
     weight = nf4_weight(packed, state)
-    assert weight.words.data_ptr() == packed.data_ptr()
-    assert weight.scales.data_ptr() == state.absmax.data_ptr()
+    assert weight.scales.dtype == kind
+    torch.testing.assert_close(
+        weight.scales.T.float().reshape(-1), state.absmax, rtol=2**-11, atol=0
+    )
+
+
+def test_blocks_of_zeros_have_a_scale_of_zero():
+    packed, state = quantized.quantize_4bit(torch.zeros(64, 128), quant_type="nf4", blocksize=64)
+    weight = nf4_weight(packed, state)
+    assert weight.scales.dtype == torch.float16
+    assert not write_out(weight).any()
+
+
+def test_rows_are_arranged_as_quads_lie():
+    x = torch.arange(2 * 128).view(2, 128)
+    arranged = arrange(x)
+    assert arranged.shape == (2, 4, 2, 16)
+    for block, place, row, quad in [(0, 0, 0, 0), (1, 2, 1, 5), (0, 3, 1, 15)]:
+        assert arranged[block, place, row, quad] == x[row, 64 * block + 4 * quad + place]
+
+
+def run_assembly(word):
+    """Return what the assembly makes of two int16 in a register, by PTX's rules."""
+    registers = {"$4": word}
+
+    def value(name):
+        return registers[name] if name in registers else int(name, 0)
+
+    for line in re.sub("[{}]", "", ASSEMBLY).split(";"):
+        operation, _, rest = line.strip().partition(" ")
+        if operation in ("", ".reg"):
+            continue
+        to, *names = (name.strip() for name in rest.split(","))
+        given = [value(name) for name in names]
+        if operation == "and.b32":
+            registers[to] = given[0] & given[1]
+        elif operation == "shr.u32":
+            registers[to] = given[0] >> given[1]
+        elif operation == "lop3.b32":
+            assert given[3] == 0xEA  # (a & b) | c
+            registers[to] = given[0] & given[1] | given[2]
+        else:
+            assert operation == "prmt.b32"
+            data = [*given[0].to_bytes(4, "little"), *given[1].to_bytes(4, "little")]
+            chosen = [given[2] >> 4 * place & 15 for place in range(4)]
+            # the highest bit would repeat the sign of the byte
+            assert all(one < 8 for one in chosen)
+            registers[to] = int.from_bytes(bytes(data[one] for one in chosen), "little")
+    return [registers[f"${number}"] for number in range(4)]
+
+
+def test_assembly_looks_up_each_weight():
+    levels = torch.tensor(LEVELS).to(torch.bfloat16).view(torch.int16).tolist()
+    chance = random.Random(0)
+    words = [chance.getrandbits(32) for _ in range(300)] + [0, 2**32 - 1]
+    for word in words:
+        for number, register in enumerate(run_assembly(word)):
+            for half in (0, 1):
+                byte = word >> 16 * half + 8 * (number // 2) & 255
+                place = byte & 15 if number % 2 else byte >> 4
+                assert register >> 16 * half & 0xFFFF == levels[place] & 0xFFFF
 
 
 @pytest.mark.parametrize(
@@ -100,23 +174,37 @@ def test_it_is_not_available_on_a_cpu():
     assert not is_available(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("processors", [58, 108, 132])
+def test_other_levels_are_refused():
+    packed, state = quantize(64, 128)
+    state.code = state.code.clone()
+    state.code[3] += 0.01
+    with pytest.raises(ValueError, match="which are not NF4's"):
+        nf4_weight(packed, state)
+
+
+@pytest.mark.parametrize("processors", [1, 58, 108, 132])
 @pytest.mark.parametrize("major", [8, 9])
 @pytest.mark.parametrize(
     "shape",
     [(4096, 4608), (2048, 4608), (4608, 4096), (36864, 4608), (4608, 36864), (64, 64), (8, 192)],
     ids=str,
 )
-def test_blocks_divide_the_inputs(shape, processors, major):
-    for rows in (16, 32, 64):
-        blocks = choose_blocks(*shape, rows, processors, major)
-        assert shape[1] % blocks.inputs == 0
-        assert 1 <= blocks.splits <= shape[1] // blocks.inputs
-        if shape[0] > 1000:
-            assert -(-shape[0] // blocks.outputs) * blocks.splits >= processors
+def test_shares_are_equal_and_cover_all(shape, processors, major):
+    blocks = choose_blocks(processors, major)
+    cut = cut_work(*shape, blocks)
+    assert cut.total == cut.chunks * -(-shape[0] // blocks.outputs)
+    assert (cut.programs - 1) * cut.share < cut.total <= cut.programs * cut.share
+    assert cut.programs <= blocks.programs
+    touched = [set() for _ in range(cut.total // cut.chunks)]
+    for chunk in range(cut.total):
+        touched[chunk // cut.chunks].add(chunk // cut.share)
+    for tile, programs in enumerate(touched):
+        slots = [program - tile * cut.chunks // cut.share for program in sorted(programs)]
+        assert slots == list(range(len(slots)))
+    assert max(map(len, touched)) == cut.slots
 
 
-SPLIT = [None, Blocks(64, 64, 1, 4, 3), Blocks(64, 64, 2, 4, 3), Blocks(128, 64, 5, 8, 4)]
+WAYS = [None, Blocks(64, 1, 4, 3), Blocks(64, 7, 4, 3), Blocks(128, 50, 8, 4)]
 
 
 @pytest.mark.gpu
@@ -130,19 +218,38 @@ def test_product_is_the_reference(shape, nested, rows):
     bias = torch.randn(shape[0], device="cuda", dtype=torch.bfloat16)
     for given in (None, bias):
         expected = reference_nf4_matmul(x, packed, state, given)
-        for blocks in SPLIT:
-            output = nf4_matmul(x, weight, given, blocks)
-            # what is left is the rounding of the result
-            torch.testing.assert_close(output.float(), expected, rtol=2**-8, atol=1e-4)
-            assert torch.equal(output, nf4_matmul(x, weight, given, blocks))
+        for blocks in WAYS:
+            output = nf4_matmul(x, weight, given, blocks=blocks)
+            difference = (output.float() - expected).norm() / expected.norm()
+            # two roundings of a weight, and one of the result
+            assert difference < 2**-7
+            assert torch.equal(output, nf4_matmul(x, weight, given, blocks=blocks))
 
 
 @pytest.mark.gpu
-def test_weights_are_rounded_as_bitsandbytes_rounds_them():
+@pytest.mark.parametrize("rank", [16, 64, 128])
+def test_adapter_is_added(rank):
+    packed, state = quantize(200, 512, device="cuda")
+    weight = nf4_weight(packed, state)
+    x = torch.randn(5, 512, device="cuda", dtype=torch.bfloat16)
+    wider = torch.randn(5, 3 * rank, device="cuda", dtype=torch.bfloat16)
+    second = torch.randn(200, rank, device="cuda", dtype=torch.bfloat16)
+    narrow = wider[:, rank : 2 * rank]
+    without = nf4_matmul(x, weight).float()
+    for blocks in WAYS:
+        output = nf4_matmul(x, weight, low_rank=LowRank(narrow, second, 1.5), blocks=blocks)
+        expected = without + 1.5 * narrow.float() @ second.float().T
+        torch.testing.assert_close(output.float(), expected, rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.gpu
+def test_weights_are_levels_and_scales():
     packed, state = quantize(192, 64, device="cuda")
+    weight = nf4_weight(packed, state)
     unit = torch.eye(64, device="cuda", dtype=torch.bfloat16)
-    output = nf4_matmul(unit, nf4_weight(packed, state))
-    assert torch.equal(output.T, quantized.dequantize_4bit(packed, state))
+    places = (weight.quads[..., None].int() >> SHIFTS.cuda()) & 15
+    values = weight.levels[places.view(192, 64)].float() * weight.scales.T.float()
+    assert torch.equal(nf4_matmul(unit, weight).T, values.to(torch.bfloat16))
 
 
 @pytest.mark.gpu

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ja_instruct.generation.decode_attention import decode_attention, takes
+from ja_instruct.generation.prompt_attention import prompt_attention
+from ja_instruct.generation.prompt_attention import takes as takes_piece
 
 NAME = "grouped"
 
@@ -63,9 +65,10 @@ def grouped_attention(
 
     Grouped-query attention (arXiv:2305.13245) with Gemma 2's bound on the scores
     (arXiv:2408.00118). Products are rounded to the queries' type and the softmax is computed in
-    float32, as in transformers' eager attention; a step of generation on a GPU is one kernel, which
-    rounds less and reads keys only as far as each sequence goes. No operation depends on data, so a
-    CUDA graph can hold it.
+    float32, as in transformers' eager attention. On a GPU a step of generation is one kernel, which
+    rounds less and reads keys only as far as each sequence goes, and so is a prompt's piece where
+    scores are bounded, which else would be written out. No operation depends on data, so a CUDA
+    graph can hold it.
 
     Args:
         module: The layer.
@@ -90,6 +93,9 @@ def grouped_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and takes(query, key):
         attended = decode_attention(query, key, value, attention_mask, scaling, softcap)
+        return attended.transpose(1, 2), None
+    if softcap is not None and attention_mask is not None and takes_piece(query, key):
+        attended = prompt_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     if softcap is None and query.shape[2] > 1:
         # PyTorch's own never holds all scores; the keys it repeats are those of a prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from ja_instruct.generation.nf4_matmul import (
     MAX_ROWS,
+    LowRank,
     Nf4Weight,
+    arrange,
     is_available,
     nf4_matmul,
     nf4_weight,
@@ -20,8 +23,63 @@ logger = logging.getLogger(__name__)
 
 # one row is a matrix times a vector, for which bitsandbytes has a kernel of its own
 MIN_ROWS = 2
+# columns of an adapter's factors that the kernel takes at once
+RANK_STEP = 16
+# children of a module that get the same input
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 Forward = Callable[..., torch.Tensor]
+
+
+class Remembered:
+    """What was made of the latest input, for layers that get the same one in turn."""
+
+    def __init__(self, make: Callable[..., torch.Tensor]) -> None:
+        """Take what makes it, of an input and perhaps a factor."""
+        self._make = make
+        self._key: tuple[torch.Tensor, ...] = ()
+        self._made: torch.Tensor | None = None
+
+    def __call__(self, *key: torch.Tensor) -> torch.Tensor:
+        """Return what is made of the tensors, anew unless they are the very ones of before."""
+        # they are kept, so that no other tensor can pass for them
+        same = len(key) == len(self._key) and all(map(operator.is_, key, self._key))
+        if not same or self._made is None:
+            self._key, self._made = key, self._make(*key)
+        return self._made
+
+
+class FusedNf4:
+    """A 4-bit layer's ``forward``, with the kernel where the numbers are for it."""
+
+    def __init__(
+        self, layer: Any, weight: Nf4Weight, theirs: Forward, arranged: Remembered
+    ) -> None:
+        """Take a layer, its weight, its own ``forward`` and what arranges inputs."""
+        self._layer, self._weight, self._theirs = layer, weight, theirs
+        self._arranged = arranged
+        self._in_bf16 = layer.compute_dtype in (None, torch.bfloat16)
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Return whether the kernel is for ``x``: 2 to 64 rows in bfloat16."""
+        inputs = self._weight.inputs
+        return (
+            self._in_bf16
+            and MIN_ROWS * inputs <= x.numel() <= MAX_ROWS * inputs
+            and x.dtype == torch.bfloat16
+            and x.device == self._weight.quads.device
+        )
+
+    def __call__(self, x: torch.Tensor, low_rank: LowRank | None = None) -> torch.Tensor:
+        """Return the layer's output, and what an adapter adds where the kernel takes ``x``."""
+        if not self.takes(x):
+            return self._theirs(x)
+        weight = self._weight
+        rows = x.reshape(-1, weight.inputs)
+        output = nf4_matmul(
+            rows, weight, self._layer.bias, arranged=self._arranged(x), low_rank=low_rank
+        )
+        return output.view(*x.shape[:-1], weight.outputs)
 
 
 def use_fused_nf4(model: Any) -> int:
@@ -29,7 +87,8 @@ def use_fused_nf4(model: Any) -> int:
 
     For 2 to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``; for more, a prompt,
     and for a single one bitsandbytes' own way stays, which is faster there. It is for inference:
-    the kernel has no gradients. A model must not be moved or quantized anew afterwards.
+    the kernel has no gradients. A model must not be moved or quantized anew afterwards, nor an
+    input changed in place between two layers that get it.
 
     Args:
         model: With layers of bitsandbytes, also below those of PEFT.
@@ -40,6 +99,7 @@ def use_fused_nf4(model: Any) -> int:
     from bitsandbytes.nn.modules import Linear4bit
 
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    arranged = Remembered(lambda x: arrange(x.reshape(-1, x.shape[-1])))
     changed, reasons = 0, set()
     for layer in layers:
         packed = layer.weight.data
@@ -51,7 +111,7 @@ def use_fused_nf4(model: Any) -> int:
         except ValueError as error:
             reasons.add(str(error))
             continue
-        layer.forward = _fused(layer, weight, layer.forward)
+        layer.forward = FusedNf4(layer, weight, layer.forward, arranged)
         changed += 1
     for reason in sorted(reasons):
         logger.warning("Some layers stay with bitsandbytes' own multiplication: %s", reason)
@@ -59,29 +119,16 @@ def use_fused_nf4(model: Any) -> int:
     return changed
 
 
-def _fused(layer: Any, weight: Nf4Weight, theirs: Forward) -> Forward:
-    """Return a layer's computation, bitsandbytes' where the kernel is not for the numbers."""
-    shared = layer.compute_dtype in (None, torch.bfloat16)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        few = MIN_ROWS * weight.inputs <= x.numel() <= MAX_ROWS * weight.inputs
-        if not (shared and few and x.dtype == torch.bfloat16 and x.device == weight.words.device):
-            return theirs(x)
-        rows = x.reshape(-1, weight.inputs)
-        return nf4_matmul(rows, weight, layer.bias).view(*x.shape[:-1], weight.outputs)
-
-    return forward
-
-
 def use_lean_lora(model: Any) -> int:
     """Make a model's LoRA layers apply their one active adapter with two multiplications.
 
     LoRA (arXiv:2106.09685). PEFT's own layers cast, drop out, scale and add one after the other,
-    each a kernel to launch; here the second multiplication scales and adds. The adapter's weights
-    are cast once, in place, to the type the layer computes in, so that less memory is taken, too.
-    It is for inference: there is no dropout. Layers stay PEFT's where there is more to do: with
-    variants such as DoRA, with biases, with several active adapters. So does their computation
-    while the adapter is merged, switched off or given by name.
+    each a kernel to launch; here the second multiplication scales and adds, within that of a 4-bit
+    layer below where ``use_fused_nf4`` has been there, and layers that get the same input share
+    the first. The adapter's weights are cast once, in place, to the type the layer computes in, so
+    that less memory is taken, too. It is for inference: there is no dropout. Layers stay PEFT's
+    where there is more to do: with variants such as DoRA, with biases, with several active
+    adapters. So does their computation while the adapter is merged, switched off or given by name.
 
     Args:
         model: Wrapped by PEFT.
@@ -102,7 +149,8 @@ def use_lean_lora(model: Any) -> int:
         kind = _computed_in(layer.base_layer)
         for part in (layer.lora_A[name], layer.lora_B[name]):
             part.weight.data = part.weight.data.to(kind)
-        layer.forward = _lean(layer, name, layer.forward)
+    for layer, narrow in _narrowed(model, plain):
+        layer.forward = _lean(layer, layer.active_adapters[0], layer.forward, narrow)
     return len(plain)
 
 
@@ -123,7 +171,47 @@ def _computed_in(base: Any) -> torch.dtype:
     return base.compute_dtype or torch.bfloat16
 
 
-def _lean(layer: Any, name: str, theirs: Forward) -> Forward:
+def _narrowed(model: Any, layers: list[Any]) -> list[tuple[Any, Forward]]:
+    """Return the layers, each with what multiplies its input with its first factor.
+
+    The first factors of siblings become one matrix, of which each has its rows.
+    """
+    multiply = Remembered(_multiply_rows)
+    left = {id(layer): layer for layer in layers}
+    found: list[tuple[Any, Forward]] = []
+    for parent in model.modules():
+        children = dict(parent.named_children())
+        for names in SIBLINGS:
+            siblings = [left[id(one)] for one in map(children.get, names) if id(one) in left]
+            factors = [_first_factor(one) for one in siblings]
+            if len(factors) < len(names) or len({(one.dtype, one.shape[1]) for one in factors}) > 1:
+                continue
+            joined = torch.cat([one.data for one in factors])
+            begin = 0
+            for layer, factor in zip(siblings, factors, strict=True):
+                end = begin + len(factor)
+                factor.data = joined[begin:end]
+                found.append((left.pop(id(layer)), _columns(multiply, joined, begin, end)))
+                begin = end
+    return found + [
+        (layer, _columns(multiply, _first_factor(layer), 0, None)) for layer in left.values()
+    ]
+
+
+def _first_factor(layer: Any) -> torch.Tensor:
+    weight: torch.Tensor = layer.lora_A[layer.active_adapters[0]].weight
+    return weight
+
+
+def _multiply_rows(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), factor)
+
+
+def _columns(multiply: Remembered, factor: torch.Tensor, begin: int, end: int | None) -> Forward:
+    return lambda x: multiply(x, factor)[:, begin:end]
+
+
+def _lean(layer: Any, name: str, theirs: Forward, narrow: Forward) -> Forward:
     """Return a LoRA layer's computation with its adapter of that name."""
     first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
     scaling = layer.scaling[name]
@@ -132,10 +220,12 @@ def _lean(layer: Any, name: str, theirs: Forward) -> Forward:
         usual = not (args or kwargs or layer.disable_adapters or layer.merged)
         if not usual or x.dtype != first.dtype or layer.active_adapters != [name]:
             return theirs(x, *args, **kwargs)
+        below = layer.base_layer.forward
+        if isinstance(below, FusedNf4) and below.takes(x) and second.shape[1] % RANK_STEP == 0:
+            return below(x, LowRank(narrow(x), second, scaling))
         result: torch.Tensor = layer.base_layer(x)
-        narrow = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), first)
         # in place, as the layer below has just made it
-        result.view(-1, result.shape[-1]).addmm_(narrow, second.T, alpha=scaling)
+        result.view(-1, result.shape[-1]).addmm_(narrow(x), second.T, alpha=scaling)
         return result
 
     return forward

@@ -1,16 +1,21 @@
 """Multiplying a few rows with a matrix that bitsandbytes holds in four bits.
 
 A step of generation multiplies as many rows as there are sequences, so reading the weights is what
-it costs. Writing them out in bfloat16 first reads and writes nine times as much; here each is
-looked up, scaled and rounded between memory and multiplication, as bitsandbytes rounds it
-(QLoRA, arXiv:2305.14314).
+it costs. Writing them out in bfloat16 first reads and writes nine times as much; here they become
+bfloat16 in registers, between memory and multiplication (QLoRA, arXiv:2305.14314). A level is
+rounded to bfloat16 and a block's sum is scaled in float32, where bitsandbytes rounds level times
+scale: the two differ by as much as either does from the exact weight, 2⁻⁹ of it.
+
+The work is cut into equal parts whatever the matrix's shape, as in Stream-K (arXiv:2301.03598).
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +28,31 @@ except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use 
 
 MAX_ROWS = 64
 BLOCK = 64
-BLOCK_OF_SCALES = 256
 ADDED_AT_ONCE = 512
+# chunks of a program, or its start would be most of its work
+LEAST_SHARE = 4
+# Scales are held in 16 bits where these lose no more than 2⁻¹² of them
+FLOAT16_SCALES = (2.0**-14, 2.0**15)
+
+# NF4's levels, by which a block's weights are divided by the largest of them
+LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 
 
 @dataclass(frozen=True)
@@ -32,40 +60,47 @@ class Nf4Weight:
     """A weight of (outputs, inputs) as the kernel reads it.
 
     Attributes:
-        words: int32, eight weights each, row by row: a view of bitsandbytes' bytes.
-        levels: float32, the 16 values.
-        scales: Of each 64 weights, float32, or uint8 where they are quantized themselves.
-        scale_levels: float32, the 256 values of quantized scales; None without.
-        scale_scales: float32, of each 256 scales; None without.
-        scale_offset: float32, one number, added to a scale; None without.
+        quads: int16, (outputs, inputs / 4), four weights each: a view of bitsandbytes' bytes.
+        scales: float16 or float32, (inputs / 64, outputs), of each 64 weights.
+        levels: bfloat16, the 16 values.
         outputs: Rows.
         inputs: Columns.
     """
 
-    words: torch.Tensor
-    levels: torch.Tensor
+    quads: torch.Tensor
     scales: torch.Tensor
-    scale_levels: torch.Tensor | None
-    scale_scales: torch.Tensor | None
-    scale_offset: torch.Tensor | None
+    levels: torch.Tensor
     outputs: int
     inputs: int
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a product: ``scaling · narrow @ second.T``.
+
+    Attributes:
+        narrow: bfloat16, (rows, rank), the rows times the first factor, perhaps columns of a wider
+            tensor; rank is a multiple of 16.
+        second: bfloat16, (outputs, rank).
+        scaling: A number.
+    """
+
+    narrow: torch.Tensor
+    second: torch.Tensor
+    scaling: float
 
 
 class Blocks(NamedTuple):
     """How the work is cut.
 
     Attributes:
-        outputs: Of a program.
-        inputs: Taken at once.
-        splits: Parts of the inputs, summed at the end in their order.
+        outputs: That a program computes at once.
+        programs: Among which the work is divided.
         warps: Of a program.
         stages: Loads on their way at once.
     """
 
     outputs: int
-    inputs: int
-    splits: int
+    programs: int
     warps: int
     stages: int
 
@@ -76,7 +111,7 @@ def is_available(device: torch.device) -> bool:
 
 
 def nf4_weight(packed: torch.Tensor, state: Any) -> Nf4Weight:
-    """Return a weight of bitsandbytes without copying it.
+    """Return a weight of bitsandbytes; the packed weights are not copied.
 
     Args:
         packed: uint8, two weights a byte.
@@ -86,44 +121,74 @@ def nf4_weight(packed: torch.Tensor, state: Any) -> Nf4Weight:
         ValueError: It is not NF4 with blocks of 64 along its rows.
     """
     shape = tuple(state.shape)
-    nested = state.state2
     wrong = [
         f"{name} {value!r} instead of {wanted!r}"
         for name, value, wanted in (
             ("type", state.quant_type, "nf4"),
             ("block size", state.blocksize, BLOCK),
-            ("block size of scales", nested.blocksize if nested else None, BLOCK_OF_SCALES),
             ("storage", packed.dtype, torch.uint8),
             ("dimensions", len(shape), 2),
         )
-        if value != wanted and value is not None
+        if value != wanted
     ]
     if not wrong and shape[1] % BLOCK:
         wrong = [f"rows of {shape[1]} weights, which are no multiple of {BLOCK}"]
     if not wrong and packed.numel() * 2 != shape[0] * shape[1]:
         wrong = [f"{packed.numel()} bytes for {shape[0]} rows of {shape[1]} weights"]
+    levels = torch.tensor(LEVELS, device=packed.device)
+    if not wrong and not torch.allclose(state.code.to(levels), levels, rtol=0, atol=1e-6):
+        wrong = [f"levels {state.code.tolist()}, which are not NF4's"]
     if wrong:
         raise ValueError(f"a weight cannot be multiplied in four bits: {', '.join(wrong)}")
-    device = packed.device
+    outputs, inputs = shape
     return Nf4Weight(
-        words=packed.reshape(-1).view(torch.int32),
-        levels=state.code.to(device, torch.float32),
-        scales=state.absmax,
-        scale_levels=nested.code.to(device, torch.float32) if nested else None,
-        scale_scales=nested.absmax.to(device, torch.float32) if nested else None,
-        scale_offset=state.offset.to(device, torch.float32) if nested else None,
-        outputs=shape[0],
-        inputs=shape[1],
+        quads=packed.reshape(-1).view(torch.int16).view(outputs, inputs // 4),
+        scales=_scales(state).view(outputs, inputs // BLOCK).T.contiguous(),
+        levels=levels.to(torch.bfloat16),
+        outputs=outputs,
+        inputs=inputs,
     )
+
+
+def _scales(state: Any) -> torch.Tensor:
+    """Return the scale of each block, in as few bits as they can be held in."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    scales = state.absmax
+    if state.nested:
+        scales = dequantize_blockwise(scales, state.state2) + state.offset
+    scales = torch.as_tensor(scales, dtype=torch.float32)
+    least, most = FLOAT16_SCALES
+    # blocks of zeros have a scale of almost nothing, which may as well be nothing
+    inside = (scales.abs() < 2.0**-24) | ((scales.abs() > least) & (scales.abs() < most))
+    return scales.half() if bool(inside.all()) else scales
+
+
+def arrange(x: torch.Tensor) -> torch.Tensor:
+    """Return rows as the kernel reads them: of each 64 numbers every fourth in turn.
+
+    Four weights lie in 16 bits, and each of the four is multiplied in a matrix of its own.
+
+    Args:
+        x: (rows, inputs), inputs a multiple of 64.
+
+    Returns:
+        (inputs / 64, 4, rows, 16).
+    """
+    rows, inputs = x.shape
+    return x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 3, 0, 2).contiguous()
 
 
 def nf4_matmul(
     x: torch.Tensor,
     weight: Nf4Weight,
     bias: torch.Tensor | None = None,
+    *,
+    arranged: torch.Tensor | None = None,
+    low_rank: LowRank | None = None,
     blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """Return ``x @ weight.T + bias``.
+    """Return ``x @ weight.T + bias``, and what an adapter adds.
 
     The order of summing depends on shapes and device alone, so equal inputs give equal outputs.
     There is nothing to wait for, and after a first call, which compiles, a CUDA graph can hold it.
@@ -132,14 +197,15 @@ def nf4_matmul(
         x: (rows, inputs), bfloat16, up to 64 rows.
         weight: On the same device.
         bias: (outputs,); None adds nothing.
+        arranged: ``arrange(x)``, where the caller has it already.
+        low_rank: None adds nothing.
         blocks: How the work is cut; None: as suits the device.
 
     Returns:
         (rows, outputs), bfloat16, summed in float32.
 
     Raises:
-        ValueError: ``x`` has another type, more rows or other columns; or ``blocks`` do not divide
-            the inputs.
+        ValueError: ``x`` has another type, more rows or other columns.
     """
     rows, inputs = x.shape
     if x.dtype != torch.bfloat16 or rows > MAX_ROWS or inputs != weight.inputs:
@@ -147,78 +213,87 @@ def nf4_matmul(
             f"up to {MAX_ROWS} rows of {weight.inputs} bfloat16 numbers can be multiplied, not "
             f"{rows} of {inputs} in {x.dtype}"
         )
-    blocks = blocks or choose_blocks(weight.outputs, inputs, rows, *_traits(x.device))
-    if inputs % blocks.inputs:
-        raise ValueError(f"{inputs} inputs cannot be taken {blocks.inputs} at once")
-    part = -(-inputs // (blocks.splits * blocks.inputs)) * blocks.inputs
-    splits = -(-inputs // part)
-    nested = weight.scale_offset is not None
-    # one part is written as it shall be; of several the sums are kept exact
-    kind = torch.bfloat16 if splits == 1 else torch.float32
-    parts = torch.empty((splits, rows, weight.outputs), dtype=kind, device=x.device)
-    bias = None if bias is None else bias.contiguous()
-    _multiply[(-(-weight.outputs // blocks.outputs), splits)](
-        x.contiguous(),
-        weight.words,
-        weight.levels,
+    blocks = blocks or choose_blocks(*_traits(x.device))
+    cut = cut_work(weight.outputs, inputs, blocks)
+    parts = torch.empty((cut.slots, rows, weight.outputs), dtype=torch.float32, device=x.device)
+    output = torch.empty((rows, weight.outputs), dtype=torch.bfloat16, device=x.device)
+    _multiply[(cut.programs,)](
+        arrange(x) if arranged is None else arranged,
+        weight.quads,
         weight.scales,
-        weight.scale_levels,
-        weight.scale_scales,
-        weight.scale_offset,
-        bias if splits == 1 else None,
+        weight.levels,
+        low_rank.narrow if low_rank else None,
+        low_rank.second if low_rank else None,
+        low_rank.scaling if low_rank else 1.0,
         parts,
         rows,
         weight.outputs,
         inputs,
-        part,
-        nested=nested,
-        with_bias=bias is not None and splits == 1,
+        cut.chunks,
+        cut.total,
+        cut.share,
+        low_rank.second.shape[1] if low_rank else 0,
+        low_rank.narrow.stride(0) if low_rank else 0,
+        assembly=ASSEMBLY if _speaks_ptx(x.device) else None,
         block_rows=max(16, 1 << (rows - 1).bit_length()),
         block_outputs=blocks.outputs,
-        block_inputs=blocks.inputs,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
-        # or scales would be fused into one rounding where bitsandbytes has two
-        enable_fp_fusion=False,
     )
-    return parts[0] if splits == 1 else _add_up(parts, bias)
-
-
-def _add_up(parts: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the sum of (splits, rows, outputs) and the bias, in bfloat16."""
-    splits, rows, outputs = parts.shape
-    output = torch.empty((rows, outputs), dtype=torch.bfloat16, device=parts.device)
-    _add[(-(-outputs // ADDED_AT_ONCE), rows)](
+    _add[(-(-weight.outputs // ADDED_AT_ONCE), rows)](
         parts,
         bias,
         output,
         rows,
-        outputs,
-        splits=splits,
-        with_bias=bias is not None,
-        block_outputs=ADDED_AT_ONCE,
+        weight.outputs,
+        cut.chunks,
+        cut.share,
+        slots=cut.slots,
+        block_outputs=blocks.outputs,
+        at_once=ADDED_AT_ONCE,
     )
     return output
 
 
-def choose_blocks(outputs: int, inputs: int, rows: int, processors: int, major: int) -> Blocks:
-    """Return how a matrix is cut on a device.
+class Cut(NamedTuple):
+    """A matrix as chunks of 64 inputs of some outputs, in equal shares.
+
+    Attributes:
+        chunks: Of a tile, which is some outputs with all inputs.
+        total: Chunks of all tiles.
+        share: Chunks of a program; its last may be another tile's than its first.
+        programs: That have a share.
+        slots: Programs among which a tile may be divided.
+    """
+
+    chunks: int
+    total: int
+    share: int
+    programs: int
+    slots: int
+
+
+@cache
+def cut_work(outputs: int, inputs: int, blocks: Blocks) -> Cut:
+    """Return the shares of a matrix: one for each program, or fewer that are not too small."""
+    chunks = inputs // BLOCK
+    tiles = -(-outputs // blocks.outputs)
+    total = tiles * chunks
+    share = max(-(-total // blocks.programs), min(LEAST_SHARE, total))
+    begins = [(tile * chunks, tile * chunks + chunks - 1) for tile in range(tiles)]
+    slots = max(last // share - first // share + 1 for first, last in begins)
+    return Cut(chunks, total, share, -(-total // share), slots)
+
+
+def choose_blocks(processors: int, major: int) -> Blocks:
+    """Return how work is cut on a device.
 
     Args:
-        outputs: Rows of the weight.
-        inputs: Columns, a multiple of 64.
-        rows: That are multiplied with it.
         processors: Multiprocessors of the device.
         major: Of its compute capability; 9 is Hopper.
     """
-    at_once = 128 if inputs % 128 == 0 else 64
-    size, stages = (128, 4) if major >= 9 else (64, 3)
-    programs = -(-outputs // size)
-    # about two programs a processor, each with enough to do for its start not to count
-    splits = max(1, min(2 * processors // programs, inputs // (4 * at_once)))
-    # sums of 64 rows leave four warps too few registers
-    warps = 8 if rows > 32 and major >= 9 else 4
-    return Blocks(size, at_once, splits, warps, stages)
+    # as many programs as find room at once, so that they end together
+    return Blocks(128, 2 * processors, 4, 4) if major >= 9 else Blocks(64, 3 * processors, 4, 3)
 
 
 @cache
@@ -231,78 +306,156 @@ def _traits(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, properties.major
 
 
+def _speaks_ptx(device: torch.device) -> bool:
+    # AMD's devices are called cuda, too, and Triton's interpreter reads no assembly
+    return device.type == "cuda" and torch.version.hip is None
+
+
 def _jit(function: Callable[..., Any]) -> Any:
-    # one compiled kernel for all numbers of rows
-    return triton.jit(function, do_not_specialize=("rows", "splits")) if triton else function
+    # one compiled kernel for all numbers of rows and ways to cut
+    varying = [
+        name
+        for name in ("rows", "chunks", "total", "share")
+        if name in signature(function).parameters
+    ]
+    return triton.jit(function, do_not_specialize=varying) if triton else function
+
+
+def _tables() -> list[int]:
+    """Return the high bytes of the levels in bfloat16, four a number, then the low bytes."""
+    rounded = []
+    for level in LEVELS:
+        (bits,) = struct.unpack("<I", struct.pack("<f", level))
+        rounded.append((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
+    return [
+        sum((level >> shift & 255) << 8 * place for place, level in enumerate(rounded[at : at + 4]))
+        for shift in (8, 0)
+        for at in range(0, 16, 4)
+    ]
+
+
+def _look_up(number: int) -> str:
+    """Return the assembly that looks up four weights, a byte of each at a time.
+
+    ``prmt`` chooses bytes of two registers by the low three bits of a place: so once for each half
+    of a table, and once for the halves.
+    """
+    high, low = _tables()[:4], _tables()[4:]
+    return "".join(
+        f"prmt.b32 {name}{number}, {table[0]}, {table[1]}, m{number};"
+        f"prmt.b32 other, {table[2]}, {table[3]}, m{number};"
+        f"prmt.b32 {name}{number}, {name}{number}, other, s{number};"
+        for name, table in (("h", high), ("l", low))
+    )
+
+
+# Eight weights of two int16 become eight bfloat16, in registers of two: the first of each, the
+# second, and so on. A byte holds its first weight in its high half. About three instructions a
+# weight, where shifting, looking up in shared memory and packing takes eight.
+ASSEMBLY = f"""{{
+.reg .b32 m, s, m0, m1, s0, s1, h0, h1, l0, l1, other;
+and.b32 m, $4, 0x77777777;
+shr.u32 s, $4, 1;
+lop3.b32 s, s, 0x44444444, 0x32321010, 0xea;
+prmt.b32 m0, m, m, 0x2020;
+prmt.b32 m1, m, m, 0x3131;
+prmt.b32 s0, s, s, 0x2020;
+prmt.b32 s1, s, s, 0x3131;
+{_look_up(0)}
+{_look_up(1)}
+prmt.b32 $0, l0, h0, 0x7351;
+prmt.b32 $1, l0, h0, 0x6240;
+prmt.b32 $2, l1, h1, 0x7351;
+prmt.b32 $3, l1, h1, 0x6240;
+}}"""
+
+
+@_jit
+def _level(levels: tl.tensor, quad: tl.tensor, shift: tl.constexpr) -> tl.tensor:
+    return tl.load(levels + ((quad.to(tl.int32) >> shift) & 15))
+
+
+@_jit
+def _write_out(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
+    """Return the first weights of all quads, the second, the third and the fourth."""
+    if assembly is not None:
+        first, second, third, fourth = tl.inline_asm_elementwise(
+            assembly,
+            "=r,=r,=r,=r,r",
+            [quad],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        first, second = _level(levels, quad, 4), _level(levels, quad, 0)
+        third, fourth = _level(levels, quad, 12), _level(levels, quad, 8)
+    return first, second, third, fourth
 
 
 @_jit
 def _multiply(
     x: tl.tensor,
-    words: tl.tensor,
-    levels: tl.tensor,
+    quads: tl.tensor,
     scales: tl.tensor,
-    scale_levels: tl.tensor,
-    scale_scales: tl.tensor,
-    scale_offset: tl.tensor,
-    bias: tl.tensor,
+    levels: tl.tensor,
+    narrow: tl.tensor,
+    second: tl.tensor,
+    scaling: tl.tensor,
     parts: tl.tensor,
     rows: tl.tensor,
     outputs: tl.tensor,
     inputs: tl.tensor,
-    part: tl.tensor,
-    nested: tl.constexpr,
-    with_bias: tl.constexpr,
+    chunks: tl.tensor,
+    total: tl.tensor,
+    share: tl.tensor,
+    rank: tl.tensor,
+    narrow_row: tl.tensor,
+    assembly: tl.constexpr,
     block_rows: tl.constexpr,
     block_outputs: tl.constexpr,
-    block_inputs: tl.constexpr,
 ) -> None:
-    """Multiply some outputs' weights with a part of the inputs of all rows."""
-    groups: tl.constexpr = block_inputs // 64
-    column = tl.program_id(0) * block_outputs + tl.arange(0, block_outputs)
-    # those beyond the last read its weights, so that no load needs a mask; they are not stored
-    safe = tl.minimum(column, outputs - 1)
+    """Multiply a share of the chunks with all rows, and store a sum for each tile it touches."""
+    program = tl.program_id(0)
+    begin = program * share
+    end = tl.minimum(begin + share, total)
     row = tl.arange(0, block_rows)
-    group = tl.arange(0, groups)
-    first = tl.program_id(1) * part
-    last = tl.minimum(first + part, inputs)
-    table = tl.load(levels + tl.arange(0, 16))
-    if nested:
-        offset = tl.load(scale_offset)
-    blocks = safe.to(tl.int64) * (inputs // 64)
-    word_at = words + (blocks[:, None] + group[None, :])[:, :, None] * 8
-    word_at += tl.arange(0, 8)[None, None, :]
-    x_at = x + row[None, :] * inputs + tl.arange(0, block_inputs)[:, None]
     present = (row < rows)[None, :]
-    total = tl.zeros((block_outputs, block_rows), tl.float32)
-    for start in range(first, last, block_inputs):
-        block = blocks[:, None] + (start // 64 + group)[None, :]
-        if nested:
-            scale = tl.load(scale_levels + tl.load(scales + block).to(tl.int32))
-            scale = scale * tl.load(scale_scales + block // 256) + offset
-        else:
-            scale = tl.load(scales + block)
-        word = tl.load(word_at + start // 8)
-        # of a byte the first weight is the high half; joined so that they lie in their order
-        level = tl.join(
-            tl.join(
-                tl.join((word >> 4) & 15, (word >> 20) & 15),
-                tl.join((word >> 12) & 15, (word >> 28) & 15),
-            ),
-            tl.join(
-                tl.join(word & 15, (word >> 16) & 15),
-                tl.join((word >> 8) & 15, (word >> 24) & 15),
-            ),
-        )
-        value = tl.gather(table, tl.reshape(level, (block_outputs * block_inputs,)), 0)
-        value = tl.reshape(value, (block_outputs, groups, 64)) * scale[:, :, None]
-        weight = tl.reshape(value.to(tl.bfloat16), (block_outputs, block_inputs))
-        # the weights stand first: Hopper multiplies 64 rows at least, and takes them from registers
-        total = tl.dot(weight, tl.load(x_at + start, mask=present, other=0.0), total)
-    if with_bias:
-        total += tl.load(bias + safe).to(tl.float32)[:, None]
-    at = parts + tl.program_id(1) * rows * outputs + row[None, :] * outputs + column[:, None]
-    tl.store(at, total.to(parts.dtype.element_ty), mask=present & (column < outputs)[:, None])
+    at = tl.arange(0, 16)
+    x_at = x + row[None, :] * 16 + at[:, None]
+    for tile in tl.range(begin // chunks, (end - 1) // chunks + 1, num_stages=1):
+        column = tile * block_outputs + tl.arange(0, block_outputs)
+        # those beyond the last read its weights, so that no load needs a mask; they are not stored
+        safe = tl.minimum(column, outputs - 1)
+        first = tl.maximum(begin - tile * chunks, 0)
+        last = tl.minimum(end - tile * chunks, chunks)
+        summed = tl.zeros((block_outputs, block_rows), tl.float32)
+        if narrow is not None:
+            for place in tl.range(0, tl.where(first == 0, rank, 0), 16, num_stages=1):
+                factor = tl.load(second + safe[:, None] * rank + (place + at)[None, :])
+                few = tl.load(
+                    narrow + row[None, :] * narrow_row + (place + at)[:, None],
+                    mask=present,
+                    other=0.0,
+                )
+                summed = tl.dot(factor, few, summed)
+            summed *= scaling
+        quad_at = quads + safe.to(tl.int64)[:, None] * (inputs // 4) + at[None, :]
+        for chunk in tl.range(first, last):
+            quad = tl.load(quad_at + chunk * 16)
+            scale = tl.load(scales + chunk * outputs + safe).to(tl.float32)
+            w0, w1, w2, w3 = _write_out(quad, levels, assembly)
+            here = x_at + chunk * (64 * rows)
+            # the weights stand first: Hopper multiplies 64 rows at least, and takes them from
+            # registers
+            part = tl.dot(w0, tl.load(here, mask=present, other=0.0))
+            part = tl.dot(w1, tl.load(here + 16 * rows, mask=present, other=0.0), part)
+            part = tl.dot(w2, tl.load(here + 32 * rows, mask=present, other=0.0), part)
+            part = tl.dot(w3, tl.load(here + 48 * rows, mask=present, other=0.0), part)
+            summed += part * scale[:, None]
+        slot = program - tile * chunks // share
+        to = parts + slot * rows * outputs + row[None, :] * outputs + column[:, None]
+        tl.store(to, summed, mask=present & (column < outputs)[:, None])
 
 
 @_jit
@@ -312,17 +465,22 @@ def _add(
     output: tl.tensor,
     rows: tl.tensor,
     outputs: tl.tensor,
-    splits: tl.tensor,
-    with_bias: tl.constexpr,
+    chunks: tl.tensor,
+    share: tl.tensor,
+    slots: tl.constexpr,
     block_outputs: tl.constexpr,
+    at_once: tl.constexpr,
 ) -> None:
-    """Add up the parts of a row, always in the same order."""
-    column = tl.program_id(0) * block_outputs + tl.arange(0, block_outputs)
+    """Add up a row's parts, always in the same order."""
+    column = tl.program_id(0) * at_once + tl.arange(0, at_once)
     inside = column < outputs
+    begin = column // block_outputs * chunks
+    used = (begin + chunks - 1) // share - begin // share + 1
     at = tl.program_id(1) * outputs + column
-    total = tl.zeros((block_outputs,), tl.float32)
-    for split in range(splits):
-        total += tl.load(parts + split * rows * outputs + at, mask=inside, other=0.0)
-    if with_bias:
+    total = tl.zeros((at_once,), tl.float32)
+    for slot in tl.static_range(slots):
+        here = inside & (slot < used)
+        total += tl.load(parts + slot * rows * outputs + at, mask=here, other=0.0)
+    if bias is not None:
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(output + at, total.to(tl.bfloat16), mask=inside)

@@ -93,6 +93,7 @@ class Batched:
 
     def _take_up_weights(self, prompts: int, length: int) -> str:
         """Bring the model into the form that steps are taken with, and return its name."""
+        from ja_instruct.generation.fused_layers import use_fused_layers
         from ja_instruct.generation.grouped_attention import use_grouped_attention
         from ja_instruct.generation.merged_weights import adapter_beside, merged_in_bf16
 
@@ -105,6 +106,7 @@ class Batched:
             self._model = take_up(self._model, self._adapter)
         self._model.eval()
         use_grouped_attention(self._model)
+        use_fused_layers(self._model)
         free_gpu_memory()
         return weights
 

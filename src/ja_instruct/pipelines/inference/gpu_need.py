@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
+# Of 64 weights in 4 bits, as ``ja_instruct.generation.nf4_matmul`` scales them, beside
+# bitsandbytes' own scales
+KERNEL_SCALE_BYTES = 2
+
 
 def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
     """Return devices, peak memory with its parts and remedy, as ``needs_gpu`` takes them.
@@ -82,6 +86,8 @@ def _parts_of_one_slot(
     elif parameters.backend == "vllm":
         # its plugin undoes the double quantization once, at loading
         weights = nf4_bytes(replace(shape, is_double_quantized=False))
+    else:
+        weights += KERNEL_SCALE_BYTES * shape.linear_weights // 64
     return {
         "weights": weights,
         # merged in float32

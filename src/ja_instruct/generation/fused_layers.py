@@ -1,0 +1,245 @@
+"""Norms, rotations and gates of a transformers model, each as one kernel instead of many.
+
+They are a few numbers a token, so a step of generation pays for launching them, not for computing
+them: written with PyTorch's operations they are some fifty launches a layer of Gemma 2, 8 to 10 ms
+of a step of its 46 layers. Here they are six.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, get_args
+
+import torch
+
+from ja_instruct.generation.layer_kernels import (
+    WIDEST,
+    Activation,
+    Form,
+    gated,
+    rms_norm,
+    rotate,
+)
+from ja_instruct.generation.nf4_matmul import is_available
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[..., Any]
+
+KINDS = (torch.bfloat16, torch.float16)
+ROTATION = "apply_rotary_pos_emb"
+
+
+@torch.inference_mode()
+def use_fused_layers(model: Any) -> int:
+    """Make a model compute its norms, gates and rotations with one kernel each.
+
+    They are known by what they are made of, and each is tried on random numbers first: what does
+    not give the same, up to the rounding of 16 bits, stays as it is, with a warning. So does what
+    has a forward of its own beside its class's. Numbers of other types or on other devices are
+    computed as before. It is for inference: the kernels have no gradients. A copy of the model
+    made afterwards would compute with the weights of this one.
+
+    Args:
+        model: A transformers model, also one wrapped by PEFT or with layers of bitsandbytes.
+
+    Returns:
+        How many modules; 0 where the model is on no GPU that can.
+    """
+    changed = 0
+    reasons: dict[str, str] = {}
+    for module in model.modules():
+        weight = next(module.parameters(), None)
+        if weight is None or not is_available(weight.device):
+            continue
+        for make in (_norm_forward, _mlp_forward, _attention_forward):
+            try:
+                forward = make(module, weight.device)
+            except ValueError as error:
+                reasons[type(module).__name__] = str(error)
+                continue
+            if forward is not None:
+                module.forward = forward
+                changed += 1
+    for name, reason in sorted(reasons.items()):
+        logger.warning("%s is computed in many small steps, as before: %s", name, reason)
+    logger.info("%d modules compute norms, gates and rotations with one kernel each", changed)
+    return changed
+
+
+def _norm_forward(norm: Any, device: torch.device) -> Forward | None:
+    """Return a norm's computation; None where a module is none.
+
+    Raises:
+        ValueError: It computes something else.
+    """
+    weight = getattr(norm, "weight", None)
+    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    named = type(norm).__name__.endswith("RMSNorm")
+    if not named or weight is None or weight.dim() != 1 or not isinstance(eps, float):
+        return None
+    theirs = _class_forward(norm)
+    kind = weight.dtype if weight.dtype in KINDS else torch.bfloat16
+    form = _form_of(norm, eps, kind)
+    width = len(weight)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        usual = len(args) == 1 and not kwargs
+        if not usual or not _fits(args[0], (kind,), device) or args[0].shape[-1] != width:
+            return theirs(norm, *args, **kwargs)
+        return rms_norm(args[0], norm.weight, eps, form)
+
+    return forward
+
+
+def _form_of(norm: Any, eps: float, kind: torch.dtype) -> Form:
+    width = len(norm.weight)
+    if width > WIDEST:
+        raise ValueError(f"{width} numbers are more than a program can hold")
+    # the squares of a row of small numbers are as small as what is added to them
+    scales = torch.tensor([1.0, 30.0, 1e-3])[:, None]
+    x = (_random(3, width) * scales).to(norm.weight.device, kind)
+    expected = _tried(type(norm).forward, norm, x)
+    outputs: dict[Form, torch.Tensor] = {
+        form: rms_norm(x, norm.weight, eps, form) for form in get_args(Form)
+    }
+    # of those that round differently the one that rounds as the norm does
+    form = min(outputs, key=lambda form: int((outputs[form] != expected).sum()))
+    # two roundings: one of a sum at a border may be magnified by the weight
+    if expected.dtype != kind or not _is_close(outputs[form], expected, roundings=2):
+        raise ValueError(f"it is none of the known norms on numbers in {kind}")
+    return form
+
+
+def _mlp_forward(mlp: Any, device: torch.device) -> Forward | None:
+    """Return a gated MLP's computation; None where a module is none.
+
+    Raises:
+        ValueError: It has another activation, or more to do.
+    """
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if not all(callable(getattr(mlp, part, None)) for part in parts):
+        return None
+    theirs = _class_forward(mlp)
+    activation = _activation_of(mlp, device)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        usual = len(args) == 1 and not kwargs
+        if not usual or not _fits(args[0], KINDS, device):
+            return theirs(mlp, *args, **kwargs)
+        gate, up = mlp.gate_proj(args[0]), mlp.up_proj(args[0])
+        if gate.dtype != args[0].dtype or up.dtype != gate.dtype:
+            return mlp.down_proj(mlp.act_fn(gate) * up)
+        return mlp.down_proj(gated(gate, up, activation))
+
+    return forward
+
+
+def _activation_of(mlp: Any, device: torch.device) -> Activation:
+    # the module itself with its matrices taken out: its input is gate and up, its output their
+    # product
+    bare = copy.copy(mlp)
+    ends = {"gate_proj": lambda x: x[0], "up_proj": lambda x: x[1], "down_proj": lambda x: x}
+    vars(bare)["_modules"] = {**mlp._modules, **ends}
+    pair = (_random(2, 4, 512) * torch.tensor([3.0, 1.0])[:, None, None]).to(device, KINDS[0])
+    # in float32, which leaves the rounding of the kernel's result
+    expected = _tried(type(mlp).forward, bare, pair.float())
+    for activation in get_args(Activation):
+        if _is_close(gated(pair[0], pair[1], activation), expected, roundings=1):
+            return activation  # type: ignore[no-any-return]
+    raise ValueError(f"its gate is none of {', '.join(get_args(Activation))}")
+
+
+def _attention_forward(attention: Any, device: torch.device) -> Forward | None:
+    """Return an attention's computation; None where it rotates nothing by the usual name.
+
+    transformers' attention calls its file's function by a global name. The copy returned here is
+    the same code with another function under that name, so that other models keep theirs.
+
+    Raises:
+        ValueError: Its rotation is another one.
+    """
+    theirs: Any = type(attention).forward
+    names = getattr(getattr(theirs, "__code__", None), "co_names", ())
+    if ROTATION not in names or ROTATION not in theirs.__globals__:
+        return None
+    _class_forward(attention)
+    original = theirs.__globals__[ROTATION]
+    _try_rotation(original, device)
+
+    def rotate_or_call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != 4 or kwargs or not _can_rotate(device, *args):
+            return original(*args, **kwargs)
+        return rotate(*args)
+
+    namespace = {**theirs.__globals__, ROTATION: rotate_or_call}
+    copied = FunctionType(
+        theirs.__code__, namespace, theirs.__name__, theirs.__defaults__, theirs.__closure__
+    )
+    copied.__kwdefaults__ = theirs.__kwdefaults__
+    return MethodType(functools.update_wrapper(copied, theirs), attention)
+
+
+def _try_rotation(original: Forward, device: torch.device) -> None:
+    # halves of one angle's cosines differ, so that each must be taken where it belongs
+    query, key, angles = _random(2, 3, 4, 64), _random(2, 3, 2, 64), _random(2, 2, 3, 64)
+    given = [query.transpose(1, 2), key.transpose(1, 2), angles[0], angles[1]]
+    given = [numbers.to(device, KINDS[0]) for numbers in given]
+    expected = _tried(original, *(numbers.float() for numbers in given))
+    outputs = rotate(*given)
+    if not all(_is_close(outputs[place], expected[place], roundings=1) for place in range(2)):
+        raise ValueError("its rotary embedding is not that of halves")
+
+
+def _can_rotate(
+    device: torch.device,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> bool:
+    if query.dim() != 4 or key.dim() != 4 or cos.dim() != 3 or cos.shape != sin.shape:
+        return False
+    sequences, _, tokens, width = query.shape
+    return (
+        _fits(query, KINDS, device)
+        and all(_fits(other, (query.dtype,), device) for other in (key, cos, sin))
+        and all(numbers.stride(-1) == 1 for numbers in (query, key, cos, sin))
+        and (key.shape[0], *key.shape[2:]) == (sequences, tokens, width)
+        and cos.shape[0] in (1, sequences)
+        and tuple(cos.shape[1:]) == (tokens, width)
+        and width % 2 == 0
+    )
+
+
+def _class_forward(module: Any) -> Any:
+    if "forward" in vars(module):
+        raise ValueError("its forward has been replaced already")
+    return type(module).forward
+
+
+def _fits(x: Any, kinds: tuple[torch.dtype, ...], device: torch.device) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in kinds and x.device == device
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _tried(theirs: Forward, *given: Any) -> Any:
+    try:
+        return theirs(*given)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"it cannot be tried on random numbers: {error}") from error
+
+
+def _is_close(output: torch.Tensor, expected: torch.Tensor, roundings: int) -> bool:
+    if output.shape != expected.shape:
+        return False
+    exact = expected.float()
+    allowed = roundings * torch.finfo(output.dtype).eps * exact.abs() + 1e-5
+    return bool(((output.float() - exact).abs() <= allowed).all())

@@ -1,0 +1,362 @@
+"""Attention of a prompt's piece without its scores ever being written out.
+
+Written with PyTorch's operations, scores with a soft cap are written and read seven times. Here a
+program keeps the scores of a block of queries against a block of keys in registers, under a running
+softmax (FlashAttention, arXiv:2205.14135). The heads that share a key head are rows of one block,
+so that keys are read and the mask is looked at once for all of them (arXiv:2305.13245).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import e, log2
+from typing import Any, NamedTuple
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernel
+    triton = None
+
+# query heads of a key head that a block has room for
+MOST_HEADS = 32
+# e to the power of x is 2 to the power of x times this, and a processor knows powers of 2
+LOG2_E = log2(e)
+# what differs from piece to piece: no reason to compile anew where it is divisible by 16 or is 1
+UNSPECIALIZED = ("tokens", "span", "key_blocks", "kinds_sequence")
+
+
+class Blocks(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+        rows: Queries of a program, those of all heads of a key head together.
+        keys: Taken at once.
+        warps: Of a program.
+        stages: Blocks of keys on their way at once.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def takes(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Return whether the kernel is for such a piece: more than one token, in 16 bits, on CUDA.
+
+    It wants Ampere or newer, which have bfloat16.
+    """
+    _, heads, tokens, width = query.shape
+    return (
+        triton is not None
+        and query.device.type == "cuda"
+        and torch.version.hip is None
+        and tokens > 1
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and key.dtype == query.dtype
+        and width in (32, 64, 128, 256)
+        and heads <= MOST_HEADS * key.shape[1]
+        and _capability(query.device) >= 8
+    )
+
+
+def choose_blocks(width: int, major: int) -> Blocks:
+    """Return how to cut the work of heads of a width, by the compute capability.
+
+    What a program holds must fit its registers, 255 a thread, and its processor's shared memory:
+    227 kB in 9.0 and 10.0, but 99 kB in most others. The older instructions also hold the queries
+    in registers.
+    """
+    if major in (9, 10):
+        return Blocks(128, 64, 8, 2) if width > 128 else Blocks(128, 64, 8, 3)
+    return Blocks(64, 32, 4, 2) if width > 128 else Blocks(128, 32, 8, 3)
+
+
+def prompt_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    blocks: Blocks | None = None,
+) -> torch.Tensor:
+    """Return what each token of a piece attends to; see ``grouped_attention``.
+
+    Sums are float32, and only the weights are rounded to the queries' type before they meet the
+    values. The order of summing depends on shapes, device and mask alone. There is nothing to wait
+    for, and after a first call, which compiles, a CUDA graph can hold it.
+
+    Args:
+        query: (sequences, heads, tokens, width); the heads that share a key head follow each other.
+        key: (sequences, key heads, span, width), also a view of a longer cache.
+        value: As the keys.
+        mask: Added to the scores, (sequences or 1, 1, tokens, span). What it hides by the least
+            number of the queries' type before all that a block of tokens sees, or behind it, is not
+            read. Blocks to which it adds nothing are read without it.
+        scaling: Of the scores, more than 0.
+        softcap: What scores are bounded by; None leaves them.
+        blocks: How the work is cut; None: as suits the device.
+
+    Returns:
+        (sequences, heads, tokens, width), a view of (sequences, tokens, heads, width). A token that
+        sees nothing gets numbers without meaning, yet finite ones.
+    """
+    sequences, heads, tokens, width = query.shape
+    key_heads, span = key.shape[1:3]
+    query, key, value, mask = (
+        tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        for tensor in (query, key, value, mask)
+    )
+    cut = blocks or choose_blocks(width, _capability(query.device))
+    group = heads // key_heads
+    members = 1 << (group - 1).bit_length()
+    shape = (mask.shape[0], -(-tokens // (cut.rows // members)), -(-span // cut.keys))
+    kinds = torch.empty(shape, dtype=torch.int32, device=query.device)
+    tiles = query.new_empty((*shape, cut.rows // members, cut.keys))
+    _survey[shape[::-1]](
+        mask,
+        kinds,
+        tiles,
+        mask.stride(0),
+        mask.stride(2),
+        tokens,
+        span,
+        torch.finfo(query.dtype).min / 2,
+        block_tokens=cut.rows // members,
+        keys=cut.keys,
+        num_warps=4,
+    )
+    output = query.new_empty((sequences, tokens, heads, width))
+    _attend[(sequences * key_heads, shape[1])](
+        query,
+        key,
+        value,
+        kinds,
+        tiles,
+        output,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        shape[1] * shape[2] if len(mask) > 1 else 0,
+        key_heads,
+        group,
+        tokens,
+        span,
+        shape[2],
+        scaling / softcap if softcap else 1.0,
+        (softcap or scaling) * LOG2_E,
+        LOG2_E,
+        bounded=softcap is not None,
+        has_tanh=query.device.type == "cuda",
+        members=members,
+        rows=cut.rows,
+        width=width,
+        keys=cut.keys,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+    )
+    return output.transpose(1, 2)
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    # anything but CUDA is Triton's interpreter
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    return triton.jit(function, do_not_specialize=UNSPECIALIZED) if triton else function
+
+
+@_jit
+def _survey(
+    mask: tl.tensor,
+    kinds: tl.tensor,
+    tiles: tl.tensor,
+    mask_sequence: tl.tensor,
+    mask_token: tl.tensor,
+    tokens: tl.tensor,
+    span: tl.tensor,
+    hidden: tl.tensor,
+    block_tokens: tl.constexpr,
+    keys: tl.constexpr,
+) -> None:
+    """Note for a block of tokens and of keys: 0 hidden, 1 to be masked, 2 all seen as it is.
+
+    What is to be masked is copied to where its rows are together and begin evenly.
+    """
+    row = tl.arange(0, block_tokens)
+    column = tl.arange(0, keys)
+    token = tl.program_id(1) * block_tokens + row
+    at = tl.program_id(0) * keys + column
+    outside = (at >= span)[None, :]
+    # a last block's tokens that are none hide nothing and show nothing; keys that are none hide
+    real = (token < tokens)[:, None] & (at < span)[None, :]
+    mask += tl.program_id(2).to(tl.int64) * mask_sequence
+    places = mask + token.to(tl.int64)[:, None] * mask_token + at[None, :]
+    added = tl.load(places, mask=real, other=0.0).to(tl.float32)
+    some = tl.max(tl.max((real & (added > hidden)).to(tl.int32), axis=1), axis=0)
+    changed = tl.max(tl.max(((added != 0.0) | outside).to(tl.int32), axis=1), axis=0)
+    line = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
+    line += tl.program_id(0)
+    tl.store(kinds + line, some + 1 - changed)
+    if changed == 1:
+        # a key that is hidden adds what float32 can hold, so that no row has only infinities
+        bias = tl.where(outside, float("-inf"), tl.maximum(added, hidden))
+        tile = tiles + line.to(tl.int64) * (block_tokens * keys)
+        here = tile + row[:, None] * keys + column[None, :]
+        tl.store(here, bias.to(tiles.dtype.element_ty))
+
+
+@_jit
+def _find_range(kinds: tl.tensor, key_blocks: tl.tensor) -> tuple[Any, Any, Any, Any]:
+    """Return where blocks of keys begin to be seen, to be plain, and where either ends.
+
+    The plain ones are those of one run; where they are several, none counts as such.
+    """
+    begin, end, low, high, plain = key_blocks, 0, key_blocks, 0, 0
+    for first in range(0, key_blocks, 64):
+        place = first + tl.arange(0, 64)
+        kind = tl.load(kinds + place, mask=place < key_blocks, other=0)
+        begin = tl.minimum(begin, tl.min(tl.where(kind > 0, place, key_blocks)))
+        end = tl.maximum(end, tl.max(tl.where(kind > 0, place + 1, 0)))
+        low = tl.minimum(low, tl.min(tl.where(kind == 2, place, key_blocks)))
+        high = tl.maximum(high, tl.max(tl.where(kind == 2, place + 1, 0)))
+        plain += tl.sum((kind == 2).to(tl.int32))
+    one_run = plain == high - low
+    return begin, tl.where(one_run, low, end), tl.where(one_run, high, end), end
+
+
+@_jit
+def _tanh(x: tl.tensor, has_tanh: tl.constexpr) -> tl.tensor:
+    """Return the hyperbolic tangent: of the hardware, to 11 bits, or by way of exponents."""
+    if has_tanh:
+        # one instruction instead of two and a division, closer than 16 bits can tell
+        y = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        y = 1 - 2 / (tl.exp(2 * x) + 1)
+    return y
+
+
+@_jit
+def _read(
+    q: tl.tensor,
+    k_places: tl.tensor,
+    v_places: tl.tensor,
+    kind: tl.tensor,
+    added_places: tl.tensor,
+    inside: tl.tensor,
+    highest: tl.tensor,
+    total: tl.tensor,
+    summed: tl.tensor,
+    inner: tl.tensor,
+    outer: tl.tensor,
+    log2_e: tl.tensor,
+    bounded: tl.constexpr,
+    has_tanh: tl.constexpr,
+    masked: tl.constexpr,
+) -> tuple[Any, Any, Any]:
+    """Take a block of keys into the running softmax, whose scores are logarithms to the base 2."""
+    k = tl.load(k_places, mask=inside[None, :], other=0.0) if masked else tl.load(k_places)
+    score = tl.dot(q, k)
+    if bounded:
+        score = _tanh(score * inner, has_tanh)
+    if masked:
+        # plain blocks of several runs have no tile: what lies there is anything
+        added = tl.where(tl.load(kind) == 2, 0.0, tl.load(added_places).to(tl.float32))
+        score = score * outer + added * log2_e
+        higher = tl.maximum(highest, tl.max(score, axis=1))
+        weight = tl.exp2(score - higher[:, None])
+    else:
+        higher = tl.maximum(highest, tl.max(score, axis=1) * outer)
+        weight = tl.exp2(score * outer - higher[:, None])
+    shrunk = tl.exp2(highest - higher)
+    total = total * shrunk + tl.sum(weight, axis=1)
+    v = tl.load(v_places, mask=inside[:, None], other=0.0) if masked else tl.load(v_places)
+    summed = tl.dot(weight.to(v.dtype), v, summed * shrunk[:, None])
+    return higher, total, summed
+
+
+@_jit
+def _attend(
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    kinds: tl.tensor,
+    tiles: tl.tensor,
+    output: tl.tensor,
+    query_sequence: tl.tensor,
+    query_head: tl.tensor,
+    query_token: tl.tensor,
+    key_sequence: tl.tensor,
+    key_head: tl.tensor,
+    key_position: tl.tensor,
+    value_sequence: tl.tensor,
+    value_head: tl.tensor,
+    value_position: tl.tensor,
+    kinds_sequence: tl.tensor,
+    key_heads: tl.tensor,
+    group: tl.tensor,
+    tokens: tl.tensor,
+    span: tl.tensor,
+    key_blocks: tl.tensor,
+    inner: tl.tensor,
+    outer: tl.tensor,
+    log2_e: tl.tensor,
+    bounded: tl.constexpr,
+    has_tanh: tl.constexpr,
+    members: tl.constexpr,
+    rows: tl.constexpr,
+    width: tl.constexpr,
+    keys: tl.constexpr,
+) -> None:
+    """Attend to a sequence's keys of one head with a block of tokens of the heads that share it."""
+    sequence = (tl.program_id(0) // key_heads).to(tl.int64)
+    head = tl.program_id(0) % key_heads
+    # the last tokens, which see most, first
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    line = sequence * kinds_sequence + block * key_blocks
+    begin, low, high, end = _find_range(kinds + line, key_blocks)
+    row = tl.arange(0, rows)
+    column = tl.arange(0, width)
+    token = block * (rows // members) + row // members
+    member = row % members
+    in_row = (token < tokens) & (member < group)
+    query += sequence * query_sequence + head * group * query_head
+    q_rows = member * query_head + token * query_token
+    q = tl.load(query + q_rows[:, None] + column[None, :], mask=in_row[:, None], other=0.0)
+    key += sequence * key_sequence + head * key_head
+    value += sequence * value_sequence + head * value_head
+    at = tl.arange(0, keys)
+    k_places = key + at[None, :] * key_position + column[:, None]
+    v_places = value + at[:, None] * value_position + column[None, :]
+    tile_size: tl.constexpr = rows // members * keys
+    added_places = tiles + line * tile_size + (row // members)[:, None] * keys + at[None, :]
+    highest = tl.full((rows,), float("-inf"), tl.float32)
+    total = tl.zeros((rows,), tl.float32)
+    summed = tl.zeros((rows, width), tl.float32)
+    for step in range(begin, end - (high - low)):
+        # before the plain blocks, and behind them
+        place = tl.where(step < low, step, step + (high - low))
+        highest, total, summed = _read(
+            q, k_places + place * keys * key_position, v_places + place * keys * value_position,
+            kinds + line + place, added_places + place * tile_size, place * keys + at < span,
+            highest, total, summed, inner, outer, log2_e, bounded, has_tanh, True,
+        )  # fmt: skip
+    for place in range(low, high):
+        highest, total, summed = _read(
+            q, k_places + place * keys * key_position, v_places + place * keys * value_position,
+            None, None, None,
+            highest, total, summed, inner, outer, log2_e, bounded, has_tanh, False,
+        )  # fmt: skip
+    result = summed / tl.where(total > 0, total, 1.0)[:, None]
+    here = (sequence * tokens + token) * (key_heads * group) + head * group + member
+    places = output + here[:, None] * width + column[None, :]
+    tl.store(places, result.to(output.dtype.element_ty), mask=in_row[:, None])

@@ -1,0 +1,182 @@
+"""The kernel for a prompt's piece against attention written with PyTorch's operations."""
+
+import pytest
+import torch
+
+from ja_instruct.generation import grouped_attention as caller
+from ja_instruct.generation.grouped_attention import grouped_attention
+from ja_instruct.generation.prompt_attention import (
+    MOST_HEADS,
+    Blocks,
+    choose_blocks,
+    prompt_attention,
+    takes,
+)
+
+# sequences, heads, key heads, tokens, span, width
+SHAPES = [
+    (1, 32, 16, 300, 812, 128),
+    (1, 4, 4, 200, 200, 64),
+    (2, 8, 2, 77, 333, 64),
+    (2, 8, 1, 130, 515, 256),
+    (1, 6, 2, 45, 1100, 32),
+    (1, 4, 2, 2, 700, 128),
+]
+
+
+def query_and_key(tokens=9, width=64, dtype=torch.bfloat16, device="cpu", heads=4):
+    query = torch.zeros(2, heads, tokens, width, dtype=dtype, device=device)
+    return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
+
+
+def test_a_cpu_has_no_kernel():
+    assert not takes(*query_and_key())
+
+
+@pytest.mark.gpu
+def test_it_takes_pieces_in_16_bits():
+    assert takes(*query_and_key(device="cuda"))
+    assert takes(*query_and_key(tokens=2, dtype=torch.float16, device="cuda"))
+    assert not takes(*query_and_key(tokens=1, device="cuda"))
+    assert not takes(*query_and_key(dtype=torch.float32, device="cuda"))
+    assert not takes(*query_and_key(width=96, device="cuda"))
+    assert not takes(*query_and_key(heads=4 * MOST_HEADS, device="cuda"))
+
+
+@pytest.mark.parametrize("major", [8, 9, 10, 12])
+@pytest.mark.parametrize("width", [32, 64, 128, 256])
+def test_blocks_suit_the_instructions(width, major):
+    blocks = choose_blocks(width, major)
+    assert blocks.rows >= MOST_HEADS
+    # a matrix instruction has 16 rows, of a warp, or of four together on Hopper 64
+    assert blocks.rows == 16 * blocks.warps
+    assert blocks.keys >= 16
+
+
+@pytest.mark.parametrize(
+    ("softcap", "masked", "called"), [(5.0, True, 1), (None, True, 0), (5.0, False, 0)]
+)
+def test_grouped_attention_calls_it_for_bounded_scores(softcap, masked, called, monkeypatch):
+    calls = []
+
+    def kernel(query, key, value, mask, scaling, softcap):
+        calls.append((mask.shape, scaling, softcap))
+        return query
+
+    monkeypatch.setattr(caller, "takes_piece", lambda query, key: True)
+    monkeypatch.setattr(caller, "prompt_attention", kernel)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 2
+    query, key = query_and_key(dtype=torch.float32)
+    mask = torch.zeros(1, 1, 9, 9) if masked else None
+    output, _ = grouped_attention(layer, query, key, key, mask, softcap=softcap)
+    assert output.shape == (2, 9, 4, 64)
+    assert calls == [((1, 1, 9, 9), 0.125, 5.0)] * called
+
+
+def piece(sequences, heads, key_heads, tokens, span, width, window, dtype=torch.bfloat16):
+    """Return a piece's tensors, the last tokens of what keys there are."""
+    torch.manual_seed(0)
+    query = torch.randn(sequences, tokens, heads, width).transpose(1, 2) * 2
+    cache = torch.randn(2, sequences, key_heads, span + 40, width)
+    behind = torch.arange(span - tokens, span)[:, None] - torch.arange(span)
+    seen = (behind >= 0) & ((behind < window) if window else True)
+    mask = torch.zeros(1, 1, tokens, span).masked_fill(~seen, torch.finfo(dtype).min)
+    tensors = [query, cache[0], cache[1], mask]
+    query, keys, values, mask = (tensor.to("cuda", dtype) for tensor in tensors)
+    return query, keys[:, :, :span], values[:, :, :span], mask
+
+
+def exact(query, key, value, mask, scaling, softcap):
+    tensors = [tensor.float() for tensor in (query, key, value, mask)]
+    assert not takes(*tensors[:2])
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = query.shape[1] // key.shape[1]
+    layer.eval()
+    return grouped_attention(layer, *tensors, scaling, softcap=softcap)[0].transpose(1, 2)
+
+
+def assert_exact(output, expected):
+    torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 50.0, 5.0])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
+    tensors = piece(*shape, window, dtype)
+    scaling = shape[-1] ** -0.5
+    output = prompt_attention(*tensors, scaling, softcap)
+    assert output.transpose(1, 2).is_contiguous()
+    assert_exact(output, exact(*tensors, scaling, softcap))
+    assert torch.equal(output, prompt_attention(*tensors, scaling, softcap))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("blocks", [(64, 32, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)], ids=str)
+def test_other_blocks_give_the_same(blocks):
+    tensors = piece(1, 8, 4, 300, 812, 128, 300)
+    expected = exact(*tensors, 0.1, 50.0)
+    assert_exact(prompt_attention(*tensors, 0.1, 50.0, Blocks(*blocks)), expected)
+
+
+@pytest.mark.gpu
+def test_grouped_attention_is_no_further_from_exact_than_without_it(monkeypatch):
+    tensors = piece(1, 8, 4, 150, 400, 128, 200)
+    output, _ = grouped_attention(None, *tensors, 0.1, softcap=50.0)
+    assert output.is_contiguous()
+    assert torch.equal(output.transpose(1, 2), prompt_attention(*tensors, 0.1, 50.0))
+    monkeypatch.setattr(caller, "takes_piece", lambda query, key: False)
+    without, _ = grouped_attention(None, *tensors, 0.1, softcap=50.0)
+    expected = exact(*tensors, 0.1, 50.0).transpose(1, 2)
+    assert (output - expected).abs().mean() < (without - expected).abs().mean()
+
+
+@pytest.mark.gpu
+def test_masks_may_be_any():
+    """Different ones by sequence, with gaps, numbers between, and infinities."""
+    query, keys, values, mask = piece(2, 4, 2, 150, 650, 64, None)
+    torch.manual_seed(1)
+    hidden = torch.rand(2, 1, 150, 13).repeat_interleave(50, -1) < 0.5
+    mask = torch.zeros(2, 1, 150, 650).masked_fill(hidden, torch.finfo(torch.bfloat16).min)
+    # of the second some blocks are hidden from all, and the others have no mask
+    mask[1] = torch.finfo(torch.bfloat16).min
+    mask[1, ..., 128:256], mask[1, ..., 384:512] = 0, 0
+    mask[..., 3] = torch.randn(2, 1, 150)
+    mask[0, ..., 400:420] = -torch.inf
+    mask = mask.to("cuda", torch.bfloat16)
+    output = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    assert_exact(output, exact(query, keys, values, mask, 0.1, 5.0))
+
+
+@pytest.mark.gpu
+def test_tokens_that_see_nothing_get_finite_numbers():
+    query, keys, values, mask = piece(1, 4, 2, 300, 300, 64, None)
+    expected = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    mask[:, :, :170] = torch.finfo(torch.bfloat16).min
+    output = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    assert output.isfinite().all()
+    torch.testing.assert_close(output[:, :, 170:], expected[:, :, 170:], rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_what_is_hidden_is_not_read():
+    query, keys, values, mask = piece(1, 4, 2, 40, 640, 64, None)
+    mask[..., :128], mask[..., 512:] = (torch.finfo(torch.bfloat16).min,) * 2
+    expected = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    for tensor in (keys, values):
+        tensor[:, :, :128], tensor[:, :, 512:] = torch.nan, torch.nan
+    assert torch.equal(prompt_attention(query, keys, values, mask, 0.1, 5.0), expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_can_hold_it():
+    tensors = piece(1, 8, 4, 200, 456, 128, None)
+    expected = prompt_attention(*tensors, 0.1, 50.0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = prompt_attention(*tensors, 0.1, 50.0)
+    graph.replay()
+    assert torch.equal(output, expected)
