@@ -169,7 +169,7 @@ def test_inference(base):
             "slots": None,
             "weights": "auto",
             "memory_gb": None,
-            "prefill_tokens": 1024,
+            "prefill_tokens": None,
             "cuda_graphs": True,
         },
         "device": "cuda",

@@ -27,7 +27,7 @@ def reference(x, weight, bias, arranged, low_rank):
     scales = weight.scales.T.float().repeat_interleave(64, dim=1)
     values = weight.levels[places.view(weight.outputs, -1)].float() * scales
     # what the kernel multiplies is the arranged rows
-    rows = arranged.permute(2, 0, 3, 1).reshape(len(x), weight.inputs)
+    rows = arranged.view(-1, len(x), 4, 16).permute(1, 0, 3, 2).reshape(len(x), weight.inputs)
     output = torch.nn.functional.linear(
         rows.float(), values, None if bias is None else bias.float()
     )

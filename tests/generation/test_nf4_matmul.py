@@ -86,14 +86,15 @@ def test_blocks_of_zeros_have_a_scale_of_zero():
 def test_rows_are_arranged_as_quads_lie():
     x = torch.arange(2 * 128).view(2, 128)
     arranged = arrange(x)
-    assert arranged.shape == (2, 4, 2, 16)
+    assert arranged.shape == (2, 2, 64)
     for block, place, row, quad in [(0, 0, 0, 0), (1, 2, 1, 5), (0, 3, 1, 15)]:
-        assert arranged[block, place, row, quad] == x[row, 64 * block + 4 * quad + place]
+        assert arranged[block, row, 16 * place + quad] == x[row, 64 * block + 4 * quad + place]
 
 
 def run_assembly(word):
     """Return what the assembly makes of two int16 in a register, by PTX's rules."""
-    registers = {"$4": word}
+    # a lane's own bit
+    registers = {"$4": word, "%lanemask_eq": 1 << 9}
 
     def value(name):
         return registers[name] if name in registers else int(name, 0)
@@ -104,7 +105,13 @@ def run_assembly(word):
             continue
         to, *names = (name.strip() for name in rest.split(","))
         given = [value(name) for name in names]
-        if operation == "and.b32":
+        if operation == "mov.u32":
+            registers[to] = given[0]
+        elif operation == "popc.b32":
+            registers[to] = given[0].bit_count()
+        elif operation == "add.u32":
+            registers[to] = given[0] + given[1] & 0xFFFFFFFF
+        elif operation == "and.b32":
             registers[to] = given[0] & given[1]
         elif operation == "shr.u32":
             registers[to] = given[0] >> given[1]
@@ -204,7 +211,13 @@ def test_shares_are_equal_and_cover_all(shape, processors, major):
     assert max(map(len, touched)) == cut.slots
 
 
-WAYS = [None, Blocks(64, 1, 4, 3), Blocks(64, 7, 4, 3), Blocks(128, 50, 8, 4)]
+WAYS = [
+    None,
+    Blocks(64, 1, 4, 3),
+    Blocks(64, 7, 4, 3, joined=True),
+    Blocks(128, 50, 8, 4),
+    Blocks(128, 3, 4, 3, joined=True),
+]
 
 
 @pytest.mark.gpu

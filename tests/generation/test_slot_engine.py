@@ -169,6 +169,29 @@ def test_answers_come_as_they_end(others):
     assert sorted([first, *(position for position, _ in stream)]) == list(range(6))
 
 
+def test_a_slot_without_a_prompt_looks_at_little(others, monkeypatch):
+    prompts = [[2, *range(300, 340)], [2, *range(340, 390)]]
+    ends = [len(prompts[0]) + 4, len(prompts[1]) + NEW_TOKENS]
+    free = one_by_one(others["llama"], prompts, 599)
+    end = free[0][4]
+    assert end not in free[0][:4] + free[1]
+    engine = engine_of(others["llama"], end, slots=2, check_every=1)
+    seen = []
+    forward = engine._forward
+
+    def watched(ids, positions, span):
+        seen.append(positions[:, 0].tolist())
+        return forward(ids, positions, span)
+
+    monkeypatch.setattr(engine, "_forward", watched)
+    assert [ids for _, ids in engine.generate(prompts, NEW_TOKENS)] == [free[0][:5], free[1]]
+    steps = [places for places in seen if len(places) == 2]
+    # the longer prompt is the first slot's
+    assert max(places[1] for places in steps) == ends[0] - 1
+    assert [places[1] for places in steps[4:]] == list(range(len(steps) - 4))
+    assert steps[-1][0] == ends[1] - 2
+
+
 def test_answer_ends_where_the_slot_does(others):
     (ids,) = random_prompts(600, count=1, longest=40)
     engine = engine_of(others["llama"], 599, max_length=len(ids) + 5)

@@ -97,12 +97,14 @@ class Blocks(NamedTuple):
         programs: Among which the work is divided.
         warps: Of a program.
         stages: Loads on their way at once.
+        joined: Whether 64 inputs are one product; or four, one after the other.
     """
 
     outputs: int
     programs: int
     warps: int
     stages: int
+    joined: bool = False
 
 
 def is_available(device: torch.device) -> bool:
@@ -165,18 +167,19 @@ def _scales(state: Any) -> torch.Tensor:
 
 
 def arrange(x: torch.Tensor) -> torch.Tensor:
-    """Return rows as the kernel reads them: of each 64 numbers every fourth in turn.
+    """Return rows as the kernel reads them: of each 64 numbers every fourth, then the next fourths.
 
-    Four weights lie in 16 bits, and each of the four is multiplied in a matrix of its own.
+    Four weights lie in 16 bits, and come out of them in as many tensors.
 
     Args:
         x: (rows, inputs), inputs a multiple of 64.
 
     Returns:
-        (inputs / 64, 4, rows, 16).
+        (inputs / 64, rows, 64).
     """
     rows, inputs = x.shape
-    return x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 3, 0, 2).contiguous()
+    quads = x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 0, 3, 2)
+    return quads.reshape(inputs // BLOCK, rows, BLOCK)
 
 
 def nf4_matmul(
@@ -237,6 +240,7 @@ def nf4_matmul(
         assembly=ASSEMBLY if _speaks_ptx(x.device) else None,
         block_rows=max(16, 1 << (rows - 1).bit_length()),
         block_outputs=blocks.outputs,
+        joined=blocks.joined,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
     )
@@ -292,8 +296,11 @@ def choose_blocks(processors: int, major: int) -> Blocks:
         processors: Multiprocessors of the device.
         major: Of its compute capability; 9 is Hopper.
     """
-    # as many programs as find room at once, so that they end together
-    return Blocks(128, 2 * processors, 4, 4) if major >= 9 else Blocks(64, 3 * processors, 4, 3)
+    # As many programs as find room at once, so that they end together. Hopper waits for each
+    # product of weights in registers; before it, joining them would be a detour by shared memory.
+    if major >= 9:
+        return Blocks(128, 2 * processors, 4, 4, joined=True)
+    return Blocks(64, 3 * processors, 4, 3)
 
 
 @cache
@@ -340,20 +347,31 @@ def _look_up(number: int) -> str:
     ``prmt`` chooses bytes of two registers by the low three bits of a place: so once for each half
     of a table, and once for the halves.
     """
-    high, low = _tables()[:4], _tables()[4:]
     return "".join(
-        f"prmt.b32 {name}{number}, {table[0]}, {table[1]}, m{number};"
-        f"prmt.b32 other, {table[2]}, {table[3]}, m{number};"
+        f"prmt.b32 {name}{number}, {name}a, {_tables()[first + 1]}, m{number};"
+        f"prmt.b32 other, {name}b, {_tables()[first + 3]}, m{number};"
         f"prmt.b32 {name}{number}, {name}{number}, other, s{number};"
-        for name, table in (("h", high), ("l", low))
+        for name, first in (("h", 0), ("l", 4))
     )
+
+
+def _keep(register: str, number: int) -> str:
+    # prmt takes one constant; the other would be moved to a register each time. Of a lane's mask
+    # the assembler does not know that it has one bit, so that it computes the sum once.
+    return f"add.u32 {register}, one, {number - 1};"
 
 
 # Eight weights of two int16 become eight bfloat16, in registers of two: the first of each, the
 # second, and so on. A byte holds its first weight in its high half. About three instructions a
 # weight, where shifting, looking up in shared memory and packing takes eight.
 ASSEMBLY = f"""{{
-.reg .b32 m, s, m0, m1, s0, s1, h0, h1, l0, l1, other;
+.reg .b32 m, s, m0, m1, s0, s1, h0, h1, l0, l1, other, one, ha, hb, la, lb;
+mov.u32 one, %lanemask_eq;
+popc.b32 one, one;
+{_keep("ha", _tables()[0])}
+{_keep("hb", _tables()[2])}
+{_keep("la", _tables()[4])}
+{_keep("lb", _tables()[6])}
 and.b32 m, $4, 0x77777777;
 shr.u32 s, $4, 1;
 lop3.b32 s, s, 0x44444444, 0x32321010, 0xea;
@@ -414,6 +432,7 @@ def _multiply(
     assembly: tl.constexpr,
     block_rows: tl.constexpr,
     block_outputs: tl.constexpr,
+    joined: tl.constexpr,
 ) -> None:
     """Multiply a share of the chunks with all rows, and store a sum for each tile it touches."""
     program = tl.program_id(0)
@@ -422,7 +441,8 @@ def _multiply(
     row = tl.arange(0, block_rows)
     present = (row < rows)[None, :]
     at = tl.arange(0, 16)
-    x_at = x + row[None, :] * 16 + at[:, None]
+    taken: tl.constexpr = 64 if joined else 16
+    x_at = x + row[None, :] * 64 + tl.arange(0, taken)[:, None]
     for tile in tl.range(begin // chunks, (end - 1) // chunks + 1, num_stages=1):
         column = tile * block_outputs + tl.arange(0, block_outputs)
         # those beyond the last read its weights, so that no load needs a mask; they are not stored
@@ -448,10 +468,15 @@ def _multiply(
             here = x_at + chunk * (64 * rows)
             # the weights stand first: Hopper multiplies 64 rows at least, and takes them from
             # registers
-            part = tl.dot(w0, tl.load(here, mask=present, other=0.0))
-            part = tl.dot(w1, tl.load(here + 16 * rows, mask=present, other=0.0), part)
-            part = tl.dot(w2, tl.load(here + 32 * rows, mask=present, other=0.0), part)
-            part = tl.dot(w3, tl.load(here + 48 * rows, mask=present, other=0.0), part)
+            if joined:
+                pairs = tl.join(tl.join(w0, w1), tl.join(w2, w3))
+                w = tl.reshape(tl.permute(pairs, (0, 3, 2, 1)), (block_outputs, 64))
+                part = tl.dot(w, tl.load(here, mask=present, other=0.0))
+            else:
+                part = tl.dot(w0, tl.load(here, mask=present, other=0.0))
+                part = tl.dot(w1, tl.load(here + 16, mask=present, other=0.0), part)
+                part = tl.dot(w2, tl.load(here + 32, mask=present, other=0.0), part)
+                part = tl.dot(w3, tl.load(here + 48, mask=present, other=0.0), part)
             summed += part * scale[:, None]
         slot = program - tile * chunks // share
         to = parts + slot * rows * outputs + row[None, :] * outputs + column[:, None]

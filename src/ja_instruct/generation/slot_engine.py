@@ -243,6 +243,8 @@ class SlotEngine:
             if self._goes_back(slot, job, ids) or (end is None and len(ids) < job.limit):
                 continue
             del running[slot]
+            # until another prompt comes, its steps look at a token or few
+            self._positions[slot] = 0
             yield job.position, ids
 
     def _goes_back(self, slot: int, job: _Job, ids: list[int]) -> bool:

@@ -51,6 +51,15 @@ def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4):
     assert EngineSizes.of_model(model) == EngineSizes.of_shape(shape)
 
 
+@pytest.mark.parametrize(("free_gb", "expected"), [(6, 1024), (40, 2048), (66, 4096)])
+def test_a_prompt_is_read_in_pieces_that_leave_room_for_sequences(sizes, free_gb, expected):
+    found = sizes.prefill_tokens(None, round(free_gb * 1e9), 4096)
+    assert found == expected
+    if expected > 1024:
+        assert sizes.working_bytes(found, 4096) <= 0.05 * free_gb * 1e9
+    assert sizes.prefill_tokens(700, round(free_gb * 1e9), 4096) == 700
+
+
 @given(slots=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
 def test_as_many_fit_as_have_room(slots, length, prefill):
     sizes = EngineSizes.of_shape(ModelShape.from_config(GEMMA_2_27B))

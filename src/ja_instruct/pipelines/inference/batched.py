@@ -17,6 +17,7 @@ from ja_instruct.pipelines.inference.generated import (
 )
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.inference.slot_memory import (
+    PREFILL_TOKENS,
     EngineSizes,
     bytes_of_merging,
     free_bytes,
@@ -70,6 +71,7 @@ class Batched:
         self._parameters = parameters
         self._form = AnswerForm.of(tokenizer, parameters, prompts)
         self._weights = ""
+        self._prefill = PREFILL_TOKENS[-1]
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
         """Yield position and answer as answers end; see ``Engine``.
@@ -114,9 +116,9 @@ class Batched:
         batching = self._parameters.batching
         grown, passing = bytes_of_merging(self._model, self._adapter)
         left = self._free_bytes() - grown
-        slots = EngineSizes.of_model(self._model).slots_that_fit(
-            left, batching.prefill_tokens, length
-        )
+        sizes = EngineSizes.of_model(self._model)
+        prefill = sizes.prefill_tokens(batching.prefill_tokens, left, length)
+        slots = sizes.slots_that_fit(left, prefill, length)
         return slots >= min(prompts, batching.slots or ENOUGH_SLOTS) and left >= passing
 
     def _free_bytes(self) -> int:
@@ -126,11 +128,12 @@ class Batched:
         return free_bytes(self._model.device, limit)
 
     def _count_slots(self, prompts: int, length: int) -> int:
-        """Return how many prompts to answer at a time, and tell it."""
+        """Return how many prompts to answer at a time, and tell it; settle how they are read."""
         batching = self._parameters.batching
         sizes = EngineSizes.of_model(self._model)
         free = self._free_bytes()
-        fit = sizes.slots_that_fit(free, batching.prefill_tokens, length)
+        self._prefill = sizes.prefill_tokens(batching.prefill_tokens, free, length)
+        fit = sizes.slots_that_fit(free, self._prefill, length)
         wanted = min(prompts, batching.slots or prompts)
         if batching.slots is None:
             wanted = self._bounded(prompts)
@@ -246,7 +249,7 @@ class Batched:
         settings = Settings(
             slots=slots,
             max_length=length,
-            prefill_tokens=parameters.batching.prefill_tokens,
+            prefill_tokens=self._prefill,
             use_graph=parameters.batching.cuda_graphs,
             **({"check_every": CPU_CHECK_EVERY} if self._is_on_cpu else {}),
         )

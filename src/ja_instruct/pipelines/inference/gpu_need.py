@@ -79,7 +79,8 @@ def _parts_of_one_slot(
     is_merged = parameters.batching.weights == "bf16"
     sizes, length = EngineSizes.of_shape(shape), parameters.max_seq_length
     cache = sizes.cache_bytes(1, length)
-    working = sizes.working_bytes(parameters.batching.prefill_tokens, length)
+    prefill = sizes.prefill_tokens(parameters.batching.prefill_tokens, 0, length)
+    working = sizes.working_bytes(prefill, length)
     weights = nf4_bytes(shape)
     if is_merged:
         weights = 2 * (shape.linear_weights + shape.other_weights)

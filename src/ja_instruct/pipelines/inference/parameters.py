@@ -27,7 +27,10 @@ class BatchingParameters(Parameters):
             "gpu.memory_gb, and if that is None, too, all that is free"
         ),
     )
-    prefill_tokens: int = Field(ge=1, description="Tokens of a prompt that are read at once")
+    prefill_tokens: int | None = Field(
+        ge=1,
+        description="Tokens of a prompt that are read at once; None: up to 4,096, if memory allows",
+    )
     cuda_graphs: bool = Field(description="Whether a step is recorded once and then replayed")
 
 

@@ -28,6 +28,10 @@ ATTENTION_BYTES = 2 * 4 * 2**24
 # kinds of layers
 BYTES_PER_MASKED_PAIR = 16
 USABLE_SHARE = 0.95
+# Tokens of a prompt that are read at once: the most whose working memory is no more than a share of
+# what is free, which sequences could have otherwise
+PREFILL_TOKENS = (4096, 2048, 1024)
+PREFILL_SHARE = 0.05
 CPU_SHARE = 0.5
 
 
@@ -103,6 +107,20 @@ class EngineSizes:
             # the largest matrix dequantized, and the next
             + 2 * self.weight_bytes * self.hidden_size * self.intermediate_size
         )
+
+    def prefill_tokens(self, wanted: int | None, free_bytes: int, length: int) -> int:
+        """Return how many tokens of a prompt to read at once.
+
+        Args:
+            wanted: What the parameters say; None leaves it to the memory.
+            free_bytes: What is left when the weights are there.
+            length: Tokens of the longest prompt with its answer.
+        """
+        if wanted is not None:
+            return wanted
+        room = PREFILL_SHARE * free_bytes
+        fitting = (one for one in PREFILL_TOKENS if self.working_bytes(one, length) <= room)
+        return next(fitting, PREFILL_TOKENS[-1])
 
     def slots_that_fit(self, free_bytes: int, prefill_tokens: int, length: int) -> int:
         """Return how many sequences fit beside the weights; 0 where not even one does.

@@ -19,7 +19,7 @@ from ja_instruct.pipelines.inference.generated import (
     failed_answer,
 )
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.slot_memory import USABLE_SHARE
+from ja_instruct.pipelines.inference.slot_memory import PREFILL_TOKENS, USABLE_SHARE
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ class VllmEngine:
         """Return what vLLM starts with to answer these prompts."""
         batching = self._parameters.batching
         sequences = min(len(encoded), batching.slots or MAX_SEQUENCES)
+        prefill = batching.prefill_tokens or PREFILL_TOKENS[-1]
         return {
             "model": str(self._model.path),
             "quantization": "bitsandbytes",
@@ -177,7 +178,7 @@ class VllmEngine:
             "max_num_seqs": sequences,
             "enable_chunked_prefill": True,
             # of a step: a token of every answer counts as well
-            "max_num_batched_tokens": max(batching.prefill_tokens, sequences),
+            "max_num_batched_tokens": max(prefill, sequences),
             "gpu_memory_utilization": self._memory_share(),
             "enforce_eager": not batching.cuda_graphs,
             **self._adapter_arguments,
