@@ -231,7 +231,7 @@ def nf4_matmul(
         parts,
         rows,
         weight.outputs,
-        inputs,
+        inputs // 4,
         cut.chunks,
         cut.total,
         cut.share,
@@ -423,7 +423,7 @@ def _multiply(
     parts: tl.tensor,
     rows: tl.tensor,
     outputs: tl.tensor,
-    inputs: tl.tensor,
+    quads_a_row: tl.tensor,
     chunks: tl.tensor,
     total: tl.tensor,
     share: tl.tensor,
@@ -460,10 +460,14 @@ def _multiply(
                 )
                 summed = tl.dot(factor, few, summed)
             summed *= scaling
-        quad_at = quads + safe.to(tl.int64)[:, None] * (inputs // 4) + at[None, :]
+        quad_at = quads + safe.to(tl.int64)[:, None] * quads_a_row + at[None, :]
+        # Loaded a chunk ahead: Triton does that for what is multiplied alone, and waiting for the
+        # memory in each turn would take longer than all else
+        following = tl.load(scales + first * outputs + safe)
         for chunk in tl.range(first, last):
+            scale = following.to(tl.float32)
+            following = tl.load(scales + tl.minimum(chunk + 1, last - 1) * outputs + safe)
             quad = tl.load(quad_at + chunk * 16)
-            scale = tl.load(scales + chunk * outputs + safe).to(tl.float32)
             w0, w1, w2, w3 = _write_out(quad, levels, assembly)
             here = x_at + chunk * (64 * rows)
             # the weights stand first: Hopper multiplies 64 rows at least, and takes them from
