@@ -8,8 +8,8 @@ from the seconds that a token of a prompt and one of an answer take. ``ours`` is
 engine with ``conf/base``'s parameters on all tasks; ``ours-nf4`` the same with 4-bit weights,
 ``ours-24gb`` and ``ours-80gb`` with what cards of that size need, PyTorch given no more than there
 would be; ``one-by-one`` the product without batching, for the record. ``warm-up`` is some tokens of
-ours, in which Triton compiles its kernels and keeps them; the original compiles in an answer that is
-not timed. Each side has a process of its own, and all answer the first of the same prompts:
+ours, in which Triton compiles its kernels and keeps them; the original compiles in an answer that
+is not timed. Each side has a process of its own, and all answer the first of the same prompts:
 random characters, of ``--prompt-tokens`` more or less. No answer ends before ``--new-tokens``
 (``endless_model.py``).
 
