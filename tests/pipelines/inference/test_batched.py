@@ -274,13 +274,21 @@ class TestWeights:
 
     @pytest.fixture
     def take_up(self, tiny_nf4, tiny_adapter, change, texts, monkeypatch):
-        def call(free, prompts=4, **changes):
+        def call(free, prompts=4, before="", **changes):
             monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
             model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
             parameters = change(**changes)
-            one = Batched(model, tiny_nf4.load_tokenizer(), parameters, texts, adapter=tiny_adapter)
+            one = Batched(
+                model,
+                tiny_nf4.load_tokenizer(),
+                parameters,
+                texts,
+                adapter=tiny_adapter,
+                weights_before=before,
+            )
             answers = dict(one.generate(QUESTIONS[:prompts]))
             assert not any(answer.error for answer in answers.values())
+            assert {answer.weights for answer in answers.values()} == {one._weights}
             return one._weights, one
 
         return call
@@ -305,6 +313,22 @@ class TestWeights:
         assert take_up(enough - sizes.slot_bytes(length))[0] == "nf4"
         # fewer slots are wanted
         assert take_up(enough - sizes.slot_bytes(length), slots=3)[0] == "bf16"
+
+    def test_those_of_answers_before_are_kept_to(self, take_up, tiny_nf4, caplog):
+        assert take_up(10**12, before="nf4")[0] == "nf4"
+        assert take_up(10**12, before="nf4", weights="bf16")[0] == "bf16"
+        model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+        sizes = batched.EngineSizes.of_model(model)
+        length = NEW_TOKENS + max(
+            len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
+        )
+        grown, _ = batched.bytes_of_merging(model, None)
+        for_one = int(grown + (sizes.working_bytes(1024, length) + sizes.slot_bytes(length)) / 0.95)
+        assert take_up(for_one + 1000)[0] == "nf4"
+        assert take_up(for_one + 1000, before="bf16")[0] == "bf16"
+        assert "earlier answers" not in caplog.text
+        assert take_up(for_one - sizes.slot_bytes(length), before="bf16")[0] == "nf4"
+        assert "earlier answers were given with bf16 weights" in caplog.text
 
     def test_they_are_chosen_once(self, take_up):
         weights, one = take_up(10**12)

@@ -246,8 +246,8 @@ def asked(monkeypatch):
                 finished = number == 1
                 yield number, Generated(text, 10, 4, finished=finished, seconds=0.5)
 
-    def load(model, adapter, parameters, texts):
-        calls.append({"model": model, "adapter": adapter})
+    def load(model, adapter, parameters, texts, weights_before):
+        calls.append({"model": model, "adapter": adapter, "weights_before": weights_before})
         return Engine()
 
     monkeypatch.setattr(nodes, "load_engine", load)
@@ -301,7 +301,9 @@ class TestAnswers:
             {"task_id": 5, "input": "課題5", "output": "答え2"},
         ]
         prompts = ["問い7", "問い3", "問い5"]
-        assert asked == [{"prompts": prompts, "model": MODEL, "adapter": ADAPTER}]
+        assert asked == [
+            {"prompts": prompts, "model": MODEL, "adapter": ADAPTER, "weights_before": ""}
+        ]
 
     def test_report(self, answer, caplog):
         _, report = answer()

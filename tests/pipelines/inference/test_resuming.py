@@ -13,7 +13,12 @@ from datasets import Dataset
 from ja_instruct.answer_store import AnswerStore
 from ja_instruct.datasets import AdapterDataset
 from ja_instruct.models import ModelArtifact, ModelDirectory
-from ja_instruct.pipelines.inference.answering import WITHOUT_EFFECT, answer_all, answer_keys
+from ja_instruct.pipelines.inference.answering import (
+    WITHOUT_EFFECT,
+    answer_all,
+    answer_keys,
+    weights_of_answers,
+)
 from ja_instruct.pipelines.inference.batched import Batched
 from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.generation import OneByOne
@@ -196,6 +201,26 @@ class TestKeys:
         assert key(model=foreign) == before
         (tmp_path / "model.safetensors").write_bytes(b"2")
         assert key(model=foreign) != before
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({}, ""),
+        # of an earlier version, and of an engine that has one kind
+        ({"key0": {"text": "答"}, "key1": {"weights": ""}}, ""),
+        ({"key0": {"weights": "nf4"}, "key1": {"text": "答"}}, "nf4"),
+        ({f"key{i}": {"weights": kind} for i, kind in enumerate(["bf16", "nf4", "nf4"])}, "nf4"),
+        # answers to other questions
+        ({"other": {"weights": "bf16"}}, ""),
+    ],
+    ids=["none", "untold", "one", "most", "others"],
+)
+def test_weights_of_kept_answers_are_known(tmp_path, kept, expected):
+    store = AnswerStore(tmp_path / "answers.jsonl")
+    for name, answer in kept.items():
+        store.append(name, answer)
+    assert weights_of_answers(store, ["key0", "key1", "key2"]) == expected
 
 
 class TestAnswerAll:

@@ -112,6 +112,7 @@ def _row(
         "characters": len(answer.text),
         "finished": answer.finished,
         "seconds": round(answer.seconds, 2),
+        "weights": answer.weights,
         "japanese_share": round(japanese_share(answer.text), 3),
         "repeated_share": round(repeated_share(answer.text), 3),
         "banned_words": banned_word_hits(answer.text, parameters.bad_words),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,13 @@ def _checksums(model: ModelDirectory) -> dict[str, str]:
     # a directory of another maker has none noted
     files = noted_files(model.provenance) or model.checksums("hashing the model")
     return {name: str(noted["sha256"]) for name, noted in files.items()}
+
+
+def weights_of_answers(store: AnswerStore, keys: Sequence[str]) -> str:
+    """Return the weights that most of the kept answers were given with; empty where none tells."""
+    kept = (store.get(key) or {} for key in keys)
+    found = Counter(answer["weights"] for answer in kept if answer.get("weights"))
+    return found.most_common(1)[0][0] if found else ""
 
 
 def answer_all(

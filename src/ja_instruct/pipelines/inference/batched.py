@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.devices import free_gpu_memory
@@ -55,6 +56,7 @@ class Batched:
         prompts: PromptParameters,
         *,
         adapter: ModelDirectory | None = None,
+        weights_before: str = "",
     ) -> None:
         """Take a loaded model.
 
@@ -64,6 +66,7 @@ class Batched:
             parameters: How to decode, and how much memory to take.
             prompts: Their format; that of a chat has turns that end.
             adapter: What a model in 4 bits has yet to take up.
+            weights_before: Those of answers that these are to stand beside, for ``auto``.
         """
         self._model = model
         self._adapter = adapter
@@ -71,6 +74,7 @@ class Batched:
         self._parameters = parameters
         self._form = AnswerForm.of(tokenizer, parameters, prompts)
         self._weights = ""
+        self._weights_before = weights_before
         self._prefill = PREFILL_TOKENS[-1]
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
@@ -91,7 +95,8 @@ class Batched:
             if isinstance(found, Exception):
                 yield position, failed_answer(found, seconds)
             else:
-                yield position, self._form.answer(found, len(encoded[position]), seconds)
+                answer = self._form.answer(found, len(encoded[position]), seconds)
+                yield position, replace(answer, weights=self._weights)
 
     def _take_up_weights(self, prompts: int, length: int) -> str:
         """Bring the model into the form that steps are taken with, and return its name."""
@@ -103,7 +108,7 @@ class Batched:
         if getattr(self._model, "is_loaded_in_4bit", False):
             weights = self._parameters.batching.weights
             if weights == "auto":
-                weights = "bf16" if self._bf16_leaves_room(prompts, length) else "nf4"
+                weights = self._choose_weights(prompts, length)
             take_up = merged_in_bf16 if weights == "bf16" else adapter_beside
             self._model = take_up(self._model, self._adapter)
         self._model.eval()
@@ -112,14 +117,30 @@ class Batched:
         free_gpu_memory()
         return weights
 
-    def _bf16_leaves_room(self, prompts: int, length: int) -> bool:
+    def _choose_weights(self, prompts: int, length: int) -> str:
+        """Return those of the answers before, and otherwise those that answer sooner."""
+        before = self._weights_before
+        if before == "nf4":
+            return before
+        enough = min(prompts, self._parameters.batching.slots or ENOUGH_SLOTS)
+        if self._bf16_leaves_room(1 if before == "bf16" else enough, length):
+            return "bf16"
+        if before:
+            logger.warning(
+                "earlier answers were given with %s weights, for which this GPU has no room: the "
+                "others are given with nf4 ones, which round otherwise. Remove the answer store to "
+                "have all of one kind",
+                before,
+            )
+        return "nf4"
+
+    def _bf16_leaves_room(self, slots: int, length: int) -> bool:
         batching = self._parameters.batching
         grown, passing = bytes_of_merging(self._model, self._adapter)
         left = self._free_bytes() - grown
         sizes = EngineSizes.of_model(self._model)
         prefill = sizes.prefill_tokens(batching.prefill_tokens, left, length)
-        slots = sizes.slots_that_fit(left, prefill, length)
-        return slots >= min(prompts, batching.slots or ENOUGH_SLOTS) and left >= passing
+        return sizes.slots_that_fit(left, prefill, length) >= slots and left >= passing
 
     def _free_bytes(self) -> int:
         limit, whole = self._parameters.batching.memory_gb, self._parameters.gpu.memory_gb

@@ -24,6 +24,7 @@ class Generated:
         seconds: Wall time. Where several answers are generated at the same time, what has passed
             since the one before was finished: all answers' add up to what generating them took.
         error: Why there is no answer; empty where there is one.
+        weights: Those that its tokens were computed with, where the engine has several kinds.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Generated:
     finished: bool
     seconds: float
     error: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def load_engine(
     adapter: ModelDirectory | None,
     parameters: InferenceParameters,
     prompts: PromptParameters,
+    weights_before: str = "",
 ) -> Engine:
     """Load model and adapter, and return what answers with them.
 
@@ -146,6 +147,7 @@ def load_engine(
         adapter: The fine-tuned adapter; None asks the base model.
         parameters: Engine, backend, device, length and decoding settings.
         prompts: Their format; that of a chat has turns that end.
+        weights_before: Those of answers that are kept from an earlier run; ``auto`` keeps to them.
 
     Raises:
         InputError: The backend is not installed, or cannot use the adapter.
@@ -159,4 +161,6 @@ def load_engine(
         return Batched(*load(model, adapter, parameters), parameters, prompts)
     # how the adapter is taken up depends on the memory that the prompts leave
     loaded, tokenizer = load(model, None, parameters)
-    return Batched(loaded, tokenizer, parameters, prompts, adapter=adapter)
+    return Batched(
+        loaded, tokenizer, parameters, prompts, adapter=adapter, weights_before=weights_before
+    )

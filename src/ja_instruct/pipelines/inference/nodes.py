@@ -17,6 +17,7 @@ from ja_instruct.pipelines.inference.answering import (
     find_failure,
     require_submission,
     require_unique_tasks,
+    weights_of_answers,
 )
 from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.generation import load_engine
@@ -162,7 +163,8 @@ def _generate(
     description: str,
 ) -> list[Generated]:
     keys = answer_keys(list(prompts["prompt"]), model, adapter, parameters, texts)
-    load = partial(load_engine, model, adapter, parameters, texts)
+    before = weights_of_answers(store, keys)
+    load = partial(load_engine, model, adapter, parameters, texts, weights_before=before)
     return answer_all(list(prompts), keys, store, load, description)
 
 
