@@ -190,7 +190,7 @@ def test_other_levels_are_refused():
 
 
 @pytest.mark.parametrize("processors", [1, 58, 108, 132])
-@pytest.mark.parametrize("major", [8, 9])
+@pytest.mark.parametrize("major", [8, 9, 12])
 @pytest.mark.parametrize(
     "shape",
     [(4096, 4608), (2048, 4608), (4608, 4096), (36864, 4608), (4608, 36864), (64, 64), (8, 192)],

@@ -297,8 +297,8 @@ def choose_blocks(processors: int, major: int) -> Blocks:
         major: Of its compute capability; 9 is Hopper.
     """
     # As many programs as find room at once, so that they end together. Hopper waits for each
-    # product of weights in registers; before it, joining them would be a detour by shared memory.
-    if major >= 9:
+    # product of weights in registers; elsewhere joining them would be a detour by shared memory.
+    if major == 9:
         return Blocks(128, 2 * processors, 4, 4, joined=True)
     return Blocks(64, 3 * processors, 4, 3)
 
