@@ -99,6 +99,7 @@ def engine_of(model, end, **settings):
     rules = TokenRules(
         vocab_size=model.config.vocab_size,
         slots=settings["slots"],
+        max_length=settings["max_length"],
         repetition_penalty=PENALTY,
         bad_words_ids=BAD_WORDS,
         penalized_prompt=True,

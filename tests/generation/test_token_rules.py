@@ -7,7 +7,7 @@ from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from ja_instruct.generation.token_rules import TokenRules
+from ja_instruct.generation.token_rules import MAX_REFUSED, TokenRules
 
 VOCABULARY = 12
 CPU = torch.device("cpu")
@@ -17,6 +17,7 @@ def rules_of(**changes):
     settings = {
         "vocab_size": VOCABULARY,
         "slots": 3,
+        "max_length": 50,
         "repetition_penalty": 1.0,
         "bad_words_ids": [],
         "penalized_prompt": True,
@@ -56,6 +57,31 @@ def test_penalty_on_the_answer_alone():
         rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
         rules.start(0, [5])
         assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
+
+
+def test_nothing_is_penalized_before_anything_is_seen():
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 0], logits[0, 6] = 2.0, 1.9
+    rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=False)
+    rules.start(0, [0, 6])
+    assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [0]
+    assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [6]
+
+
+def test_steps_beyond_the_end_of_a_slot_do_no_harm():
+    rules = rules_of(slots=2, max_length=4, repetition_penalty=1.5)
+    rules.start(0, [1, 2])
+    rules.start(1, [3])
+    logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    chosen = [rules.choose(logits.clone(), slice(0, 2)).tolist() for _ in range(9)]
+    assert all(0 <= token < VOCABULARY for tokens in chosen for token in tokens)
+
+
+def test_more_refused_tokens_than_can_be_tried_are_told():
+    rules = rules_of()
+    rules.start(1, [1], [4], list(range(MAX_REFUSED)))
+    with pytest.raises(RuntimeError, match="behind 1 tokens of an answer 1025 others are banned"):
+        rules.start(1, [1], [4], list(range(MAX_REFUSED + 1)))
 
 
 def test_exempt_tokens_are_not_penalized():

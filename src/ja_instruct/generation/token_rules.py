@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
+# Tokens that may be refused at one place, one after the other
+MAX_REFUSED = 1024
+
 
 class TokenRules:
     """Repetition penalty and banned words, as transformers has them, in a few tensors.
 
     The state of each slot is kept on the device, at fixed addresses: which tokens it has seen, and
-    its last few. Choosing needs no word with the host.
+    its last few. Choosing needs no word with the host. Of the scores, a quarter of a million for
+    each sequence with some vocabularies, only those of seen and banned tokens are touched.
     """
 
     def __init__(
@@ -19,6 +23,7 @@ class TokenRules:
         *,
         vocab_size: int,
         slots: int,
+        max_length: int,
         repetition_penalty: float,
         bad_words_ids: Sequence[Sequence[int]],
         penalized_prompt: bool,
@@ -30,6 +35,7 @@ class TokenRules:
         Args:
             vocab_size: Columns of the logits.
             slots: Sequences at a time.
+            max_length: Tokens of a prompt with its answer.
             repetition_penalty: Divides positive scores of seen tokens and multiplies negative
                 ones (CTRL, arXiv:1909.05858); 1 changes nothing.
             bad_words_ids: Token sequences of which the last token is never chosen after the others.
@@ -39,23 +45,29 @@ class TokenRules:
         """
         self._penalty = repetition_penalty
         self._penalized_prompt = penalized_prompt
-        self._seen = torch.zeros((slots, vocab_size), dtype=torch.bool, device=device)
+        # What a slot has seen; behind it the first again, so that no place stands for another
+        # token. Nothing is counted where nothing has been seen.
+        self._seen = torch.zeros((slots, max_length), dtype=torch.long, device=device)
+        self._counts = torch.zeros(slots, dtype=torch.long, device=device)
+        self._places = torch.arange(max_length, device=device)
         self._penalized = torch.ones(vocab_size, dtype=torch.bool, device=device)
         self._penalized[torch.tensor(list(exempt_ids), dtype=torch.long, device=device)] = False
-        self._banned = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        single = [ids[0] for ids in bad_words_ids if len(ids) == 1]
-        self._banned[torch.tensor(single, dtype=torch.long, device=device)] = True
-        longer = [list(ids) for ids in bad_words_ids if len(ids) > 1]
-        self._reach = max((len(ids) - 1 for ids in longer), default=1)
+        words = [list(ids) for ids in bad_words_ids]
+        self._reach = max((len(ids) - 1 for ids in words), default=0) or 1
         # -1 is no token, and matches any: shorter words leave the first places open
         self._heads = torch.tensor(
-            [[-1] * (self._reach - len(ids) + 1) + ids[:-1] for ids in longer]
+            [[-1] * (self._reach - len(ids) + 1) + ids[:-1] for ids in words]
             or [[-2] * self._reach],
             device=device,
         )
-        self._tails = torch.tensor([ids[-1] for ids in longer] or [0], device=device)
+        self._tails = torch.tensor([ids[-1] for ids in words] or [0], device=device)
         self._last = torch.full((slots, self._reach), -1, dtype=torch.long, device=device)
-        self._refused = torch.zeros_like(self._seen)
+        # tokens, and the most that each may score
+        self._refused = torch.zeros((slots, MAX_REFUSED), dtype=torch.long, device=device)
+        self._most = torch.full((slots, MAX_REFUSED), torch.inf, device=device)
+        # as tensors, since a number would be copied from the host
+        self._never = torch.tensor(-torch.inf, device=device)
+        self._always = torch.tensor(torch.inf, device=device)
 
     def start(
         self,
@@ -71,26 +83,41 @@ class TokenRules:
             prompt_ids: The prompt's tokens.
             answer_ids: The answer's so far.
             refused: Tokens that must not come next; the one after may be any again.
+
+        Raises:
+            RuntimeError: More than ``MAX_REFUSED`` tokens are refused.
         """
-        self._seen[slot] = False
-        self._mark(self._seen, slot, [*(prompt_ids if self._penalized_prompt else ()), *answer_ids])
+        if len(refused) > MAX_REFUSED:
+            raise RuntimeError(
+                f"behind {len(answer_ids)} tokens of an answer {len(refused)} others are banned, "
+                f"more than the {MAX_REFUSED} that can be tried: ban less"
+            )
+        seen = list(dict.fromkeys([*(prompt_ids if self._penalized_prompt else ()), *answer_ids]))
+        self._fill(self._seen, slot, seen)
+        self._counts[slot] = len(seen)
         tail = [*prompt_ids[-self._reach :], *answer_ids[-self._reach :]][-self._reach :]
         padded = [-1] * (self._reach - len(tail)) + tail
         self._last[slot] = torch.tensor(padded, device=self._last.device)
-        self._refused[slot] = False
-        self._mark(self._refused, slot, refused)
+        self._fill(self._refused, slot, refused)
+        self._most[slot] = -torch.inf if refused else torch.inf
 
-    def _mark(self, marks: torch.Tensor, slot: int, ids: Sequence[int]) -> None:
-        marks[slot, torch.tensor(list(ids), dtype=torch.long, device=marks.device)] = True
+    def _fill(self, tokens: torch.Tensor, slot: int, ids: Sequence[int]) -> None:
+        """Write tokens to a slot's places, the first of them to those that are left."""
+        first = ids[0] if ids else 0
+        whole = [*ids, *[first] * (tokens.shape[1] - len(ids))]
+        tokens[slot] = torch.tensor(whole, device=tokens.device)
 
     def state(self) -> list[torch.Tensor]:
         """Return a copy of what is known of the slots."""
-        return [tensor.clone() for tensor in (self._seen, self._last, self._refused)]
+        return [tensor.clone() for tensor in self._changing()]
 
     def restore(self, state: Sequence[torch.Tensor]) -> None:
         """Take the slots back to a ``state``."""
-        for tensor, before in zip((self._seen, self._last, self._refused), state, strict=True):
+        for tensor, before in zip(self._changing(), state, strict=True):
             tensor.copy_(before)
+
+    def _changing(self) -> list[torch.Tensor]:
+        return [self._seen, self._counts, self._last, self._refused, self._most]
 
     def choose(self, logits: torch.Tensor, slots: slice) -> torch.Tensor:
         """Return the best allowed token of each sequence and note it as seen.
@@ -99,19 +126,30 @@ class TokenRules:
             logits: (sequences, vocabulary), float32; changed in place.
             slots: Which of the slots these are.
         """
-        seen, last, refused = self._seen[slots], self._last[slots], self._refused[slots]
         if self._penalty != 1:
-            counted = seen & self._penalized
-            penalized = torch.where(logits < 0, logits * self._penalty, logits / self._penalty)
-            logits = torch.where(counted, penalized, logits)
-        logits = logits.masked_fill(self._banned, -torch.inf)
-        open_place = self._heads == -1
+            self._penalize(logits, slots)
+        last, most = self._last[slots], self._most[slots]
         # (sequences, words): the last tokens are all but the last of the word
-        matched = ((last[:, None] == self._heads) | open_place).all(dim=-1)
-        ends = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
-        ends.scatter_add_(1, self._tails.expand(len(logits), -1), matched.int())
-        chosen = logits.masked_fill((ends > 0) | refused, -torch.inf).argmax(dim=-1)
-        refused.zero_()
-        seen.scatter_(1, chosen[:, None], True)
+        matched = ((last[:, None] == self._heads) | (self._heads == -1)).all(dim=-1)
+        banned = torch.where(matched, self._never, self._always)
+        logits.scatter_reduce_(1, self._tails.expand(len(logits), -1), banned, "amin")
+        logits.scatter_reduce_(1, self._refused[slots], most, "amin")
+        most.fill_(torch.inf)
+        chosen = logits.argmax(dim=-1)
+        self._note(chosen, slots)
         last.copy_(torch.cat([last[:, 1:], chosen[:, None]], dim=1))
         return chosen
+
+    def _penalize(self, logits: torch.Tensor, slots: slice) -> None:
+        seen = self._seen[slots]
+        scores = logits.gather(1, seen)
+        penalized = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        counts = self._penalized[seen] & (self._counts[slots] > 0)[:, None]
+        logits.scatter_(1, seen, torch.where(counts, penalized, scores))
+
+    def _note(self, chosen: torch.Tensor, slots: slice) -> None:
+        seen, counts = self._seen[slots], self._counts[slots]
+        # the first token takes all places
+        here = (self._places == counts[:, None]) | (counts == 0)[:, None]
+        seen.copy_(torch.where(here, chosen[:, None], seen))
+        counts.add_(1)

@@ -258,6 +258,7 @@ class Batched:
         rules = TokenRules(
             vocab_size=self._model.config.get_text_config().vocab_size,
             slots=slots,
+            max_length=length,
             repetition_penalty=parameters.repetition_penalty,
             # as transformers has it, what ends an answer cannot be banned
             bad_words_ids=[
