@@ -15,11 +15,10 @@ from kernel_timing import Call, Clock, poisoned, relative_error
 
 from ja_instruct.generation.nf4_matmul import (
     Blocks,
-    Nf4Weight,
     arrange,
     nf4_matmul,
-    nf4_weight,
 )
+from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
 
 
 class Matrix(NamedTuple):

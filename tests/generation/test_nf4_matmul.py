@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ja_instruct.generation import nf4_matmul as subject
+from ja_instruct.generation.nf4_assembly import ASSEMBLY
 from ja_instruct.generation.nf4_matmul import (
-    ASSEMBLY,
-    LEVELS,
     Blocks,
     LowRank,
     arrange,
@@ -18,8 +17,8 @@ from ja_instruct.generation.nf4_matmul import (
     cut_work,
     is_available,
     nf4_matmul,
-    nf4_weight,
 )
+from ja_instruct.generation.nf4_weight import LEVELS, nf4_weight
 
 # of the four weights in 16 bits, in their order
 SHIFTS = torch.tensor([4, 0, 12, 8])

@@ -12,12 +12,11 @@ import torch
 from ja_instruct.generation.nf4_matmul import (
     MAX_ROWS,
     LowRank,
-    Nf4Weight,
     arrange,
     is_available,
     nf4_matmul,
-    nf4_weight,
 )
+from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,15 @@ The work is cut into equal parts whatever the matrix's shape, as in Stream-K (ar
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
+
+from ja_instruct.generation.nf4_assembly import ASSEMBLY
+from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
 
 try:
     import triton
@@ -27,51 +28,9 @@ except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use 
     triton = None
 
 MAX_ROWS = 64
-BLOCK = 64
 ADDED_AT_ONCE = 512
 # chunks of a program, or its start would be most of its work
 LEAST_SHARE = 4
-# Scales are held in 16 bits where these lose no more than 2⁻¹² of them
-FLOAT16_SCALES = (2.0**-14, 2.0**15)
-
-# NF4's levels, by which a block's weights are divided by the largest of them
-LEVELS = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-
-
-@dataclass(frozen=True)
-class Nf4Weight:
-    """A weight of (outputs, inputs) as the kernel reads it.
-
-    Attributes:
-        quads: int16, (outputs, inputs / 4), four weights each: a view of bitsandbytes' bytes.
-        scales: float16 or float32, (inputs / 64, outputs), of each 64 weights.
-        levels: bfloat16, the 16 values.
-        outputs: Rows.
-        inputs: Columns.
-    """
-
-    quads: torch.Tensor
-    scales: torch.Tensor
-    levels: torch.Tensor
-    outputs: int
-    inputs: int
 
 
 class LowRank(NamedTuple):
@@ -110,60 +69,6 @@ class Blocks(NamedTuple):
 def is_available(device: torch.device) -> bool:
     """Return whether the kernel runs on a device: with Triton, from Ampere on for bfloat16."""
     return device.type == "cuda" and triton is not None and _traits(device)[1] >= 8
-
-
-def nf4_weight(packed: torch.Tensor, state: Any) -> Nf4Weight:
-    """Return a weight of bitsandbytes; the packed weights are not copied.
-
-    Args:
-        packed: uint8, two weights a byte.
-        state: Its ``bitsandbytes.functional.QuantState``.
-
-    Raises:
-        ValueError: It is not NF4 with blocks of 64 along its rows.
-    """
-    shape = tuple(state.shape)
-    wrong = [
-        f"{name} {value!r} instead of {wanted!r}"
-        for name, value, wanted in (
-            ("type", state.quant_type, "nf4"),
-            ("block size", state.blocksize, BLOCK),
-            ("storage", packed.dtype, torch.uint8),
-            ("dimensions", len(shape), 2),
-        )
-        if value != wanted
-    ]
-    if not wrong and shape[1] % BLOCK:
-        wrong = [f"rows of {shape[1]} weights, which are no multiple of {BLOCK}"]
-    if not wrong and packed.numel() * 2 != shape[0] * shape[1]:
-        wrong = [f"{packed.numel()} bytes for {shape[0]} rows of {shape[1]} weights"]
-    levels = torch.tensor(LEVELS, device=packed.device)
-    if not wrong and not torch.allclose(state.code.to(levels), levels, rtol=0, atol=1e-6):
-        wrong = [f"levels {state.code.tolist()}, which are not NF4's"]
-    if wrong:
-        raise ValueError(f"a weight cannot be multiplied in four bits: {', '.join(wrong)}")
-    outputs, inputs = shape
-    return Nf4Weight(
-        quads=packed.reshape(-1).view(torch.int16).view(outputs, inputs // 4),
-        scales=_scales(state).view(outputs, inputs // BLOCK).T.contiguous(),
-        levels=levels.to(torch.bfloat16),
-        outputs=outputs,
-        inputs=inputs,
-    )
-
-
-def _scales(state: Any) -> torch.Tensor:
-    """Return the scale of each block, in as few bits as they can be held in."""
-    from bitsandbytes.functional import dequantize_blockwise
-
-    scales = state.absmax
-    if state.nested:
-        scales = dequantize_blockwise(scales, state.state2) + state.offset
-    scales = torch.as_tensor(scales, dtype=torch.float32)
-    least, most = FLOAT16_SCALES
-    # blocks of zeros have a scale of almost nothing, which may as well be nothing
-    inside = (scales.abs() < 2.0**-24) | ((scales.abs() > least) & (scales.abs() < most))
-    return scales.half() if bool(inside.all()) else scales
 
 
 def arrange(x: torch.Tensor) -> torch.Tensor:
@@ -326,66 +231,6 @@ def _jit(function: Callable[..., Any]) -> Any:
         if name in signature(function).parameters
     ]
     return triton.jit(function, do_not_specialize=varying) if triton else function
-
-
-def _tables() -> list[int]:
-    """Return the high bytes of the levels in bfloat16, four a number, then the low bytes."""
-    rounded = []
-    for level in LEVELS:
-        (bits,) = struct.unpack("<I", struct.pack("<f", level))
-        rounded.append((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
-    return [
-        sum((level >> shift & 255) << 8 * place for place, level in enumerate(rounded[at : at + 4]))
-        for shift in (8, 0)
-        for at in range(0, 16, 4)
-    ]
-
-
-def _look_up(number: int) -> str:
-    """Return the assembly that looks up four weights, a byte of each at a time.
-
-    ``prmt`` chooses bytes of two registers by the low three bits of a place: so once for each half
-    of a table, and once for the halves.
-    """
-    return "".join(
-        f"prmt.b32 {name}{number}, {name}a, {_tables()[first + 1]}, m{number};"
-        f"prmt.b32 other, {name}b, {_tables()[first + 3]}, m{number};"
-        f"prmt.b32 {name}{number}, {name}{number}, other, s{number};"
-        for name, first in (("h", 0), ("l", 4))
-    )
-
-
-def _keep(register: str, number: int) -> str:
-    # prmt takes one constant; the other would be moved to a register each time. Of a lane's mask
-    # the assembler does not know that it has one bit, so that it computes the sum once.
-    return f"add.u32 {register}, one, {number - 1};"
-
-
-# Eight weights of two int16 become eight bfloat16, in registers of two: the first of each, the
-# second, and so on. A byte holds its first weight in its high half. About three instructions a
-# weight, where shifting, looking up in shared memory and packing takes eight.
-ASSEMBLY = f"""{{
-.reg .b32 m, s, m0, m1, s0, s1, h0, h1, l0, l1, other, one, ha, hb, la, lb;
-mov.u32 one, %lanemask_eq;
-popc.b32 one, one;
-{_keep("ha", _tables()[0])}
-{_keep("hb", _tables()[2])}
-{_keep("la", _tables()[4])}
-{_keep("lb", _tables()[6])}
-and.b32 m, $4, 0x77777777;
-shr.u32 s, $4, 1;
-lop3.b32 s, s, 0x44444444, 0x32321010, 0xea;
-prmt.b32 m0, m, m, 0x2020;
-prmt.b32 m1, m, m, 0x3131;
-prmt.b32 s0, s, s, 0x2020;
-prmt.b32 s1, s, s, 0x3131;
-{_look_up(0)}
-{_look_up(1)}
-prmt.b32 $0, l0, h0, 0x7351;
-prmt.b32 $1, l0, h0, 0x6240;
-prmt.b32 $2, l1, h1, 0x7351;
-prmt.b32 $3, l1, h1, 0x6240;
-}}"""
 
 
 @_jit
