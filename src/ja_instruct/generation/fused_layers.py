@@ -67,7 +67,8 @@ def use_fused_layers(model: Any) -> int:
                 changed += 1
     for name, reason in sorted(reasons.items()):
         logger.warning("%s is computed in many small steps, as before: %s", name, reason)
-    logger.info("%d modules compute norms, gates and rotations with one kernel each", changed)
+    if changed:
+        logger.info("%d modules compute norms, gates and rotations with one kernel each", changed)
     return changed
 
 
