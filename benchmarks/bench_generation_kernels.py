@@ -160,7 +160,7 @@ def find_lack() -> str | None:
     """Return why this benchmark cannot run here, if it cannot."""
     import torch
 
-    from ja_instruct.generation.nf4_matmul import is_available
+    from ja_instruct.generation.triton_kernels import is_available
 
     if not torch.cuda.is_available():
         return "no CUDA device is found; the kernels need one, run this on a machine with a GPU"

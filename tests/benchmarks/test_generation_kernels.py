@@ -83,7 +83,7 @@ def test_without_a_gpu_it_says_so_and_fails(bench, monkeypatch):
 
 def test_without_triton_it_says_so(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("ja_instruct.generation.nf4_matmul.triton", None)
+    monkeypatch.setattr("ja_instruct.generation.triton_kernels.triton", None)
     assert "Triton" in bench.find_lack()
 
 

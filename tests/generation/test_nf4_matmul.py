@@ -7,7 +7,7 @@ import bitsandbytes.functional as quantized
 import pytest
 import torch
 
-from ja_instruct.generation import nf4_matmul as subject
+from ja_instruct.generation import triton_kernels
 from ja_instruct.generation.nf4_assembly import ASSEMBLY
 from ja_instruct.generation.nf4_matmul import (
     Blocks,
@@ -15,10 +15,10 @@ from ja_instruct.generation.nf4_matmul import (
     arrange,
     choose_blocks,
     cut_work,
-    is_available,
     nf4_matmul,
 )
 from ja_instruct.generation.nf4_weight import LEVELS, nf4_weight
+from ja_instruct.generation.triton_kernels import is_available
 
 # of the four weights in 16 bits, in their order
 SHIFTS = torch.tensor([4, 0, 12, 8])
@@ -277,5 +277,5 @@ def test_a_graph_can_hold_it():
 
 
 def test_without_triton_it_is_not_available(monkeypatch):
-    monkeypatch.setattr(subject, "triton", None)
+    monkeypatch.setattr(triton_kernels, "triton", None)
     assert not is_available(torch.device("cuda"))

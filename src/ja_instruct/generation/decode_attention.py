@@ -7,17 +7,9 @@ and keeps a running softmax (FlashAttention, arXiv:2205.14135; over parts: Flash
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernel
-    triton = None
+from ja_instruct.generation.triton_kernels import jit, takes_heads, tl, traits
 
 # numbers of keys that a program reads at once, 16 kB of them in 16 bits
 TILE = 64 * 128
@@ -27,15 +19,7 @@ LONGEST_PART = 4096
 
 def takes(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Return whether the kernel is for such a step: one token a sequence, in 16 bits, on CUDA."""
-    width = query.shape[-1]
-    return (
-        triton is not None
-        and query.device.type == "cuda"
-        and query.shape[2] == 1
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and key.dtype == query.dtype
-        and width in (32, 64, 128, 256)
-    )
+    return query.shape[2] == 1 and takes_heads(query, key)
 
 
 def decode_attention(
@@ -68,7 +52,7 @@ def decode_attention(
     group, pairs = heads // key_heads, sequences * key_heads
     block = max(16, TILE // width)
     # about four programs a processor, and none with more to look through than it can
-    wanted = max(-(-4 * _processors(query.device) // pairs), -(-span // LONGEST_PART))
+    wanted = max(-(-4 * traits(query.device).processors // pairs), -(-span // LONGEST_PART))
     part = -(-span // (wanted * block)) * block
     parts = -(-span // part)
     rows = max(16, 1 << (group - 1).bit_length())
@@ -108,19 +92,7 @@ def decode_attention(
     return output
 
 
-@cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        # Triton's interpreter
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    return triton.jit(function) if triton else function
-
-
-@_jit
+@jit()
 def _attend(
     query: tl.tensor,
     key: tl.tensor,
@@ -196,7 +168,7 @@ def _attend(
     tl.store(sums + line[:, None] * width + column[None, :], summed, mask=(row < group)[:, None])
 
 
-@_jit
+@jit()
 def _join(
     sums: tl.tensor,
     largest: tl.tensor,

@@ -24,7 +24,7 @@ from ja_instruct.generation.layer_kernels import (
     rms_norm,
     rotate,
 )
-from ja_instruct.generation.nf4_matmul import is_available
+from ja_instruct.generation.triton_kernels import is_available
 
 logger = logging.getLogger(__name__)
 

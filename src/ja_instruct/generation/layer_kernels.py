@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernels
-    triton = None
+from ja_instruct.generation.triton_kernels import jit, tl
 
 # How a norm weighs x, which is normalized in float32: Gemma's x * (1 + weight), rounded once;
 # Llama's, with x rounded before it is weighed; x * weight, rounded once.
@@ -120,11 +115,7 @@ def rotate(
     return outputs[0], outputs[1]
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    return triton.jit(function) if triton else function
-
-
-@_jit
+@jit()
 def _normalize(
     x: tl.tensor,
     weight: tl.tensor,
@@ -149,7 +140,7 @@ def _normalize(
     tl.store(output + at, (value * scale).to(output.dtype.element_ty), mask=inside)
 
 
-@_jit
+@jit()
 def _gate(
     gate: tl.tensor,
     up: tl.tensor,
@@ -172,7 +163,7 @@ def _gate(
     tl.store(output + at, result.to(output.dtype.element_ty), mask=inside)
 
 
-@_jit
+@jit()
 def _rotate(
     query: tl.tensor,
     key: tl.tensor,
@@ -214,7 +205,7 @@ def _rotate(
         _turn(key + at, cos_at, sin_at, key_output + line * (2 * half), half, block)
 
 
-@_jit
+@jit()
 def _turn(
     x: tl.tensor,
     cos: tl.tensor,

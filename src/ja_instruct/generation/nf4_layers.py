@@ -13,10 +13,10 @@ from ja_instruct.generation.nf4_matmul import (
     MAX_ROWS,
     LowRank,
     arrange,
-    is_available,
     nf4_matmul,
 )
 from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
+from ja_instruct.generation.triton_kernels import is_available
 
 logger = logging.getLogger(__name__)
 

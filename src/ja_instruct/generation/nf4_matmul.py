@@ -11,26 +11,21 @@ The work is cut into equal parts whatever the matrix's shape, as in Stream-K (ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 
 from ja_instruct.generation.nf4_assembly import ASSEMBLY
 from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernel
-    triton = None
+from ja_instruct.generation.triton_kernels import jit, speaks_ptx, tl, traits
 
 MAX_ROWS = 64
 ADDED_AT_ONCE = 512
 # chunks of a program, or its start would be most of its work
 LEAST_SHARE = 4
+# one compiled kernel for all numbers of rows and ways to cut
+UNSPECIALIZED = ("rows", "chunks", "total", "share")
 
 
 class LowRank(NamedTuple):
@@ -64,11 +59,6 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
     joined: bool = False
-
-
-def is_available(device: torch.device) -> bool:
-    """Return whether the kernel runs on a device: with Triton, from Ampere on for bfloat16."""
-    return device.type == "cuda" and triton is not None and _traits(device)[1] >= 8
 
 
 def arrange(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +111,7 @@ def nf4_matmul(
             f"up to {MAX_ROWS} rows of {weight.inputs} bfloat16 numbers can be multiplied, not "
             f"{rows} of {inputs} in {x.dtype}"
         )
-    blocks = blocks or choose_blocks(*_traits(x.device))
+    blocks = blocks or choose_blocks(*traits(x.device))
     cut = cut_work(weight.outputs, inputs, blocks)
     parts = torch.empty((cut.slots, rows, weight.outputs), dtype=torch.float32, device=x.device)
     output = torch.empty((rows, weight.outputs), dtype=torch.bfloat16, device=x.device)
@@ -142,7 +132,7 @@ def nf4_matmul(
         cut.share,
         low_rank.second.shape[1] if low_rank else 0,
         low_rank.narrow.stride(0) if low_rank else 0,
-        assembly=ASSEMBLY if _speaks_ptx(x.device) else None,
+        assembly=ASSEMBLY if speaks_ptx(x.device) else None,
         block_rows=max(16, 1 << (rows - 1).bit_length()),
         block_outputs=blocks.outputs,
         joined=blocks.joined,
@@ -208,37 +198,12 @@ def choose_blocks(processors: int, major: int) -> Blocks:
     return Blocks(64, 3 * processors, 4, 3)
 
 
-@cache
-def _traits(device: torch.device) -> tuple[int, int]:
-    """Return the number of multiprocessors and the major compute capability."""
-    if device.type != "cuda":
-        # Triton's interpreter
-        return 1, 0
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.major
-
-
-def _speaks_ptx(device: torch.device) -> bool:
-    # AMD's devices are called cuda, too, and Triton's interpreter reads no assembly
-    return device.type == "cuda" and torch.version.hip is None
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    # one compiled kernel for all numbers of rows and ways to cut
-    varying = [
-        name
-        for name in ("rows", "chunks", "total", "share")
-        if name in signature(function).parameters
-    ]
-    return triton.jit(function, do_not_specialize=varying) if triton else function
-
-
-@_jit
+@jit(*UNSPECIALIZED)
 def _level(levels: tl.tensor, quad: tl.tensor, shift: tl.constexpr) -> tl.tensor:
     return tl.load(levels + ((quad.to(tl.int32) >> shift) & 15))
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _write_out(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
     """Return the first weights of all quads, the second, the third and the fourth."""
     if assembly is not None:
@@ -256,7 +221,7 @@ def _write_out(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> An
     return first, second, third, fourth
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _multiply(
     x: tl.tensor,
     quads: tl.tensor,
@@ -332,7 +297,7 @@ def _multiply(
         tl.store(to, summed, mask=present & (column < outputs)[:, None])
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _add(
     parts: tl.tensor,
     bias: tl.tensor,

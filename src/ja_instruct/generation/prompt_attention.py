@@ -8,18 +8,19 @@ so that keys are read and the mask is looked at once for all of them (arXiv:2305
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from math import e, log2
 from typing import Any, NamedTuple
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernel
-    triton = None
+from ja_instruct.generation.triton_kernels import (
+    is_available,
+    jit,
+    speaks_ptx,
+    takes_heads,
+    tl,
+    traits,
+)
 
 # query heads of a key head that a block has room for
 MOST_HEADS = 32
@@ -50,17 +51,12 @@ def takes(query: torch.Tensor, key: torch.Tensor) -> bool:
 
     It wants Ampere or newer, which have bfloat16.
     """
-    _, heads, tokens, width = query.shape
     return (
-        triton is not None
-        and query.device.type == "cuda"
-        and torch.version.hip is None
-        and tokens > 1
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and key.dtype == query.dtype
-        and width in (32, 64, 128, 256)
-        and heads <= MOST_HEADS * key.shape[1]
-        and _capability(query.device) >= 8
+        query.shape[2] > 1
+        and query.shape[1] <= MOST_HEADS * key.shape[1]
+        and takes_heads(query, key)
+        and is_available(query.device)
+        and speaks_ptx(query.device)
     )
 
 
@@ -112,7 +108,7 @@ def prompt_attention(
         tensor if tensor.stride(-1) == 1 else tensor.contiguous()
         for tensor in (query, key, value, mask)
     )
-    cut = blocks or choose_blocks(width, _capability(query.device))
+    cut = blocks or choose_blocks(width, traits(query.device).major)
     group = heads // key_heads
     members = 1 << (group - 1).bit_length()
     shape = (mask.shape[0], -(-tokens // (cut.rows // members)), -(-span // cut.keys))
@@ -163,17 +159,7 @@ def prompt_attention(
     return output.transpose(1, 2)
 
 
-@cache
-def _capability(device: torch.device) -> int:
-    # anything but CUDA is Triton's interpreter
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    return triton.jit(function, do_not_specialize=UNSPECIALIZED) if triton else function
-
-
-@_jit
+@jit(*UNSPECIALIZED)
 def _survey(
     mask: tl.tensor,
     kinds: tl.tensor,
@@ -213,7 +199,7 @@ def _survey(
         tl.store(here, bias.to(tiles.dtype.element_ty))
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _find_range(kinds: tl.tensor, key_blocks: tl.tensor) -> tuple[Any, Any, Any, Any]:
     """Return where blocks of keys begin to be seen, to be plain, and where either ends.
 
@@ -232,7 +218,7 @@ def _find_range(kinds: tl.tensor, key_blocks: tl.tensor) -> tuple[Any, Any, Any,
     return begin, tl.where(one_run, low, end), tl.where(one_run, high, end), end
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _tanh(x: tl.tensor, has_tanh: tl.constexpr) -> tl.tensor:
     """Return the hyperbolic tangent: of the hardware, to 11 bits, or by way of exponents."""
     if has_tanh:
@@ -245,7 +231,7 @@ def _tanh(x: tl.tensor, has_tanh: tl.constexpr) -> tl.tensor:
     return y
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _read(
     q: tl.tensor,
     k_places: tl.tensor,
@@ -284,7 +270,7 @@ def _read(
     return higher, total, summed
 
 
-@_jit
+@jit(*UNSPECIALIZED)
 def _attend(
     query: tl.tensor,
     key: tl.tensor,
