@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 # Of a vocabulary's width, for each sequence of a step: its logits in the model's type, bounded by a
 # tanh in three steps, and in float32; all of it twice, as a CUDA graph has memory of its own. It is
-# about twice what they take since the rules change them in place, and covers what the rules keep of
-# a sequence's tokens
+# more than that since the rules change them in place, and covers what the rules keep of a sequence
 BYTES_PER_LOGIT = 2 * 44
 # Scores of the attention that are there at once, in two steps of the softmax
 ATTENTION_BYTES = 2 * 4 * 2**24
