@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,9 +193,9 @@ def _narrowed(model: Any, layers: list[Any]) -> list[tuple[Any, Forward]]:
                 factor.data = joined[begin:end]
                 found.append((left.pop(id(layer)), _columns(multiply, joined, begin, end)))
                 begin = end
-    return found + [
-        (layer, _columns(multiply, _first_factor(layer), 0, None)) for layer in left.values()
-    ]
+    # the input of an only one is of no use afterwards, and may be the largest of a layer
+    alone = [(one, partial(_multiply_rows, factor=_first_factor(one))) for one in left.values()]
+    return [*found, *alone]
 
 
 def _first_factor(layer: Any) -> torch.Tensor:
@@ -206,7 +207,7 @@ def _multiply_rows(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), factor)
 
 
-def _columns(multiply: Remembered, factor: torch.Tensor, begin: int, end: int | None) -> Forward:
+def _columns(multiply: Remembered, factor: torch.Tensor, begin: int, end: int) -> Forward:
     return lambda x: multiply(x, factor)[:, begin:end]
 
 
