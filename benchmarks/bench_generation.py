@@ -7,11 +7,11 @@ one prompt after the other; some tokens of some answers are timed, and the whole
 from the seconds that a token of a prompt and one of an answer take. ``ours`` is the product's
 engine with ``conf/base``'s parameters on all tasks; ``ours-nf4`` the same with 4-bit weights,
 ``ours-24gb`` and ``ours-80gb`` with what cards of that size need, PyTorch given no more than there
-would be; ``one-by-one`` the product without batching, for the record. ``warm-up`` is some tokens of
-ours, in which Triton compiles its kernels and keeps them; the original compiles in an answer that
-is not timed. Each side has a process of its own, and all answer the first of the same prompts:
-random characters, of ``--prompt-tokens`` more or less. No answer ends before ``--new-tokens``
-(``endless_model.py``).
+would be; those ending in ``int8`` have keys and values in 8 bits; ``one-by-one`` is the product
+without batching, for the record. ``warm-up`` is some tokens of ours, in which Triton compiles its
+kernels and keeps them; the original compiles in an answer that is not timed. Each side has a
+process of its own, and all answer the first of the same prompts: random characters, of
+``--prompt-tokens`` more or less. No answer ends before ``--new-tokens`` (``endless_model.py``).
 
 A rate counts new tokens, over reading prompts and generating. Loading stands apart, and so does
 *preparing*, in which the product brings the weights into the form that steps are taken with.
@@ -65,6 +65,7 @@ EQUALITY = HERE / "generation_equality.py"
 
 Side = dict[str, Any]
 OURS: Side = {"tasks": None, "new_tokens": None, "memory_gb": None, "changes": {}}
+INT8 = {"batching.kv_cache_dtype": "int8"}
 SIDES: dict[str, Side] = {
     "original": {**OURS, "tasks": 1, "new_tokens": 128, "way": "unsloth"},
     # more at a time than 32 rows, for which ours has another kernel than for fewer
@@ -73,13 +74,20 @@ SIDES: dict[str, Side] = {
     "ours-nf4": {**OURS, "changes": {"batching.weights": "nf4"}},
     "ours-80gb": {**OURS, "memory_gb": 80},
     "ours-24gb": {**OURS, "memory_gb": MEMORY_GB_OF_24, "tasks": 8},
+    "ours-int8": {**OURS, "changes": INT8},
+    "ours-80gb-int8": {**OURS, "memory_gb": 80, "changes": INT8},
+    "ours-24gb-int8": {**OURS, "memory_gb": MEMORY_GB_OF_24, "tasks": 8, "changes": INT8},
     "one-by-one": {**OURS, "tasks": 1, "new_tokens": 128, "changes": {"engine": "one_by_one"}},
 }
-DEFAULT_SIDES = ("original", "warm-up", "ours", "ours-nf4", "ours-80gb", "ours-24gb")
+DEFAULT_SIDES = tuple(name for name in SIDES if name != "one-by-one")
 #: What is compared with one by one. On a CPU there is one kind of weights.
 ENGINES = {
-    "cuda": {"nf4": {"batching.weights": "nf4"}, "bf16": {"batching.weights": "bf16"}},
-    "cpu": {"float32": {}},
+    "cuda": {
+        "nf4": {"batching.weights": "nf4"},
+        "bf16": {"batching.weights": "bf16"},
+        "nf4-int8": {"batching.weights": "nf4", **INT8},
+    },
+    "cpu": {"float32": {}, "float32-int8": INT8},
 }
 
 

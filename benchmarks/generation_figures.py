@@ -127,10 +127,10 @@ MEMORY_COLUMNS = {"GB": "torch_allocated_gb", "kept": "torch_reserved_gb", "NVML
 
 def print_table(sides: dict[str, dict[str, Any]]) -> None:
     """Print the sides for people."""
-    print(f"\n{'':<12}" + "".join(f"{column:>11}" for column in (*COLUMNS, *MEMORY_COLUMNS)))
+    print(f"\n{'':<16}" + "".join(f"{column:>11}" for column in (*COLUMNS, *MEMORY_COLUMNS)))
     for name, row in sides.items():
         cells = [row.get(key) for key in COLUMNS.values()]
         cells += [row["memory"].get(key) for key in MEMORY_COLUMNS.values()]
         shown = "".join(f"{'-' if cell is None else cell:>11}" for cell in cells)
         done = row["status"] == "done" and not row["errors"]
-        print(f"{name:<12}{shown}" + ("" if done else f"  {row['status']} {row['errors'][:1]}"))
+        print(f"{name:<16}{shown}" + ("" if done else f"  {row['status']} {row['errors'][:1]}"))

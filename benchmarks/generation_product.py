@@ -85,7 +85,9 @@ def generate(job: dict[str, Any], path: Path) -> None:
         result["reading_seconds"] = clock.reading_seconds()
         if clock.model is not None:
             result["weight_bytes"] = weight_bytes(clock.model)
-            result["cache_bytes_per_token"] = cache_bytes_per_token(clock.model)
+            result["cache_bytes_per_token"] = cache_bytes_per_token(
+                clock.model, is_int8=parameters.batching.has_int8_cache
+            )
     write_result(path, result)
 
 

@@ -69,12 +69,16 @@ def _tensors(model: Any) -> Iterator[torch.Tensor]:
             state = state.state2 if state.nested else None
 
 
-def cache_bytes_per_token(model: Any) -> int:
-    """Return the bytes of a token's keys and values in all layers, as wide as the norms are."""
+def cache_bytes_per_token(model: Any, *, is_int8: bool) -> int:
+    """Return the bytes of a token's keys and values in all layers.
+
+    They are as wide as the norms are, or a byte a number with four for each vector's scale.
+    """
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     element = next(w.element_size() for name, w in model.named_parameters() if "norm" in name)
-    return int(text.num_hidden_layers * 2 * text.num_key_value_heads * head * element)
+    vector = head + 4 if is_int8 else head * element
+    return int(text.num_hidden_layers * 2 * text.num_key_value_heads * vector)
 
 
 def bytes_to_read(

@@ -168,6 +168,8 @@ def test_inference(base):
         "batching": {
             "slots": None,
             "weights": "auto",
+            # keys and values as the model computes them
+            "kv_cache_dtype": "auto",
             "memory_gb": None,
             "prefill_tokens": None,
             "cuda_graphs": True,

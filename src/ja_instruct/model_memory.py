@@ -35,6 +35,9 @@ ADAM_BYTES = 8
 # Tile of the loss in TRL 1.15 (trl.kernels.chunked_logprob): tokens by vocabulary
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 
+# of a vector in 8 bits, as ``ja_instruct.generation.int8_vectors`` scales it
+INT8_SCALE_BYTES = 4
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -45,6 +48,7 @@ class ModelShape:
         intermediate_size: Width of the gated MLP.
         query_size: Width of all query heads together.
         key_value_size: Width of all key heads together; the value heads' is the same.
+        key_value_heads: How many of each.
         vocab_size: Rows of the embedding.
         is_tied: Whether the head is the embedding.
         windows: The attention window of each layer in tokens, None for full attention.
@@ -56,6 +60,7 @@ class ModelShape:
     intermediate_size: int
     query_size: int
     key_value_size: int
+    key_value_heads: int
     vocab_size: int
     is_tied: bool
     windows: tuple[int | None, ...]
@@ -85,6 +90,7 @@ class ModelShape:
             intermediate_size=intermediate,
             query_size=heads * head,
             key_value_size=kv_heads * head,
+            key_value_heads=kv_heads,
             vocab_size=vocabulary,
             # a checkpoint leaves out what is its family's default
             is_tied=text.get("tie_word_embeddings", text["model_type"].startswith("gemma")),
@@ -170,6 +176,11 @@ def optimizer_bytes(optim: str) -> int:
     A name that is not listed counts as Adam with float32 states.
     """
     return next((size for part, size in OPTIMIZER_BYTES if part in optim), ADAM_BYTES)
+
+
+def vector_bytes(width: int, number_bytes: int, *, is_int8: bool) -> int:
+    """Return what a head's key or value takes in a cache, in 8 bits or as it is computed."""
+    return width + INT8_SCALE_BYTES if is_int8 else width * number_bytes
 
 
 def kv_cache_bytes(shape: ModelShape, tokens: int, *, batch: int = 1) -> int:

@@ -118,11 +118,14 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
         bench.apply_settings(sides, ["ours:tasks"], bench.OURS)
 
 
-@pytest.mark.parametrize("side", ["ours", "ours-nf4", "ours-80gb", "ours-24gb", "one-by-one"])
-def test_product_takes_every_sides_parameters(bench, benchmark_module, side):
+def test_product_takes_every_sides_parameters(bench, benchmark_module):
     product = benchmark_module("generation_product")
-    parameters, _ = product.read_parameters("base", bench.SIDES[side]["changes"])
-    assert parameters.engine == ("one_by_one" if side == "one-by-one" else "batched")
+    sides = {name: side for name, side in bench.SIDES.items() if "way" not in side}
+    assert len(sides) > 6
+    for name, side in sides.items():
+        parameters, _ = product.read_parameters("base", side["changes"])
+        assert parameters.engine == ("one_by_one" if name == "one-by-one" else "batched")
+        assert parameters.batching.has_int8_cache == name.endswith("-int8")
 
 
 def test_limit_of_a_side_is_told_to_the_engine(bench, benchmark_module):

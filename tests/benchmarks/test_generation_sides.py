@@ -217,7 +217,8 @@ class TestTraffic:
         model = Gemma2ForCausalLM(benchmark_module("random_models").make_config("tiny"))
         # layers, keys and values, heads, their width, float32
         count = benchmark_module("memory_traffic").cache_bytes_per_token
-        assert count(model) == 2 * 2 * 1 * 32 * 4
+        assert count(model, is_int8=False) == 2 * 2 * 1 * 32 * 4
+        assert count(model, is_int8=True) == 2 * 2 * 1 * (32 + 4)
 
 
 def test_clock_leaves_the_class_as_it_was(benchmark_module, model):

@@ -5,6 +5,7 @@ import torch
 
 from ja_instruct.generation.decode_attention import LONGEST_PART, decode_attention, takes
 from ja_instruct.generation.grouped_attention import grouped_attention
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8
 
 
 def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
@@ -63,6 +64,29 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
     output = decode_attention(*tensors, scaling, softcap)
     torch.testing.assert_close(output.transpose(1, 2).float(), exact, rtol=2e-2, atol=1e-2)
     assert torch.equal(output, decode_attention(*tensors, scaling, softcap))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 50.0])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 4, 200, 128), (2, 6, 2, LONGEST_PART + 513, 64), (9, 8, 1, 33, 256)], ids=str
+)
+def test_kernel_takes_keys_in_8_bits(shape, window, softcap, dtype):
+    query, keys, values, mask = step(*shape, window, dtype)
+    # a view of the first positions of a cache, as a step has it
+    whole = [in_int8(vectors * 0.1) for vectors in (keys, values)]
+    keys, values = (Int8Vectors(numbers[:, :, :-8], scales[:, :, :-8]) for numbers, scales in whole)
+    mask, scaling = mask[..., :-8], 10 * shape[-1] ** -0.5
+    restored = (vectors.restored(torch.float32) for vectors in (keys, values))
+    exact, _ = grouped_attention(
+        None, query.float(), *restored, mask.float(), scaling, softcap=softcap
+    )
+    assert takes(query, keys)
+    output = decode_attention(query, keys, values, mask, scaling, softcap)
+    torch.testing.assert_close(output.transpose(1, 2).float(), exact, rtol=2e-2, atol=1e-3)
+    assert torch.equal(output, decode_attention(query, keys, values, mask, scaling, softcap))
 
 
 @pytest.mark.gpu

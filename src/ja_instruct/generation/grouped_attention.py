@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ja_instruct.generation.decode_attention import decode_attention, takes
+from ja_instruct.generation.int8_vectors import Int8Vectors
 from ja_instruct.generation.prompt_attention import prompt_attention
 from ja_instruct.generation.prompt_attention import takes as takes_piece
 
@@ -53,8 +54,8 @@ def use_grouped_attention(model: Any) -> None:
 def grouped_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    key: torch.Tensor | Int8Vectors,
+    value: torch.Tensor | Int8Vectors,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -74,7 +75,7 @@ def grouped_attention(
         module: The layer.
         query: (sequences, heads, tokens, width).
         key: (sequences, key heads, span, width), also a view of a longer cache; the heads that
-            share a key head follow each other.
+            share a key head follow each other. Also in 8 bits.
         value: As the keys.
         attention_mask: Added to the scores, (sequences or 1, 1, tokens, span); None adds nothing.
         scaling: Of the scores; None: one by the root of the width.
@@ -94,6 +95,10 @@ def grouped_attention(
     if attention_mask is not None and takes(query, key):
         attended = decode_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
+    if isinstance(key, Int8Vectors):
+        key = key.restored(query.dtype)
+    if isinstance(value, Int8Vectors):
+        value = value.restored(query.dtype)
     if softcap is not None and attention_mask is not None and takes_piece(query, key):
         attended = prompt_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None

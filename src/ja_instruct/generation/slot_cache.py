@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, store_step, takes
+from ja_instruct.model_memory import vector_bytes
+
+# Keys or values of a layer: (sequences, heads, span, width)
+Vectors = torch.Tensor | Int8Vectors
+
 
 class SlotCache:
     """Keys and values of all layers for a fixed number of sequences.
@@ -21,7 +27,14 @@ class SlotCache:
     """
 
     def __init__(
-        self, config: Any, *, slots: int, length: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: Any,
+        *,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        is_int8: bool = False,
     ) -> None:
         """Allocate the cache.
 
@@ -31,13 +44,21 @@ class SlotCache:
             length: Tokens of a sequence, prompt and answer.
             dtype: Of keys and values.
             device: Where the model is.
+            is_int8: Whether they are kept in 8 bits; what is read of them is the same whether a
+                prompt comes in one piece or in many.
         """
         text = config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         shape = (slots, text.num_key_value_heads, length, head)
         layers = range(text.num_hidden_layers)
-        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+
+        def make() -> Any:
+            if is_int8:
+                return Int8Vectors.zeros(shape, device)
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._is_int8 = is_int8
+        self._keys, self._values = [make() for _ in layers], [make() for _ in layers]
         self.slots = slots
         self.length = length
         self._slot: int | None = None
@@ -57,29 +78,50 @@ class SlotCache:
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's keys and values, (sequences, heads, tokens, width); return the slots'."""
-        stored = []
-        for kept, new in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
-            if self._slot is None:
-                # (sequences, tokens, heads, width), as indexing by two tensors orders it
-                kept[self._rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
-                stored.append(kept[:, :, : self._span])
-            else:
-                kept[self._slot, :, self._positions[0]] = new[0].to(kept.dtype)
-                stored.append(kept[self._slot, None, :, : self._span])
-        return stored[0], stored[1]
+    ) -> tuple[Vectors, Vectors]:
+        """Store a layer's keys and values, (sequences, heads, tokens, width); return the slots'.
+
+        Of a cache in 8 bits, a step's are returned in 8 bits, a prompt's in the type of ``keys``.
+        """
+        kept = self._keys[layer_idx], self._values[layer_idx]
+        if not self._is_int8:
+            return self._store(kept[0], keys), self._store(kept[1], values)
+        if self._slot is None and takes(keys):
+            store_step((keys, values), kept, self._positions)
+            shown = [Int8Vectors(*map(self._shown, vectors)) for vectors in kept]
+        else:
+            shown = [
+                Int8Vectors(*map(self._store, vectors, in_int8(new)))
+                for vectors, new in zip(kept, (keys, values), strict=True)
+            ]
+        if self._slot is None:
+            return shown[0], shown[1]
+        return shown[0].restored(keys.dtype), shown[1].restored(keys.dtype)
+
+    def _store(self, kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Put tokens, (sequences, heads, tokens, ...), in their places; return what is seen."""
+        if self._slot is None:
+            # (sequences, tokens, heads, ...), as indexing by two tensors orders it
+            kept[self._rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
+        else:
+            kept[self._slot, :, self._positions[0]] = new[0].to(kept.dtype)
+        return self._shown(kept)
+
+    def _shown(self, kept: torch.Tensor) -> torch.Tensor:
+        rows = slice(None) if self._slot is None else slice(self._slot, self._slot + 1)
+        return kept[rows, :, : self._span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions and masks are given with the tokens."""
         return 0
 
 
-def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+def bytes_per_token(config: Any, dtype: torch.dtype, *, is_int8: bool = False) -> int:
     """Return what a token of a sequence takes of a cache."""
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize)
+    vectors = 2 * text.num_hidden_layers * text.num_key_value_heads
+    return int(vectors * vector_bytes(head, dtype.itemsize, is_int8=is_int8))
 
 
 def visible(

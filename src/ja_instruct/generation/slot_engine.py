@@ -30,7 +30,7 @@ SPAN_TOKENS = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """How the engine works; nothing here changes an answer.
+    """How the engine works; of all this ``int8_cache`` alone changes answers.
 
     Attributes:
         slots: Sequences at a time.
@@ -38,6 +38,8 @@ class Settings:
         prefill_tokens: Tokens of a prompt that are computed at once.
         check_every: Steps between looking which sequences have ended, which stops the device.
         use_graph: Whether a step is a CUDA graph.
+        int8_cache: Whether keys and values are kept in 8 bits, which a model takes after
+            ``use_grouped_attention``.
     """
 
     slots: int
@@ -45,6 +47,7 @@ class Settings:
     prefill_tokens: int = 1024
     check_every: int = 16
     use_graph: bool = True
+    int8_cache: bool = False
 
 
 @dataclass
@@ -84,6 +87,7 @@ class SlotEngine:
             length=settings.max_length,
             dtype=self._dtype,
             device=self._device,
+            is_int8=settings.int8_cache,
         )
         slots = settings.slots
         self._tokens = torch.zeros(slots, dtype=torch.long, device=self._device)

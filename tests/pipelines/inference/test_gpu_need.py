@@ -87,7 +87,21 @@ def test_batches_take_what_they_are_given(batched, base_model, sft):
 def test_16_bit_weights_are_counted_where_they_are_asked_for(batched, base_model, sft):
     found = need(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
     assert found["parts_gb"]["weights"] == pytest.approx(2 * 27.227, rel=1e-4)
-    assert "set inference.batching.weights to nf4, or lower inference.max" in found["remedy"]
+    assert found["remedy"].startswith("set inference.batching.weights to nf4, or set ")
+
+
+def test_keys_and_values_in_8_bits_take_half(batched, base_model, sft):
+    found, other = (
+        need(NODES[0], batched({"kv_cache_dtype": kind}), base_model=base_model, sft=sft)
+        for kind in ("auto", "int8")
+    )
+    # two bytes a number; and one, with four for the scale of 128
+    cache, smaller = (one["parts_gb"]["kv_cache"] for one in (found, other))
+    assert smaller == pytest.approx(cache * 132 / 256)
+    assert other["memory_min_gb"] == pytest.approx(found["memory_min_gb"] - cache + smaller)
+    remedy = "set inference.batching.kv_cache_dtype to int8, or lower inference.max_seq_length"
+    assert found["remedy"].startswith(remedy)
+    assert other["remedy"].startswith("lower inference.max_seq_length")
 
 
 def test_adapter_beside_4_bits_is_in_bfloat16(batched, base_model, sft):

@@ -165,6 +165,7 @@ class TestKeys:
             {"bad_words_in": "text"},
             {"engine": "one_by_one"},
             {"batching": {"weights": "nf4"}},
+            {"batching": {"kv_cache_dtype": "int8"}},
         ],
     )
     def test_what_changes_answers_changes_the_key(self, key, changes):

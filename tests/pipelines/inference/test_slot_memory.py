@@ -36,19 +36,22 @@ def test_scores_of_the_attention_are_as_many_as_it_computes_at_once():
     assert ATTENTION_BYTES == 2 * 4 * SCORES_AT_ONCE
 
 
-def test_cache_is_what_the_engine_allocates(tiny_gemma2):
+@pytest.mark.parametrize("int8", [False, True])
+def test_cache_is_what_the_engine_allocates(tiny_gemma2, int8):
     model = tiny_gemma2.load_model()
-    cache = SlotCache(
-        model.config, slots=3, length=50, dtype=torch.float32, device=torch.device("cpu")
-    )
-    held = sum(tensor.nbytes for tensor in (*cache._keys, *cache._values))
-    assert EngineSizes.of_model(model).cache_bytes(3, 50) == held
+    given = {"slots": 3, "length": 50, "dtype": torch.float32, "device": torch.device("cpu")}
+    cache = SlotCache(model.config, **given, is_int8=int8)
+    vectors = (*cache._keys, *cache._values)
+    held = sum(one.nbytes for kept in vectors for one in (kept if int8 else [kept]))
+    assert EngineSizes.of_model(model, int8_cache=int8).cache_bytes(3, 50) == held
 
 
-def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4):
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4, int8):
     model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
     shape = ModelShape.from_config(tiny_nf4.load_config())
-    assert EngineSizes.of_model(model) == EngineSizes.of_shape(shape)
+    sizes = EngineSizes.of_model(model, int8_cache=int8)
+    assert sizes == EngineSizes.of_shape(shape, int8_cache=int8)
 
 
 @pytest.mark.parametrize(("free_gb", "expected"), [(6, 1024), (40, 2048), (66, 4096)])
@@ -78,6 +81,9 @@ def test_gemma_2_27b_on_cards_of_24_and_80_gb(shape, sizes):
     small, large = (sizes.slots_that_fit(one - beside, 1024, 4096) for one in free.values())
     assert small >= 3
     assert 32 <= large <= 45
+    in_8_bits = EngineSizes.of_shape(shape, int8_cache=True)
+    assert in_8_bits.slots_that_fit(free[24] - beside, 1024, 4096) >= small + 3
+    assert in_8_bits.slots_that_fit(free[80] - beside, 1024, 4096) >= 1.9 * large
     in_16_bits = 2 * (shape.linear_weights + shape.other_weights)
     assert sizes.slots_that_fit(free[80] - in_16_bits, 1024, 4096) < large
 

@@ -451,6 +451,10 @@ def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
         ({"bad_words_in": "text"}, "cannot do bad_words_in: text"),
         ({"batching": {"weights": "bf16"}}, "cannot do batching.weights: bf16"),
         (
+            {"batching": {"kv_cache_dtype": "int8"}},
+            "cannot do batching.kv_cache_dtype: int8",
+        ),
+        (
             {"penalty_on": "answer", "bad_words_in": "text"},
             "cannot do penalty_on: answer, bad_words_in: text",
         ),

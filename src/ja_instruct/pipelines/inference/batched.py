@@ -138,7 +138,7 @@ class Batched:
         batching = self._parameters.batching
         grown, passing = bytes_of_merging(self._model, self._adapter)
         left = self._free_bytes() - grown
-        sizes = EngineSizes.of_model(self._model)
+        sizes = EngineSizes.of_model(self._model, int8_cache=batching.has_int8_cache)
         prefill = sizes.prefill_tokens(batching.prefill_tokens, left, length)
         return sizes.slots_that_fit(left, prefill, length) >= slots and left >= passing
 
@@ -151,7 +151,7 @@ class Batched:
     def _count_slots(self, prompts: int, length: int) -> int:
         """Return how many prompts to answer at a time, and tell it; settle how they are read."""
         batching = self._parameters.batching
-        sizes = EngineSizes.of_model(self._model)
+        sizes = EngineSizes.of_model(self._model, int8_cache=batching.has_int8_cache)
         free = self._free_bytes()
         self._prefill = sizes.prefill_tokens(batching.prefill_tokens, free, length)
         fit = sizes.slots_that_fit(free, self._prefill, length)
@@ -168,13 +168,14 @@ class Batched:
                 slots,
             )
         logger.info(
-            "answering %d prompts, %d at a time: %s weights, %d tokens each, %.1f GB of cache, "
-            "%.1f GB were free",
+            "answering %d prompts, %d at a time: %s weights, %d tokens each, %.1f GB of cache in "
+            "%s, %.1f GB were free",
             prompts,
             slots,
             self._weights,
             length,
             sizes.cache_bytes(slots, length) / 1e9,
+            "int8" if batching.has_int8_cache else "the model's type",
             free / 1e9,
         )
         return slots
@@ -273,6 +274,7 @@ class Batched:
             max_length=length,
             prefill_tokens=self._prefill,
             use_graph=parameters.batching.cuda_graphs,
+            int8_cache=parameters.batching.has_int8_cache,
             **({"check_every": CPU_CHECK_EVERY} if self._is_on_cpu else {}),
         )
         return SlotEngine(self._model, settings, rules, end_ids=ends)

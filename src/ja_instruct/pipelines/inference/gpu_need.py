@@ -68,16 +68,29 @@ def _remedy(section: str, parameters: InferenceParameters) -> str:
         f"lower {section}.max_seq_length (now {parameters.max_seq_length}) or "
         f"{section}.top_k (now {parameters.top_k})"
     )
-    if parameters.engine == "batched" and parameters.batching.weights == "bf16":
-        return f"set {section}.batching.weights to nf4, or {shorter}"
-    return shorter
+    if parameters.engine != "batched":
+        return shorter
+    batching = parameters.batching
+    smaller = [
+        f"set {section}.batching.{name}"
+        for name, takes_more in (
+            ("weights to nf4", batching.weights == "bf16"),
+            (
+                "kv_cache_dtype to int8",
+                parameters.backend != "vllm" and not batching.has_int8_cache,
+            ),
+        )
+        if takes_more
+    ]
+    return ", or ".join([*smaller, shorter])
 
 
 def _parts_of_one_slot(
     shape: ModelShape, parameters: InferenceParameters, adapter_weights: int
 ) -> dict[str, int]:
     is_merged = parameters.batching.weights == "bf16"
-    sizes, length = EngineSizes.of_shape(shape), parameters.max_seq_length
+    int8_cache = parameters.batching.has_int8_cache
+    sizes, length = EngineSizes.of_shape(shape, int8_cache=int8_cache), parameters.max_seq_length
     cache = sizes.cache_bytes(1, length)
     prefill = sizes.prefill_tokens(parameters.batching.prefill_tokens, 0, length)
     working = sizes.working_bytes(prefill, length)

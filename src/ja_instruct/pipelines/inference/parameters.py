@@ -20,6 +20,12 @@ class BatchingParameters(Parameters):
             "the adapter beside them; auto: bf16 where they leave memory for enough slots"
         )
     )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        description=(
+            "int8: keys and values in 8 bits, half the memory and half of what a step reads of "
+            "them, at some loss; auto: in the model's own type"
+        )
+    )
     memory_gb: float | None = Field(
         gt=0,
         description=(
@@ -32,6 +38,11 @@ class BatchingParameters(Parameters):
         description="Tokens of a prompt that are read at once; None: up to 4,096, if memory allows",
     )
     cuda_graphs: bool = Field(description="Whether a step is recorded once and then replayed")
+
+    @property
+    def has_int8_cache(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return self.kv_cache_dtype == "int8"
 
 
 class InferenceParameters(Parameters):
@@ -112,6 +123,7 @@ class InferenceParameters(Parameters):
             "penalty_spares_end: true": self.penalty_spares_end,
             "bad_words_in: text": bool(self.bad_words) and self.bad_words_in == "text",
             "batching.weights: bf16": self.batching.weights == "bf16",
+            "batching.kv_cache_dtype: int8": self.batching.has_int8_cache,
         }
         found = [setting for setting, is_set in refused.items() if is_set]
         if found:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.model_memory import vector_bytes
 from ja_instruct.safetensors_files import read_headers
 
 if TYPE_CHECKING:
@@ -54,18 +55,20 @@ class EngineSizes:
     cache_token_bytes: int
 
     @classmethod
-    def of_shape(cls, shape: ModelShape) -> EngineSizes:
+    def of_shape(cls, shape: ModelShape, *, int8_cache: bool = False) -> EngineSizes:
         """Return the sizes of a model that is not loaded, computed in bfloat16."""
+        heads = shape.key_value_heads
+        vector = vector_bytes(shape.key_value_size // heads, 2, is_int8=int8_cache)
         return cls(
             hidden_size=shape.hidden_size,
             intermediate_size=shape.intermediate_size,
             vocab_size=shape.vocab_size,
             weight_bytes=2,
-            cache_token_bytes=len(shape.windows) * 2 * shape.key_value_size * 2,
+            cache_token_bytes=len(shape.windows) * 2 * heads * vector,
         )
 
     @classmethod
-    def of_model(cls, model: Any) -> EngineSizes:
+    def of_model(cls, model: Any, *, int8_cache: bool = False) -> EngineSizes:
         """Return the sizes of a transformers model, or one wrapped by PEFT."""
         from ja_instruct.generation.slot_cache import bytes_per_token
 
@@ -76,7 +79,7 @@ class EngineSizes:
             intermediate_size=text.intermediate_size,
             vocab_size=text.vocab_size,
             weight_bytes=dtype.itemsize,
-            cache_token_bytes=bytes_per_token(model.config, dtype),
+            cache_token_bytes=bytes_per_token(model.config, dtype, is_int8=int8_cache),
         )
 
     @property

@@ -1,0 +1,102 @@
+"""Vectors in 8 bits, and the kernel that puts those of a step into a cache."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ja_instruct.generation.int8_vectors import LEAST, Int8Vectors, in_int8, store_step, takes
+from ja_instruct.generation.slot_cache import SlotCache
+
+HALF = 0.5 * (1 + 1e-5)
+# of smaller vectors nothing need be left
+TINY = 127 * LEAST
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40))
+def test_each_number_is_off_by_half_a_step_at_most(numbers):
+    vector = torch.tensor(numbers)
+    rounded = in_int8(vector)
+    step = vector.abs().max() / 127
+    assert rounded.numbers.dtype == torch.uint8
+    assert (rounded.restored(torch.float32) - vector).abs().max() <= HALF * step + TINY
+
+
+def test_every_vector_has_its_own_scale():
+    vectors = torch.tensor([[127.0, -3.4, 0.0], [-1.27, 0.05, 0.0], [0.0, 0.0, 0.0]])
+    rounded = in_int8(vectors)
+    assert rounded.numbers.tolist() == [[255, 125, 128], [1, 133, 128], [128, 128, 128]]
+    torch.testing.assert_close(rounded.scales, torch.tensor([1.0, 0.01, 0.0]))
+    restored = rounded.restored(torch.bfloat16)
+    assert restored.dtype == torch.bfloat16
+    assert restored[2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_vectors_of_zeros():
+    zeros = Int8Vectors.zeros((2, 3, 4), torch.device("cpu"))
+    assert torch.equal(zeros.restored(torch.float32), torch.zeros(2, 3, 4))
+    assert zeros.scales.shape == (2, 3)
+
+
+def test_a_cpu_has_no_kernel():
+    assert not takes(torch.zeros(2, 4, 1, 128, dtype=torch.bfloat16))
+
+
+@pytest.fixture
+def cache(tiny_gemma2):
+    given = {"slots": 3, "length": 20, "dtype": torch.float32, "device": torch.device("cpu")}
+    return SlotCache(tiny_gemma2.load_model().config, **given, is_int8=True)
+
+
+def test_a_prompt_in_pieces_is_seen_as_in_one(cache):
+    heads, width = cache._keys[0].numbers.shape[1::2]
+    keys, values = torch.randn(2, 1, heads, 12, width)
+    seen = []
+    for slot, pieces in ((0, [12]), (2, [5, 4, 3])):
+        start = 0
+        for tokens in pieces:
+            end = start + tokens
+            cache.place(torch.arange(start, end)[None], end, slot)
+            shown = cache.update(keys[:, :, start:end], values[:, :, start:end], 1)
+            start = end
+        seen.append(torch.stack(shown))
+    assert torch.equal(*seen)
+    torch.testing.assert_close(seen[0], torch.stack([keys, values]), rtol=0, atol=0.02)
+    assert not cache._keys[0].scales.any()
+    assert not cache._keys[1].scales[1].any()
+
+
+def test_a_step_puts_each_token_into_its_place(cache):
+    heads, width = cache._keys[0].numbers.shape[1::2]
+    keys, values = torch.randn(2, 3, heads, 1, width)
+    cache.place(torch.tensor([[4], [0], [9]]), 10)
+    shown = cache.update(keys, values, 0)
+    assert all(isinstance(vectors, Int8Vectors) for vectors in shown)
+    for vectors, new in zip(shown, (keys, values), strict=True):
+        restored = vectors.restored(torch.float32)
+        assert restored.shape == (3, heads, 10, width)
+        for slot, place in enumerate((4, 0, 9)):
+            torch.testing.assert_close(restored[slot, :, place], new[slot, :, 0], rtol=0, atol=0.02)
+            assert torch.count_nonzero(restored[slot].abs().sum(dim=(0, 2))) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("width", [32, 128, 256])
+def test_the_kernel_stores_what_is_rounded(width, dtype):
+    torch.manual_seed(0)
+    # as they lie behind their matrices; the last head of the first sequence is nothing
+    new = torch.randn(2, 5, 1, 3, width, device="cuda", dtype=dtype).transpose(2, 3)
+    new[:, 0, 2] = 0
+    assert takes(new[0])
+    shape = (5, 3, 40, width)
+    kept = [Int8Vectors.zeros(shape, new.device) for _ in range(2)]
+    positions = torch.tensor([[0], [39], [7], [8], [9]], device="cuda")
+    store_step((new[0], new[1]), (kept[0], kept[1]), positions)
+    rows = torch.arange(5, device="cuda")
+    for vectors, tokens in zip(kept, new, strict=True):
+        rounded = in_int8(tokens[:, :, 0])
+        places = positions[:, 0]
+        assert torch.equal(vectors.numbers[rows, :, places], rounded.numbers)
+        assert torch.equal(vectors.scales[rows, :, places], rounded.scales)
+        assert int((vectors.scales != 0).sum()) == 14
