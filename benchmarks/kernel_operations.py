@@ -14,6 +14,7 @@ from kernel_timing import Clock, compare
 from ja_instruct.generation import grouped_attention as attention
 from ja_instruct.generation.decode_attention import decode_attention
 from ja_instruct.generation.grouped_attention import grouped_attention
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8
 from ja_instruct.generation.layer_kernels import gated, rms_norm, rotate
 from ja_instruct.generation.prompt_attention import prompt_attention
 
@@ -27,7 +28,7 @@ SEQUENCES, CACHED, SHORTEST, LONGEST = 40, 4096, 3216, 3584
 #: Sequences and tokens of each.
 STEP, PIECE = (SEQUENCES, 1), (1, 1024)
 
-Tensors = tuple[torch.Tensor, ...]
+Tensors = tuple[torch.Tensor | Int8Vectors, ...]
 
 
 @contextmanager
@@ -50,12 +51,17 @@ def attend_in_kernel(kernel: Any, tensors: Tensors) -> torch.Tensor:
     return kernel(*tensors, SCALING, SOFTCAP).transpose(1, 2)
 
 
+def in_float32(tensor: torch.Tensor | Int8Vectors) -> torch.Tensor:
+    """Return what a tensor stands for in float32."""
+    return tensor.restored(torch.float32) if isinstance(tensor, Int8Vectors) else tensor.float()
+
+
 def compare_attention(kernel: Any, tensors: Tensors, clock: Clock) -> dict[str, float]:
     """Compare a kernel with PyTorch's operations, both with those in float32."""
     return compare(
         partial(attend_in_kernel, kernel, tensors),
         partial(attend_in_operations, tensors),
-        lambda: attend_in_operations(tuple(tensor.float() for tensor in tensors)),
+        lambda: attend_in_operations(tuple(map(in_float32, tensors))),
         clock,
     )
 
@@ -90,11 +96,18 @@ def compare_pieces(device: torch.device, clock: Clock) -> dict[str, dict[str, fl
 
 
 def compare_decoding(device: torch.device, clock: Clock) -> dict[str, dict[str, float]]:
-    """Compare attention of a step's sequences, shown as many keys as the longest one has."""
+    """Compare attention of a step's sequences, shown as many keys as the longest one has.
+
+    Of keys and values in 8 bits PyTorch's operations make 16-bit ones first.
+    """
     lengths = torch.linspace(SHORTEST, LONGEST, SEQUENCES, device=device).long()
-    tensors = draw_attention(lengths[:, None] - 1, LONGEST, CACHED)
+    query, keys, values, mask = draw_attention(lengths[:, None] - 1, LONGEST, CACHED)
+    in_8_bits = [in_int8(vectors) for vectors in (keys, values)]
     name = f"{SEQUENCES} sequences"
-    return {name: compare_attention(decode_attention, tensors, clock)}
+    return {
+        name: compare_attention(decode_attention, (query, keys, values, mask), clock),
+        f"{name}, int8": compare_attention(decode_attention, (query, *in_8_bits, mask), clock),
+    }
 
 
 def compare_norm(tokens: int, device: torch.device, clock: Clock) -> dict[str, float]:

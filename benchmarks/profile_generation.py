@@ -77,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--environment", default="base", help="whose parameters are taken")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--weights", choices=["auto", "nf4", "bf16"], default="nf4")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto")
     parser.add_argument("--slots", type=int, default=40)
     parser.add_argument("--prompt-tokens", type=int, default=3072)
     parser.add_argument("--answered", type=int, default=328, help="tokens behind the prompt")
@@ -91,6 +92,7 @@ def main() -> None:
     options = parse_arguments()
     changes = {
         "batching.weights": options.weights,
+        "batching.kv_cache_dtype": options.kv_cache_dtype,
         "max_new_tokens": options.new_tokens,
         "device": options.device,
     }
