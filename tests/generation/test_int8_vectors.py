@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.generation.int8_vectors import LEAST, Int8Vectors, in_int8, store_step, takes
+from ja_instruct.generation.int8_vectors import LEAST, Int8Vectors, in_int8, store_int8, takes
 from ja_instruct.generation.slot_cache import SlotCache
 
 HALF = 0.5 * (1 + 1e-5)
@@ -83,20 +83,30 @@ def test_a_step_puts_each_token_into_its_place(cache):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("width", [32, 128, 256])
-def test_the_kernel_stores_what_is_rounded(width, dtype):
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):
     torch.manual_seed(0)
     # as they lie behind their matrices; the last head of the first sequence is nothing
-    new = torch.randn(2, 5, 1, 3, width, device="cuda", dtype=dtype).transpose(2, 3)
+    new = torch.randn(2, 5, tokens, 3, width, device="cuda", dtype=dtype).transpose(2, 3)
     new[:, 0, 2] = 0
     assert takes(new[0])
-    shape = (5, 3, 40, width)
-    kept = [Int8Vectors.zeros(shape, new.device) for _ in range(2)]
-    positions = torch.tensor([[0], [39], [7], [8], [9]], device="cuda")
-    store_step((new[0], new[1]), (kept[0], kept[1]), positions)
-    rows = torch.arange(5, device="cuda")
-    for vectors, tokens in zip(kept, new, strict=True):
-        rounded = in_int8(tokens[:, :, 0])
-        places = positions[:, 0]
-        assert torch.equal(vectors.numbers[rows, :, places], rounded.numbers)
-        assert torch.equal(vectors.scales[rows, :, places], rounded.scales)
-        assert int((vectors.scales != 0).sum()) == 14
+    kept = [Int8Vectors.zeros((5, 3, 40, width), new.device) for _ in range(2)]
+    first = torch.tensor([[0], [36], [7], [8], [9]], device="cuda")
+    positions = first + torch.arange(tokens, device="cuda")
+    store_int8((new[0], new[1]), (kept[0], kept[1]), positions)
+    rows = torch.arange(5, device="cuda")[:, None]
+    for vectors, tensor in zip(kept, new, strict=True):
+        rounded = in_int8(tensor.transpose(1, 2))
+        assert torch.equal(vectors.numbers[rows, :, positions], rounded.numbers)
+        assert torch.equal(vectors.scales[rows, :, positions], rounded.scales)
+        assert int((vectors.scales != 0).sum()) == 14 * tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("width", [32, 128])
+def test_the_kernel_restores_what_was_stored(width, dtype):
+    vectors = in_int8(torch.randn(3, 2, 200, width))
+    part = Int8Vectors(*(one.cuda() for one in vectors)).part(slice(1, 3), slice(None), slice(131))
+    expected = vectors.part(slice(1, 3), slice(None), slice(131)).restored(dtype)
+    assert torch.equal(part.restored(dtype).cpu(), expected)

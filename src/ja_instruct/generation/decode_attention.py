@@ -23,8 +23,10 @@ from ja_instruct.generation.decode_kernels import (
 from ja_instruct.generation.int8_vectors import Int8Vectors
 from ja_instruct.generation.triton_kernels import speaks_ptx, takes_heads, traits
 
-# bytes of keys that a program reads at once
-TILE = 16 * 1024
+# Numbers of keys that a program reads at once
+TILE = 64 * 128
+# Programs of a processor, about, and of a key head at least: of fewer, the last to end hold up more
+PROGRAMS, LEAST_PARTS = 4, 2
 # positions that a program looks through for what is visible
 LONGEST_PART = 4096
 
@@ -69,9 +71,13 @@ def decode_attention(
     sequences, heads, _, width = query.shape
     key_heads, span = numbers.shape[1:3]
     group, pairs = heads // key_heads, sequences * key_heads
-    block = max(16, TILE // (width * numbers.itemsize))
-    # about four programs a processor, and none with more to look through than it can
-    wanted = max(-(-4 * traits(query.device).processors // pairs), -(-span // LONGEST_PART))
+    block = max(16, TILE // width)
+    # none with more to look through than it can
+    wanted = max(
+        -(-PROGRAMS * traits(query.device).processors // pairs),
+        LEAST_PARTS,
+        -(-span // LONGEST_PART),
+    )
     part = -(-span // (wanted * block)) * block
     parts = -(-span // part)
     rows = max(16, 1 << (group - 1).bit_length())

@@ -3,6 +3,8 @@
 A cache in 8 bits holds twice as many sequences as one in 16, and a step reads half as much of it. A
 vector's largest number becomes 127, so that each number is off by a 254th of that at most; 8-bit
 floating-point numbers would be off by up to a 16th of themselves.
+
+What is computed on a GPU and elsewhere is the same to the bit.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ LARGEST = 127
 OFFSET = 128
 # what a vector of zeros is divided by
 LEAST = 1e-30
+RESTORED_AT_ONCE = 64
 
 
 class Int8Vectors(NamedTuple):
@@ -40,53 +43,59 @@ class Int8Vectors(NamedTuple):
             torch.zeros(shape[:-1], device=device),
         )
 
+    def part(self, *index: slice) -> Int8Vectors:
+        """Return a view of some of the vectors."""
+        return Int8Vectors(self.numbers[index], self.scales[index])
+
     def restored(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the vectors."""
+        """Return the vectors, (sequences, heads, tokens, width) on a GPU."""
+        if takes(self.numbers):
+            return _restored(self, dtype)
         return ((self.numbers.float() - OFFSET) * self.scales[..., None]).to(dtype)
 
 
 def in_int8(vectors: torch.Tensor) -> Int8Vectors:
     """Return vectors, (..., width), rounded to 8 bits each by its own largest number."""
     vectors = vectors.float()
-    scales = vectors.abs().amax(dim=-1) / LARGEST
+    scales = vectors.abs().amax(dim=-1) * (1 / LARGEST)
     numbers = (vectors / scales.clamp(min=LEAST)[..., None]).round()
     return Int8Vectors((numbers + OFFSET).to(torch.uint8), scales)
 
 
 def takes(vectors: torch.Tensor) -> bool:
-    """Return whether the kernel is for such vectors: of a head's width, where Triton is."""
+    """Return whether the kernels are for such vectors: of a head's width, where Triton is."""
     return is_available(vectors.device) and vectors.shape[-1] in WIDTHS
 
 
-def store_step(
+def store_int8(
     new: tuple[torch.Tensor, torch.Tensor],
     kept: tuple[Int8Vectors, Int8Vectors],
     positions: torch.Tensor,
 ) -> None:
-    """Write each sequence's newest keys and values into its place of a cache, in 8 bits.
+    """Write sequences' new keys and values into their places of a cache, in 8 bits.
 
     It is ``in_int8`` and an assignment in one kernel. There is nothing to wait for, and after a
     first call, which compiles, a CUDA graph can hold it.
 
     Args:
-        new: Keys and values, each (sequences, heads, 1, width).
+        new: Keys and values, each (sequences, heads, tokens, width), the numbers of a vector one
+            behind the other.
         kept: Keys and values, each (sequences, heads, length, width), contiguous.
-        positions: Where, (sequences, 1), contiguous.
+        positions: Where, (sequences, tokens).
     """
-    sequences, heads, _, width = new[0].shape
-    (key_numbers, key_scales), (value_numbers, value_scales) = kept
-    _store[(sequences, heads)](
+    sequences, heads, tokens, width = new[0].shape
+    keys, values = kept
+    _store[(sequences * tokens, heads)](
         *new,
-        key_numbers,
-        key_scales,
-        value_numbers,
-        value_scales,
-        positions,
-        *new[0].stride()[:2],
-        *new[1].stride()[:2],
+        *keys,
+        *values,
+        positions.contiguous(),
+        *new[0].stride()[:3],
+        *new[1].stride()[:3],
+        tokens,
         heads,
-        key_numbers.shape[2],
-        largest=LARGEST,
+        keys.numbers.shape[2],
+        inverse=1 / LARGEST,
         offset=OFFSET,
         least=LEAST,
         width=width,
@@ -94,24 +103,43 @@ def store_step(
     )
 
 
+def _restored(vectors: Int8Vectors, dtype: torch.dtype) -> torch.Tensor:
+    numbers, scales = vectors
+    sequences, heads, tokens, width = numbers.shape
+    output = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
+    _restore[(-(-tokens // RESTORED_AT_ONCE), heads, sequences)](
+        numbers,
+        scales,
+        output,
+        *numbers.stride()[:2],
+        *scales.stride()[:2],
+        heads,
+        tokens,
+        offset=OFFSET,
+        width=width,
+        at_once=RESTORED_AT_ONCE,
+    )
+    return output
+
+
 @jit()
 def _store_rounded(
     vector: tl.tensor,
     numbers: tl.tensor,
     scales: tl.tensor,
-    largest: tl.constexpr,
+    inverse: tl.constexpr,
     offset: tl.constexpr,
     least: tl.constexpr,
 ) -> None:
     vector = vector.to(tl.float32)
-    scale = tl.div_rn(tl.max(tl.abs(vector)), largest * 1.0)
+    scale = tl.max(tl.abs(vector)) * inverse
     # adding what leaves no bits behind the point rounds halves to even, as PyTorch does
     rounded = tl.div_rn(vector, tl.maximum(scale, least)) + 12582912.0 - 12582912.0
     tl.store(numbers, (rounded + offset).to(tl.uint8))
     tl.store(scales, scale)
 
 
-@jit()
+@jit("tokens", "length")
 def _store(
     keys: tl.tensor,
     values: tl.tensor,
@@ -122,21 +150,56 @@ def _store(
     positions: tl.tensor,
     key_sequence: tl.tensor,
     key_head: tl.tensor,
+    key_token: tl.tensor,
     value_sequence: tl.tensor,
     value_head: tl.tensor,
+    value_token: tl.tensor,
+    tokens: tl.tensor,
     heads: tl.tensor,
     length: tl.tensor,
-    largest: tl.constexpr,
+    inverse: tl.constexpr,
     offset: tl.constexpr,
     least: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """Round a head's key and value, and store them."""
-    sequence, head = tl.program_id(0), tl.program_id(1)
+    """Round a head's key and value of a token, and store them."""
+    place, head = tl.program_id(0), tl.program_id(1)
+    sequence, token = place // tokens, place % tokens
     column = tl.arange(0, width)
-    line = (sequence * heads + head).to(tl.int64) * length + tl.load(positions + sequence)
+    line = (sequence * heads + head).to(tl.int64) * length + tl.load(positions + place)
     there = line * width + column
-    key = tl.load(keys + sequence * key_sequence + head * key_head + column)
-    _store_rounded(key, key_numbers + there, key_scales + line, largest, offset, least)
-    value = tl.load(values + sequence * value_sequence + head * value_head + column)
-    _store_rounded(value, value_numbers + there, value_scales + line, largest, offset, least)
+    here = sequence * key_sequence + head * key_head + token * key_token
+    key = tl.load(keys + here + column)
+    _store_rounded(key, key_numbers + there, key_scales + line, inverse, offset, least)
+    here = sequence * value_sequence + head * value_head + token * value_token
+    value = tl.load(values + here + column)
+    _store_rounded(value, value_numbers + there, value_scales + line, inverse, offset, least)
+
+
+@jit("tokens")
+def _restore(
+    numbers: tl.tensor,
+    scales: tl.tensor,
+    output: tl.tensor,
+    numbers_sequence: tl.tensor,
+    numbers_head: tl.tensor,
+    scales_sequence: tl.tensor,
+    scales_head: tl.tensor,
+    heads: tl.tensor,
+    tokens: tl.tensor,
+    offset: tl.constexpr,
+    width: tl.constexpr,
+    at_once: tl.constexpr,
+) -> None:
+    """Restore some tokens of a head."""
+    token = tl.program_id(0) * at_once + tl.arange(0, at_once)
+    head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    inside = token < tokens
+    there = token[:, None] * width + tl.arange(0, width)[None, :]
+    numbers += sequence * numbers_sequence + head * numbers_head
+    scales += sequence * scales_sequence + head * scales_head
+    number = tl.load(numbers + there, mask=inside[:, None], other=offset).to(tl.float32) - offset
+    scale = tl.load(scales + token, mask=inside, other=0.0)
+    output += (sequence * heads + head) * tokens * width
+    restored = (number * scale[:, None]).to(output.dtype.element_ty)
+    tl.store(output + there, restored, mask=inside[:, None])

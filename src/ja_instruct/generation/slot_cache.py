@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, store_step, takes
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, store_int8, takes
 from ja_instruct.model_memory import vector_bytes
 
 # Keys or values of a layer: (sequences, heads, span, width)
@@ -86,17 +86,25 @@ class SlotCache:
         kept = self._keys[layer_idx], self._values[layer_idx]
         if not self._is_int8:
             return self._store(kept[0], keys), self._store(kept[1], values)
-        if self._slot is None and takes(keys):
-            store_step((keys, values), kept, self._positions)
-            shown = [Int8Vectors(*map(self._shown, vectors)) for vectors in kept]
+        if takes(keys):
+            rows = self._sequences
+            store_int8((keys, values), (kept[0].part(rows), kept[1].part(rows)), self._positions)
         else:
-            shown = [
-                Int8Vectors(*map(self._store, vectors, in_int8(new)))
-                for vectors, new in zip(kept, (keys, values), strict=True)
-            ]
+            for vectors, new in zip(kept, (keys, values), strict=True):
+                for one, rounded in zip(vectors, in_int8(new), strict=True):
+                    self._store(one, rounded)
+        shown = [vectors.part(*self._what_is_seen) for vectors in kept]
         if self._slot is None:
             return shown[0], shown[1]
         return shown[0].restored(keys.dtype), shown[1].restored(keys.dtype)
+
+    @property
+    def _sequences(self) -> slice:
+        return slice(None) if self._slot is None else slice(self._slot, self._slot + 1)
+
+    @property
+    def _what_is_seen(self) -> tuple[slice, slice, slice]:
+        return self._sequences, slice(None), slice(self._span)
 
     def _store(self, kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Put tokens, (sequences, heads, tokens, ...), in their places; return what is seen."""
@@ -105,11 +113,7 @@ class SlotCache:
             kept[self._rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
         else:
             kept[self._slot, :, self._positions[0]] = new[0].to(kept.dtype)
-        return self._shown(kept)
-
-    def _shown(self, kept: torch.Tensor) -> torch.Tensor:
-        rows = slice(None) if self._slot is None else slice(self._slot, self._slot + 1)
-        return kept[rows, :, : self._span]
+        return kept[self._what_is_seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions and masks are given with the tokens."""

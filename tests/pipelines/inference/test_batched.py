@@ -314,6 +314,28 @@ class TestWeights:
         # fewer slots are wanted
         assert take_up(enough - sizes.slot_bytes(length), slots=3)[0] == "bf16"
 
+    @pytest.mark.parametrize(
+        ("prompts", "in_16_bits", "in_4_bits", "slots", "expected"),
+        [
+            # rounds: 2 with either, 4 or 2, 1 with either, 19 or 16 as no more than 64 are of use
+            (100, 55, 80, None, "bf16"),
+            (100, 32, 77, None, "nf4"),
+            (10, 16, 40, None, "bf16"),
+            (1000, 55, 80, None, "nf4"),
+            (100, 16, 77, 12, "bf16"),
+            (4, 0, 2, None, "nf4"),
+            (4, 0, 0, None, "nf4"),
+            (4, 1, 0, None, "bf16"),
+        ],
+    )
+    def test_those_that_take_fewer_rounds(
+        self, engine, monkeypatch, prompts, in_16_bits, in_4_bits, slots, expected
+    ):
+        one = engine(slots=slots)
+        monkeypatch.setattr(one, "_slots_of_bf16", lambda length: in_16_bits)
+        monkeypatch.setattr(one, "_slots_that_fit", lambda free, length: (in_4_bits, 1024))
+        assert one._choose_weights(prompts, 4096) == expected
+
     def test_those_of_answers_before_are_kept_to(self, take_up, tiny_nf4, caplog):
         assert take_up(10**12, before="nf4")[0] == "nf4"
         assert take_up(10**12, before="nf4", weights="bf16")[0] == "bf16"

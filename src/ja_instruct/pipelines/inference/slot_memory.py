@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ja_instruct.models import ModelDirectory
 
 # Of a vocabulary's width, for each sequence of a step: its logits in the model's type, bounded by a
-# tanh in three steps, and in float32; all of it twice, as a CUDA graph has memory of its own. It is
-# more than that since the rules change them in place, and covers what the rules keep of a sequence
-BYTES_PER_LOGIT = 2 * 44
+# tanh, and in float32, and what the rules keep of a sequence. Twice the 12 bytes by which PyTorch's
+# memory grew with each sequence of a step of gemma-2-27b's shape, recorded as a CUDA graph
+BYTES_PER_LOGIT = 24
 # Scores of the attention that are there at once, in two steps of the softmax
 ATTENTION_BYTES = 2 * 4 * 2**24
 # Of a pair of token and position in the mask: their distance in 64 bits, what may be seen, both
