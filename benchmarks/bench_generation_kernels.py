@@ -10,6 +10,8 @@ graphs (``kernel_timing.py``):
   of a weight that the cache holds nothing of the next one. Ours includes the ordering of the rows,
   once for each input. Errors are against float64, with weights that bitsandbytes writes out in
   float32.
+- *writing out*: a matrix in bfloat16, as a prompt is multiplied with it, alone and with what an
+  adapter adds to it, against bitsandbytes' kernel and PyTorch's product. Errors are against float32.
 - *prompt attention*, *decode attention* and *fused layers* (``kernel_operations.py``) against
   PyTorch's operations and transformers' modules. Errors are against float32.
 
@@ -172,7 +174,7 @@ def find_lack() -> str | None:
 def measure(cuts: dict[str, Blocks]) -> dict[str, Any]:
     """Time everything, print the tables, and return the result."""
     import torch
-    from kernel_matrices import BITSANDBYTES, measure_matrices
+    from kernel_matrices import BITSANDBYTES, compare_writing_out, measure_matrices
     from kernel_operations import compare_decoding, compare_layers, compare_pieces
     from kernel_timing import graph_clock
 
@@ -188,6 +190,7 @@ def measure(cuts: dict[str, Blocks]) -> dict[str, Any]:
         print_matrices(measured, ROWS)
         operations = {}
         for title, compare, calls in (
+            ("writing out", compare_writing_out, ATTENTIONS_A_GRAPH),
             ("prompt attention", compare_pieces, ATTENTIONS_A_GRAPH),
             ("decode attention", compare_decoding, ATTENTIONS_A_GRAPH),
             ("fused layers", compare_layers, LAYERS_A_GRAPH),

@@ -5,8 +5,10 @@ r"""The held-out loss of several adapters on the same samples: of the answers al
         --adapter base=data/06_models/base/adapter --adapter tuned=data/06_models/tuned/adapter
 
 Runs that were trained with different losses log different held-out losses; here all are asked the
-same. The samples, ``prompt`` and ``completion`` in JSON Lines, are what a run held out; those of
-several runs are the same where filtered pairs, ``eval_fraction`` and seed were.
+same. With ``--int8`` each is asked once more with keys and values in 8 bits, as the batched engine
+has them with ``kv_cache_dtype: int8``. The samples, ``prompt`` and ``completion`` in JSON Lines,
+are what a run held out; those of several runs are the same where filtered pairs, ``eval_fraction``
+and seed were.
 """
 
 from __future__ import annotations
@@ -15,13 +17,25 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recording import record
+from rounded_cache import RoundedCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def mean_losses(model: Any, datasets: dict[str, Any]) -> dict[str, float]:
-    """Return the mean loss over the labelled tokens of each dataset, in nats a token."""
+def mean_losses(
+    model: Any, datasets: dict[str, Any], cache: Callable[[], Any] | None = None
+) -> dict[str, float]:
+    """Return the mean loss over the labelled tokens of each dataset, in nats a token.
+
+    Args:
+        model: A language model.
+        datasets: Samples with ``input_ids`` and ``labels``.
+        cache: Makes what keys and values pass through; None leaves them as they are.
+    """
     import torch
 
     found = {}
@@ -31,7 +45,8 @@ def mean_losses(model: Any, datasets: dict[str, Any]) -> dict[str, float]:
             ids = torch.tensor([row["input_ids"]], device=model.device)
             labels = torch.tensor(row["labels"][1:], device=model.device)
             with torch.no_grad():
-                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+                given = {"past_key_values": cache()} if cache else {"use_cache": False}
+                logits = model(input_ids=ids, **given).logits[0, :-1].float()
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
         found[name] = round(total / count, 4)
@@ -45,6 +60,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True, help="eval_dataset.jsonl of a run")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--int8", action="store_true", help="also with keys and values in 8 bits")
     parser.add_argument("--result", type=Path, help="where the figures go; default: results/")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
@@ -63,15 +79,23 @@ def main() -> None:
     }
     base: Any = load_nf4_model(directory, options.device)
     base.eval()
-    losses = {"without adapter": mean_losses(base, datasets)}
+    losses: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, model: Any) -> None:
+        losses[name] = mean_losses(model, datasets)
+        if options.int8:
+            losses[f"{name}, int8"] = mean_losses(model, datasets, RoundedCache)
+
+    measure("without adapter", base)
     for pair in options.adapter:
         name, _, path = pair.partition("=")
         model = PeftModel.from_pretrained(base, path).eval()
-        losses[name] = mean_losses(model, datasets)
+        measure(name, model)
         base = model.unload()
     for name, row in losses.items():
-        print(f"{name:<20}" + "".join(f"{key}: {value:<10}" for key, value in row.items()))
-    first, *others = (row["answers"] for row in list(losses.values())[1:] or losses.values())
+        print(f"{name:<24}" + "".join(f"{key}: {value:<10}" for key, value in row.items()))
+    adapters = [pair.partition("=")[0] for pair in options.adapter]
+    first, *others = (losses[name]["answers"] for name in adapters or losses)
     result = {
         "ratio": round(others[-1] / first, 4) if others else None,
         "samples": len(datasets["answers"]),

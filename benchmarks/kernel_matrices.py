@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import bitsandbytes
 import bitsandbytes.functional as quantized
 import torch
-from kernel_timing import Call, Clock, poisoned, relative_error
+from kernel_timing import Call, Clock, compare, poisoned, relative_error
 
 from ja_instruct.generation.nf4_matmul import (
     Blocks,
@@ -19,6 +19,7 @@ from ja_instruct.generation.nf4_matmul import (
     nf4_matmul,
 )
 from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
+from ja_instruct.generation.nf4_write_out import Factors, write_out
 
 
 class Matrix(NamedTuple):
@@ -48,6 +49,9 @@ MATRICES = {
 OURS, BITSANDBYTES, BF16 = "ours", "bitsandbytes", "bfloat16"
 #: Beside the ways to multiply: ordering the rows, which ours pays for each input.
 ARRANGING = "arranging"
+
+#: Of the recipe's adapter.
+RANK, SCALING = 64, 1.0
 
 #: Of a way to multiply: microseconds, and the error where there is one.
 Figures = dict[str, float]
@@ -172,3 +176,34 @@ def measure_matrices(
         copies = [make_copy(matrix, device) for _ in range(copies_for(matrix, cache_bytes))]
         measured[name] = measure_matrix(matrix, all_rows, cuts, copies, clock)
     return measured
+
+
+def compare_writing_out(device: torch.device, clock: Clock) -> dict[str, dict[str, float]]:
+    """Compare writing a matrix out in bfloat16, alone and with what an adapter adds to it."""
+    rows = {}
+    for name in ("q", "gate, up"):
+        matrix = MATRICES[name]
+        one = make_copy(matrix, device)
+        state = copy.copy(one.state)
+        state.dtype = torch.float32
+        weight = partial(quantized.dequantize_4bit, one.packed, state)
+        first = torch.randn(RANK, matrix.inputs, device=device).bfloat16()
+        second = (torch.randn(matrix.outputs, RANK, device=device) * 0.002).bfloat16()
+        factors = Factors(first, second, SCALING)
+        rows[name] = compare(
+            partial(write_out, one.ours),
+            partial(quantized.dequantize_4bit, one.packed, one.state),
+            weight,
+            clock,
+        )
+        rows[f"{name}, adapter"] = compare(
+            partial(write_out, one.ours, factors),
+            lambda one=one, first=first, second=second: quantized.dequantize_4bit(
+                one.packed, one.state
+            ).addmm_(second, first, alpha=SCALING),
+            lambda weight=weight, first=first, second=second: torch.addmm(
+                weight(), second.float(), first.float(), alpha=SCALING
+            ),
+            clock,
+        )
+    return rows

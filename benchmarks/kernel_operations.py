@@ -14,7 +14,7 @@ from kernel_timing import Clock, compare
 from ja_instruct.generation import grouped_attention as attention
 from ja_instruct.generation.decode_attention import decode_attention
 from ja_instruct.generation.grouped_attention import grouped_attention
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, rotated
 from ja_instruct.generation.layer_kernels import gated, rms_norm, rotate
 from ja_instruct.generation.prompt_attention import prompt_attention
 
@@ -102,7 +102,7 @@ def compare_decoding(device: torch.device, clock: Clock) -> dict[str, dict[str, 
     """
     lengths = torch.linspace(SHORTEST, LONGEST, SEQUENCES, device=device).long()
     query, keys, values, mask = draw_attention(lengths[:, None] - 1, LONGEST, CACHED)
-    in_8_bits = [in_int8(vectors) for vectors in (keys, values)]
+    in_8_bits = [in_int8(rotated(keys)), in_int8(values)]
     name = f"{SEQUENCES} sequences"
     return {
         name: compare_attention(decode_attention, (query, keys, values, mask), clock),

@@ -5,7 +5,7 @@ import torch
 
 from ja_instruct.generation.decode_attention import LONGEST_PART, decode_attention, takes
 from ja_instruct.generation.grouped_attention import grouped_attention
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8
+from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, rotated
 
 
 def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
@@ -76,12 +76,12 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
 def test_kernel_takes_keys_in_8_bits(shape, window, softcap, dtype):
     query, keys, values, mask = step(*shape, window, dtype)
     # a view of the first positions of a cache, as a step has it
-    whole = [in_int8(vectors * 0.1) for vectors in (keys, values)]
+    whole = [in_int8(rotated(keys.float() * 0.1)), in_int8(values * 0.1)]
     keys, values = (Int8Vectors(numbers[:, :, :-8], scales[:, :, :-8]) for numbers, scales in whole)
     mask, scaling = mask[..., :-8], 10 * shape[-1] ** -0.5
     restored = (vectors.restored(torch.float32) for vectors in (keys, values))
     exact, _ = grouped_attention(
-        None, query.float(), *restored, mask.float(), scaling, softcap=softcap
+        None, rotated(query.float()), *restored, mask.float(), scaling, softcap=softcap
     )
     assert takes(query, keys)
     output = decode_attention(query, keys, values, mask, scaling, softcap)

@@ -9,7 +9,7 @@ import transformers
 
 from ja_instruct.devices import load_nf4_model
 from ja_instruct.generation.grouped_attention import use_grouped_attention
-from ja_instruct.generation.int8_vectors import in_int8
+from ja_instruct.generation.int8_vectors import in_int8, rotated, rotation
 from ja_instruct.generation.slot_cache import SlotCache, bytes_per_token, visible
 from ja_instruct.generation.slot_engine import Settings, SlotEngine
 from ja_instruct.generation.token_rules import TokenRules
@@ -132,10 +132,11 @@ class RoundedCache(transformers.DynamicCache):
     """transformers' own cache, of keys and values that have been in 8 bits."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        rounded = [
-            in_int8(vectors).restored(vectors.dtype) for vectors in (key_states, value_states)
-        ]
-        return super().update(*rounded, *args, **kwargs)
+        turned = in_int8(rotated(key_states)).restored(torch.float32)
+        width = turned.shape[-1]
+        back = rotation(width, torch.float32, turned.device).T * width**-0.5
+        values = in_int8(value_states).restored(torch.float32)
+        return super().update(turned @ back, values, *args, **kwargs)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "gemma3", "qwen3"])

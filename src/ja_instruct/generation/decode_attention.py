@@ -20,7 +20,7 @@ from ja_instruct.generation.decode_kernels import (
     attend_in_int8,
     join,
 )
-from ja_instruct.generation.int8_vectors import Int8Vectors
+from ja_instruct.generation.int8_vectors import Int8Vectors, rotation
 from ja_instruct.generation.triton_kernels import speaks_ptx, takes_heads, traits
 
 # Numbers of keys that a program reads at once
@@ -56,7 +56,7 @@ def decode_attention(
     Args:
         query: (sequences, heads, 1, width); the heads that share a key head follow each other.
         key: (sequences, key heads, span, width), also a view of a longer cache; perhaps in 8 bits,
-            the numbers of a head's positions then following each other.
+            then rotated, and the numbers of a head's positions following each other.
         value: As the keys.
         mask: Added to the scores, (sequences or 1, 1, 1, span); where it is the least number of its
             type at both ends, keys are not read.
@@ -66,10 +66,8 @@ def decode_attention(
     Returns:
         (sequences, heads, 1, width).
     """
-    is_int8 = isinstance(key, Int8Vectors)
-    numbers = key.numbers if isinstance(key, Int8Vectors) else key
     sequences, heads, _, width = query.shape
-    key_heads, span = numbers.shape[1:3]
+    key_heads, span = (key.scales if isinstance(key, Int8Vectors) else key).shape[1:3]
     group, pairs = heads // key_heads, sequences * key_heads
     block = max(16, TILE // width)
     # none with more to look through than it can
@@ -84,11 +82,13 @@ def decode_attention(
     query = query.contiguous()
     sums = torch.empty((pairs, parts, group, width), dtype=torch.float32, device=query.device)
     totals = torch.empty((2, pairs, parts, group), dtype=torch.float32, device=query.device)
-    given, strides = (_of_int8 if is_int8 else _of_16_bits)(key, value)
     speaks = speaks_ptx(query.device)
     # scores are powers of two, and those that are bounded come as twice themselves by the bound
     factor = scaling * math.log2(math.e) * (2 / softcap if softcap else 1)
-    kernel = attend_in_int8 if is_int8 else attend
+    if isinstance(key, Int8Vectors):
+        kernel, given, strides, more = _in_8_bits(key, value, query)
+    else:
+        kernel, given, strides, more = _in_16_bits(key, value)
     kernel[(pairs, parts)](
         query,
         *given,
@@ -108,7 +108,7 @@ def decode_attention(
         bounded=softcap is not None,
         power=POWER if speaks else None,
         inverse=INVERSE if speaks else None,
-        **({"assembly": NUMBERS if speaks else None} if is_int8 else {}),
+        **more,
         rows=rows,
         width=width,
         block=block,
@@ -123,10 +123,15 @@ def decode_attention(
     return output
 
 
-def _of_16_bits(key: Any, value: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    return (key, value), (*key.stride()[:3], *value.stride()[:3])
+def _in_16_bits(key: Any, value: Any) -> tuple[Any, ...]:
+    """Return the kernel, its keys and values, how they lie, and what else it is compiled with."""
+    return attend, (key, value), (*key.stride()[:3], *value.stride()[:3]), {}
 
 
-def _of_int8(key: Any, value: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def _in_8_bits(key: Any, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
+    """Return the same for keys and values in 8 bits."""
     pairs = [vectors.numbers.view(torch.int16) for vectors in (key, value)]
-    return (*pairs, key.scales, value.scales), (*pairs[0].stride()[:2], *key.scales.stride()[:2])
+    width = query.shape[-1]
+    given = (*pairs, key.scales, value.scales, rotation(width, query.dtype, query.device))
+    more = {"assembly": NUMBERS if speaks_ptx(query.device) else None, "root": width**-0.5}
+    return attend_in_int8, given, (*pairs[0].stride()[:2], *key.scales.stride()[:2]), more

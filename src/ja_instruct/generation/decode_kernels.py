@@ -174,6 +174,7 @@ def attend_in_int8(
     value: tl.tensor,
     key_scales: tl.tensor,
     value_scales: tl.tensor,
+    rotating: tl.tensor,
     mask: tl.tensor,
     sums: tl.tensor,
     largest: tl.tensor,
@@ -194,6 +195,7 @@ def attend_in_int8(
     power: tl.constexpr,
     inverse: tl.constexpr,
     assembly: tl.constexpr,
+    root: tl.constexpr,
     rows: tl.constexpr,
     width: tl.constexpr,
     block: tl.constexpr,
@@ -202,7 +204,7 @@ def attend_in_int8(
     """Attend in the same way to keys whose numbers are bytes, read in pairs.
 
     Pairs reach the products as 16-bit numbers do. Their first numbers and their second are tensors
-    of their own, and so are the sums, which are stored in turn.
+    of their own, and so are the sums, which are stored in turn. Queries are rotated as keys are.
     """
     half: tl.constexpr = width // 2
     pair = tl.program_id(0)
@@ -215,9 +217,13 @@ def attend_in_int8(
     row = tl.arange(0, rows)
     column = tl.arange(0, half)
     there = (row < group)[:, None]
-    here = query + (pair * group + row)[:, None] * width + 2 * column[None, :]
-    q0 = tl.load(here, mask=there, other=0.0).to(tl.float16)
-    q1 = tl.load(here + 1, mask=there, other=0.0).to(tl.float16)
+    place = tl.arange(0, width)
+    here = query + (pair * group + row)[:, None] * width + place[None, :]
+    q = tl.load(here, mask=there, other=0.0)
+    # its rotated first numbers of each pair, and the second
+    turn = rotating + place[:, None] * width + 2 * column[None, :]
+    q0 = (tl.dot(q, tl.load(turn)) * root).to(tl.float16)
+    q1 = (tl.dot(q, tl.load(turn + 1)) * root).to(tl.float16)
     key += sequence * pairs_sequence + head * pairs_head
     value += sequence * pairs_sequence + head * pairs_head
     key_scales += sequence * scale_sequence + head * scale_head

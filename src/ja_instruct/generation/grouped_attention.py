@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ja_instruct.generation.decode_attention import decode_attention, takes
-from ja_instruct.generation.int8_vectors import Int8Vectors
+from ja_instruct.generation.int8_vectors import Int8Vectors, rotated
 from ja_instruct.generation.prompt_attention import prompt_attention
 from ja_instruct.generation.prompt_attention import takes as takes_piece
 
@@ -75,7 +75,7 @@ def grouped_attention(
         module: The layer.
         query: (sequences, heads, tokens, width).
         key: (sequences, key heads, span, width), also a view of a longer cache; the heads that
-            share a key head follow each other. Also in 8 bits.
+            share a key head follow each other. Also in 8 bits, the keys rotated.
         value: As the keys.
         attention_mask: Added to the scores, (sequences or 1, 1, tokens, span); None adds nothing.
         scaling: Of the scores; None: one by the root of the width.
@@ -96,7 +96,7 @@ def grouped_attention(
         attended = decode_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     if isinstance(key, Int8Vectors):
-        key = key.restored(query.dtype)
+        query, key = rotated(query), key.restored(query.dtype)
     if isinstance(value, Int8Vectors):
         value = value.restored(query.dtype)
     if softcap is not None and attention_mask is not None and takes_piece(query, key):

@@ -1,14 +1,15 @@
 """Keys and values in eight bits: integers, and for each vector what they are multiplied by.
 
 A cache in 8 bits holds twice as many sequences as one in 16, and a step reads half as much of it. A
-vector's largest number becomes 127, so that each number is off by a 254th of that at most; 8-bit
-floating-point numbers would be off by up to a 16th of themselves.
+vector's largest number becomes 127, so that each number is off by a 254th of that at most.
 
-What is computed on a GPU and elsewhere is the same to the bit.
+In keys a few numbers are often many times as large as the others, so they are rotated before they
+are rounded, and so are the queries that look for them.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple, Self
 
 import torch
@@ -21,7 +22,7 @@ LARGEST = 127
 OFFSET = 128
 # what a vector of zeros is divided by
 LEAST = 1e-30
-RESTORED_AT_ONCE = 64
+STORED_AT_ONCE, RESTORED_AT_ONCE = 16, 64
 
 
 class Int8Vectors(NamedTuple):
@@ -54,6 +55,43 @@ class Int8Vectors(NamedTuple):
         return ((self.numbers.float() - OFFSET) * self.scales[..., None]).to(dtype)
 
 
+@cache
+def rotation(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a matrix of 1 and -1, (width, width), that rotates, and stretches by the width's root.
+
+    Where the width is no power of 2, it rotates blocks of a width that is, and is 0 between them.
+
+    It is Hadamard's, with some rows negative: what stands out in one number of a vector, as in the
+    keys of many models, is spread over all, so that it takes no precision from the others (QuaRot,
+    arXiv:2404.00456). Products of two vectors that are both rotated are those of before.
+
+    Args:
+        width: Of the vectors.
+        dtype: Of the numbers.
+        device: Where they are to be.
+    """
+    signs = torch.ones(1, 1)
+    while len(signs) < _block(width):
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    signs = torch.kron(torch.eye(width // _block(width)), signs)
+    # half of the rows, and without a pattern that is Hadamard's own
+    negative = torch.arange(width) * 40503 % 2**16 >= 2**15
+    signs[negative] *= -1
+    return signs.to(device, dtype)
+
+
+def _block(width: int) -> int:
+    """Return the largest power of 2 that a width is a multiple of."""
+    return width & -width
+
+
+def rotated(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors, (..., width), rotated."""
+    width = vectors.shape[-1]
+    root: float = _block(width) ** -0.5
+    return vectors @ rotation(width, vectors.dtype, vectors.device) * root
+
+
 def in_int8(vectors: torch.Tensor) -> Int8Vectors:
     """Return vectors, (..., width), rounded to 8 bits each by its own largest number."""
     vectors = vectors.float()
@@ -74,8 +112,8 @@ def store_int8(
 ) -> None:
     """Write sequences' new keys and values into their places of a cache, in 8 bits.
 
-    It is ``in_int8`` and an assignment in one kernel. There is nothing to wait for, and after a
-    first call, which compiles, a CUDA graph can hold it.
+    It is ``in_int8`` of the rotated keys and of the values, and an assignment, in one kernel. There
+    is nothing to wait for, and after a first call, which compiles, a CUDA graph can hold it.
 
     Args:
         new: Keys and values, each (sequences, heads, tokens, width), the numbers of a vector one
@@ -85,21 +123,25 @@ def store_int8(
     """
     sequences, heads, tokens, width = new[0].shape
     keys, values = kept
-    _store[(sequences * tokens, heads)](
+    _store[(-(-sequences * tokens // STORED_AT_ONCE), heads)](
         *new,
+        rotation(width, new[0].dtype, new[0].device),
         *keys,
         *values,
         positions.contiguous(),
         *new[0].stride()[:3],
         *new[1].stride()[:3],
+        sequences * tokens,
         tokens,
         heads,
         keys.numbers.shape[2],
+        root=width**-0.5,
         inverse=1 / LARGEST,
         offset=OFFSET,
         least=LEAST,
+        at_once=STORED_AT_ONCE,
         width=width,
-        num_warps=1,
+        num_warps=4,
     )
 
 
@@ -124,25 +166,29 @@ def _restored(vectors: Int8Vectors, dtype: torch.dtype) -> torch.Tensor:
 
 @jit()
 def _store_rounded(
-    vector: tl.tensor,
+    vectors: tl.tensor,
     numbers: tl.tensor,
     scales: tl.tensor,
+    there: tl.tensor,
+    inside: tl.tensor,
     inverse: tl.constexpr,
     offset: tl.constexpr,
     least: tl.constexpr,
+    width: tl.constexpr,
 ) -> None:
-    vector = vector.to(tl.float32)
-    scale = tl.max(tl.abs(vector)) * inverse
+    scale = tl.max(tl.abs(vectors), axis=1) * inverse
     # adding what leaves no bits behind the point rounds halves to even, as PyTorch does
-    rounded = tl.div_rn(vector, tl.maximum(scale, least)) + 12582912.0 - 12582912.0
-    tl.store(numbers, (rounded + offset).to(tl.uint8))
-    tl.store(scales, scale)
+    rounded = tl.div_rn(vectors, tl.maximum(scale, least)[:, None]) + 12582912.0 - 12582912.0
+    to = numbers + there[:, None] * width + tl.arange(0, width)[None, :]
+    tl.store(to, (rounded + offset).to(tl.uint8), mask=inside[:, None])
+    tl.store(scales + there, scale, mask=inside)
 
 
-@jit("tokens", "length")
+@jit("places", "tokens", "length")
 def _store(
     keys: tl.tensor,
     values: tl.tensor,
+    rotating: tl.tensor,
     key_numbers: tl.tensor,
     key_scales: tl.tensor,
     value_numbers: tl.tensor,
@@ -154,26 +200,43 @@ def _store(
     value_sequence: tl.tensor,
     value_head: tl.tensor,
     value_token: tl.tensor,
+    places: tl.tensor,
     tokens: tl.tensor,
     heads: tl.tensor,
     length: tl.tensor,
+    root: tl.constexpr,
     inverse: tl.constexpr,
     offset: tl.constexpr,
     least: tl.constexpr,
+    at_once: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """Round a head's key and value of a token, and store them."""
-    place, head = tl.program_id(0), tl.program_id(1)
+    """Rotate a head's keys of some tokens, round them and the values, and store them."""
+    place = tl.program_id(0) * at_once + tl.arange(0, at_once)
+    head = tl.program_id(1)
+    inside = place < places
     sequence, token = place // tokens, place % tokens
     column = tl.arange(0, width)
-    line = (sequence * heads + head).to(tl.int64) * length + tl.load(positions + place)
-    there = line * width + column
+    position = tl.load(positions + place, mask=inside, other=0)
+    there = (sequence * heads + head).to(tl.int64) * length + position
     here = sequence * key_sequence + head * key_head + token * key_token
-    key = tl.load(keys + here + column)
-    _store_rounded(key, key_numbers + there, key_scales + line, inverse, offset, least)
+    key = tl.load(keys + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
+    turn = tl.load(rotating + column[:, None] * width + column[None, :])
+    turned = tl.dot(key, turn, input_precision="ieee") * root
+    _store_rounded(turned, key_numbers, key_scales, there, inside, inverse, offset, least, width)
     here = sequence * value_sequence + head * value_head + token * value_token
-    value = tl.load(values + here + column)
-    _store_rounded(value, value_numbers + there, value_scales + line, inverse, offset, least)
+    value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
+    _store_rounded(
+        value.to(tl.float32),
+        value_numbers,
+        value_scales,
+        there,
+        inside,
+        inverse,
+        offset,
+        least,
+        width,
+    )
 
 
 @jit("tokens")

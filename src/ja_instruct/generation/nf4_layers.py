@@ -17,6 +17,7 @@ from ja_instruct.generation.nf4_matmul import (
     nf4_matmul,
 )
 from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
+from ja_instruct.generation.nf4_write_out import Factors, write_out
 from ja_instruct.generation.triton_kernels import is_available
 
 logger = logging.getLogger(__name__)
@@ -61,17 +62,26 @@ class FusedNf4:
         self._in_bf16 = layer.compute_dtype in (None, torch.bfloat16)
 
     def takes(self, x: torch.Tensor) -> bool:
-        """Return whether the kernel is for ``x``: 2 to 64 rows in bfloat16."""
+        """Return whether the kernel that multiplies is for ``x``: 2 to 64 rows in bfloat16."""
         inputs = self._weight.inputs
-        return (
-            self._in_bf16
-            and MIN_ROWS * inputs <= x.numel() <= MAX_ROWS * inputs
-            and x.dtype == torch.bfloat16
-            and x.device == self._weight.quads.device
-        )
+        return MIN_ROWS * inputs <= x.numel() <= MAX_ROWS * inputs and self._is_of_kind(x)
+
+    def takes_many(self, x: torch.Tensor) -> bool:
+        """Return whether weights are written out for ``x``: more rows, in bfloat16."""
+        return x.numel() > MAX_ROWS * self._weight.inputs and self._is_of_kind(x)
+
+    def _is_of_kind(self, x: torch.Tensor) -> bool:
+        return self._in_bf16 and x.dtype == torch.bfloat16 and x.device == self._weight.quads.device
+
+    def with_factors(self, x: torch.Tensor, factors: Factors | None) -> torch.Tensor:
+        """Return the layer's output with weights written out, an adapter's part among them."""
+        weight = write_out(self._weight, factors)
+        return torch.nn.functional.linear(x, weight, self._layer.bias)
 
     def __call__(self, x: torch.Tensor, low_rank: LowRank | None = None) -> torch.Tensor:
         """Return the layer's output, and what an adapter adds where the kernel takes ``x``."""
+        if self.takes_many(x):
+            return self.with_factors(x, None)
         if not self.takes(x):
             return self._theirs(x)
         weight = self._weight
@@ -85,10 +95,10 @@ class FusedNf4:
 def use_fused_nf4(model: Any) -> int:
     """Make a model's 4-bit layers multiply a few rows without writing their weights out.
 
-    For 2 to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``; for more, a prompt,
-    and for a single one bitsandbytes' own way stays, which is faster there. It is for inference:
-    the kernel has no gradients. A model must not be moved or quantized anew afterwards, nor an
-    input changed in place between two layers that get it.
+    For 2 to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``. For more, a prompt,
+    ``write_out`` writes weights out; for a single one bitsandbytes' own way stays, which is faster
+    there. It is for inference: the kernels have no gradients. A model must not be moved or
+    quantized anew afterwards, nor an input changed in place between two layers that get it.
 
     Args:
         model: With layers of bitsandbytes, also below those of PEFT.
@@ -123,12 +133,13 @@ def use_lean_lora(model: Any) -> int:
     """Make a model's LoRA layers apply their one active adapter with two multiplications.
 
     LoRA (arXiv:2106.09685). PEFT's own layers cast, drop out, scale and add one after the other,
-    each a kernel to launch; here the second multiplication scales and adds, within that of a 4-bit
-    layer below where ``use_fused_nf4`` has been there, and layers that get the same input share
-    the first. The adapter's weights are cast once, in place, to the type the layer computes in, so
-    that less memory is taken, too. It is for inference: there is no dropout. Layers stay PEFT's
-    where there is more to do: with variants such as DoRA, with biases, with several active
-    adapters. So does their computation while the adapter is merged, switched off or given by name.
+    each a kernel to launch; here the second multiplication scales and adds, and layers that get the
+    same input share the first. Where ``use_fused_nf4`` has been there, a step's second is within
+    the multiplication of the 4-bit layer below, and for a prompt both are added to its weights. The
+    adapter's weights are cast once, in place, to the type the layer computes in, so that less
+    memory is taken, too. It is for inference: there is no dropout. Layers stay PEFT's where there
+    is more to do: with variants such as DoRA, with biases, with several active adapters. So does
+    their computation while the adapter is merged, switched off or given by name.
 
     Args:
         model: Wrapped by PEFT.
@@ -215,6 +226,7 @@ def _lean(layer: Any, name: str, theirs: Forward, narrow: Forward) -> Forward:
     """Return a LoRA layer's computation with its adapter of that name."""
     first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
     scaling = layer.scaling[name]
+    factors = Factors(first, second, scaling)
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         usual = not (args or kwargs or layer.disable_adapters or layer.merged)
@@ -223,6 +235,8 @@ def _lean(layer: Any, name: str, theirs: Forward, narrow: Forward) -> Forward:
         below = layer.base_layer.forward
         if isinstance(below, FusedNf4) and below.takes(x) and second.shape[1] % RANK_STEP == 0:
             return below(x, LowRank(narrow(x), second, scaling))
+        if isinstance(below, FusedNf4) and below.takes_many(x) and factors.can_be_added:
+            return below.with_factors(x, factors)
         result: torch.Tensor = layer.base_layer(x)
         # in place, as the layer below has just made it
         result.view(-1, result.shape[-1]).addmm_(narrow(x), second.T, alpha=scaling)

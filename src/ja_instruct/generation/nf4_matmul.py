@@ -204,7 +204,7 @@ def _level(levels: tl.tensor, quad: tl.tensor, shift: tl.constexpr) -> tl.tensor
 
 
 @jit(*UNSPECIALIZED)
-def _write_out(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
+def decode(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
     """Return the first weights of all quads, the second, the third and the fourth."""
     if assembly is not None:
         first, second, third, fourth = tl.inline_asm_elementwise(
@@ -278,7 +278,7 @@ def _multiply(
             scale = following.to(tl.float32)
             following = tl.load(scales + tl.minimum(chunk + 1, last - 1) * outputs + safe)
             quad = tl.load(quad_at + chunk * 16)
-            w0, w1, w2, w3 = _write_out(quad, levels, assembly)
+            w0, w1, w2, w3 = decode(quad, levels, assembly)
             here = x_at + chunk * (64 * rows)
             # the weights stand first: Hopper multiplies 64 rows at least, and takes them from
             # registers

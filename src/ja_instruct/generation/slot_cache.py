@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, store_int8, takes
+from ja_instruct.generation.int8_vectors import (
+    Int8Vectors,
+    in_int8,
+    rotated,
+    store_int8,
+    takes,
+)
 from ja_instruct.model_memory import vector_bytes
 
 # Keys or values of a layer: (sequences, heads, span, width)
@@ -81,7 +87,7 @@ class SlotCache:
     ) -> tuple[Vectors, Vectors]:
         """Store a layer's keys and values, (sequences, heads, tokens, width); return the slots'.
 
-        Of a cache in 8 bits, a step's are returned in 8 bits, a prompt's in the type of ``keys``.
+        A cache in 8 bits returns its keys rotated: queries have to be, too.
         """
         kept = self._keys[layer_idx], self._values[layer_idx]
         if not self._is_int8:
@@ -90,13 +96,10 @@ class SlotCache:
             rows = self._sequences
             store_int8((keys, values), (kept[0].part(rows), kept[1].part(rows)), self._positions)
         else:
-            for vectors, new in zip(kept, (keys, values), strict=True):
+            for vectors, new in zip(kept, (rotated(keys.float()), values), strict=True):
                 for one, rounded in zip(vectors, in_int8(new), strict=True):
                     self._store(one, rounded)
-        shown = [vectors.part(*self._what_is_seen) for vectors in kept]
-        if self._slot is None:
-            return shown[0], shown[1]
-        return shown[0].restored(keys.dtype), shown[1].restored(keys.dtype)
+        return kept[0].part(*self._what_is_seen), kept[1].part(*self._what_is_seen)
 
     @property
     def _sequences(self) -> slice:

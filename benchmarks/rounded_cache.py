@@ -1,0 +1,21 @@
+"""transformers' own cache, of keys and values that have been in 8 bits as the engine keeps them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from ja_instruct.generation.int8_vectors import in_int8, rotated, rotation
+
+
+class RoundedCache(transformers.DynamicCache):
+    """What ``inference.batching.kv_cache_dtype: int8`` reads; for heads of a power of 2."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Round the rotated keys and the values, turn the keys back, and keep them."""
+        dtype, width = key_states.dtype, key_states.shape[-1]
+        turned = in_int8(rotated(key_states)).restored(dtype)
+        back = rotation(width, dtype, turned.device).T * width**-0.5
+        values = in_int8(value_states).restored(dtype)
+        return super().update(turned @ back, values, *args, **kwargs)

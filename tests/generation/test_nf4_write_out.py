@@ -1,0 +1,50 @@
+"""A matrix written out by the kernel, against what it stands for; on a GPU."""
+
+import pytest
+import torch
+
+from ja_instruct.generation.nf4_weight import nf4_weight
+from ja_instruct.generation.nf4_write_out import Factors, write_out
+
+
+@pytest.fixture(scope="module")
+def quantize():
+    """A function from a shape to a weight of bitsandbytes and what it is in float32."""
+    import bitsandbytes.functional as quantized
+
+    def call(outputs, inputs):
+        torch.manual_seed(0)
+        plain = (torch.randn(outputs, inputs) * 0.02).to("cuda", torch.bfloat16)
+        settings = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": True}
+        packed, state = quantized.quantize_4bit(plain, **settings)
+        state.dtype = torch.float32
+        return nf4_weight(packed, state), quantized.dequantize_4bit(packed, state)
+
+    return call
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rank", [0, 16, 64])
+@pytest.mark.parametrize("shape", [(128, 64), (200, 64 * 9), (3, 192), (64 * 7, 64 * 16)], ids=str)
+def test_a_matrix_with_what_an_adapter_adds(quantize, shape, rank):
+    outputs, inputs = shape
+    weight, expected = quantize(outputs, inputs)
+    factors = None
+    if rank:
+        first = torch.randn(rank, inputs, device="cuda", dtype=torch.bfloat16)
+        # as long as the weights are, so that both count
+        second = torch.randn(outputs, rank, device="cuda", dtype=torch.bfloat16) * 0.02
+        factors = Factors(first, second, rank**-0.5)
+        expected = expected + rank**-0.5 * second.float() @ first.float()
+    written = write_out(weight, factors)
+    assert written.dtype == torch.bfloat16
+    error = (written.float() - expected).norm() / expected.norm()
+    # a level is rounded, and the sum
+    assert error < 2**-8
+    largest = (written.float() - expected).abs().max()
+    assert largest < 2**-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("rank", "can"), [(8, False), (16, True), (48, False), (64, True)])
+def test_ranks_that_can_be_added(rank, can):
+    assert Factors(torch.zeros(rank, 64), torch.zeros(3, rank), 1.0).can_be_added is can
