@@ -8,10 +8,10 @@ from the seconds that a token of a prompt and one of an answer take. ``ours`` is
 engine with ``conf/base``'s parameters on all tasks; ``ours-nf4`` the same with 4-bit weights,
 ``ours-24gb`` and ``ours-80gb`` with what cards of that size need, PyTorch given no more than there
 would be; those ending in ``int8`` have keys and values in 8 bits; ``one-by-one`` is the product
-without batching, for the record. ``warm-up`` is some tokens of ours, in which Triton compiles its
-kernels and keeps them; the original compiles in an answer that is not timed. Each side has a
-process of its own, and all answer the first of the same prompts: random characters, of
-``--prompt-tokens`` more or less. No answer ends before ``--new-tokens`` (``endless_model.py``).
+without batching, for the record. ``warm-up`` and ``warm-up-nf4`` are some tokens of ours, in which
+Triton compiles its kernels and keeps them; the original compiles in an answer that is not timed.
+Each side has a process of its own, and all answer the first of the same prompts: random characters,
+of ``--prompt-tokens`` more or less. No answer ends before ``--new-tokens`` (``endless_model.py``).
 
 A rate counts new tokens, over reading prompts and generating. Loading stands apart, and so does
 *preparing*, in which the product brings the weights into the form that steps are taken with.
@@ -65,11 +65,13 @@ EQUALITY = HERE / "generation_equality.py"
 
 Side = dict[str, Any]
 OURS: Side = {"tasks": None, "new_tokens": None, "memory_gb": None, "changes": {}}
+#: More at a time than 32 rows, for which ours has another kernel than for fewer.
+WARM_UP: Side = {**OURS, "tasks": 34, "new_tokens": 17}
 INT8 = {"batching.kv_cache_dtype": "int8"}
 SIDES: dict[str, Side] = {
     "original": {**OURS, "tasks": 1, "new_tokens": 128, "way": "unsloth"},
-    # more at a time than 32 rows, for which ours has another kernel than for fewer
-    "warm-up": {**OURS, "tasks": 48, "new_tokens": 24},
+    "warm-up": WARM_UP,
+    "warm-up-nf4": {**WARM_UP, "changes": {"batching.weights": "nf4", **INT8}},
     "ours": OURS,
     "ours-nf4": {**OURS, "changes": {"batching.weights": "nf4"}},
     "ours-80gb": {**OURS, "memory_gb": 80},

@@ -11,7 +11,8 @@ graphs (``kernel_timing.py``):
   once for each input. Errors are against float64, with weights that bitsandbytes writes out in
   float32.
 - *writing out*: a matrix in bfloat16, as a prompt is multiplied with it, alone and with what an
-  adapter adds to it, against bitsandbytes' kernel and PyTorch's product. Errors are against float32.
+  adapter adds to it, against bitsandbytes' kernel and PyTorch's product. Errors are against
+  float32.
 - *prompt attention*, *decode attention* and *fused layers* (``kernel_operations.py``) against
   PyTorch's operations and transformers' modules. Errors are against float32.
 

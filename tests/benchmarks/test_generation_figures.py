@@ -125,7 +125,9 @@ def test_product_takes_every_sides_parameters(bench, benchmark_module):
     for name, side in sides.items():
         parameters, _ = product.read_parameters("base", side["changes"])
         assert parameters.engine == ("one_by_one" if name == "one-by-one" else "batched")
-        assert parameters.batching.has_int8_cache == name.endswith("-int8")
+        assert parameters.batching.has_int8_cache == (
+            name.endswith("-int8") or name == "warm-up-nf4"
+        )
 
 
 def test_limit_of_a_side_is_told_to_the_engine(bench, benchmark_module):
