@@ -273,12 +273,49 @@ def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_recorded_steps_are_those_taken(others):
+@pytest.mark.parametrize("int8", [False, True])
+def test_recorded_steps_are_those_taken(others, int8):
     """On a GPU; TF32 is off by default, so numbers are those of float32."""
     model = copy.deepcopy(others["llama"]).cuda()
+    use_grouped_attention(model)
     prompts = random_prompts(600, count=6, longest=60)
-    taken = dict(engine_of(model, 599, use_graph=False).generate(prompts, NEW_TOKENS))
-    assert dict(engine_of(model, 599, use_graph=True).generate(prompts, NEW_TOKENS)) == taken
+    taken, recorded = (
+        dict(engine_of(model, 599, use_graph=use, int8_cache=int8).generate(prompts, NEW_TOKENS))
+        for use in (False, True)
+    )
+    assert recorded == taken
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("slots", [1, 6])
+def test_cache_in_8_bits_on_a_gpu(slots):
+    """With heads that the kernels take, whose answers are those of PyTorch's operations."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=600,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        initializer_range=0.2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    use_grouped_attention(model)
+    prompts = random_prompts(600, count=6, longest=60)
+    settings = {"slots": slots, "int8_cache": True, "prefill_tokens": 40}
+    expected = dict(engine_of(model, 599, **settings).generate(prompts, NEW_TOKENS))
+    answers = dict(engine_of(model.cuda(), 599, **settings).generate(prompts, NEW_TOKENS))
+    equal = [answers[position] == ids for position, ids in expected.items()]
+    # a number at the edge between two integers may go to either
+    assert sum(equal) >= 5
+    halved = dict(engine_of(model.half(), 599, **settings).generate(prompts, NEW_TOKENS))
+    same = [
+        sum(token == other for token, other in zip(halved[position], ids, strict=False))
+        for position, ids in expected.items()
+    ]
+    assert sum(same) > 0.5 * sum(map(len, expected.values()))
 
 
 def test_size_of_the_cache(gemma2):
