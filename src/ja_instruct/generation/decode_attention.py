@@ -8,6 +8,7 @@ and keeps a running softmax (FlashAttention, arXiv:2205.14135; over parts: Flash
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -123,6 +124,13 @@ def decode_attention(
     return output
 
 
+@cache
+def _rotation(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return the rotation's even columns and then its odd ones, as the kernel has queries."""
+    whole = rotation(width, dtype, device)
+    return torch.cat([whole[:, ::2], whole[:, 1::2]], dim=1)
+
+
 def _in_16_bits(key: Any, value: Any) -> tuple[Any, ...]:
     """Return the kernel, its keys and values, how they lie, and what else it is compiled with."""
     return attend, (key, value), (*key.stride()[:3], *value.stride()[:3]), {}
@@ -132,6 +140,6 @@ def _in_8_bits(key: Any, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
     """Return the same for keys and values in 8 bits."""
     pairs = [vectors.numbers.view(torch.int16) for vectors in (key, value)]
     width = query.shape[-1]
-    given = (*pairs, key.scales, value.scales, rotation(width, query.dtype, query.device))
+    given = (*pairs, key.scales, value.scales, _rotation(width, query.dtype, query.device))
     more = {"assembly": NUMBERS if speaks_ptx(query.device) else None, "root": width**-0.5}
     return attend_in_int8, given, (*pairs[0].stride()[:2], *key.scales.stride()[:2]), more

@@ -221,9 +221,9 @@ def attend_in_int8(
     here = query + (pair * group + row)[:, None] * width + place[None, :]
     q = tl.load(here, mask=there, other=0.0)
     # its rotated first numbers of each pair, and the second
-    turn = rotating + place[:, None] * width + 2 * column[None, :]
+    turn = rotating + place[:, None] * width + column[None, :]
     q0 = (tl.dot(q, tl.load(turn)) * root).to(tl.float16)
-    q1 = (tl.dot(q, tl.load(turn + 1)) * root).to(tl.float16)
+    q1 = (tl.dot(q, tl.load(turn + half)) * root).to(tl.float16)
     key += sequence * pairs_sequence + head * pairs_head
     value += sequence * pairs_sequence + head * pairs_head
     key_scales += sequence * scale_sequence + head * scale_head
