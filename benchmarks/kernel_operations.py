@@ -58,10 +58,17 @@ def in_float32(tensor: torch.Tensor | Int8Vectors) -> torch.Tensor:
 
 def compare_attention(kernel: Any, tensors: Tensors, clock: Clock) -> dict[str, float]:
     """Compare a kernel with PyTorch's operations, both with those in float32."""
+
+    def exact() -> torch.Tensor:
+        query, *others = map(in_float32, tensors)
+        if isinstance(tensors[1], Int8Vectors):
+            query = rotated(query)
+        return attend_in_operations((query, *others))
+
     return compare(
         partial(attend_in_kernel, kernel, tensors),
         partial(attend_in_operations, tensors),
-        lambda: attend_in_operations(tuple(map(in_float32, tensors))),
+        exact,
         clock,
     )
 

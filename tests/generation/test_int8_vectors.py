@@ -114,7 +114,15 @@ def test_a_step_puts_each_token_into_its_place(cache):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_it_stores_what_is_in_16_bits():
+    vectors = torch.zeros(2, 4, 1, 128, device="cuda")
+    assert takes(vectors.bfloat16())
+    assert not takes(vectors)
+    assert not takes(vectors[..., :96].bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [32, 128, 256])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):

@@ -21,7 +21,7 @@ from ja_instruct.generation.decode_kernels import (
     attend_in_int8,
     join,
 )
-from ja_instruct.generation.int8_vectors import Int8Vectors, rotation
+from ja_instruct.generation.int8_vectors import TURNED_AT_ONCE, Int8Vectors, rotation
 from ja_instruct.generation.triton_kernels import speaks_ptx, takes_heads, traits
 
 # Numbers of keys that a program reads at once
@@ -141,5 +141,9 @@ def _in_8_bits(key: Any, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
     pairs = [vectors.numbers.view(torch.int16) for vectors in (key, value)]
     width = query.shape[-1]
     given = (*pairs, key.scales, value.scales, _rotation(width, query.dtype, query.device))
-    more = {"assembly": NUMBERS if speaks_ptx(query.device) else None, "root": width**-0.5}
+    more = {
+        "assembly": NUMBERS if speaks_ptx(query.device) else None,
+        "root": width**-0.5,
+        "turned_at_once": min(width, TURNED_AT_ONCE),
+    }
     return attend_in_int8, given, (*pairs[0].stride()[:2], *key.scales.stride()[:2]), more

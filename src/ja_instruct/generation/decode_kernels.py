@@ -196,6 +196,7 @@ def attend_in_int8(
     inverse: tl.constexpr,
     assembly: tl.constexpr,
     root: tl.constexpr,
+    turned_at_once: tl.constexpr,
     rows: tl.constexpr,
     width: tl.constexpr,
     block: tl.constexpr,
@@ -217,13 +218,18 @@ def attend_in_int8(
     row = tl.arange(0, rows)
     column = tl.arange(0, half)
     there = (row < group)[:, None]
-    place = tl.arange(0, width)
-    here = query + (pair * group + row)[:, None] * width + place[None, :]
-    q = tl.load(here, mask=there, other=0.0)
-    # its rotated first numbers of each pair, and the second
-    turn = rotating + place[:, None] * width + column[None, :]
-    q0 = (tl.dot(q, tl.load(turn)) * root).to(tl.float16)
-    q1 = (tl.dot(q, tl.load(turn + half)) * root).to(tl.float16)
+    # of each rotated query the first numbers of the pairs, and the second
+    q0 = tl.zeros((rows, half), tl.float32)
+    q1 = tl.zeros((rows, half), tl.float32)
+    for first_place in tl.static_range(0, width, turned_at_once):
+        place = first_place + tl.arange(0, turned_at_once)
+        here = query + (pair * group + row)[:, None] * width + place[None, :]
+        q = tl.load(here, mask=there, other=0.0)
+        turn = rotating + place[:, None] * width + column[None, :]
+        q0 = tl.dot(q, tl.load(turn), q0)
+        q1 = tl.dot(q, tl.load(turn + half), q1)
+    q0 = (q0 * root).to(tl.float16)
+    q1 = (q1 * root).to(tl.float16)
     key += sequence * pairs_sequence + head * pairs_head
     value += sequence * pairs_sequence + head * pairs_head
     key_scales += sequence * scale_sequence + head * scale_head

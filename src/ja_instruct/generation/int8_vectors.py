@@ -23,6 +23,8 @@ OFFSET = 128
 # what a vector of zeros is divided by
 LEAST = 1e-30
 STORED_AT_ONCE, RESTORED_AT_ONCE = 16, 64
+# numbers of a vector, or the rotation would not find room in a processor's shared memory
+TURNED_AT_ONCE = 128
 
 
 class Int8Vectors(NamedTuple):
@@ -50,7 +52,7 @@ class Int8Vectors(NamedTuple):
 
     def restored(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the vectors, (sequences, heads, tokens, width) on a GPU."""
-        if takes(self.numbers):
+        if _is_for_kernels(self.numbers):
             return _restored(self, dtype)
         return ((self.numbers.float() - OFFSET) * self.scales[..., None]).to(dtype)
 
@@ -101,7 +103,11 @@ def in_int8(vectors: torch.Tensor) -> Int8Vectors:
 
 
 def takes(vectors: torch.Tensor) -> bool:
-    """Return whether the kernels are for such vectors: of a head's width, where Triton is."""
+    """Return whether a kernel stores such vectors: in 16 bits, of a head's width, on CUDA."""
+    return vectors.dtype in (torch.bfloat16, torch.float16) and _is_for_kernels(vectors)
+
+
+def _is_for_kernels(vectors: torch.Tensor) -> bool:
     return is_available(vectors.device) and vectors.shape[-1] in WIDTHS
 
 
@@ -140,6 +146,7 @@ def store_int8(
         offset=OFFSET,
         least=LEAST,
         at_once=STORED_AT_ONCE,
+        turned_at_once=min(width, TURNED_AT_ONCE),
         width=width,
         num_warps=4,
     )
@@ -209,6 +216,7 @@ def _store(
     offset: tl.constexpr,
     least: tl.constexpr,
     at_once: tl.constexpr,
+    turned_at_once: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
     """Rotate a head's keys of some tokens, round them and the values, and store them."""
@@ -220,9 +228,13 @@ def _store(
     position = tl.load(positions + place, mask=inside, other=0)
     there = (sequence * heads + head).to(tl.int64) * length + position
     here = sequence * key_sequence + head * key_head + token * key_token
-    key = tl.load(keys + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
-    turn = tl.load(rotating + column[:, None] * width + column[None, :])
-    turned = tl.dot(key, turn, input_precision="ieee") * root
+    turned = tl.zeros((at_once, width), tl.float32)
+    for first in tl.static_range(0, width, turned_at_once):
+        number = first + tl.arange(0, turned_at_once)
+        key = tl.load(keys + here[:, None] + number[None, :], mask=inside[:, None], other=0.0)
+        turn = tl.load(rotating + number[:, None] * width + column[None, :])
+        turned = tl.dot(key, turn, turned)
+    turned *= root
     _store_rounded(turned, key_numbers, key_scales, there, inside, inverse, offset, least, width)
     here = sequence * value_sequence + head * value_head + token * value_token
     value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
