@@ -17,7 +17,7 @@ class BatchingParameters(Parameters):
     weights: Literal["auto", "nf4", "bf16"] = Field(
         description=(
             "On CUDA. bf16: the 4-bit weights dequantized and the adapter merged; nf4: in 4 bits, "
-            "the adapter beside them; auto: bf16 where they leave memory for enough slots"
+            "the adapter beside them; auto: bf16 where prompts take no more rounds with them"
         )
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
