@@ -1,0 +1,57 @@
+"""The held-out loss that adapters are compared by, also with keys and values in 8 bits."""
+
+import pytest
+import torch
+import transformers
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    torch.manual_seed(0)
+    ids = [torch.randint(0, 300, (length,)).tolist() for length in (12, 30)]
+    # of the first the question counts for nothing
+    return [
+        {"input_ids": ids[0], "labels": [-100] * 5 + ids[0][5:]},
+        {"input_ids": ids[1], "labels": ids[1]},
+    ]
+
+
+def test_loss_is_the_mean_over_labelled_tokens(benchmark_module, model, rows):
+    found = benchmark_module("compare_adapters").mean_losses(model, {"answers": rows})
+    total = count = 0
+    for row in rows:
+        labels = torch.tensor([row["labels"]])
+        loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item()
+        tokens = int((labels[:, 1:] != -100).sum())
+        total, count = total + loss * tokens, count + tokens
+    assert found == {"answers": pytest.approx(total / count, abs=1e-4)}
+
+
+def test_keys_in_8_bits_change_it_a_little(benchmark_module, model, rows):
+    compare, cache = benchmark_module("compare_adapters"), benchmark_module("rounded_cache")
+    (plain,) = compare.mean_losses(model, {"answers": rows}).values()
+    (rounded,) = compare.mean_losses(model, {"answers": rows}, cache.RoundedCache).values()
+    assert 0 < abs(rounded - plain) < 0.02 * plain
+
+
+def test_keys_that_are_turned_back_are_those_of_before(benchmark_module):
+    keys, values = torch.randn(2, 1, 2, 9, 32)
+    cache = benchmark_module("rounded_cache").RoundedCache()
+    found = cache.update(keys, values, 0)
+    for vectors, given in zip(found, (keys, values), strict=True):
+        torch.testing.assert_close(vectors, given, rtol=0, atol=0.03)
