@@ -24,7 +24,7 @@ def quantize():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rank", [0, 16, 64])
+@pytest.mark.parametrize("rank", [0, 16, 64, 128])
 @pytest.mark.parametrize("shape", [(128, 64), (200, 64 * 9), (3, 192), (64 * 7, 64 * 16)], ids=str)
 def test_a_matrix_with_what_an_adapter_adds(quantize, shape, rank):
     outputs, inputs = shape
@@ -45,6 +45,8 @@ def test_a_matrix_with_what_an_adapter_adds(quantize, shape, rank):
     assert largest < 2**-7 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("rank", "can"), [(8, False), (16, True), (48, False), (64, True)])
+@pytest.mark.parametrize(
+    ("rank", "can"), [(8, False), (16, True), (48, False), (128, True), (256, False)]
+)
 def test_ranks_that_can_be_added(rank, can):
     assert Factors(torch.zeros(rank, 64), torch.zeros(3, rank), 1.0).can_be_added is can

@@ -1,10 +1,12 @@
-"""Instructions that look up NF4's levels in registers, eight weights at a time."""
+"""Looking up NF4's levels within a kernel: in registers, eight weights at a time, or in memory."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from ja_instruct.generation.nf4_weight import LEVELS
+from ja_instruct.generation.triton_kernels import jit, tl
 
 
 def _tables() -> list[int]:
@@ -65,3 +67,26 @@ prmt.b32 $1, l0, h0, 0x6240;
 prmt.b32 $2, l1, h1, 0x7351;
 prmt.b32 $3, l1, h1, 0x6240;
 }}"""
+
+
+@jit()
+def _level(levels: tl.tensor, quad: tl.tensor, shift: tl.constexpr) -> tl.tensor:
+    return tl.load(levels + ((quad.to(tl.int32) >> shift) & 15))
+
+
+@jit()
+def decode(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
+    """Return the first weights of all quads, the second, the third and the fourth."""
+    if assembly is not None:
+        first, second, third, fourth = tl.inline_asm_elementwise(
+            assembly,
+            "=r,=r,=r,=r,r",
+            [quad],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        first, second = _level(levels, quad, 4), _level(levels, quad, 0)
+        third, fourth = _level(levels, quad, 12), _level(levels, quad, 8)
+    return first, second, third, fourth

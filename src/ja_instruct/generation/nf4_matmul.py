@@ -12,11 +12,11 @@ The work is cut into equal parts whatever the matrix's shape, as in Stream-K (ar
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ja_instruct.generation.nf4_assembly import ASSEMBLY
+from ja_instruct.generation.nf4_assembly import ASSEMBLY, decode
 from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
 from ja_instruct.generation.triton_kernels import jit, speaks_ptx, tl, traits
 
@@ -196,29 +196,6 @@ def choose_blocks(processors: int, major: int) -> Blocks:
     if major == 9:
         return Blocks(128, 2 * processors, 4, 4, joined=True)
     return Blocks(64, 3 * processors, 4, 3)
-
-
-@jit(*UNSPECIALIZED)
-def _level(levels: tl.tensor, quad: tl.tensor, shift: tl.constexpr) -> tl.tensor:
-    return tl.load(levels + ((quad.to(tl.int32) >> shift) & 15))
-
-
-@jit(*UNSPECIALIZED)
-def decode(quad: tl.tensor, levels: tl.tensor, assembly: tl.constexpr) -> Any:
-    """Return the first weights of all quads, the second, the third and the fourth."""
-    if assembly is not None:
-        first, second, third, fourth = tl.inline_asm_elementwise(
-            assembly,
-            "=r,=r,=r,=r,r",
-            [quad],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=2,
-        )
-    else:
-        first, second = _level(levels, quad, 4), _level(levels, quad, 0)
-        third, fourth = _level(levels, quad, 12), _level(levels, quad, 8)
-    return first, second, third, fourth
 
 
 @jit(*UNSPECIALIZED)

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from ja_instruct.generation.nf4_assembly import ASSEMBLY
-from ja_instruct.generation.nf4_matmul import decode
+from ja_instruct.generation.nf4_assembly import ASSEMBLY, decode
 from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
 from ja_instruct.generation.triton_kernels import jit, speaks_ptx, tl
 
 OUTPUTS_AT_ONCE = 64
 # of 64 inputs, of a program: it reads the adapter's second factor once
 CHUNKS = 8
-LEAST_RANK = 16
+# of more, both factors find no room in the shared memory of cards of 24 GB
+LEAST_RANK, LARGEST_RANK = 16, 128
 
 
 class Factors(NamedTuple):
@@ -38,9 +38,9 @@ class Factors(NamedTuple):
 
     @property
     def can_be_added(self) -> bool:
-        """Whether the rank is one that the kernel takes: a power of 2 from 16 on."""
+        """Whether the rank is one that the kernel takes: a power of 2 from 16 to 128."""
         rank = self.first.shape[0]
-        return rank >= LEAST_RANK and rank & (rank - 1) == 0
+        return LEAST_RANK <= rank <= LARGEST_RANK and rank & (rank - 1) == 0
 
 
 def write_out(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor:
