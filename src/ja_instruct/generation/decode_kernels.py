@@ -58,20 +58,31 @@ def _numbers(pairs: tl.tensor, assembly: tl.constexpr) -> Any:
 
 
 @jit()
-def _reach(
+def _find_part(
     mask: tl.tensor,
-    first: tl.tensor,
-    last: tl.tensor,
+    mask_sequence: tl.tensor,
+    key_heads: tl.tensor,
+    span: tl.tensor,
+    part: tl.tensor,
     hidden: tl.tensor,
     block: tl.constexpr,
     positions: tl.constexpr,
 ) -> Any:
-    """Return the first block of a part's positions with one that is seen, and behind the last."""
+    """Return what a program looks at.
+
+    That is a sequence, its mask and a key head, the end of a part of the span, and within that the
+    first block of positions with one that is seen, and the position behind the last.
+    """
+    sequence = (tl.program_id(0) // key_heads).to(tl.int64)
+    head = tl.program_id(0) % key_heads
+    first = tl.program_id(1) * part
+    last = tl.minimum(first + part, span)
+    mask += sequence * mask_sequence
     place = first + tl.arange(0, positions)
     added = tl.load(mask + place, mask=place < last, other=float("-inf")).to(tl.float32)
     seen = added > hidden
     begin = tl.min(tl.where(seen, place, last)) // block * block
-    return begin, tl.max(tl.where(seen, place + 1, first))
+    return sequence, mask, head, last, begin, tl.max(tl.where(seen, place + 1, first))
 
 
 @jit()
@@ -132,12 +143,9 @@ def attend(
 ) -> None:
     """Attend to a part of a sequence's keys with the queries of one key head."""
     pair = tl.program_id(0)
-    sequence = (pair // key_heads).to(tl.int64)
-    head = pair % key_heads
-    first = tl.program_id(1) * part
-    last = tl.minimum(first + part, span)
-    mask += sequence * mask_sequence
-    begin, end = _reach(mask, first, last, hidden, block, positions)
+    sequence, mask, head, last, begin, end = _find_part(
+        mask, mask_sequence, key_heads, span, part, hidden, block, positions
+    )
     row = tl.arange(0, rows)
     column = tl.arange(0, width)
     here = (pair * group + row)[:, None] * width + column[None, :]
@@ -209,12 +217,9 @@ def attend_in_int8(
     """
     half: tl.constexpr = width // 2
     pair = tl.program_id(0)
-    sequence = (pair // key_heads).to(tl.int64)
-    head = pair % key_heads
-    first = tl.program_id(1) * part
-    last = tl.minimum(first + part, span)
-    mask += sequence * mask_sequence
-    begin, end = _reach(mask, first, last, hidden, block, positions)
+    sequence, mask, head, last, begin, end = _find_part(
+        mask, mask_sequence, key_heads, span, part, hidden, block, positions
+    )
     row = tl.arange(0, rows)
     column = tl.arange(0, half)
     there = (row < group)[:, None]
