@@ -88,6 +88,14 @@ def _lack_of_demo() -> str | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def benchmark_module() -> Iterator[Callable[[str], Any]]:
+    """Return a function that imports a benchmark by name: they are scripts, no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        yield importlib.import_module
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

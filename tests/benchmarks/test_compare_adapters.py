@@ -2,22 +2,11 @@
 
 import pytest
 import torch
-import transformers
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+def model(tiny_gemma2):
+    return tiny_gemma2.load_model().eval()
 
 
 @pytest.fixture(scope="module")

@@ -256,6 +256,26 @@ def test_attention_in_operations_is_that_of_float32(operations):
     assert 0 < row["theirs_error"] < 2e-2
 
 
+@torch.no_grad()
+def test_attention_to_keys_in_8_bits_is_compared_as_well(operations, monkeypatch):
+    sizes = {"SEQUENCES": 2, "CACHED": 16, "SHORTEST": 9, "LONGEST": 12}
+    for name, size in sizes.items():
+        monkeypatch.setattr(operations, name, size)
+    seen = []
+
+    def blank(query, key, *others):
+        seen.append(type(key).__name__)
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(operations, "decode_attention", blank)
+    rows = operations.compare_decoding(CPU, step_clock)
+    assert list(rows) == ["2 sequences", "2 sequences, int8"]
+    assert set(seen) == {"Tensor", "Int8Vectors"}
+    for row in rows.values():
+        assert row["ours_error"] == 1.0
+        assert 0 < row["theirs_error"] < 2e-2
+
+
 @pytest.mark.parametrize(
     ("compare", "shape", "kernel"),
     [

@@ -9,7 +9,6 @@ import transformers
 
 from ja_instruct.devices import load_nf4_model
 from ja_instruct.generation.grouped_attention import use_grouped_attention
-from ja_instruct.generation.int8_vectors import in_int8, rotated, rotation
 from ja_instruct.generation.slot_cache import SlotCache, bytes_per_token, visible
 from ja_instruct.generation.slot_engine import Settings, SlotEngine
 from ja_instruct.generation.token_rules import TokenRules
@@ -17,6 +16,15 @@ from ja_instruct.generation.token_rules import TokenRules
 NEW_TOKENS = 24
 BAD_WORDS = [[400], [500, 501], [7, 8, 9]]
 PENALTY = 1.1
+COMMON = {
+    "vocab_size": 600,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
 
 
 def random_prompts(vocabulary, count=9, longest=90):
@@ -35,23 +43,14 @@ def gemma2(tiny_nf4):
 @pytest.fixture(scope="module")
 def others():
     """Small random models of other families, one with windows in most layers."""
-    common = {
-        "vocab_size": 600,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.2,
-    }
     torch.manual_seed(0)
     return {
-        "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**common)).eval(),
+        "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)).eval(),
         "gemma3": transformers.Gemma3ForCausalLM(
-            transformers.Gemma3TextConfig(**common, head_dim=16, sliding_window=16)
+            transformers.Gemma3TextConfig(**COMMON, head_dim=16, sliding_window=16)
         ).eval(),
         "qwen3": transformers.Qwen3ForCausalLM(
-            transformers.Qwen3Config(**common, head_dim=16)
+            transformers.Qwen3Config(**COMMON, head_dim=16)
         ).eval(),
     }
 
@@ -128,24 +127,14 @@ def test_gemma_2(gemma2, settings):
     assert [answers[position] for position in range(len(prompts))] == expected
 
 
-class RoundedCache(transformers.DynamicCache):
-    """transformers' own cache, of keys and values that have been in 8 bits."""
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        turned = in_int8(rotated(key_states)).restored(torch.float32)
-        width = turned.shape[-1]
-        back = rotation(width, torch.float32, turned.device).T * width**-0.5
-        values = in_int8(value_states).restored(torch.float32)
-        return super().update(turned @ back, values, *args, **kwargs)
-
-
 @pytest.mark.parametrize("family", ["gemma2", "llama", "gemma3", "qwen3"])
 @pytest.mark.parametrize("settings", [{"slots": 4, "prefill_tokens": 7}, {"slots": 2}], ids=str)
-def test_cache_in_8_bits(gemma2, others, family, settings):
+def test_cache_in_8_bits(gemma2, others, family, settings, benchmark_module):
     model = {**others, "gemma2": gemma2}[family]
     prompts = random_prompts(600, count=6, longest=60)
     exact = one_by_one(model, prompts, 1)
-    expected = one_by_one(model, prompts, 1, cache=RoundedCache)
+    rounded = benchmark_module("rounded_cache").RoundedCache
+    expected = one_by_one(model, prompts, 1, cache=rounded)
     # else nothing would be seen of the rounding; this model hardly looks at what was before
     assert expected != exact or family == "gemma3"
     model = copy.deepcopy(model)
@@ -291,16 +280,7 @@ def test_recorded_steps_are_those_taken(others, int8):
 def test_cache_in_8_bits_on_a_gpu(slots):
     """With heads that the kernels take, whose answers are those of PyTorch's operations."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=600,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        initializer_range=0.2,
-    )
+    config = transformers.LlamaConfig(**{**COMMON, "hidden_size": 128}, head_dim=32)
     model = transformers.LlamaForCausalLM(config).eval()
     use_grouped_attention(model)
     prompts = random_prompts(600, count=6, longest=60)

@@ -70,19 +70,12 @@ def _remedy(section: str, parameters: InferenceParameters) -> str:
     )
     if parameters.engine != "batched":
         return shorter
-    batching = parameters.batching
-    smaller = [
-        f"set {section}.batching.{name}"
-        for name, takes_more in (
-            ("weights to nf4", batching.weights == "bf16"),
-            (
-                "kv_cache_dtype to int8",
-                parameters.backend != "vllm" and not batching.has_int8_cache,
-            ),
-        )
-        if takes_more
-    ]
-    return ", or ".join([*smaller, shorter])
+    smaller = []
+    if parameters.batching.weights == "bf16":
+        smaller.append("weights to nf4")
+    if parameters.backend != "vllm" and not parameters.batching.has_int8_cache:
+        smaller.append("kv_cache_dtype to int8")
+    return ", or ".join([*(f"set {section}.batching.{one}" for one in smaller), shorter])
 
 
 def _parts_of_one_slot(
