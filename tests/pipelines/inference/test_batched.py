@@ -82,6 +82,12 @@ def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, text
     assert report["summary"]["tasks"] == len(QUESTIONS)
 
 
+def test_what_one_by_one_would_not_do_is_told(change):
+    assert change(kv_cache_dtype="int8").batching.has_int8_cache
+    with pytest.raises(ValueError, match="kv_cache_dtype 'int8' would do nothing; set engine: bat"):
+        change(kv_cache_dtype="int8", engine="one_by_one")
+
+
 def test_report_counts_the_wall_time_once(answer, change):
     started = time.perf_counter()
     _, report = answer(change(slots=3))

@@ -112,6 +112,12 @@ class InferenceParameters(Parameters):
                 f"backend 'vllm' answers prompts side by side, so it cannot be used with engine "
                 f"'{self.engine}'; set engine: batched, or backend: transformers"
             )
+        if self.engine == "one_by_one" and self.batching.has_int8_cache:
+            raise ValueError(
+                "engine 'one_by_one' keeps keys and values in the model's own type, so "
+                "batching.kv_cache_dtype 'int8' would do nothing; set engine: batched with "
+                "backend: transformers, or batching.kv_cache_dtype: auto"
+            )
         return self
 
     @model_validator(mode="after")
