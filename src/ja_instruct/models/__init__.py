@@ -1,0 +1,1 @@
+"""Weights on disk: directories, the hub, checksums, loading, merging, cards, GGUF."""

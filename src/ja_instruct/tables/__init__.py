@@ -1,0 +1,1 @@
+"""Rows: JSON Lines, Arrow tables, conversations, word lists, atomic writes."""
