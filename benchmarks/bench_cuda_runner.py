@@ -29,8 +29,8 @@ from kedro.runner import SequentialRunner
 from recording import record
 from runner_nodes import add_one, multiply
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.devices import NoDevicesError, default_layer
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.devices import NoDevicesError, default_layer
 
 ALLOWED_SECONDS = 2.0
 PLAIN_NODES = 300

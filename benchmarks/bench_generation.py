@@ -27,7 +27,8 @@ are there.
 ``--sides`` says which to run; a folder keeps what was measured, and the table and the last line
 hold all sides that it has. ``--set SIDE:NAME=VALUE`` changes a parameter of ours (below
 ``inference``), or any side's ``tasks``, ``new_tokens`` or ``memory_gb``. A side of a new name is
-one of ours: ``--set ours-16:batching.slots=16 --sides ours-16``. With ``--device cpu`` transformers
+one of ours: ``--set ours-16:batching.max_num_seqs=16 --sides ours-16``.
+With ``--device cpu`` transformers
 takes unsloth's place:
 
     python benchmarks/bench_generation.py --device cpu --environment demo --tasks 8 \

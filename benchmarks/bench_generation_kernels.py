@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from recording import record
 
 if TYPE_CHECKING:
-    from ja_instruct.generation.nf4_matmul import Blocks
+    from ja_instruct.engine.kernels.nf4_matmul import Blocks
 
 SEED = 0
 LAYERS = 46
@@ -56,7 +56,7 @@ def parse_cuts(text: str) -> dict[str, Blocks]:
     Raises:
         argparse.ArgumentTypeError: It is no list of cuts, or no kernel can be cut so.
     """
-    from ja_instruct.generation.nf4_matmul import Blocks
+    from ja_instruct.engine.kernels.nf4_matmul import Blocks
 
     cuts = {}
     for name in filter(None, (one.replace(" ", "") for one in text.split(";"))):
@@ -163,7 +163,7 @@ def find_lack() -> str | None:
     """Return why this benchmark cannot run here, if it cannot."""
     import torch
 
-    from ja_instruct.generation.triton_kernels import is_available
+    from ja_instruct.engine.kernels.triton import is_available
 
     if not torch.cuda.is_available():
         return "no CUDA device is found; the kernels need one, run this on a machine with a GPU"

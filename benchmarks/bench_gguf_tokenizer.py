@@ -20,7 +20,7 @@ import yaml
 from recording import PROJECT, record
 from transformers import AutoTokenizer
 
-from ja_instruct.datasets.gguf_model_dataset import (
+from ja_instruct.demo.gguf_model_dataset import (
     assemble_gguf,
     read_gemma_tokenizer,
     read_gguf_model,

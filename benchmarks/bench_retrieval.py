@@ -30,12 +30,12 @@ from recording import record
 from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.retrieval import retrieve
+from ja_instruct.retrieval.index import retrieve
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ja_instruct.retrieval import ColbertCheckpoint
+    from ja_instruct.retrieval.index import ColbertCheckpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 JSQUAD = PROJECT.parent / "shared" / "data" / "jsquad"

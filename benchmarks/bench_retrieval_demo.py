@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 from recording import record
 
-from ja_instruct.colbert import encode_questions, search
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
+from ja_instruct.retrieval.colbert import encode_questions, search
 
 PROJECT = Path(__file__).resolve().parent.parent
 JSQUAD = PROJECT.parent / "shared" / "data" / "jsquad"

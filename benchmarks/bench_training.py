@@ -71,7 +71,7 @@ SIDES: dict[str, Side] = {
         "steps": 1,
     },
     "peft": {"program": str(REFERENCE), "way": "peft", "steps": 4, "changes": {}},
-    "ours-recipe-loss": {**OURS, "changes": {"answer_only_loss": False}},
+    "ours-recipe-loss": {**OURS, "changes": {"completion_only_loss": False}},
 }
 DEFAULT_SIDES = ("original", "ours", "ours-24gb", "ours-24gb-longest", "peft")
 #: So that all can be tried without a GPU, on a tiny model.

@@ -67,7 +67,7 @@ def main() -> None:
     from peft import PeftModel
 
     from ja_instruct.datasets import JSONLinesDataset, QuantizedModelDataset
-    from ja_instruct.devices import load_nf4_model
+    from ja_instruct.models.loading import load_nf4_model
     from ja_instruct.pipelines.sft.samples import encode_dataset
 
     directory = QuantizedModelDataset(filepath=options.model).load()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.models import ModelDirectory, read_provenance
+from ja_instruct.models.directory import ModelDirectory, read_provenance
 
 if TYPE_CHECKING:
     from pathlib import Path

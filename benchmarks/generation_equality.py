@@ -22,12 +22,12 @@ from endless_model import EndlessModel, adapter_at
 from generation_product import changes_of, read_parameters
 from side_runs import write_result
 
-from ja_instruct.pipelines.inference.generation import LOADERS, OneByOne, load_engine
+from ja_instruct.engine.backends import LOADERS, OneByOne, load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ja_instruct.pipelines.inference.generation import Engine
+    from ja_instruct.engine.backends import Backend
 
 Answers = list[list[int]]
 ONE_BY_ONE = {"engine": "one_by_one", "backend": "transformers"}
@@ -99,7 +99,7 @@ def find_margins(
     return margins
 
 
-def read_answers(engine: Engine, prompts: Sequence[str]) -> tuple[Answers, float]:
+def read_answers(engine: Backend, prompts: Sequence[str]) -> tuple[Answers, float]:
     """Return the tokens of each prompt's answer, and the seconds of all."""
     started = time.perf_counter()
     found = dict(engine.generate(prompts))

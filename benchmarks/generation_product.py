@@ -23,7 +23,7 @@ from peak_memory import PeakMemory
 from side_runs import write_result
 from training_product import limit_memory
 
-from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.engine.backends import load_engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 

@@ -13,13 +13,13 @@ import bitsandbytes.functional as quantized
 import torch
 from kernel_timing import Call, Clock, compare, poisoned, relative_error
 
-from ja_instruct.generation.nf4_matmul import (
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_matmul import (
     Blocks,
     arrange,
     nf4_matmul,
 )
-from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
-from ja_instruct.generation.nf4_write_out import Factors, write_out
+from ja_instruct.engine.kernels.nf4_weight import Nf4Weight, nf4_weight
 
 
 class Matrix(NamedTuple):

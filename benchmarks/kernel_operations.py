@@ -11,12 +11,12 @@ from unittest import mock
 import torch
 from kernel_timing import Clock, compare
 
-from ja_instruct.generation import grouped_attention as attention
-from ja_instruct.generation.decode_attention import decode_attention
-from ja_instruct.generation.grouped_attention import grouped_attention
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, rotated
-from ja_instruct.generation.layer_kernels import gated, rms_norm, rotate
-from ja_instruct.generation.prompt_attention import prompt_attention
+from ja_instruct.engine import attention
+from ja_instruct.engine.attention import grouped_attention
+from ja_instruct.engine.kernels.decode_attention import decode_attention
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, in_int8, rotated
+from ja_instruct.engine.kernels.norm_rope_gate import gated, rms_norm, rotate
+from ja_instruct.engine.kernels.prefill_attention import prompt_attention
 
 HEADS, KEY_HEADS, WIDTH = 32, 16, 128
 SOFTCAP, SCALING = 50.0, 144**-0.5

@@ -3,7 +3,7 @@
     python benchmarks/profile_generation.py --model /dev/shm/nf4 --adapter /dev/shm/nf4-adapter
 
 No comparison, but what to look at before changing something: seconds for a prompt in pieces of each
-size, milliseconds for a step of full slots, and the kernels of either, by their time. The model and
+size, milliseconds for a step of a full batch, and the kernels of either, by time. The model and
 the adapter are those that ``bench_generation.py`` makes; the prompt is random tokens.
 """
 
@@ -20,12 +20,12 @@ from endless_model import EndlessModel, adapter_at
 from generation_product import read_parameters
 from torch.profiler import ProfilerActivity, profile
 
-from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.engine.backends import load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ja_instruct.pipelines.inference.batched import Batched
+    from ja_instruct.engine.batched import Batched
 
 REPEATS, STEPS = 3, 20
 KERNELS_SHOWN = 25
@@ -63,10 +63,10 @@ def print_kernels(title: str, call: Callable[[], object]) -> None:
         print(f"{len(times):>7}{sum(times):>10.3f} ms  {name[:90]}")
 
 
-def build(engine: Batched, slots: int, length: int, prefill: int) -> Any:
-    """Return an engine with so many slots; those that the product would choose have no say."""
+def build(engine: Batched, max_num_seqs: int, length: int, prefill: int) -> Any:
+    """Return an engine with a fixed batch size."""
     engine._prefill = prefill
-    return engine._build(slots, length)
+    return engine._build(max_num_seqs, length)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--weights", choices=["auto", "nf4", "bf16"], default="nf4")
     parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto")
-    parser.add_argument("--slots", type=int, default=40)
+    parser.add_argument("--max-num-seqs", type=int, default=40)
     parser.add_argument("--prompt-tokens", type=int, default=3072)
     parser.add_argument("--answered", type=int, default=328, help="tokens behind the prompt")
     parser.add_argument("--new-tokens", type=int, default=1024, help="that there is room for")
@@ -100,8 +100,8 @@ def main() -> None:
     model, adapter = EndlessModel.at(options.model), adapter_at(options.adapter)
     engine: Any = load_engine(model, adapter, parameters, texts)
     length = options.prompt_tokens + options.new_tokens
-    engine._weights = engine._take_up_weights(options.slots, length)
-    engine._count_slots(options.slots, length)
+    engine._weights = engine._take_up_weights(options.max_num_seqs, length)
+    engine._count_max_num_seqs(options.max_num_seqs, length)
     vocabulary = engine._model.config.get_text_config().vocab_size
     prompt = torch.randint(10, vocabulary, (options.prompt_tokens,)).tolist()
     for pieces in map(int, options.pieces.split(",")):
@@ -109,11 +109,11 @@ def main() -> None:
         seconds = seconds_of(lambda reader=reader: reader._begin(0, prompt), REPEATS)
         print(f"prompt of {len(prompt)} tokens in pieces of {pieces}: {seconds:.3f} s", flush=True)
     del reader
-    stepper = build(engine, options.slots, length, pieces)
+    stepper = build(engine, options.max_num_seqs, length, pieces)
     seen = options.prompt_tokens + options.answered
     stepper._positions.fill_(seen)
     milliseconds = 1e3 * seconds_of(lambda: stepper._take_step(length), STEPS)
-    print(f"step of {options.slots} sequences near {seen} tokens: {milliseconds:.2f} ms")
+    print(f"step of {options.max_num_seqs} sequences near {seen} tokens: {milliseconds:.2f} ms")
     if options.device == "cuda":
         print_kernels("step", lambda: stepper._take_step(length))
         print_kernels("prompt", lambda: stepper._begin(0, prompt))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from training_reference import LORA, TARGET_MODULES
 
-from ja_instruct.models import read_provenance, write_provenance
+from ja_instruct.models.directory import read_provenance, write_provenance
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ from character_tokenizer import make_tokenizer
 from recording import PROJECT
 
 from ja_instruct import __version__
-from ja_instruct.models import write_provenance
+from ja_instruct.models.directory import write_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

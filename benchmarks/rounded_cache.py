@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from ja_instruct.generation.int8_vectors import in_int8, rotated, rotation
+from ja_instruct.engine.kernels.int8_kv import in_int8, rotated, rotation
 
 
 class RoundedCache(transformers.DynamicCache):

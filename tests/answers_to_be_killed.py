@@ -10,11 +10,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ja_instruct.answer_store import AnswerStore
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
+from ja_instruct.tables.answer_store import AnswerStore
 
 
 def main(path: Path) -> None:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 RECIPE = REPOSITORY.parent / "shared" / "recipe"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -279,7 +279,7 @@ def invoke_kedro(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 @pytest.fixture
 def shown_records(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return what the runner's table shows of each node, by its name; nothing is printed."""
-    from ja_instruct.runner.report import TableHook
+    from kedro_cuda_runner.report import TableHook
 
     shown: dict[str, Any] = {}
     monkeypatch.setattr(
@@ -346,7 +346,7 @@ def read_parameters(
 @pytest.fixture(scope="session")
 def tiny_gemma2(clean_project: Path) -> ModelDirectory:
     """Return a tiny random Gemma 2 with its tokenizer."""
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
     return ModelDirectory(clean_project / "data/06_models/test/tiny_gemma2", "tiny-random-gemma2")
 
@@ -378,7 +378,7 @@ def tiny_adapter(
     import torch
 
     from ja_instruct.datasets import AdapterDataset
-    from ja_instruct.models import ModelArtifact
+    from ja_instruct.models.directory import ModelArtifact
     from ja_instruct.pipelines.sft.backends import adapt_with_peft
     from ja_instruct.pipelines.sft.parameters import SftParameters
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import gpu_nodes
 from kedro.io import AbstractDataset, AbstractVersionedDataset
 
-from ja_instruct.atomic import replacing
 from ja_instruct.datasets import JSONLinesDataset
+from ja_instruct.tables.atomic import replacing
 
 
 def die():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from ja_instruct.runner.devices import Device, NoDevicesError
+from kedro_cuda_runner.devices import Device, NoDevicesError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -11,7 +11,7 @@ from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import AbstractDataset, DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 
-from ja_instruct.runner import CudaRunner
+from kedro_cuda_runner import CudaRunner
 
 
 class Errors:

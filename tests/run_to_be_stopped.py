@@ -16,7 +16,7 @@ from gpu_runs import gpu, run
 from kedro.io import MemoryDataset
 from kedro.pipeline import node
 
-from ja_instruct.runner import scheduler
+from kedro_cuda_runner import scheduler
 
 
 def hang_here(folder):

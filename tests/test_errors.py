@@ -23,11 +23,11 @@ from ja_instruct.datasets import (
     QuantizedModelDataset,
 )
 from ja_instruct.errors import InputError
-from ja_instruct.hub import check_repository
+from ja_instruct.models.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.preflight import check_run
-from ja_instruct.runner.devices import use_layer
+from kedro_cuda_runner.devices import use_layer
 
 PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
 CONVERSATIONS = {
@@ -272,7 +272,7 @@ class TestDevice:
         assert set(told.split(", ")) == {f"'{name}'" for name in nodes}
         assert "in an environment that needs none: '--env=demo' (a small real model), " in message
 
-    @pytest.mark.parametrize("arguments", [(), ("--runner=ja_instruct.runner.CudaRunner",)])
+    @pytest.mark.parametrize("arguments", [(), ("--runner=kedro_cuda_runner.CudaRunner",)])
     def test_environments_that_need_none_are_those_of_the_project(
         self, refused, add_environment, arguments
     ):
@@ -289,7 +289,7 @@ class TestDevice:
         )
         message = refused(environment, "--pipeline=sft")
         assert "node 'train' asks for 2 devices" in message
-        assert "add --runner=ja_instruct.runner.CudaRunner" in message
+        assert "add --runner=kedro_cuda_runner.CudaRunner" in message
 
     def test_pipelines_without_gpu_nodes_may_run(self, invoke_kedro, add_environment):
         environment = add_environment("gpu", parameters={"quantization": {"device": "cuda"}})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fake_devices import FakeDevices, OutOfMemoryError, allocate, free
 
-from ja_instruct.runner.devices import NoDevicesError
+from kedro_cuda_runner.devices import NoDevicesError
 
 ALLOCATING = """
 import sys

@@ -65,7 +65,7 @@ def test_data_filtering(base):
         "language_percent_min": 60,
         # beyond the recipe: nothing is asked for, and figures without their rules mean nothing
         "bad_records_max": 0,
-        "further_rules": [],
+        "extra_rules": [],
         "quality_scores": False,
         "response_tokens_min": 1,
         "pair_tokens_max": 2000,
@@ -93,7 +93,7 @@ def test_sft(base):
     assert sft["backend"] == "unsloth"
     assert sft["device"] == "cuda"
     assert sft["max_seq_length"] == 2048
-    assert sft["answer_only_loss"] is False
+    assert sft["completion_only_loss"] is False
     assert sft["eval_fraction"] == 0
     assert sft["over_long"] == "cut"
     assert sft["resume"] is True
@@ -166,12 +166,12 @@ def test_inference(base):
         "backend": "transformers",
         "engine": "batched",
         "batching": {
-            "slots": None,
+            "max_num_seqs": None,
             "weights": "auto",
             # keys and values as the model computes them
             "kv_cache_dtype": "auto",
             "memory_gb": None,
-            "prefill_tokens": None,
+            "prefill_chunk_size": None,
             "cuda_graphs": True,
         },
         "device": "cuda",

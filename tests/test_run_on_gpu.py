@@ -11,12 +11,12 @@ from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import AdapterDataset
 from ja_instruct.pipelines.sft import create_pipeline
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.devices import default_layer
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.devices import default_layer
 
 pytestmark = pytest.mark.gpu
 
-RUNNER = "--runner=ja_instruct.runner.CudaRunner"
+RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
 ON_CUDA = {
     "quantization": {"device": "cuda"},
     "sft": {"device": "cuda", "training": {"bf16": True}},

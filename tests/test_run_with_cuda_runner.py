@@ -7,7 +7,7 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
-RUNNER = "--runner=ja_instruct.runner.CudaRunner"
+RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
 GPU_NODES = (
     "quantize",
     "measure_quantization",
@@ -73,7 +73,7 @@ def test_same_run_in_mlflow(isolated, finished_project):
     assert curve == expected_curve != []
     artifacts = {artifact.path for artifact in client.list_artifacts(made.info.run_id)}
     assert {"cuda_runner.json", "nodes.json", "report.html"} <= artifacts
-    assert made.data.tags["runner"] == "ja_instruct.runner.CudaRunner"
+    assert made.data.tags["runner"] == "kedro_cuda_runner.CudaRunner"
 
 
 def test_the_last_word_is_a_table_of_the_nodes(isolated):

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import Trainer
 
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.sft.nodes import train
 from ja_instruct.pipelines.sft.parameters import SftParameters
 

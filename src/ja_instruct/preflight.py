@@ -19,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
-from ja_instruct.runner.devices import default_layer
-from ja_instruct.runner.needs import is_gpu_node
-from ja_instruct.runner.preflight import device_problems, existing_parent, read_needs
+from kedro_cuda_runner.devices import default_layer
+from kedro_cuda_runner.needs import is_gpu_node
+from kedro_cuda_runner.preflight import device_problems, existing_parent, read_needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -265,7 +265,7 @@ def _device_problems(
     problems += device_problems(needs, default_layer(), lambda: _no_gpu_remedy(cpu_environments()))
     problems += [
         f"node '{node.name}' asks for {need.devices} devices, which only the CUDA runner gives it; "
-        f"add --runner=ja_instruct.runner.CudaRunner"
+        f"add --runner=kedro_cuda_runner.CudaRunner"
         for node, need in needs.items()
         if need.devices > 1 and "CudaRunner" not in runner
     ]

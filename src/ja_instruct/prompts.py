@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from ja_instruct.config import Parameters
 from ja_instruct.errors import InputError
-from ja_instruct.parameters import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

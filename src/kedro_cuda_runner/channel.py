@@ -22,12 +22,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.transfer import dumps
+from kedro_cuda_runner.transfer import dumps
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from ja_instruct.runner.tracking import Tracking
+    from kedro_cuda_runner.tracking import Tracking
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks.manager import _NullPluginManager
 from kedro.runner import AbstractRunner
 
-from ja_instruct.runner import devices
-from ja_instruct.runner.errors import PreflightError
-from ja_instruct.runner.hooks_gate import HooksGate
-from ja_instruct.runner.node_process import RunContext
-from ja_instruct.runner.placement import Placement
-from ja_instruct.runner.preflight import find_devices, find_problems, read_needs
-from ja_instruct.runner.report import TableHook
-from ja_instruct.runner.scheduler import Scheduler, kedro_logger
-from ja_instruct.runner.terminal import Terminal
-from ja_instruct.runner.tracking import active_tracking
+from kedro_cuda_runner import devices
+from kedro_cuda_runner.errors import PreflightError
+from kedro_cuda_runner.hooks_gate import HooksGate
+from kedro_cuda_runner.node_process import RunContext
+from kedro_cuda_runner.placement import Placement
+from kedro_cuda_runner.preflight import find_devices, find_problems, read_needs
+from kedro_cuda_runner.report import TableHook
+from kedro_cuda_runner.scheduler import Scheduler, kedro_logger
+from kedro_cuda_runner.terminal import Terminal
+from kedro_cuda_runner.tracking import active_tracking
 
 if TYPE_CHECKING:
     import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from pluggy import PluginManager
 
-    from ja_instruct.runner.devices import DeviceLayer
+    from kedro_cuda_runner.devices import DeviceLayer
 
 
 class CudaRunner(AbstractRunner):
@@ -39,7 +39,7 @@ class CudaRunner(AbstractRunner):
     Examples:
         On the command line::
 
-            kedro run --runner=ja_instruct.runner.CudaRunner
+            kedro run --runner=kedro_cuda_runner.CudaRunner
 
         In Python:
 
@@ -63,7 +63,7 @@ class CudaRunner(AbstractRunner):
 
     def __str__(self) -> str:
         """Return what ``--runner`` takes; Kedro hands it to the hooks, and MLflow shows it."""
-        return "ja_instruct.runner.CudaRunner"
+        return "kedro_cuda_runner.CudaRunner"
 
     @property
     def _logger(self) -> logging.Logger:

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ja_instruct.runner.cuda_driver import LIBRARY, NO_DEVICE, DriverDevice, DriverError, ask_driver
-from ja_instruct.runner.errors import CudaRunnerError
+from kedro_cuda_runner.cuda_driver import LIBRARY, NO_DEVICE, DriverDevice, DriverError, ask_driver
+from kedro_cuda_runner.errors import CudaRunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from ja_instruct.runner.cuda_driver import DriverAnswer
+    from kedro_cuda_runner.cuda_driver import DriverAnswer
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from ja_instruct.runner.errors import GpuNodeError
-from ja_instruct.runner.figures import gigabytes
+from kedro_cuda_runner.errors import GpuNodeError
+from kedro_cuda_runner.figures import gigabytes
 
 if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.node_process import Ending
-    from ja_instruct.runner.report import NodeRecord
+    from kedro_cuda_runner.node_process import Ending
+    from kedro_cuda_runner.report import NodeRecord
 
 SHOWN_LINES = 10
 # the node's process turns the signal into an orderly exit

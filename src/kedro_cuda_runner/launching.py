@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.transfer import NotTransferableError, dumps
+from kedro_cuda_runner.transfer import NotTransferableError, dumps
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # of sockaddr_un, without the final zero
 SOCKET_PATH_BYTES = 107
-WORKER = "ja_instruct.runner.worker"
+WORKER = "kedro_cuda_runner.worker"
 
 
 def make_socket_folder() -> Path:

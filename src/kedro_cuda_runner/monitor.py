@@ -13,7 +13,7 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from ja_instruct.runner.devices import Device, DeviceLayer
+    from kedro_cuda_runner.devices import Device, DeviceLayer
 
 logger = logging.getLogger(__name__)
 

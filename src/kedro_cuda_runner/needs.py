@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.errors import PreflightError
+from kedro_cuda_runner.errors import PreflightError
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.channel import Failure, Task
-from ja_instruct.runner.launching import (
+from kedro_cuda_runner.channel import Failure, Task
+from kedro_cuda_runner.launching import (
     import_paths,
     make_socket_folder,
     pack_work,
     worker_command,
 )
-from ja_instruct.runner.outputs import OutputWatch
-from ja_instruct.runner.terminal import LastLines, Output, Terminal, open_outputs
-from ja_instruct.runner.transfer import dumps, pack_error, unpack_for_hooks
+from kedro_cuda_runner.outputs import OutputWatch
+from kedro_cuda_runner.terminal import LastLines, Output, Terminal, open_outputs
+from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.devices import Device
-    from ja_instruct.runner.hooks_gate import HooksGate
-    from ja_instruct.runner.tracking import Tracking
+    from kedro_cuda_runner.devices import Device
+    from kedro_cuda_runner.hooks_gate import HooksGate
+    from kedro_cuda_runner.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 

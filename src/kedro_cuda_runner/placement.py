@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ja_instruct.runner.devices import Device, DeviceLayer
-    from ja_instruct.runner.needs import Need
+    from kedro_cuda_runner.devices import Device, DeviceLayer
+    from kedro_cuda_runner.needs import Need
 
 GB = 1e9
 

@@ -6,13 +6,13 @@ import shutil
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.devices import NoDevicesError
-from ja_instruct.runner.errors import PreflightError
-from ja_instruct.runner.figures import gigabytes
-from ja_instruct.runner.needs import Need, is_gpu_node, need_of
-from ja_instruct.runner.outputs import output_path
-from ja_instruct.runner.placement import Placement
-from ja_instruct.runner.transfer import NotTransferableError, dumps
+from kedro_cuda_runner.devices import NoDevicesError
+from kedro_cuda_runner.errors import PreflightError
+from kedro_cuda_runner.figures import gigabytes
+from kedro_cuda_runner.needs import Need, is_gpu_node, need_of
+from kedro_cuda_runner.outputs import output_path
+from kedro_cuda_runner.placement import Placement
+from kedro_cuda_runner.transfer import NotTransferableError, dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.devices import Device, DeviceLayer
+    from kedro_cuda_runner.devices import Device, DeviceLayer
 
 NO_DEVICE_REMEDY = (
     "run on a machine with an NVIDIA GPU, or choose an environment (--env) in which these nodes "

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from kedro.runner.task import Task
 
-from ja_instruct.runner.errors import CudaRunnerError, GpuNodeError
-from ja_instruct.runner.monitor import Monitor
-from ja_instruct.runner.report import NodeRecord, log_to_mlflow
-from ja_instruct.runner.resume import resume_command
-from ja_instruct.runner.signals import counting_signals, ending_on_signals
-from ja_instruct.runner.supervisor import Supervisor
-from ja_instruct.runner.terminal import logs_in_turn
+from kedro_cuda_runner.errors import CudaRunnerError, GpuNodeError
+from kedro_cuda_runner.monitor import Monitor
+from kedro_cuda_runner.report import NodeRecord, log_to_mlflow
+from kedro_cuda_runner.resume import resume_command
+from kedro_cuda_runner.signals import counting_signals, ending_on_signals
+from kedro_cuda_runner.supervisor import Supervisor
+from kedro_cuda_runner.terminal import logs_in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.devices import Device, DeviceLayer
-    from ja_instruct.runner.needs import Need
-    from ja_instruct.runner.node_process import RunContext
-    from ja_instruct.runner.placement import Placement
+    from kedro_cuda_runner.devices import Device, DeviceLayer
+    from kedro_cuda_runner.needs import Need
+    from kedro_cuda_runner.node_process import RunContext
+    from kedro_cuda_runner.placement import Placement
 
 logger = logging.getLogger(__name__)
 # what Kedro's own runners say as well, under the same switch

@@ -6,23 +6,23 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ja_instruct.runner.errors import CudaRunnerError
-from ja_instruct.runner.failures import explain
-from ja_instruct.runner.figures import duration, gigabytes
-from ja_instruct.runner.node_process import NodeProcess
-from ja_instruct.runner.report import NodeRecord
-from ja_instruct.runner.tracking import continued
+from kedro_cuda_runner.errors import CudaRunnerError
+from kedro_cuda_runner.failures import explain
+from kedro_cuda_runner.figures import duration, gigabytes
+from kedro_cuda_runner.node_process import NodeProcess
+from kedro_cuda_runner.report import NodeRecord
+from kedro_cuda_runner.tracking import continued
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.devices import Device, DeviceLayer
-    from ja_instruct.runner.errors import GpuNodeError
-    from ja_instruct.runner.monitor import Monitor, Usage
-    from ja_instruct.runner.needs import Need
-    from ja_instruct.runner.node_process import Ending, RunContext
+    from kedro_cuda_runner.devices import Device, DeviceLayer
+    from kedro_cuda_runner.errors import GpuNodeError
+    from kedro_cuda_runner.monitor import Monitor, Usage
+    from kedro_cuda_runner.needs import Need
+    from kedro_cuda_runner.node_process import Ending, RunContext
 
 logger = logging.getLogger(__name__)
 

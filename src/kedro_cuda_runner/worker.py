@@ -1,4 +1,4 @@
-"""A node's own process: ``python -m ja_instruct.runner.worker ADDRESS``."""
+"""A node's own process: ``python -m kedro_cuda_runner.worker ADDRESS``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.runner.channel import Channel, Failure, RunnerGoneError, Task
-from ja_instruct.runner.tracking import continued, continued_once_imported
-from ja_instruct.runner.transfer import NotTransferableError, dumps, pack_error, pack_for_hooks
+from kedro_cuda_runner.channel import Channel, Failure, RunnerGoneError, Task
+from kedro_cuda_runner.tracking import continued, continued_once_imported
+from kedro_cuda_runner.transfer import NotTransferableError, dumps, pack_error, pack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kedro.pipeline.node import Node
 
-    from ja_instruct.runner.worker_catalog import WorkerCatalog
+    from kedro_cuda_runner.worker_catalog import WorkerCatalog
 
 ORPHAN_GRACE_SECONDS = 10
 # arguments of hooks that are as small as a name
@@ -150,7 +150,7 @@ def _work(channel: Channel, task: Task, rank: int) -> None:
 
 
 def _unpack(channel: Channel, task: Task, rank: int) -> tuple[Node, WorkerCatalog]:
-    from ja_instruct.runner.worker_catalog import WorkerCatalog
+    from kedro_cuda_runner.worker_catalog import WorkerCatalog
 
     node, datasets, validation, staying = pickle.loads(task.work)  # noqa: S301 - from the runner
     return node, WorkerCatalog.of(channel, datasets, validation, staying, saves=rank == 0)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import DataCatalog
 
-from ja_instruct.runner.transfer import NotTransferableError, dumps
+from kedro_cuda_runner.transfer import NotTransferableError, dumps
 
 if TYPE_CHECKING:
     from kedro.io import AbstractDataset
 
-    from ja_instruct.runner.channel import Channel
+    from kedro_cuda_runner.channel import Channel
 
 
 class WorkerCatalog(DataCatalog):  # type: ignore[misc]

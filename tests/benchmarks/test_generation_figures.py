@@ -106,13 +106,13 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
     sides = copy.deepcopy(bench.SIDES)
     bench.apply_settings(
         sides,
-        ["ours:tasks=5", "ours-24gb:memory_gb=null", "ours-16:batching.slots=16"],
+        ["ours:tasks=5", "ours-24gb:memory_gb=null", "ours-16:batching.max_num_seqs=16"],
         bench.OURS,
     )
     assert sides["ours"]["tasks"] == 5
     assert sides["ours-nf4"]["tasks"] is None
     assert sides["ours-24gb"]["memory_gb"] is None
-    assert sides["ours-16"]["changes"] == {"batching.slots": 16}
+    assert sides["ours-16"]["changes"] == {"batching.max_num_seqs": 16}
     assert bench.OURS["changes"] == {}
     with pytest.raises(SystemExit, match="give SIDE:NAME=VALUE"):
         bench.apply_settings(sides, ["ours:tasks"], bench.OURS)

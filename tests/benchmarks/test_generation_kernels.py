@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ja_instruct.generation.nf4_matmul import Blocks
+from ja_instruct.engine.kernels.nf4_matmul import Blocks
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def test_without_a_gpu_it_says_so_and_fails(bench, monkeypatch):
 
 def test_without_triton_it_says_so(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("ja_instruct.generation.triton_kernels.triton", None)
+    monkeypatch.setattr("ja_instruct.engine.kernels.triton.triton", None)
     assert "Triton" in bench.find_lack()
 
 

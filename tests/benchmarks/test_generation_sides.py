@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.engine.backends import load_engine
 
 NEW_TOKENS = 12
 
@@ -39,7 +39,7 @@ def job(benchmark_module, model, adapter):
         "tasks": 5,
         "new_tokens": NEW_TOKENS,
         "memory_gb": None,
-        "changes": {"batching.slots": 2},
+        "changes": {"batching.max_num_seqs": 2},
     }
 
 
@@ -55,7 +55,7 @@ def generated(benchmark_module, job, tmp_path_factory):
 
 def load_plain(directory):
     from ja_instruct.datasets import QuantizedModelDataset
-    from ja_instruct.devices import load_nf4_model
+    from ja_instruct.models.loading import load_nf4_model
 
     return load_nf4_model(QuantizedModelDataset(filepath=directory).load(), "cpu")
 
@@ -86,7 +86,7 @@ class TestAdapter:
 
     def test_product_takes_it_for_its_own(self, model, adapter):
         from ja_instruct.datasets import AdapterDataset
-        from ja_instruct.models import read_provenance
+        from ja_instruct.models.directory import read_provenance
 
         provenance = AdapterDataset(filepath=adapter).load().provenance
         assert provenance["stage"] == "sft"

@@ -50,7 +50,7 @@ def test_profile_tells_of_prompt_and_step(run, benchmark_module, tmp_path, capsy
     model, adapter = tmp_path / "nf4", tmp_path / "adapter"
     benchmark_module("random_models").make_nf4_model(model, "tiny", device="cpu")
     benchmark_module("random_adapter").make_adapter(adapter, model, device="cpu")
-    numbers = ("--slots", 2, "--prompt-tokens", 20, "--answered", 5, "--new-tokens", 12)
+    numbers = ("--max-num-seqs", 2, "--prompt-tokens", 20, "--answered", 5, "--new-tokens", 12)
     paths = ("--model", model, "--adapter", adapter, "--device", "cpu")
     run("profile_generation", *paths, *numbers, "--pieces", "8,32")
     out = capsys.readouterr().out

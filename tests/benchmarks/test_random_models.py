@@ -95,7 +95,7 @@ def test_weights_are_drawn_and_norms_are_zero(made):
 
 
 def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
     tokenizer = ModelDirectory(made / "nf4", "random").load_tokenizer()
     characters = benchmark_module("character_tokenizer").japanese_characters()
@@ -113,8 +113,8 @@ def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
 
 def test_product_takes_the_directory_for_its_own_and_trains_on_it(made):
     from ja_instruct.datasets import QuantizedModelDataset
-    from ja_instruct.devices import load_nf4_model
-    from ja_instruct.models import parameter_count
+    from ja_instruct.models.directory import parameter_count
+    from ja_instruct.models.loading import load_nf4_model
 
     directory = QuantizedModelDataset(filepath=made / "nf4").load()
     model = load_nf4_model(directory, "cpu")

@@ -6,7 +6,7 @@ from kedro.io import DatasetError
 
 from ja_instruct.datasets import AdapterDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelArtifact
+from ja_instruct.models.directory import ModelArtifact
 
 PROVENANCE = {"stage": "sft", "base": {"model_id": "google/gemma-2-27b"}}
 

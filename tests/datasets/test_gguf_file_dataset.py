@@ -2,7 +2,7 @@ import pytest
 
 from ja_instruct.datasets import GGUFFileDataset
 from ja_instruct.errors import InputError
-from ja_instruct.gguf_conversion import GGUFConversion
+from ja_instruct.models.gguf import GGUFConversion
 
 WRITES = """
 import argparse, os

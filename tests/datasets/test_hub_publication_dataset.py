@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from ja_instruct.datasets import AdapterDataset, HubPublicationDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import write_provenance
-from ja_instruct.publication import Publication
+from ja_instruct.models.directory import write_provenance
+from ja_instruct.models.publication import Publication
 
 CHANGES = {"adapter_config.json": {"base_model_name_or_path": "google/gemma-2-27b"}}
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ja_instruct.datasets import MergedModelDataset
 from ja_instruct.datasets import merged_model_dataset as module
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 
 
 class Merge:

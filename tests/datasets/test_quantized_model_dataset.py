@@ -7,7 +7,7 @@ from kedro.io import DatasetError
 
 from ja_instruct.datasets import QuantizedModelDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelArtifact
+from ja_instruct.models.directory import ModelArtifact
 
 PROVENANCE = {
     "stage": "quantization",

@@ -7,10 +7,10 @@ from kedro.io import DatasetError
 from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
-from ja_instruct.colbert import EncodedQuestions, encode_questions, search
 from ja_instruct.datasets.retrieval_index_dataset import RetrievalIndexDataset
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval import RetrievalIndex
+from ja_instruct.retrieval.colbert import EncodedQuestions, encode_questions, search
+from ja_instruct.retrieval.index import RetrievalIndex
 
 QUESTIONS = ("日本の首都は?", "富士山の高さは?\u2028何メートル?", "川")
 

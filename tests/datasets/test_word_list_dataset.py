@@ -9,7 +9,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.datasets.word_list_dataset import WordListDataset
 from ja_instruct.errors import InputError
-from ja_instruct.word_lists import Replacement
+from ja_instruct.tables.word_lists import Replacement
 
 
 def write(path, text, kind="substrings"):

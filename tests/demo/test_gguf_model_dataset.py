@@ -4,10 +4,10 @@ import importlib
 import pytest
 from kedro.io import DatasetError
 
-from ja_instruct.datasets import GGUFModelDataset
-from ja_instruct.datasets.gguf_model_dataset import assemble_gguf
+from ja_instruct.demo import GGUFModelDataset
+from ja_instruct.demo.gguf_model_dataset import assemble_gguf
 from ja_instruct.errors import InputError
-from ja_instruct.models import write_provenance
+from ja_instruct.models.directory import write_provenance
 
 PIECES = (b"GGUF" + b"\x00" * 10, b"second piece", b"third")
 SHA256 = hashlib.sha256(b"".join(PIECES)).hexdigest()
@@ -126,7 +126,7 @@ def test_is_never_saved_to(tmp_path, package):
 def gemma_tokenizer(tmp_path_factory, read_configuration):
     from gguf import GGUFReader
 
-    from ja_instruct.datasets.gguf_model_dataset import read_gemma_tokenizer
+    from ja_instruct.demo.gguf_model_dataset import read_gemma_tokenizer
 
     entry = read_configuration("demo")["catalog"]["base_model"]
     target = tmp_path_factory.mktemp("gguf") / "gemma.gguf"

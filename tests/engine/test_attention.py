@@ -6,8 +6,8 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from ja_instruct.generation import grouped_attention as subject
-from ja_instruct.generation.grouped_attention import grouped_attention, use_grouped_attention
+from ja_instruct.engine import attention as subject
+from ja_instruct.engine.attention import grouped_attention, use_grouped_attention
 
 # sequences, heads, key heads, tokens, span, width
 SHAPES = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ja_instruct.datasets import QuantizedModelDataset
-from ja_instruct.devices import load_nf4_model
-from ja_instruct.models import ModelDirectory
-from ja_instruct.pipelines.inference import generation
-from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.engine import backends as generation
+from ja_instruct.engine.backends import load_engine
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.quantization.nodes import quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters

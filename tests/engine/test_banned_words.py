@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ja_instruct.pipelines.inference.decoding import BannedText, BannedWords, SparingPenalty
+from ja_instruct.engine.banned_words import BannedText, BannedWords, SparingPenalty
 
 
 @pytest.fixture(scope="module")

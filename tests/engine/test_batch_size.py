@@ -8,16 +8,16 @@ from gemma_shapes import GEMMA_2_27B
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.generation.grouped_attention import SCORES_AT_ONCE
-from ja_instruct.generation.slot_cache import SlotCache
-from ja_instruct.model_memory import ModelShape, lora_weights, nf4_bytes
-from ja_instruct.pipelines.inference.slot_memory import (
+from ja_instruct.engine.attention import SCORES_AT_ONCE
+from ja_instruct.engine.batch_size import (
     ATTENTION_BYTES,
     USABLE_SHARE,
     EngineSizes,
     bytes_of_merging,
     free_bytes,
 )
+from ja_instruct.engine.kv_cache import KVCache
+from ja_instruct.memory.estimates import ModelShape, lora_weights, nf4_bytes
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -39,8 +39,8 @@ def test_scores_of_the_attention_are_as_many_as_it_computes_at_once():
 @pytest.mark.parametrize("int8", [False, True])
 def test_cache_is_what_the_engine_allocates(tiny_gemma2, int8):
     model = tiny_gemma2.load_model()
-    given = {"slots": 3, "length": 50, "dtype": torch.float32, "device": torch.device("cpu")}
-    cache = SlotCache(model.config, **given, is_int8=int8)
+    given = {"max_num_seqs": 3, "length": 50, "dtype": torch.float32, "device": torch.device("cpu")}
+    cache = KVCache(model.config, **given, is_int8=int8)
     vectors = (*cache._keys, *cache._values)
     held = sum(one.nbytes for kept in vectors for one in (kept if int8 else [kept]))
     assert EngineSizes.of_model(model, int8_cache=int8).cache_bytes(3, 50) == held
@@ -56,36 +56,40 @@ def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4, int8):
 
 @pytest.mark.parametrize(("free_gb", "expected"), [(6, 1024), (40, 2048), (66, 4096)])
 def test_a_prompt_is_read_in_pieces_that_leave_room_for_sequences(sizes, free_gb, expected):
-    found = sizes.prefill_tokens(None, round(free_gb * 1e9), 4096)
+    found = sizes.prefill_chunk_size(None, round(free_gb * 1e9), 4096)
     assert found == expected
     if expected > 1024:
         assert sizes.working_bytes(found, 4096) <= 0.05 * free_gb * 1e9
-    assert sizes.prefill_tokens(700, round(free_gb * 1e9), 4096) == 700
+    assert sizes.prefill_chunk_size(700, round(free_gb * 1e9), 4096) == 700
 
 
-@given(slots=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
-def test_as_many_fit_as_have_room(slots, length, prefill):
+@given(max_num_seqs=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
+def test_as_many_fit_as_have_room(max_num_seqs, length, prefill):
     sizes = EngineSizes.of_shape(ModelShape.from_config(GEMMA_2_27B))
-    needed = sizes.working_bytes(prefill, length) + (slots + 0.5) * sizes.slot_bytes(length)
-    assert sizes.slots_that_fit(int(needed / USABLE_SHARE), prefill, length) == slots
+    needed = sizes.working_bytes(prefill, length) + (max_num_seqs + 0.5) * sizes.slot_bytes(length)
+    assert sizes.max_num_seqs_that_fit(int(needed / USABLE_SHARE), prefill, length) == max_num_seqs
 
 
 def test_nothing_fits_into_nothing(sizes):
-    assert sizes.slots_that_fit(0, 1024, 4096) == sizes.slots_that_fit(-(10**9), 1024, 4096) == 0
+    assert (
+        sizes.max_num_seqs_that_fit(0, 1024, 4096)
+        == sizes.max_num_seqs_that_fit(-(10**9), 1024, 4096)
+        == 0
+    )
 
 
 def test_gemma_2_27b_on_cards_of_24_and_80_gb(shape, sizes):
     """Prompts and answers of 4,096 tokens, an adapter of r = 64 beside 4-bit weights."""
     beside = nf4_bytes(shape) + 2 * lora_weights(shape, SEVEN, 64)
     free = {gib: int(gib * 2**30 - 1e9) for gib in (24, 80)}
-    small, large = (sizes.slots_that_fit(one - beside, 1024, 4096) for one in free.values())
+    small, large = (sizes.max_num_seqs_that_fit(one - beside, 1024, 4096) for one in free.values())
     assert small >= 3
     assert 32 <= large <= 45
     in_8_bits = EngineSizes.of_shape(shape, int8_cache=True)
-    assert in_8_bits.slots_that_fit(free[24] - beside, 1024, 4096) >= small + 3
-    assert in_8_bits.slots_that_fit(free[80] - beside, 1024, 4096) >= 1.9 * large
+    assert in_8_bits.max_num_seqs_that_fit(free[24] - beside, 1024, 4096) >= small + 3
+    assert in_8_bits.max_num_seqs_that_fit(free[80] - beside, 1024, 4096) >= 1.9 * large
     in_16_bits = 2 * (shape.linear_weights + shape.other_weights)
-    assert sizes.slots_that_fit(free[80] - in_16_bits, 1024, 4096) < large
+    assert sizes.max_num_seqs_that_fit(free[80] - in_16_bits, 1024, 4096) < large
 
 
 def test_longer_pieces_of_a_prompt_leave_less(sizes):
@@ -115,7 +119,7 @@ def finished_adapter(tmp_path):
     """A directory with factors of 96 weights in all."""
     from safetensors.torch import save_file
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
     factors = {"a": torch.zeros(4, 16), "b": torch.zeros(8, 4)}
     save_file(factors, tmp_path / "adapter_model.safetensors")

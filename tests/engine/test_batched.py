@@ -6,13 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from ja_instruct.answer_store import AnswerStore
-from ja_instruct.pipelines.inference import batched
-from ja_instruct.pipelines.inference.batched import Batched
-from ja_instruct.pipelines.inference.generation import load_engine
+from ja_instruct.engine import batched
+from ja_instruct.engine.backends import load_engine
+from ja_instruct.engine.batched import Batched
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
+from ja_instruct.tables.answer_store import AnswerStore
 
 QUESTIONS = [
     "日本の首都は",
@@ -75,7 +75,7 @@ SPOKEN = ("。", "は", "、", "の", "て", "です")
 )
 def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, texts_changes):
     expected, _ = answer(change(engine="one_by_one", **decoding), **texts_changes)
-    few = change(engine="batched", slots=3, prefill_tokens=16, **decoding)
+    few = change(engine="batched", max_num_seqs=3, prefill_chunk_size=16, **decoding)
     found, report = answer(few, **texts_changes)
     assert found.to_list() == expected.to_list()
     assert any(found["output"][:])
@@ -90,7 +90,7 @@ def test_what_one_by_one_would_not_do_is_told(change):
 
 def test_report_counts_the_wall_time_once(answer, change):
     started = time.perf_counter()
-    _, report = answer(change(slots=3))
+    _, report = answer(change(max_num_seqs=3))
     passed = time.perf_counter() - started
     summary = report["summary"]
     assert 0 < summary["seconds"] <= passed
@@ -110,7 +110,7 @@ def engine(tiny_nf4, change, texts):
 
 
 def test_seconds_add_up_to_what_has_passed(engine):
-    side_by_side = engine(slots=2)
+    side_by_side = engine(max_num_seqs=2)
     started = time.perf_counter()
     seconds, ends = 0.0, []
     for _, one in side_by_side.generate(QUESTIONS):
@@ -136,24 +136,24 @@ def test_prompt_without_tokens_fails_alone(engine, monkeypatch):
 
 
 class Memory:
-    """A device whose memory holds a few slots; its engines say a prompt's last token twice."""
+    """A device whose memory holds a few sequences; its engines say a prompt's last token twice."""
 
     def __init__(self, holds, raises=torch.OutOfMemoryError, before=1, broken=()):
         self.holds, self.raises, self.before, self.broken = holds, raises, before, set(broken)
         self.tried = []
 
-    def build(self, slots, length):
-        self.tried.append((slots, length))
-        return Engine(self, slots)
+    def build(self, max_num_seqs, length):
+        self.tried.append((max_num_seqs, length))
+        return Backend(self, max_num_seqs)
 
 
-class Engine:
-    def __init__(self, memory, slots):
-        self.memory, self.slots = memory, slots
+class Backend:
+    def __init__(self, memory, max_num_seqs):
+        self.memory, self.max_num_seqs = memory, max_num_seqs
 
     def generate(self, prompts, max_new_tokens, find_banned):
         for position, ids in enumerate(prompts):
-            is_full = self.slots > self.memory.holds and position == self.memory.before
+            is_full = self.max_num_seqs > self.memory.holds and position == self.memory.before
             if is_full or ids[-1] in self.memory.broken:
                 raise self.memory.raises("CUDA out of memory. Tried to allocate 20 GiB\nmore")
             yield position, [ids[-1]] * 2
@@ -166,7 +166,7 @@ class TestOutOfMemory:
     @pytest.fixture
     def run(self, engine, monkeypatch):
         def call(memory, prompts=NUMBERED):
-            one = engine(slots=16)
+            one = engine(max_num_seqs=16)
             monkeypatch.setattr(one, "_build", memory.build)
             encoded = [one._tokenizer(prompt)["input_ids"] for prompt in prompts]
             found = list(one.generate(prompts))
@@ -184,14 +184,14 @@ class TestOutOfMemory:
     def test_fewer_slots_for_those_that_are_left(self, run, caplog):
         memory = Memory(holds=5)
         answers = run(memory)
-        assert [slots for slots, _ in memory.tried] == [16, 12, 9, 6, 4]
+        assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [16, 12, 9, 6, 4]
         assert not any(one.error for one in answers.values())
         assert "answering 20 prompts 16 at a time failed, 19 of them are left: CUDA" in caplog.text
 
     def test_no_more_slots_are_tried_than_prompts_are_left(self, run):
         memory = Memory(holds=1, before=3)
         run(memory, NUMBERED[:8])
-        assert [slots for slots, _ in memory.tried] == [8, 3, 1]
+        assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [8, 3, 1]
 
     def test_what_no_slot_holds_fails_alone(self, run, engine, caplog):
         tokenizer = engine()._tokenizer
@@ -204,7 +204,7 @@ class TestOutOfMemory:
         }
         assert "generating the answer of prompt 3 failed" in caplog.text
         # no longer as long as the longest of all
-        lengths = [length for slots, length in memory.tried if slots == 1]
+        lengths = [length for max_num_seqs, length in memory.tried if max_num_seqs == 1]
         assert min(lengths) == len(tokenizer("春3")["input_ids"]) + NEW_TOKENS
 
     @pytest.mark.parametrize("raises", [RuntimeError, ValueError, IndexError])
@@ -214,8 +214,8 @@ class TestOutOfMemory:
         memory = Memory(holds=99, raises=raises, broken=[broken])
         answers = run(memory, NUMBERED[:6])
         assert [i for i, one in answers.items() if one.error] == [3]
-        # at once one after the other: fewer slots would not help
-        assert [slots for slots, _ in memory.tried] == [6, 1, 1, 1]
+        # at once one after the other: fewer max_num_seqs would not help
+        assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [6, 1, 1, 1]
 
     @pytest.mark.parametrize(
         ("error", "is_memory"),
@@ -237,26 +237,26 @@ class TestSlots:
             monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
             one = engine(**changes)
             one._weights = "float32"
-            return one._count_slots(prompts, 100)
+            return one._count_max_num_seqs(prompts, 100)
 
         return call
 
     @pytest.mark.parametrize(
-        ("prompts", "slots"), [(1, 1), (8, 8), (9, 16), (16, 16), (20, 20), (100, 32)]
+        ("prompts", "max_num_seqs"), [(1, 1), (8, 8), (9, 16), (16, 16), (20, 20), (100, 32)]
     )
-    def test_on_a_cpu(self, count, prompts, slots):
-        assert count(prompts) == slots
+    def test_on_a_cpu(self, count, prompts, max_num_seqs):
+        assert count(prompts) == max_num_seqs
 
     def test_as_many_as_are_asked_for(self, count):
-        assert count(100, slots=50) == 50
-        assert count(10, slots=50) == 10
+        assert count(100, max_num_seqs=50) == 50
+        assert count(10, max_num_seqs=50) == 10
 
     def test_as_many_as_fit(self, count, engine, caplog, monkeypatch):
         sizes = batched.EngineSizes.of_model(engine()._model)
         free = int((sizes.working_bytes(1024, 100) + 3.5 * sizes.slot_bytes(100)) / 0.95)
         assert count(100, free=free) == 3
         assert not [one for one in caplog.records if one.levelname == "WARNING"]
-        assert count(100, free=free, slots=7) == 3
+        assert count(100, free=free, max_num_seqs=7) == 3
         assert "memory holds 3 prompts of 100 tokens at a time by estimate, not 7" in caplog.text
 
     def test_one_is_tried_in_any_case(self, count, caplog):
@@ -317,11 +317,11 @@ class TestWeights:
         enough = int(grown + needed / 0.95)
         assert take_up(enough)[0] == "bf16"
         assert take_up(enough - sizes.slot_bytes(length))[0] == "nf4"
-        # fewer slots are wanted
-        assert take_up(enough - sizes.slot_bytes(length), slots=3)[0] == "bf16"
+        # fewer max_num_seqs are wanted
+        assert take_up(enough - sizes.slot_bytes(length), max_num_seqs=3)[0] == "bf16"
 
     @pytest.mark.parametrize(
-        ("prompts", "in_16_bits", "in_4_bits", "slots", "expected"),
+        ("prompts", "in_16_bits", "in_4_bits", "max_num_seqs", "expected"),
         [
             # rounds: 2 with either, 4 or 2, 1 with either, 19 or 16 as no more than 64 are of use
             (100, 55, 80, None, "bf16"),
@@ -335,11 +335,11 @@ class TestWeights:
         ],
     )
     def test_those_that_take_fewer_rounds(
-        self, engine, monkeypatch, prompts, in_16_bits, in_4_bits, slots, expected
+        self, engine, monkeypatch, prompts, in_16_bits, in_4_bits, max_num_seqs, expected
     ):
-        one = engine(slots=slots)
+        one = engine(max_num_seqs=max_num_seqs)
         monkeypatch.setattr(one, "_slots_of_bf16", lambda length: in_16_bits)
-        monkeypatch.setattr(one, "_slots_that_fit", lambda free, length: (in_4_bits, 1024))
+        monkeypatch.setattr(one, "_max_num_seqs_that_fit", lambda free, length: (in_4_bits, 1024))
         assert one._choose_weights(prompts, 4096) == expected
 
     def test_those_of_answers_before_are_kept_to(self, take_up, tiny_nf4, caplog):

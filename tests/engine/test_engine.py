@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from ja_instruct.devices import load_nf4_model
-from ja_instruct.generation.grouped_attention import use_grouped_attention
-from ja_instruct.generation.slot_cache import SlotCache, bytes_per_token, visible
-from ja_instruct.generation.slot_engine import Settings, SlotEngine
-from ja_instruct.generation.token_rules import TokenRules
+from ja_instruct.engine.attention import use_grouped_attention
+from ja_instruct.engine.engine import Engine, Settings
+from ja_instruct.engine.kv_cache import KVCache, bytes_per_token, visible
+from ja_instruct.engine.sampler import Sampler
+from ja_instruct.models.loading import load_nf4_model
 
 NEW_TOKENS = 24
 BAD_WORDS = [[400], [500, 501], [7, 8, 9]]
@@ -97,10 +97,10 @@ def one_by_one(model, prompts, end, processors=lambda ids: [], cache=transformer
 
 
 def engine_of(model, end, **settings):
-    settings = {"slots": 4, "max_length": 200, **settings}
-    rules = TokenRules(
+    settings = {"max_num_seqs": 4, "max_length": 200, **settings}
+    rules = Sampler(
         vocab_size=model.config.vocab_size,
-        slots=settings["slots"],
+        max_num_seqs=settings["max_num_seqs"],
         max_length=settings["max_length"],
         repetition_penalty=PENALTY,
         bad_words_ids=BAD_WORDS,
@@ -108,15 +108,15 @@ def engine_of(model, end, **settings):
         exempt_ids=[],
         device=model.device,
     )
-    return SlotEngine(model, Settings(**settings), rules, end_ids=[end])
+    return Engine(model, Settings(**settings), rules, end_ids=[end])
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"slots": 4, "prefill_tokens": 32, "check_every": 5},
-        {"slots": 9, "prefill_tokens": 1000, "check_every": 16},
-        {"slots": 1, "prefill_tokens": 7, "check_every": 1},
+        {"max_num_seqs": 4, "prefill_chunk_size": 32, "check_every": 5},
+        {"max_num_seqs": 9, "prefill_chunk_size": 1000, "check_every": 16},
+        {"max_num_seqs": 1, "prefill_chunk_size": 7, "check_every": 1},
     ],
     ids=str,
 )
@@ -128,7 +128,9 @@ def test_gemma_2(gemma2, settings):
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "gemma3", "qwen3"])
-@pytest.mark.parametrize("settings", [{"slots": 4, "prefill_tokens": 7}, {"slots": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"max_num_seqs": 4, "prefill_chunk_size": 7}, {"max_num_seqs": 2}], ids=str
+)
 def test_cache_in_8_bits(gemma2, others, family, settings, benchmark_module):
     model = {**others, "gemma2": gemma2}[family]
     prompts = random_prompts(600, count=6, longest=60)
@@ -149,7 +151,7 @@ def test_other_families(others, family):
     model = others[family]
     prompts = random_prompts(600, count=6, longest=60)
     expected = one_by_one(model, prompts, 1)
-    answers = dict(engine_of(model, 1, prefill_tokens=16).generate(prompts, NEW_TOKENS))
+    answers = dict(engine_of(model, 1, prefill_chunk_size=16).generate(prompts, NEW_TOKENS))
     assert [answers[position] for position in range(len(prompts))] == expected
 
 
@@ -162,7 +164,9 @@ def test_answers_that_end_early_make_room(others):
     expected = one_by_one(model, prompts, end)
     lengths = {len(answer) for answer in expected}
     assert len(lengths) > 1
-    answers = dict(engine_of(model, end, slots=2, check_every=3).generate(prompts, NEW_TOKENS))
+    answers = dict(
+        engine_of(model, end, max_num_seqs=2, check_every=3).generate(prompts, NEW_TOKENS)
+    )
     assert [answers[position] for position in range(len(prompts))] == expected
 
 
@@ -173,14 +177,14 @@ def test_what_is_found_banned_is_not_said(others, check_every):
     free = one_by_one(model, prompts, 599)
     assert sum(first_forbidden(ids, 0) is not None for ids in free) == 6
     expected = one_by_one(model, prompts, 599, lambda ids: [NoForbiddenPairs(len(ids))])
-    engine = engine_of(model, 599, slots=3, check_every=check_every)
+    engine = engine_of(model, 599, max_num_seqs=3, check_every=check_every)
     answers = dict(engine.generate(prompts, NEW_TOKENS, first_forbidden))
     assert [answers[position] for position in range(6)] == expected
 
 
 def test_answers_come_as_they_end(others):
     prompts = random_prompts(600, count=6, longest=40)
-    engine = engine_of(others["llama"], 599, slots=2, check_every=4)
+    engine = engine_of(others["llama"], 599, max_num_seqs=2, check_every=4)
     stream = engine.generate(prompts, NEW_TOKENS)
     first, _ = next(stream)
     # the longest prompts are answered first
@@ -195,7 +199,7 @@ def test_a_slot_without_a_prompt_looks_at_little(others, monkeypatch):
     free = one_by_one(others["llama"], prompts, 599)
     end = free[0][4]
     assert end not in free[0][:4] + free[1]
-    engine = engine_of(others["llama"], end, slots=2, check_every=1)
+    engine = engine_of(others["llama"], end, max_num_seqs=2, check_every=1)
     seen = []
     forward = engine._forward
 
@@ -226,7 +230,7 @@ def test_prompt_without_room_is_refused(others, ids):
 
 def test_an_engine_can_be_used_again(others):
     prompts = random_prompts(600, count=5, longest=40)
-    engine = engine_of(others["llama"], 599, slots=2)
+    engine = engine_of(others["llama"], 599, max_num_seqs=2)
     first = dict(engine.generate(prompts, NEW_TOKENS))
     assert dict(engine.generate(prompts, NEW_TOKENS)) == first
 
@@ -234,7 +238,7 @@ def test_an_engine_can_be_used_again(others):
 def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
     prompts = random_prompts(600, count=5, longest=40)
     expected = one_by_one(others["llama"], prompts, 599)
-    engine = engine_of(others["llama"], 599, slots=2)
+    engine = engine_of(others["llama"], 599, max_num_seqs=2)
     tried = []
 
     def capture(span):
@@ -250,7 +254,7 @@ def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
 
 
 def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
-    engine = engine_of(others["llama"], 599, slots=2)
+    engine = engine_of(others["llama"], 599, max_num_seqs=2)
 
     def capture(span):
         raise torch.OutOfMemoryError
@@ -276,15 +280,15 @@ def test_recorded_steps_are_those_taken(others, int8):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("slots", [1, 6])
-def test_cache_in_8_bits_on_a_gpu(slots):
+@pytest.mark.parametrize("max_num_seqs", [1, 6])
+def test_cache_in_8_bits_on_a_gpu(max_num_seqs):
     """With heads that the kernels take, whose answers are those of PyTorch's operations."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**COMMON, "hidden_size": 128}, head_dim=32)
     model = transformers.LlamaForCausalLM(config).eval()
     use_grouped_attention(model)
     prompts = random_prompts(600, count=6, longest=60)
-    settings = {"slots": slots, "int8_cache": True, "prefill_tokens": 40}
+    settings = {"max_num_seqs": max_num_seqs, "int8_cache": True, "prefill_chunk_size": 40}
     expected = dict(engine_of(model, 599, **settings).generate(prompts, NEW_TOKENS))
     answers = dict(engine_of(model.cuda(), 599, **settings).generate(prompts, NEW_TOKENS))
     equal = [answers[position] == ids for position, ids in expected.items()]
@@ -300,7 +304,9 @@ def test_cache_in_8_bits_on_a_gpu(slots):
 
 def test_size_of_the_cache(gemma2):
     config = gemma2.config
-    cache = SlotCache(config, slots=3, length=50, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(
+        config, max_num_seqs=3, length=50, dtype=torch.float32, device=torch.device("cpu")
+    )
     held = sum(tensor.nbytes for tensor in (*cache._keys, *cache._values))
     assert held == 3 * 50 * bytes_per_token(config, torch.float32)
 

@@ -6,10 +6,10 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from ja_instruct.generation import fused_layers as subject
-from ja_instruct.generation.fused_layers import gated, rms_norm, rotate, use_fused_layers
-from ja_instruct.generation.grouped_attention import use_grouped_attention
-from ja_instruct.generation.slot_cache import visible
+from ja_instruct.engine import fused_layers as subject
+from ja_instruct.engine.attention import use_grouped_attention
+from ja_instruct.engine.fused_layers import gated, rms_norm, rotate, use_fused_layers
+from ja_instruct.engine.kv_cache import visible
 
 LAYERS = 2
 COMMON = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from ja_instruct.generation import nf4_layers as subject
-from ja_instruct.generation.nf4_layers import use_fused_nf4, use_lean_lora
-from ja_instruct.generation.nf4_matmul import arrange
+from ja_instruct.engine import nf4_layers as subject
+from ja_instruct.engine.kernels.nf4_matmul import arrange
+from ja_instruct.engine.nf4_layers import use_fused_nf4, use_lean_lora
 
 
 def nf4_layer(inputs=128, outputs=96, *, bias=True, quant_type="nf4"):

@@ -7,7 +7,7 @@ from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from ja_instruct.generation.token_rules import MAX_REFUSED, TokenRules
+from ja_instruct.engine.sampler import MAX_REFUSED, Sampler
 
 VOCABULARY = 12
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def rules_of(**changes):
     settings = {
         "vocab_size": VOCABULARY,
-        "slots": 3,
+        "max_num_seqs": 3,
         "max_length": 50,
         "repetition_penalty": 1.0,
         "bad_words_ids": [],
@@ -24,7 +24,7 @@ def rules_of(**changes):
         "exempt_ids": [],
         "device": CPU,
     }
-    return TokenRules(**{**settings, **changes})
+    return Sampler(**{**settings, **changes})
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1, 3.0])
@@ -54,7 +54,7 @@ def test_penalty_on_the_answer_alone():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.9
     for on_prompt, expected in ((True, 6), (False, 5)):
-        rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
+        rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
         rules.start(0, [5])
         assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
 
@@ -62,14 +62,14 @@ def test_penalty_on_the_answer_alone():
 def test_nothing_is_penalized_before_anything_is_seen():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 0], logits[0, 6] = 2.0, 1.9
-    rules = rules_of(slots=1, repetition_penalty=1.5, penalized_prompt=False)
+    rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, penalized_prompt=False)
     rules.start(0, [0, 6])
     assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [0]
     assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [6]
 
 
 def test_steps_beyond_the_end_of_a_slot_do_no_harm():
-    rules = rules_of(slots=2, max_length=4, repetition_penalty=1.5)
+    rules = rules_of(max_num_seqs=2, max_length=4, repetition_penalty=1.5)
     rules.start(0, [1, 2])
     rules.start(1, [3])
     logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(0))
@@ -87,13 +87,13 @@ def test_more_refused_tokens_than_can_be_tried_are_told():
 def test_exempt_tokens_are_not_penalized():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.9
-    rules = rules_of(slots=1, repetition_penalty=1.5, exempt_ids=[5])
+    rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, exempt_ids=[5])
     rules.start(0, [5])
     assert rules.choose(logits, slice(0, 1)).tolist() == [5]
 
 
 def test_a_slot_forgets_its_last_prompt():
-    rules = rules_of(slots=2, bad_words_ids=[[4, 5]], repetition_penalty=9.0)
+    rules = rules_of(max_num_seqs=2, bad_words_ids=[[4, 5]], repetition_penalty=9.0)
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.0
     rules.start(1, [5, 4])
@@ -115,7 +115,7 @@ def test_state_can_be_taken_back():
 
 def test_answer_so_far_is_taken_up():
     """A slot that begins within an answer chooses as one that came there by itself."""
-    settings = {"slots": 1, "bad_words_ids": [[4, 5], [6, 7, 8]], "repetition_penalty": 2.0}
+    settings = {"max_num_seqs": 1, "bad_words_ids": [[4, 5], [6, 7, 8]], "repetition_penalty": 2.0}
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randn(1, VOCABULARY, generator=generator) * 3 for _ in range(12)]
     for on_prompt in (True, False):
@@ -130,7 +130,7 @@ def test_answer_so_far_is_taken_up():
 
 
 def test_refused_tokens_do_not_come_next_but_later():
-    rules = rules_of(slots=2)
+    rules = rules_of(max_num_seqs=2)
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.0, 1.0
     rules.start(0, [1])

@@ -16,15 +16,16 @@ import torch
 from gemma_shapes import base_model_in
 from kedro.io import DataCatalog, MemoryDataset
 
-from ja_instruct.answer_store import AnswerStore
+from ja_instruct.engine import vllm as vllm_engine
+from ja_instruct.engine.backends import load_engine
+from ja_instruct.engine.vllm import VllmEngine, require_vllm
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
-from ja_instruct.pipelines.inference import create_pipeline, vllm_engine
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.pipelines.inference import create_pipeline
 from ja_instruct.pipelines.inference.answering import answer_all, answer_keys
-from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.vllm_engine import VllmEngine, require_vllm
 from ja_instruct.prompts import PromptParameters
+from ja_instruct.tables.answer_store import AnswerStore
 
 PROMPTS = ["日本の首都は", "春", "富士山の高さを教えてください。\n\n"]
 GB = 10**9
@@ -282,7 +283,9 @@ def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change,
 
 
 def test_batching_is_handed_on(vllm, said, tiny_nf4, change, texts):
-    parameters = change({"slots": 2, "prefill_tokens": 1, "cuda_graphs": False, "memory_gb": 20.0})
+    parameters = change(
+        {"max_num_seqs": 2, "prefill_chunk_size": 1, "cuda_graphs": False, "memory_gb": 20.0}
+    )
     dict(load_engine(tiny_nf4, None, parameters, texts).generate(PROMPTS))
     (found,) = vllm.arguments
     assert (found.max_num_seqs, found.enforce_eager) == (2, True)
@@ -395,7 +398,9 @@ def test_answers_of_another_backend_are_not_taken(tiny_nf4, change, texts):
         for parameters in (
             change(),
             change(backend="transformers"),
-            change({"slots": 3, "memory_gb": 9.0, "prefill_tokens": 7, "cuda_graphs": False}),
+            change(
+                {"max_num_seqs": 3, "memory_gb": 9.0, "prefill_chunk_size": 7, "cuda_graphs": False}
+            ),
         )
     ]
     assert keys[0] != keys[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
-from ja_instruct.generation.merged_weights import (
+from ja_instruct.engine.weights import (
     adapter_beside,
     dequantize,
     merge_adapter,

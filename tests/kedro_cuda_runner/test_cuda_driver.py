@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from missing_libraries import why_not_loaded
 
-from ja_instruct.runner import cuda_driver
-from ja_instruct.runner.cuda_driver import (
+from kedro_cuda_runner import cuda_driver
+from kedro_cuda_runner.cuda_driver import (
     DriverAnswer,
     DriverDevice,
     DriverError,

@@ -8,8 +8,8 @@ import pytest
 from fake_devices import FakeDevices
 from missing_libraries import why_not_loaded
 
-from ja_instruct.runner.cuda_driver import DriverAnswer, DriverDevice, DriverError
-from ja_instruct.runner.devices import (
+from kedro_cuda_runner.cuda_driver import DriverAnswer, DriverDevice, DriverError
+from kedro_cuda_runner.devices import (
     Device,
     NoDevicesError,
     NvidiaDevices,
@@ -18,7 +18,7 @@ from ja_instruct.runner.devices import (
     lack_of_torch_build,
     use_layer,
 )
-from ja_instruct.runner.errors import CudaRunnerError
+from kedro_cuda_runner.errors import CudaRunnerError
 
 UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
 FOUND = DriverAnswer(
@@ -210,7 +210,7 @@ class TestTorch:
 
         code = (
             "import sys\n"
-            "from ja_instruct.runner import devices\n"
+            "from kedro_cuda_runner import devices\n"
             "print(devices._lack_of_torch())\n"
             "assert 'torch' not in sys.modules\n"
         )
@@ -351,9 +351,9 @@ def test_layer_is_replaced_and_put_back(tmp_path):
 def test_package_imports_nothing_of_the_project_around_it():
     code = (
         "import sys\n"
-        "from ja_instruct.runner import devices, monitor, placement\n"
+        "from kedro_cuda_runner import devices, monitor, placement\n"
         "print([name for name in sys.modules if name.startswith('ja_instruct.')"
-        " and not name.startswith('ja_instruct.runner')])\n"
+        " and not name.startswith('kedro_cuda_runner')])\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
@@ -400,7 +400,7 @@ class TestOnRealDevices:
         layer = default_layer()
         devices = layer.find()[::-1]
         code = (
-            "from ja_instruct.runner.devices import NvidiaDevices\n"
+            "from kedro_cuda_runner.devices import NvidiaDevices\n"
             "print([device.uuid for device in NvidiaDevices().find()])"
         )
         said = subprocess.run(
@@ -415,7 +415,7 @@ class TestOnRealDevices:
     def test_finding_leaves_this_process_without_cuda(self):
         code = (
             "import os, torch\n"
-            "from ja_instruct.runner.devices import default_layer\n"
+            "from kedro_cuda_runner.devices import default_layer\n"
             "layer = default_layer()\n"
             "device = layer.find()[0]\n"
             "assert layer.process_bytes(device, [os.getpid()]) is None\n"

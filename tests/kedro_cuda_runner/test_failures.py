@@ -15,10 +15,10 @@ from kedro.pipeline import node
 from kedro_datasets.text import TextDataset
 
 from ja_instruct.errors import InputError
-from ja_instruct.runner import GpuNodeError, failures, node_process
-from ja_instruct.runner.node_process import Ending
-from ja_instruct.runner.report import NodeRecord
-from ja_instruct.runner.transfer import StandInError
+from kedro_cuda_runner import GpuNodeError, failures, node_process
+from kedro_cuda_runner.node_process import Ending
+from kedro_cuda_runner.report import NodeRecord
+from kedro_cuda_runner.transfer import StandInError
 
 PLACE = "on cuda:0 (Fake GPU)"
 PEAK = "GPU memory: peak 2.5 GB of 24.0 GB that were free (24.0 GB in all); estimated were 3.0 GB"
@@ -182,7 +182,7 @@ class TestSeveralAtOnce:
         """Return a file that appears once a failure has been dealt with."""
         path = tmp_path / "failed"
         handler = TouchOn("may finish what is under way", path)
-        runner_logger = logging.getLogger("ja_instruct.runner")
+        runner_logger = logging.getLogger("kedro_cuda_runner")
         runner_logger.addHandler(handler)
         yield path
         runner_logger.removeHandler(handler)

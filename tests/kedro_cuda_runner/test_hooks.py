@@ -11,10 +11,10 @@ from kedro_datasets.json import JSONDataset
 from kedro_datasets.pickle import PickleDataset
 from recording_hooks import RecordingHooks, manager_of
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.errors import GpuNodeError
-from ja_instruct.runner.node_process import NodeProcess
-from ja_instruct.runner.transfer import NotTransferred
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.errors import GpuNodeError
+from kedro_cuda_runner.node_process import NodeProcess
+from kedro_cuda_runner.transfer import NotTransferred
 
 RUN_ID = "2026-01-01T00.00.00.000Z"
 

@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import json, sys
-import ja_instruct.runner
+import kedro_cuda_runner
 {more}
 print(json.dumps(sorted(sys.modules)))
 """
@@ -40,13 +40,13 @@ def of_project(modules):
     return {
         name
         for name in modules
-        if name.startswith("ja_instruct.") and not name.startswith("ja_instruct.runner")
+        if name.startswith("ja_instruct.") and not name.startswith("kedro_cuda_runner")
     }
 
 
 def test_import_is_light_and_knows_no_project(subprocess_environment):
     modules = modules_after(subprocess_environment)
-    assert "ja_instruct.runner.scheduler" in modules
+    assert "kedro_cuda_runner.scheduler" in modules
     assert not top_level(modules) & set(HEAVY)
     assert of_project(modules) == set()
 
@@ -55,7 +55,7 @@ def test_run_without_gpu_nodes_is_as_light_as_kedro_s(subprocess_environment):
     ours, theirs = (
         modules_after(subprocess_environment, RUN.format(module=module, runner=runner))
         for module, runner in (
-            ("ja_instruct.runner", "CudaRunner"),
+            ("kedro_cuda_runner", "CudaRunner"),
             ("kedro.runner", "SequentialRunner"),
         )
     )
@@ -66,7 +66,7 @@ def test_run_without_gpu_nodes_is_as_light_as_kedro_s(subprocess_environment):
 def test_process_of_a_node_is_as_light(subprocess_environment):
     modules = modules_after(
         subprocess_environment,
-        "import ja_instruct.runner.worker, ja_instruct.runner.worker_catalog",
+        "import kedro_cuda_runner.worker, kedro_cuda_runner.worker_catalog",
     )
     assert not top_level(modules) & set(HEAVY)
     assert of_project(modules) == set()

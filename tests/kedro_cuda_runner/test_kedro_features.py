@@ -13,8 +13,8 @@ from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.text import TextDataset
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.errors import GpuNodeError
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.errors import GpuNodeError
 
 OLD, NEW = "2026-01-01T00.00.00.000Z", "2026-01-02T00.00.00.000Z"
 

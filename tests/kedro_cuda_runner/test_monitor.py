@@ -8,8 +8,8 @@ import psutil
 import pytest
 from fake_devices import GB, FakeDevices, allocate, free
 
-from ja_instruct.runner.errors import CudaRunnerError
-from ja_instruct.runner.monitor import Monitor, Usage
+from kedro_cuda_runner.errors import CudaRunnerError
+from kedro_cuda_runner.monitor import Monitor, Usage
 
 INTERVAL_SECONDS = 0.01
 MB = 10**6

@@ -6,8 +6,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node
 from pydantic import BaseModel
 
-from ja_instruct.runner.errors import CudaRunnerError, PreflightError
-from ja_instruct.runner.needs import GPU_TAG, KEYS, Need, is_gpu_node, need_of
+from kedro_cuda_runner.errors import CudaRunnerError, PreflightError
+from kedro_cuda_runner.needs import GPU_TAG, KEYS, Need, is_gpu_node, need_of
 
 
 class Gpu(BaseModel):

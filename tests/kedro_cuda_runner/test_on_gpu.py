@@ -7,8 +7,8 @@ from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 
-from ja_instruct.runner import CudaRunner, GpuNodeError, PreflightError
-from ja_instruct.runner.devices import default_layer
+from kedro_cuda_runner import CudaRunner, GpuNodeError, PreflightError
+from kedro_cuda_runner.devices import default_layer
 
 pytestmark = pytest.mark.gpu
 

@@ -14,9 +14,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from ja_instruct.runner.devices import Device
-from ja_instruct.runner.needs import Need
-from ja_instruct.runner.placement import Placement
+from kedro_cuda_runner.devices import Device
+from kedro_cuda_runner.needs import Need
+from kedro_cuda_runner.placement import Placement
 
 
 class Memory:

@@ -16,7 +16,7 @@ import gpu_nodes
 from fake_devices import FakeDevices
 from gpu_runs import gpu, run, screen_lines
 
-from ja_instruct.runner import node_process
+from kedro_cuda_runner import node_process
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_that_prints.py"
 COLUMNS = 90

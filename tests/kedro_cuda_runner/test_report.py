@@ -10,8 +10,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 from recording_hooks import manager_of
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.errors import GpuNodeError
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.errors import GpuNodeError
 
 GOOD = (
     node(gpu_nodes.hold_as, ["folder", "params:held"], "held", name="hold", tags="gpu"),

@@ -8,7 +8,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 from kedro_datasets.json import JSONDataset
 
-from ja_instruct.runner.resume import resume_command
+from kedro_cuda_runner.resume import resume_command
 
 LINE = pipeline(
     [

@@ -13,8 +13,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.pipeline import node
 from kedro_datasets.text import TextDataset
 
-from ja_instruct.runner import PreflightError
-from ja_instruct.runner.needs import KEYS
+from kedro_cuda_runner import PreflightError
+from kedro_cuda_runner.needs import KEYS
 
 Usage = namedtuple("Usage", "total used free")
 

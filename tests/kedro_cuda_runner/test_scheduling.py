@@ -12,10 +12,10 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.errors import CudaRunnerError
-from ja_instruct.runner.needs import Need
-from ja_instruct.runner.scheduler import by_urgency
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.errors import CudaRunnerError
+from kedro_cuda_runner.needs import Need
+from kedro_cuda_runner.scheduler import by_urgency
 
 
 def gpu_node(function, inputs, outputs, **arguments):

@@ -15,8 +15,8 @@ from gpu_runs import screen_lines, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.runner import terminal
-from ja_instruct.runner.terminal import LastLines, Output, Terminal, logs_in_turn
+from kedro_cuda_runner import terminal
+from kedro_cuda_runner.terminal import LastLines, Output, Terminal, logs_in_turn
 
 
 class Screen(io.StringIO):

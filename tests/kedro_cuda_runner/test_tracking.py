@@ -10,8 +10,8 @@ from fake_devices import FakeDevices
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 
-from ja_instruct.runner import CudaRunner
-from ja_instruct.runner.errors import GpuNodeError
+from kedro_cuda_runner import CudaRunner
+from kedro_cuda_runner.errors import GpuNodeError
 
 
 def gpu_node(function, inputs, outputs, **arguments):
@@ -101,7 +101,7 @@ import gpu_nodes
 from fake_devices import FakeDevices
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
-from ja_instruct.runner import CudaRunner
+from kedro_cuda_runner import CudaRunner
 nodes = [node(gpu_nodes.imported, "x", "there", tags="gpu")]
 runner = CudaRunner(layer=FakeDevices(Path(sys.argv[1])))
 outputs = runner.run(pipeline(nodes), DataCatalog({"x": MemoryDataset(1)}))

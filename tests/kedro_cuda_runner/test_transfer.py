@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.runner import transfer
-from ja_instruct.runner.transfer import (
+from kedro_cuda_runner import transfer
+from kedro_cuda_runner.transfer import (
     NotTransferableError,
     NotTransferred,
     dumps,

@@ -13,7 +13,7 @@ from kedro.pipeline import node, pipeline
 from kedro_datasets.json import JSONDataset
 from recording_hooks import RecordingHooks, manager_of
 
-from ja_instruct.runner import CudaRunner
+from kedro_cuda_runner import CudaRunner
 
 
 class ReplacingHooks:

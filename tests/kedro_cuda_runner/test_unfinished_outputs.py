@@ -15,8 +15,8 @@ from kedro_datasets.partitions import PartitionedDataset
 from kedro_datasets.text import TextDataset
 
 from ja_instruct.datasets import JSONLinesDataset
-from ja_instruct.runner import GpuNodeError
-from ja_instruct.runner.outputs import OutputWatch
+from kedro_cuda_runner import GpuNodeError
+from kedro_cuda_runner.outputs import OutputWatch
 
 OLD, NEW = "2025-01-01T00.00.00.000Z", "2026-01-01T00.00.00.000Z"
 TEXT = "a text of which half is written"

@@ -8,7 +8,7 @@ from gemma_shapes import GEMMA_2_27B
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.model_memory import (
+from ja_instruct.memory.estimates import (
     ModelShape,
     Training,
     inference_parts,

@@ -3,7 +3,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from ja_instruct.model_cards import (
+from ja_instruct.models.cards import (
     AdapterFacts,
     DataSource,
     ModelCardParameters,
@@ -19,10 +19,10 @@ BASE = {
     "weights_sha256": {"model-00001-of-00002.safetensors": "b" * 64},
 }
 CARD = ModelCardParameters(
-    licence="gemma",
-    licence_terms="https://ai.google.dev/gemma/terms",
-    filtered_pairs=DataSource(name="llm-jp/magpie-sft-v1.0", licence="see its page"),
-    qa_pairs=DataSource(name="手で書いた問答", licence="Apache-2.0"),
+    license="gemma",
+    license_terms="https://ai.google.dev/gemma/terms",
+    filtered_pairs=DataSource(name="llm-jp/magpie-sft-v1.0", license="see its page"),
+    qa_pairs=DataSource(name="手で書いた問答", license="Apache-2.0"),
 )
 METRICS = {
     "summary": {
@@ -104,12 +104,12 @@ def test_every_parameter_is_in_a_table(read_parameters):
     shown = ", ".join(cells(adapter_card(facts(read_parameters)))).split(", ")
     parameters = {**read_parameters("base")["sft"]}
     parameters.pop("gpu")
-    # licences and sources have a table of their own
+    # licenses and sources have a table of their own
     parameters.pop("model_card", None)
     assert set(leaves(parameters)) <= set(shown)
 
 
-def test_source_licences_hardware_and_prompt_are_told(read_parameters):
+def test_source_licenses_hardware_and_prompt_are_told(read_parameters):
     card = adapter_card(facts(read_parameters))
     for text in (
         "a" * 40,
@@ -126,7 +126,7 @@ def test_source_licences_hardware_and_prompt_are_told(read_parameters):
 def test_what_is_not_known_is_left_out(read_parameters):
     card = adapter_card(AdapterFacts(base={"model_id": "m"}, parameters={}, metrics={}))
     assert "## Results" not in card
-    assert "## Licence" not in card
+    assert "## License" not in card
     assert "None" not in card
     data = ModelCard(card).data.to_dict()
     assert "base_model" not in data
@@ -144,7 +144,7 @@ def test_no_table_is_without_rows(read_parameters):
     "name", ['a"b: c', "- x", "日本語: モデル", "a\nb: c", "---", "#x", "{a}", "null", "a|b"]
 )
 def test_odd_names_break_neither_yaml_nor_tables(read_parameters, name):
-    card = CARD.model_copy(update={"licence": name})
+    card = CARD.model_copy(update={"license": name})
     text = adapter_card(facts(read_parameters, base={**BASE, "model_id": name}, card=card))
     data = ModelCard(text).data.to_dict()
     assert data["license"] == name

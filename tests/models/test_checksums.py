@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ja_instruct import checksums
-from ja_instruct.checksums import file_checksums, require_files
 from ja_instruct.errors import InputError
+from ja_instruct.models import checksums
+from ja_instruct.models.checksums import file_checksums, require_files
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 
 from ja_instruct.errors import InputError
-from ja_instruct.loaded_model import require_loaded
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loaded_model import require_loaded
 
 Q_PROJ = "model.layers.1.self_attn.q_proj"
 

@@ -8,10 +8,10 @@ import accelerate
 import pytest
 import torch
 
-from ja_instruct import devices
-from ja_instruct.devices import load_nf4_model, load_with_unsloth
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models import loading as devices
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
 
 class Directory:

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory, parameter_count, refuse_quantized
-from ja_instruct.safetensors_files import TensorReader, names_in_model, read_headers
+from ja_instruct.models.directory import ModelDirectory, parameter_count, refuse_quantized
+from ja_instruct.models.safetensors import TensorReader, names_in_model, read_headers
 
 
 @pytest.fixture

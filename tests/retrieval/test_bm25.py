@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from ja_instruct.bm25 import search_bigrams, split_bigrams
 from ja_instruct.errors import InputError
+from ja_instruct.retrieval.bm25 import search_bigrams, split_bigrams
 
 POOL = [
     "日本の首都はどこですか。",

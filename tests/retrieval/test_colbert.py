@@ -9,10 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
-from ja_instruct.colbert import encode_questions, search
-from ja_instruct.colbert_checkpoint import check_checkpoint, load_retriever, prove_weights, quiet
-from ja_instruct.colbert_scoring import score_packed
 from ja_instruct.errors import InputError
+from ja_instruct.retrieval.colbert import encode_questions, search
+from ja_instruct.retrieval.colbert_checkpoint import (
+    check_checkpoint,
+    load_retriever,
+    prove_weights,
+    quiet,
+)
+from ja_instruct.retrieval.colbert_scoring import score_packed
 
 QUESTIONS = [
     "日本の首都はどこですか。",
@@ -238,7 +243,7 @@ def test_prints_and_warnings_become_log_lines(caplog, capfd, monkeypatch):
     for name in ("", "ja_instruct"):
         handlers = [] if name else [caplog.handler]
         monkeypatch.setattr(logging.getLogger(name), "handlers", handlers)
-    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.retrieval.colbert_checkpoint")
     with quiet():
         print("Shapes:", 3, end="")
         print(" and more\n\n  next ")
@@ -254,7 +259,7 @@ def test_prints_and_warnings_become_log_lines(caplog, capfd, monkeypatch):
 
 
 def test_what_was_printed_before_a_failure_is_logged(caplog):
-    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.retrieval.colbert_checkpoint")
     with pytest.raises(KeyError), quiet():
         print("about to fail")
         raise KeyError
@@ -263,13 +268,13 @@ def test_what_was_printed_before_a_failure_is_logged(caplog):
 
 def test_a_log_handler_may_print(monkeypatch, caplog):
     """Kedro's does; a line that it prints is not caught and logged again."""
-    caplog.set_level(logging.DEBUG, logger="ja_instruct.colbert_checkpoint")
+    caplog.set_level(logging.DEBUG, logger="ja_instruct.retrieval.colbert_checkpoint")
 
     class Printing(logging.Handler):
         def emit(self, record):
             print(record.getMessage(), file=sys.stdout)
 
-    logger = logging.getLogger("ja_instruct.colbert_checkpoint")
+    logger = logging.getLogger("ja_instruct.retrieval.colbert_checkpoint")
     handler = Printing()
     logger.addHandler(handler)
     try:

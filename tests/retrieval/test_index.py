@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 from tiny_colbert import make_tiny_colbert
 
-from ja_instruct.bm25 import search_bigrams
-from ja_instruct.colbert import encode_questions, search
-from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.errors import InputError
-from ja_instruct.rank_fusion import fuse_rankings
-from ja_instruct.retrieval import (
+from ja_instruct.retrieval.bm25 import search_bigrams
+from ja_instruct.retrieval.colbert import encode_questions, search
+from ja_instruct.retrieval.colbert_checkpoint import hash_weights
+from ja_instruct.retrieval.index import (
     ColbertCheckpoint,
     RetrievalIndex,
     require_same_pool,
     retrieve,
     reusable_encoding,
 )
+from ja_instruct.retrieval.ranking import fuse_rankings
 
 QUESTIONS = (
     "日本の首都はどこですか。",
@@ -168,7 +168,7 @@ from datasets import Dataset
 from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.retrieval import retrieve
+from ja_instruct.retrieval.index import retrieve
 
 params = RagIndexParameters(retriever="bm25", batch_size=1, max_document_tokens=None)
 checkpoint = ColbertCheckpointDataset(filepath="no such directory").load()

@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from ja_instruct.rank_fusion import fuse_rankings
+from ja_instruct.retrieval.ranking import fuse_rankings
 
 
 def fuse_plainly(rankings, k):

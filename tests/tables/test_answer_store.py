@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ja_instruct.answer_store import AnswerStore
+from ja_instruct.tables.answer_store import AnswerStore
 
 ANSWER = {"text": "東京です。\n", "new_tokens": 4, "finished": True}
 

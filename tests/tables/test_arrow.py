@@ -8,8 +8,8 @@ from datasets import Dataset, concatenate_datasets, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ja_instruct.arrow_tables import collect, iterate_tables
 from ja_instruct.errors import InputError
+from ja_instruct.tables.arrow import collect, iterate_tables
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ja_instruct.atomic import discard_unfinished, replacing
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 
 def killed_in(target, write):
@@ -12,7 +12,7 @@ def killed_in(target, write):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from ja_instruct.atomic import replacing\n"
+        "from ja_instruct.tables.atomic import replacing\n"
         "die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"with replacing(Path(sys.argv[1])) as new:\n    {write}\n"
     )

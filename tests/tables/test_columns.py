@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from ja_instruct.errors import InputError
-from ja_instruct.records import as_dataset
+from ja_instruct.tables.columns import as_dataset
 
 RECORDS = [{"input": "日本の首都は?"}, {"input": "空は何色?"}]
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ja_instruct import json_lines
-from ja_instruct.arrow_tables import collect
 from ja_instruct.errors import InputError
-from ja_instruct.json_blocks import parse_plain
-from ja_instruct.json_lines import read_records, read_tables
-from ja_instruct.json_types import LongInteger, TypeClashError, to_arrow, widen
-from ja_instruct.json_writer import dump_rows, write_tables
+from ja_instruct.tables import json_lines
+from ja_instruct.tables.arrow import collect
+from ja_instruct.tables.json_blocks import parse_plain
+from ja_instruct.tables.json_lines import read_records, read_tables
+from ja_instruct.tables.json_types import LongInteger, TypeClashError, to_arrow, widen
+from ja_instruct.tables.json_writer import dump_rows, write_tables
 
 CONVERSATIONS = {"conversations": [{"role": str, "content": str}]}
 

@@ -7,7 +7,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ja_instruct.errors import InputError
-from ja_instruct.word_lists import Replacement, find_covered, read_replacements, read_substrings
+from ja_instruct.tables.word_lists import (
+    Replacement,
+    find_covered,
+    read_replacements,
+    read_substrings,
+)
 
 
 def table(*pairs: tuple[str, str]) -> list[dict[str, str]]:

@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "colbert_checkpoint_dataset": ["ColbertCheckpointDataset"],
         "conversations_dataset": ["ConversationsDataset"],
         "gguf_file_dataset": ["GGUFFileDataset"],
-        "gguf_model_dataset": ["GGUFModelDataset"],
         "hub_dataset": ["HubDataset"],
         "hub_model_dataset": ["HubModelDataset"],
         "hub_publication_dataset": ["HubPublicationDataset"],

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from ja_instruct.checksums import require_files
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import PROVENANCE_FILE, ModelDirectory, noted_files, read_provenance
+from ja_instruct.models.checksums import require_files
+from ja_instruct.models.directory import (
+    PROVENANCE_FILE,
+    ModelDirectory,
+    noted_files,
+    read_provenance,
+)
 
 logger = logging.getLogger(__name__)
 

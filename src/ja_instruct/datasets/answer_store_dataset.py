@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.answer_store import AnswerStore
 from ja_instruct.errors import InputError
+from ja_instruct.tables.answer_store import AnswerStore
 
 
 class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):

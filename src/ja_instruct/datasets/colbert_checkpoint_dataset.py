@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.colbert_checkpoint import check_checkpoint
-from ja_instruct.datasets.e5_colbert import convert_e5
-from ja_instruct.datasets.e5_file import find_packaged_file
+from ja_instruct.demo.e5_colbert import convert_e5
+from ja_instruct.demo.e5_file import find_packaged_file
 from ja_instruct.errors import InputError
-from ja_instruct.hub import check_repository, download_model
-from ja_instruct.retrieval import ColbertCheckpoint
+from ja_instruct.models.hub import check_repository, download_model
+from ja_instruct.retrieval.colbert_checkpoint import check_checkpoint
+from ja_instruct.retrieval.index import ColbertCheckpoint
 
 
 class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import TablePreview
 
-from ja_instruct.arrow_tables import collect
-from ja_instruct.datasets.conversation_sources import ConversationSource, parse_sources
-from ja_instruct.datasets.conversation_tables import (
+from ja_instruct.errors import InputError
+from ja_instruct.models.hub import check_repository
+from ja_instruct.tables.arrow import collect
+from ja_instruct.tables.conversation_sources import ConversationSource, parse_sources
+from ja_instruct.tables.conversations import (
     SOURCE,
     ColumnTypes,
     read_file,
     read_hub,
 )
-from ja_instruct.errors import InputError
-from ja_instruct.hub import check_repository
-from ja_instruct.json_lines import BAD_RECORD
+from ja_instruct.tables.json_lines import BAD_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

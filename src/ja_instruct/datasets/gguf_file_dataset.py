@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.errors import InputError
-from ja_instruct.gguf_conversion import convert, find_converter
+from ja_instruct.models.gguf import convert, find_converter
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
-    from ja_instruct.gguf_conversion import GGUFConversion
+    from ja_instruct.models.gguf import GGUFConversion
 
 logger = logging.getLogger(__name__)
 

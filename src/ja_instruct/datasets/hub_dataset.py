@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.hub import check_repository
+from ja_instruct.models.hub import check_repository
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -7,18 +7,18 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.hub import (
+from ja_instruct.models.directory import (
+    ModelDirectory,
+    refuse_quantized,
+    refuse_quantized_config,
+    refuse_quantized_types,
+)
+from ja_instruct.models.hub import (
     check_repository,
     download_model,
     fetch_file,
     pending_download_bytes,
     weights_by_type,
-)
-from ja_instruct.models import (
-    ModelDirectory,
-    refuse_quantized,
-    refuse_quantized_config,
-    refuse_quantized_types,
 )
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.errors import InputError
-from ja_instruct.publication import check_login, upload
+from ja_instruct.models.publication import check_login, upload
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
-    from ja_instruct.publication import Publication
+    from ja_instruct.models.publication import Publication
 
 
 class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import TablePreview
 
-from ja_instruct.arrow_tables import collect, iterate_tables
-from ja_instruct.atomic import discard_unfinished, replacing
 from ja_instruct.errors import InputError
-from ja_instruct.json_lines import GZIP_SUFFIX, open_lines, read_records, read_tables
-from ja_instruct.json_writer import write_tables
+from ja_instruct.tables.arrow import collect, iterate_tables
+from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.json_lines import GZIP_SUFFIX, open_lines, read_records, read_tables
+from ja_instruct.tables.json_writer import write_tables
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import discard_unfinished, replacing
-from ja_instruct.checksums import require_files
 from ja_instruct.errors import InputError
-from ja_instruct.lora_merging import checkpoint_shards, tensor_offsets
-from ja_instruct.models import (
+from ja_instruct.models.checksums import require_files
+from ja_instruct.models.directory import (
     CARD_FILE,
     PROVENANCE_FILE,
     ModelDirectory,
@@ -22,9 +20,11 @@ from ja_instruct.models import (
     require_model_files,
     write_provenance,
 )
+from ja_instruct.models.lora_merging import checkpoint_shards, tensor_offsets
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
-    from ja_instruct.lora_merging import LoraMerge
+    from ja_instruct.models.lora_merging import LoraMerge
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import discard_unfinished, replacing
-from ja_instruct.models import (
+from ja_instruct.models.directory import (
     CARD_FILE,
     PROVENANCE_FILE,
     ModelArtifact,
     ModelDirectory,
     write_provenance,
 )
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 
 class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.models import (
+from ja_instruct.models.directory import (
     ModelDirectory,
     parameter_count,
     read_provenance,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.checksums import require_files
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import (
+from ja_instruct.models.checksums import require_files
+from ja_instruct.models.directory import (
     PROVENANCE_FILE,
     ModelDirectory,
     noted_files,

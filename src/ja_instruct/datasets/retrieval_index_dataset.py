@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kedro.io import AbstractDataset
 
-from ja_instruct.atomic import discard_unfinished, replacing
-from ja_instruct.colbert import EncodedQuestions
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval import RetrievalIndex, Retriever
+from ja_instruct.retrieval.colbert import EncodedQuestions
+from ja_instruct.retrieval.index import RetrievalIndex, Retriever
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

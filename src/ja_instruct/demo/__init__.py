@@ -1,1 +1,7 @@
-"""What only the environment ``demo`` needs."""
+"""What only the environment ``demo`` needs: models that Python packages carry."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"gguf_model_dataset": ["GGUFModelDataset"]}
+)

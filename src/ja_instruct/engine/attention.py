@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.decode_attention import decode_attention, takes
-from ja_instruct.generation.int8_vectors import Int8Vectors, rotated
-from ja_instruct.generation.prompt_attention import prompt_attention
-from ja_instruct.generation.prompt_attention import takes as takes_piece
+from ja_instruct.engine.kernels.decode_attention import decode_attention, takes
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, rotated
+from ja_instruct.engine.kernels.prefill_attention import prompt_attention
+from ja_instruct.engine.kernels.prefill_attention import takes as takes_piece
 
 NAME = "grouped"
 

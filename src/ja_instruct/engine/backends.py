@@ -7,25 +7,25 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ja_instruct.devices import load_nf4_model, load_with_unsloth
-from ja_instruct.pipelines.inference.batched import Batched
-from ja_instruct.pipelines.inference.generated import (
+from ja_instruct.engine.answer import (
     ERRORS_OF_A_PROMPT,
     AnswerForm,
     Generated,
     failed_answer,
 )
+from ja_instruct.engine.batched import Batched
+from ja_instruct.engine.vllm import VllmEngine
+from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.vllm_engine import VllmEngine
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 logger = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """What turns prompts into answers; one engine serves any number of calls."""
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
@@ -84,7 +84,7 @@ class OneByOne:
         self._form = AnswerForm.of(tokenizer, parameters, prompts)
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
-        """Yield position and answer, in order; see ``Engine``."""
+        """Yield position and answer, in order; see ``Backend``."""
         for position, prompt in enumerate(prompts):
             started = time.perf_counter()
             try:
@@ -114,7 +114,7 @@ class OneByOne:
 
     def _settings(self, prompt_tokens: int) -> dict[str, Any]:
         """Return what ``generate`` gets beyond the recipe's own arguments."""
-        from ja_instruct.pipelines.inference.decoding import BannedText, SparingPenalty
+        from ja_instruct.engine.banned_words import BannedText, SparingPenalty
 
         parameters = self._parameters
         settings: dict[str, Any] = {"repetition_penalty": parameters.repetition_penalty}
@@ -139,7 +139,7 @@ def load_engine(
     parameters: InferenceParameters,
     prompts: PromptParameters,
     weights_before: str = "",
-) -> Engine:
+) -> Backend:
     """Load model and adapter, and return what answers with them.
 
     Args:

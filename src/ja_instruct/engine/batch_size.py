@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.model_memory import vector_bytes
-from ja_instruct.safetensors_files import read_headers
+from ja_instruct.memory.estimates import vector_bytes
+from ja_instruct.models.safetensors import read_headers
 
 if TYPE_CHECKING:
     import torch
 
-    from ja_instruct.model_memory import ModelShape
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.memory.estimates import ModelShape
+    from ja_instruct.models.directory import ModelDirectory
 
 # Of a vocabulary's width, for each sequence of a step: its logits in the model's type, bounded by a
 # tanh, and in float32, and what the rules keep of a sequence. Twice the 12 bytes by which PyTorch's
@@ -38,7 +38,7 @@ CPU_SHARE = 0.5
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """What the memory of ``SlotEngine`` follows from.
+    """What the memory of ``Engine`` follows from.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -70,7 +70,7 @@ class EngineSizes:
     @classmethod
     def of_model(cls, model: Any, *, int8_cache: bool = False) -> EngineSizes:
         """Return the sizes of a transformers model, or one wrapped by PEFT."""
-        from ja_instruct.generation.slot_cache import bytes_per_token
+        from ja_instruct.engine.kv_cache import bytes_per_token
 
         text = model.config.get_text_config()
         dtype = model.get_input_embeddings().weight.dtype
@@ -87,9 +87,9 @@ class EngineSizes:
         """What one token needs on its way through a layer."""
         return self.weight_bytes * (4 * self.intermediate_size + 8 * self.hidden_size)
 
-    def cache_bytes(self, slots: int, length: int) -> int:
+    def cache_bytes(self, max_num_seqs: int, length: int) -> int:
         """Return the bytes of the cache."""
-        return slots * length * self.cache_token_bytes
+        return max_num_seqs * length * self.cache_token_bytes
 
     def slot_bytes(self, length: int) -> int:
         """Return what a sequence of ``length`` tokens takes, cache and all."""
@@ -100,9 +100,9 @@ class EngineSizes:
             + length * (8 + BYTES_PER_MASKED_PAIR)
         )
 
-    def working_bytes(self, prefill_tokens: int, length: int) -> int:
+    def working_bytes(self, prefill_chunk_size: int, length: int) -> int:
         """Return what reading a prompt in pieces takes, whatever the number of sequences."""
-        tokens = min(prefill_tokens, length)
+        tokens = min(prefill_chunk_size, length)
         return (
             tokens * self.token_activation_bytes
             + tokens * length * BYTES_PER_MASKED_PAIR
@@ -111,7 +111,7 @@ class EngineSizes:
             + 2 * self.weight_bytes * self.hidden_size * self.intermediate_size
         )
 
-    def prefill_tokens(self, wanted: int | None, free_bytes: int, length: int) -> int:
+    def prefill_chunk_size(self, wanted: int | None, free_bytes: int, length: int) -> int:
         """Return how many tokens of a prompt to read at once.
 
         Args:
@@ -125,15 +125,15 @@ class EngineSizes:
         fitting = (one for one in PREFILL_TOKENS if self.working_bytes(one, length) <= room)
         return next(fitting, PREFILL_TOKENS[-1])
 
-    def slots_that_fit(self, free_bytes: int, prefill_tokens: int, length: int) -> int:
+    def max_num_seqs_that_fit(self, free_bytes: int, prefill_chunk_size: int, length: int) -> int:
         """Return how many sequences fit beside the weights; 0 where not even one does.
 
         Args:
             free_bytes: What is left when the weights are there.
-            prefill_tokens: Tokens of a prompt that are read at once.
+            prefill_chunk_size: Tokens of a prompt that are read at once.
             length: Tokens of the longest prompt with its answer.
         """
-        room = USABLE_SHARE * free_bytes - self.working_bytes(prefill_tokens, length)
+        room = USABLE_SHARE * free_bytes - self.working_bytes(prefill_chunk_size, length)
         return max(0, int(room // self.slot_bytes(length)))
 
 

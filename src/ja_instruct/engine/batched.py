@@ -9,26 +9,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import free_gpu_memory
-from ja_instruct.model_memory import CONTEXT_BYTES
-from ja_instruct.pipelines.inference.generated import (
+from ja_instruct.engine.answer import (
     ERRORS_OF_A_PROMPT,
     AnswerForm,
     Generated,
     failed_answer,
 )
-from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.slot_memory import (
+from ja_instruct.engine.batch_size import (
     PREFILL_TOKENS,
     EngineSizes,
     bytes_of_merging,
     free_bytes,
 )
+from ja_instruct.memory.estimates import CONTEXT_BYTES
+from ja_instruct.models.loading import free_gpu_memory
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
-    from ja_instruct.generation.slot_engine import SlotEngine
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.engine.engine import Engine
+    from ja_instruct.models.directory import ModelDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Batched:
     """Answers prompts side by side, greedily; an answer that ends makes room for the next prompt.
 
     Answers are those of ``OneByOne`` but for rounding; how they are generated stands in
-    ``ja_instruct.generation.slot_engine``.
+    ``ja_instruct.engine.engine``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Batched:
         self._prefill = PREFILL_TOKENS[-1]
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
-        """Yield position and answer as answers end; see ``Engine``.
+        """Yield position and answer as answers end; see ``Backend``.
 
         An answer has up to ``max_new_tokens``, however long its prompt is.
         """
@@ -87,7 +87,9 @@ class Batched:
         if not self._weights:
             self._weights = self._take_up_weights(len(encoded), length)
         before = time.perf_counter()
-        for position, found in self._answer(encoded, self._count_slots(len(encoded), length)):
+        for position, found in self._answer(
+            encoded, self._count_max_num_seqs(len(encoded), length)
+        ):
             now = time.perf_counter()
             seconds, before = now - before, now
             if isinstance(found, Exception):
@@ -98,9 +100,9 @@ class Batched:
 
     def _take_up_weights(self, prompts: int, length: int) -> str:
         """Bring the model into the form that steps are taken with, and return its name."""
-        from ja_instruct.generation.fused_layers import use_fused_layers
-        from ja_instruct.generation.grouped_attention import use_grouped_attention
-        from ja_instruct.generation.merged_weights import adapter_beside, merged_in_bf16
+        from ja_instruct.engine.attention import use_grouped_attention
+        from ja_instruct.engine.fused_layers import use_fused_layers
+        from ja_instruct.engine.weights import adapter_beside, merged_in_bf16
 
         weights = str(self._model.dtype).removeprefix("torch.")
         if getattr(self._model, "is_loaded_in_4bit", False):
@@ -132,10 +134,13 @@ class Batched:
             )
             return "nf4"
         # a step takes about as long with either, and prompts are read faster in 16 bits
-        in_4_bits = min(self._slots_that_fit(self._free_bytes(), length)[0], _most_in_nf4())
+        in_4_bits = min(self._max_num_seqs_that_fit(self._free_bytes(), length)[0], _most_in_nf4())
         rounds = [
-            math.ceil(prompts / max(1, min(slots, self._parameters.batching.slots or slots)))
-            for slots in (in_16_bits, in_4_bits)
+            math.ceil(
+                prompts
+                / max(1, min(max_num_seqs, self._parameters.batching.max_num_seqs or max_num_seqs))
+            )
+            for max_num_seqs in (in_16_bits, in_4_bits)
         ]
         return "bf16" if in_16_bits and rounds[0] <= rounds[1] else "nf4"
 
@@ -143,13 +148,13 @@ class Batched:
         """Return how many prompts would fit at a time; 0 where the weights do not."""
         grown, passing = bytes_of_merging(self._model, self._adapter)
         left = self._free_bytes() - grown
-        return self._slots_that_fit(left, length)[0] if left >= passing else 0
+        return self._max_num_seqs_that_fit(left, length)[0] if left >= passing else 0
 
-    def _slots_that_fit(self, free: int, length: int) -> tuple[int, int]:
+    def _max_num_seqs_that_fit(self, free: int, length: int) -> tuple[int, int]:
         """Return how many prompts fit at a time, and the tokens of each that are read at once."""
         sizes, batching = self._sizes(), self._parameters.batching
-        prefill = sizes.prefill_tokens(batching.prefill_tokens, free, length)
-        return sizes.slots_that_fit(free, prefill, length), prefill
+        prefill = sizes.prefill_chunk_size(batching.prefill_chunk_size, free, length)
+        return sizes.max_num_seqs_that_fit(free, prefill, length), prefill
 
     def _sizes(self) -> EngineSizes:
         return EngineSizes.of_model(
@@ -162,35 +167,35 @@ class Batched:
             limit = whole - CONTEXT_BYTES / 1e9
         return free_bytes(self._model.device, limit)
 
-    def _count_slots(self, prompts: int, length: int) -> int:
+    def _count_max_num_seqs(self, prompts: int, length: int) -> int:
         """Return how many prompts to answer at a time, and tell it; settle how they are read."""
         batching = self._parameters.batching
         free = self._free_bytes()
-        fit, self._prefill = self._slots_that_fit(free, length)
-        wanted = min(prompts, batching.slots or prompts)
-        if batching.slots is None:
+        fit, self._prefill = self._max_num_seqs_that_fit(free, length)
+        wanted = min(prompts, batching.max_num_seqs or prompts)
+        if batching.max_num_seqs is None:
             wanted = self._bounded(prompts)
-        slots = max(1, min(fit, wanted))
-        if fit < min(wanted, batching.slots or 1):
+        max_num_seqs = max(1, min(fit, wanted))
+        if fit < min(wanted, batching.max_num_seqs or 1):
             logger.warning(
                 "memory holds %d prompts of %d tokens at a time by estimate, not %d; trying %d",
                 fit,
                 length,
                 wanted,
-                slots,
+                max_num_seqs,
             )
         logger.info(
             "answering %d prompts, %d at a time: %s weights, %d tokens each, %.1f GB of cache in "
             "%s, %.1f GB were free",
             prompts,
-            slots,
+            max_num_seqs,
             self._weights,
             length,
-            self._sizes().cache_bytes(slots, length) / 1e9,
+            self._sizes().cache_bytes(max_num_seqs, length) / 1e9,
             "int8" if batching.has_int8_cache else "the model's type",
             free / 1e9,
         )
-        return slots
+        return max_num_seqs
 
     def _bounded(self, prompts: int) -> int:
         """Return how many prompts at a time are worth their memory."""
@@ -201,7 +206,7 @@ class Batched:
         return min(prompts, _most_in_nf4())
 
     def _answer(
-        self, encoded: Sequence[list[int]], slots: int
+        self, encoded: Sequence[list[int]], max_num_seqs: int
     ) -> Iterator[tuple[int, list[int] | Exception]]:
         """Yield the position of each prompt with its answer's ids, or with why it has none."""
         waiting = {position: ids for position, ids in enumerate(encoded) if ids}
@@ -211,14 +216,14 @@ class Batched:
         while waiting:
             failure = None
             try:
-                for position, ids in self._side_by_side(waiting, slots):
+                for position, ids in self._side_by_side(waiting, max_num_seqs):
                     del waiting[position]
                     yield position, ids
             except ERRORS_OF_A_PROMPT as error:
                 logger.warning(
                     "answering %d prompts %d at a time failed, %d of them are left: %s",
                     len(encoded),
-                    slots,
+                    max_num_seqs,
                     len(waiting),
                     error,
                     exc_info=not _is_out_of_memory(error),
@@ -226,8 +231,8 @@ class Batched:
                 # its frames hold the engine, and so the memory
                 failure = error.with_traceback(None)
             free_gpu_memory()
-            if failure is not None and _is_out_of_memory(failure) and slots > 1:
-                slots = max(1, min(slots, len(waiting)) * 3 // 4)
+            if failure is not None and _is_out_of_memory(failure) and max_num_seqs > 1:
+                max_num_seqs = max(1, min(max_num_seqs, len(waiting)) * 3 // 4)
             elif failure is not None:
                 yield from self._one_after_the_other(waiting)
                 return
@@ -247,27 +252,27 @@ class Batched:
             yield position, found
 
     def _side_by_side(
-        self, waiting: Mapping[int, list[int]], slots: int
+        self, waiting: Mapping[int, list[int]], max_num_seqs: int
     ) -> Iterator[tuple[int, list[int]]]:
-        from ja_instruct.pipelines.inference.decoding import BannedWords
+        from ja_instruct.engine.banned_words import BannedWords
 
         parameters = self._parameters
         positions, prompts = list(waiting), list(waiting.values())
-        engine = self._build(slots, max(map(len, prompts)) + parameters.max_new_tokens)
+        engine = self._build(max_num_seqs, max(map(len, prompts)) + parameters.max_new_tokens)
         words = parameters.bad_words if parameters.bad_words_in == "text" else ()
         find_banned = BannedWords(self._tokenizer, words).find_banned if words else None
         for index, ids in engine.generate(prompts, parameters.max_new_tokens, find_banned):
             yield positions[index], ids
 
-    def _build(self, slots: int, length: int) -> SlotEngine:
-        from ja_instruct.generation.slot_engine import Settings, SlotEngine
-        from ja_instruct.generation.token_rules import TokenRules
+    def _build(self, max_num_seqs: int, length: int) -> Engine:
+        from ja_instruct.engine.engine import Engine, Settings
+        from ja_instruct.engine.sampler import Sampler
 
         parameters = self._parameters
         ends = self._stops()
-        rules = TokenRules(
+        rules = Sampler(
             vocab_size=self._model.config.get_text_config().vocab_size,
-            slots=slots,
+            max_num_seqs=max_num_seqs,
             max_length=length,
             repetition_penalty=parameters.repetition_penalty,
             # as transformers has it, what ends an answer cannot be banned
@@ -279,14 +284,14 @@ class Batched:
             device=self._model.device,
         )
         settings = Settings(
-            slots=slots,
+            max_num_seqs=max_num_seqs,
             max_length=length,
-            prefill_tokens=self._prefill,
+            prefill_chunk_size=self._prefill,
             use_graph=parameters.batching.cuda_graphs,
             int8_cache=parameters.batching.has_int8_cache,
             **({"check_every": CPU_CHECK_EVERY} if self._is_on_cpu else {}),
         )
-        return SlotEngine(self._model, settings, rules, end_ids=ends)
+        return Engine(self._model, settings, rules, end_ids=ends)
 
     @property
     def _is_on_cpu(self) -> bool:
@@ -302,7 +307,7 @@ class Batched:
 
 def _most_in_nf4() -> int:
     """Return how many prompts at a time 4-bit weights are for: of more, a step writes them out."""
-    from ja_instruct.generation.nf4_matmul import MAX_ROWS
+    from ja_instruct.engine.kernels.nf4_matmul import MAX_ROWS
 
     return MAX_ROWS
 

@@ -1,8 +1,8 @@
-"""Generating with as many sequences at a time as there are slots; a finished one is replaced.
+"""Generation of up to ``max_num_seqs`` sequences at a time; a finished one is replaced.
 
 A step of a large model costs nearly the same for one sequence and for many: the weights are read
 once. And most of it is Python and the launching of kernels, which a CUDA graph does without. So all
-slots take a step together, at fixed addresses, from a graph where there is a GPU.
+max_num_seqs take a step together, at fixed addresses, from a graph where there is a GPU.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.slot_cache import SlotCache, visible
-from ja_instruct.generation.token_rules import TokenRules
+from ja_instruct.engine.kv_cache import KVCache, visible
+from ja_instruct.engine.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ class Settings:
     """How the engine works; of all this ``int8_cache`` alone changes answers.
 
     Attributes:
-        slots: Sequences at a time.
+        max_num_seqs: Sequences at a time.
         max_length: Tokens of a prompt with its answer.
-        prefill_tokens: Tokens of a prompt that are computed at once.
+        prefill_chunk_size: Tokens of a prompt that are computed at once.
         check_every: Steps between looking which sequences have ended, which stops the device.
         use_graph: Whether a step is a CUDA graph.
         int8_cache: Whether keys and values are kept in 8 bits, which a model takes after
             ``use_grouped_attention``.
     """
 
-    slots: int
+    max_num_seqs: int
     max_length: int
-    prefill_tokens: int = 1024
+    prefill_chunk_size: int = 1024
     check_every: int = 16
     use_graph: bool = True
     int8_cache: bool = False
@@ -60,18 +60,18 @@ class _Job:
     refused: list[int] = field(default_factory=list)
 
 
-class SlotEngine:
+class Engine:
     """Answers prompts with a causal language model, greedily, in any order."""
 
     def __init__(
-        self, model: Any, settings: Settings, rules: TokenRules, *, end_ids: Sequence[int]
+        self, model: Any, settings: Settings, rules: Sampler, *, end_ids: Sequence[int]
     ) -> None:
         """Allocate everything that generating needs.
 
         Args:
             model: A transformers model, or one wrapped by PEFT, in evaluation mode.
             settings: Sizes.
-            rules: How a token is chosen; for as many slots.
+            rules: How a token is chosen; for as many max_num_seqs.
             end_ids: Tokens that end an answer.
         """
         self._model, self._settings, self._rules = model, settings, rules
@@ -81,22 +81,22 @@ class SlotEngine:
         self._dtype = next(
             weight.dtype for name, weight in model.named_parameters() if "norm" in name
         )
-        self._cache = SlotCache(
+        self._cache = KVCache(
             model.config,
-            slots=settings.slots,
+            max_num_seqs=settings.max_num_seqs,
             length=settings.max_length,
             dtype=self._dtype,
             device=self._device,
             is_int8=settings.int8_cache,
         )
-        slots = settings.slots
-        self._tokens = torch.zeros(slots, dtype=torch.long, device=self._device)
-        self._positions = torch.zeros(slots, dtype=torch.long, device=self._device)
-        self._counts = torch.zeros(slots, dtype=torch.long, device=self._device)
+        max_num_seqs = settings.max_num_seqs
+        self._tokens = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
+        self._positions = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
+        self._counts = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
         self._answers = torch.zeros(
-            (slots, settings.max_length), dtype=torch.long, device=self._device
+            (max_num_seqs, settings.max_length), dtype=torch.long, device=self._device
         )
-        self._rows = torch.arange(slots, device=self._device)
+        self._rows = torch.arange(max_num_seqs, device=self._device)
         self._use_graph = settings.use_graph and self._device.type == "cuda"
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._find_banned: FindBanned | None = None
@@ -134,7 +134,7 @@ class SlotEngine:
         waiting = deque(sorted(jobs, key=lambda job: -len(job.prompt_ids)))
         running: dict[int, _Job] = {}
         while waiting or running:
-            for slot in range(self._settings.slots):
+            for slot in range(self._settings.max_num_seqs):
                 if waiting and slot not in running:
                     running[slot] = waiting.popleft()
                     self._begin(slot, running[slot].prompt_ids)
@@ -145,7 +145,7 @@ class SlotEngine:
         """Read a prompt into a slot, and choose its answer's first token."""
         ids = torch.tensor(prompt_ids, device=self._device)
         self._rules.start(slot, prompt_ids)
-        step = self._settings.prefill_tokens
+        step = self._settings.prefill_chunk_size
         logits = torch.empty(0)
         for start in range(0, len(prompt_ids), step):
             piece = ids[None, start : start + step]
@@ -173,7 +173,7 @@ class SlotEngine:
         return scores
 
     def _advance(self, running: dict[int, _Job]) -> None:
-        """Take steps with all slots; those of slots that have ended count for nothing."""
+        """Take steps with all slots; those of slots that have ended are ignored."""
         counts = self._counts.tolist()
         left = [job.limit - counts[slot] for slot, job in running.items()]
         steps = min(self._settings.check_every, max(left))
@@ -229,7 +229,7 @@ class SlotEngine:
         positions = self._positions.clamp(max=self._settings.max_length - 1)[:, None]
         self._cache.place(positions, span)
         logits = self._forward(self._tokens[:, None], positions, span)
-        chosen = self._rules.choose(logits, slice(0, self._settings.slots))
+        chosen = self._rules.choose(logits, slice(0, self._settings.max_num_seqs))
         self._tokens.copy_(chosen)
         self._positions.add_(1)
         places = self._counts.clamp(max=self._settings.max_length - 1)
@@ -237,7 +237,7 @@ class SlotEngine:
         self._counts.add_(1)
 
     def _collect(self, running: dict[int, _Job]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the answers that have ended, and free their slots."""
+        """Yield the answers that have ended, and free their max_num_seqs."""
         counts = self._counts.tolist()
         answers = self._answers[:, : max(counts)].tolist()
         for slot, job in list(running.items()):

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import torch
 
-from ja_instruct.generation.layer_kernels import (
+from ja_instruct.engine.kernels.norm_rope_gate import (
     WIDEST,
     Activation,
     Form,
@@ -24,7 +24,7 @@ from ja_instruct.generation.layer_kernels import (
     rms_norm,
     rotate,
 )
-from ja_instruct.generation.triton_kernels import is_available
+from ja_instruct.engine.kernels.triton import is_available
 
 logger = logging.getLogger(__name__)
 

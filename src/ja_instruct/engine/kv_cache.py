@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.int8_vectors import (
+from ja_instruct.engine.kernels.int8_kv import (
     Int8Vectors,
     in_int8,
     rotated,
     store_int8,
     takes,
 )
-from ja_instruct.model_memory import vector_bytes
+from ja_instruct.memory.estimates import vector_bytes
 
 # Keys or values of a layer: (sequences, heads, span, width)
 Vectors = torch.Tensor | Int8Vectors
 
 
-class SlotCache:
+class KVCache:
     """Keys and values of all layers for a fixed number of sequences.
 
     transformers' static cache keeps all sequences at one length. Here each token goes to the slot
@@ -29,14 +29,14 @@ class SlotCache:
 
     Attributes:
         length: Tokens a slot holds.
-        slots: Sequences at a time.
+        max_num_seqs: Sequences at a time.
     """
 
     def __init__(
         self,
         config: Any,
         *,
-        slots: int,
+        max_num_seqs: int,
         length: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -46,7 +46,7 @@ class SlotCache:
 
         Args:
             config: The language model's configuration.
-            slots: Sequences at a time.
+            max_num_seqs: Sequences at a time.
             length: Tokens of a sequence, prompt and answer.
             dtype: Of keys and values.
             device: Where the model is.
@@ -55,7 +55,7 @@ class SlotCache:
         """
         text = config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (slots, text.num_key_value_heads, length, head)
+        shape = (max_num_seqs, text.num_key_value_heads, length, head)
         layers = range(text.num_hidden_layers)
 
         def make() -> Any:
@@ -65,19 +65,19 @@ class SlotCache:
 
         self._is_int8 = is_int8
         self._keys, self._values = [make() for _ in layers], [make() for _ in layers]
-        self.slots = slots
+        self.max_num_seqs = max_num_seqs
         self.length = length
         self._slot: int | None = None
-        self._rows = torch.arange(slots, device=device)[:, None]
-        self._positions = torch.zeros((slots, 1), dtype=torch.long, device=device)
+        self._rows = torch.arange(max_num_seqs, device=device)[:, None]
+        self._positions = torch.zeros((max_num_seqs, 1), dtype=torch.long, device=device)
         self._span = length
 
     def place(self, positions: torch.Tensor, span: int, slot: int | None = None) -> None:
         """Say where the next tokens go.
 
         Args:
-            positions: (sequences, tokens), of all slots in order or of one.
-            span: How many positions of the slots are looked at.
+            positions: (sequences, tokens), of all max_num_seqs in order or of one.
+            span: How many positions of the max_num_seqs are looked at.
             slot: The one; None for all.
         """
         self._positions, self._span, self._slot = positions, span, slot
@@ -85,7 +85,7 @@ class SlotCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Vectors, Vectors]:
-        """Store a layer's keys and values, (sequences, heads, tokens, width); return the slots'.
+        """Store a layer's keys and values, (sequences, heads, tokens, width); return the cache's.
 
         A cache in 8 bits returns its keys rotated: queries have to be, too.
         """

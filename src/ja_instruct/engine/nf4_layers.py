@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.nf4_matmul import (
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_matmul import (
     MAX_ROWS,
     LowRank,
     arrange,
     nf4_matmul,
 )
-from ja_instruct.generation.nf4_weight import Nf4Weight, nf4_weight
-from ja_instruct.generation.nf4_write_out import Factors, write_out
-from ja_instruct.generation.triton_kernels import is_available
+from ja_instruct.engine.kernels.nf4_weight import Nf4Weight, nf4_weight
+from ja_instruct.engine.kernels.triton import is_available
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 MAX_REFUSED = 1024
 
 
-class TokenRules:
+class Sampler:
     """Repetition penalty and banned words, as transformers has them, in a few tensors.
 
     The state of each slot is kept on the device, at fixed addresses: which tokens it has seen, and
@@ -22,7 +22,7 @@ class TokenRules:
         self,
         *,
         vocab_size: int,
-        slots: int,
+        max_num_seqs: int,
         max_length: int,
         repetition_penalty: float,
         bad_words_ids: Sequence[Sequence[int]],
@@ -34,7 +34,7 @@ class TokenRules:
 
         Args:
             vocab_size: Columns of the logits.
-            slots: Sequences at a time.
+            max_num_seqs: Sequences at a time.
             max_length: Tokens of a prompt with its answer.
             repetition_penalty: Divides positive scores of seen tokens and multiplies negative
                 ones (CTRL, arXiv:1909.05858); 1 changes nothing.
@@ -47,8 +47,8 @@ class TokenRules:
         self._penalized_prompt = penalized_prompt
         # What a slot has seen; behind it the first again, so that no place stands for another
         # token. Nothing is counted where nothing has been seen.
-        self._seen = torch.zeros((slots, max_length), dtype=torch.long, device=device)
-        self._counts = torch.zeros(slots, dtype=torch.long, device=device)
+        self._seen = torch.zeros((max_num_seqs, max_length), dtype=torch.long, device=device)
+        self._counts = torch.zeros(max_num_seqs, dtype=torch.long, device=device)
         self._places = torch.arange(max_length, device=device)
         self._penalized = torch.ones(vocab_size, dtype=torch.bool, device=device)
         self._penalized[torch.tensor(list(exempt_ids), dtype=torch.long, device=device)] = False
@@ -61,10 +61,10 @@ class TokenRules:
             device=device,
         )
         self._tails = torch.tensor([ids[-1] for ids in words] or [0], device=device)
-        self._last = torch.full((slots, self._reach), -1, dtype=torch.long, device=device)
+        self._last = torch.full((max_num_seqs, self._reach), -1, dtype=torch.long, device=device)
         # tokens, and the most that each may score
-        self._refused = torch.zeros((slots, MAX_REFUSED), dtype=torch.long, device=device)
-        self._most = torch.full((slots, MAX_REFUSED), torch.inf, device=device)
+        self._refused = torch.zeros((max_num_seqs, MAX_REFUSED), dtype=torch.long, device=device)
+        self._most = torch.full((max_num_seqs, MAX_REFUSED), torch.inf, device=device)
         # as tensors, since a number would be copied from the host
         self._never = torch.tensor(-torch.inf, device=device)
         self._always = torch.tensor(torch.inf, device=device)
@@ -108,47 +108,47 @@ class TokenRules:
         tokens[slot] = torch.tensor(whole, device=tokens.device)
 
     def state(self) -> list[torch.Tensor]:
-        """Return a copy of what is known of the slots."""
+        """Return a copy of what is known of the max_num_seqs."""
         return [tensor.clone() for tensor in self._changing()]
 
     def restore(self, state: Sequence[torch.Tensor]) -> None:
-        """Take the slots back to a ``state``."""
+        """Take the max_num_seqs back to a ``state``."""
         for tensor, before in zip(self._changing(), state, strict=True):
             tensor.copy_(before)
 
     def _changing(self) -> list[torch.Tensor]:
         return [self._seen, self._counts, self._last, self._refused, self._most]
 
-    def choose(self, logits: torch.Tensor, slots: slice) -> torch.Tensor:
+    def choose(self, logits: torch.Tensor, max_num_seqs: slice) -> torch.Tensor:
         """Return the best allowed token of each sequence and note it as seen.
 
         Args:
             logits: (sequences, vocabulary), float32; changed in place.
-            slots: Which of the slots these are.
+            max_num_seqs: Which of the max_num_seqs these are.
         """
         if self._penalty != 1:
-            self._penalize(logits, slots)
-        last, most = self._last[slots], self._most[slots]
+            self._penalize(logits, max_num_seqs)
+        last, most = self._last[max_num_seqs], self._most[max_num_seqs]
         # (sequences, words): the last tokens are all but the last of the word
         matched = ((last[:, None] == self._heads) | (self._heads == -1)).all(dim=-1)
         banned = torch.where(matched, self._never, self._always)
         logits.scatter_reduce_(1, self._tails.expand(len(logits), -1), banned, "amin")
-        logits.scatter_reduce_(1, self._refused[slots], most, "amin")
+        logits.scatter_reduce_(1, self._refused[max_num_seqs], most, "amin")
         most.fill_(torch.inf)
         chosen = logits.argmax(dim=-1)
-        self._note(chosen, slots)
+        self._note(chosen, max_num_seqs)
         last.copy_(torch.cat([last[:, 1:], chosen[:, None]], dim=1))
         return chosen
 
-    def _penalize(self, logits: torch.Tensor, slots: slice) -> None:
-        seen = self._seen[slots]
+    def _penalize(self, logits: torch.Tensor, max_num_seqs: slice) -> None:
+        seen = self._seen[max_num_seqs]
         scores = logits.gather(1, seen)
         penalized = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        counts = self._penalized[seen] & (self._counts[slots] > 0)[:, None]
+        counts = self._penalized[seen] & (self._counts[max_num_seqs] > 0)[:, None]
         logits.scatter_(1, seen, torch.where(counts, penalized, scores))
 
-    def _note(self, chosen: torch.Tensor, slots: slice) -> None:
-        seen, counts = self._seen[slots], self._counts[slots]
+    def _note(self, chosen: torch.Tensor, max_num_seqs: slice) -> None:
+        seen, counts = self._seen[max_num_seqs], self._counts[max_num_seqs]
         # the first token takes all places
         here = (self._places == counts[:, None]) | (counts == 0)[:, None]
         seen.copy_(torch.where(here, chosen[:, None], seen))

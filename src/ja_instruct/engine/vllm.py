@@ -9,21 +9,21 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import free_gpu_memory
-from ja_instruct.errors import InputError
-from ja_instruct.model_memory import CONTEXT_BYTES
-from ja_instruct.pipelines.inference.generated import (
+from ja_instruct.engine.answer import (
     ERRORS_OF_A_PROMPT,
     AnswerForm,
     Generated,
     failed_answer,
 )
+from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
+from ja_instruct.errors import InputError
+from ja_instruct.memory.estimates import CONTEXT_BYTES
+from ja_instruct.models.loading import free_gpu_memory
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.slot_memory import PREFILL_TOKENS, USABLE_SHARE
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class VllmEngine:
         self._adapter_arguments = _adapter_arguments(adapter)
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
-        """Yield position and answer as answers end; see ``Engine``.
+        """Yield position and answer as answers end; see ``Backend``.
 
         vLLM starts here, since only the prompts tell how long sequences get, and ends with the last
         answer, which gives its memory back.
@@ -167,8 +167,8 @@ class VllmEngine:
     def _arguments(self, encoded: Sequence[list[int]]) -> dict[str, Any]:
         """Return what vLLM starts with to answer these prompts."""
         batching = self._parameters.batching
-        sequences = min(len(encoded), batching.slots or MAX_SEQUENCES)
-        prefill = batching.prefill_tokens or PREFILL_TOKENS[-1]
+        sequences = min(len(encoded), batching.max_num_seqs or MAX_SEQUENCES)
+        prefill = batching.prefill_chunk_size or PREFILL_TOKENS[-1]
         return {
             "model": str(self._model.path),
             "quantization": "bitsandbytes",

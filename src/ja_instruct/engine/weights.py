@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 
 def merged_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
@@ -76,7 +76,7 @@ def adapter_beside(model: Any, adapter: ModelDirectory | None) -> Any:
         model: A transformers model.
         adapter: A LoRA adapter, which becomes bfloat16; None puts none there.
     """
-    from ja_instruct.generation.nf4_layers import use_fused_nf4, use_lean_lora
+    from ja_instruct.engine.nf4_layers import use_fused_nf4, use_lean_lora
 
     if adapter is not None:
         from peft import PeftModel

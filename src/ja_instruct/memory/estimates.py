@@ -35,7 +35,7 @@ ADAM_BYTES = 8
 # Tile of the loss in TRL 1.15 (trl.kernels.chunked_logprob): tokens by vocabulary
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 
-# of a vector in 8 bits, as ``ja_instruct.generation.int8_vectors`` scales it
+# of a vector in 8 bits, as ``ja_instruct.engine.kernels.int8_kv`` scales it
 INT8_SCALE_BYTES = 4
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ja_instruct.model_memory import ModelShape
+from ja_instruct.memory.estimates import ModelShape
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ja_instruct.parameters import Parameters
+from ja_instruct.config import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,16 +42,16 @@ class DataSource(Parameters):
     """A set of training data, as the card names it."""
 
     name: str = Field(description="owner/name on the hub, or words")
-    licence: str = Field(description="Its licence, or where to read it")
+    license: str = Field(description="Its license, or where to read it")
 
 
 class ModelCardParameters(Parameters):
     """What a model card tells that no run can find out."""
 
-    licence: str = Field(
-        description="The model's licence, inherited from the base: an identifier of the hub"
+    license: str = Field(
+        description="The model's license, inherited from the base: an identifier of the hub"
     )
-    licence_terms: str = Field(description="Where its terms are, or what to know about them")
+    license_terms: str = Field(description="Where its terms are, or what to know about them")
     filtered_pairs: DataSource
     qa_pairs: DataSource
 
@@ -66,7 +66,7 @@ class AdapterFacts:
         metrics: ``train_metrics``: ``summary``, counts of ``train_dataset`` and ``eval_dataset``,
             anything else. Missing parts are left out, unknown ones shown under their keys.
         versions: Library to version.
-        card: Data and licences; None leaves them out.
+        card: Data and licenses; None leaves them out.
         prompt: The text before the answer, ``{question}`` where the question goes; may be empty.
         hardware: What it was trained on, in words; may be empty.
     """
@@ -106,7 +106,7 @@ def adapter_card(facts: AdapterFacts) -> str:
         *_section("How to load it", _adapter_snippet(facts.base)),
         *(_section("Prompt", _PROMPT, _fenced(facts.prompt)) if facts.prompt else []),
         *_section("Versions", _table(_rows(facts.versions))),
-        *_licence_section(facts.card),
+        *_license_section(facts.card),
     ]
     return _join(parts)
 
@@ -131,7 +131,7 @@ def quantized_card(provenance: Mapping[str, Any], card: ModelCardParameters | No
         *_section("How to load it", _fenced(snippet, "python")),
         *_section("Versions", _table(_rows(provenance.get("versions", {})))),
         *_section("Files (SHA-256)", _table(_rows(provenance.get("weights_sha256") or {}))),
-        *_licence_section(card),
+        *_license_section(card),
     ]
     return _join(parts)
 
@@ -157,7 +157,7 @@ def merged_card(provenance: Mapping[str, Any], card: ModelCardParameters | None 
         *_section("Merging", _table(_rows(provenance.get("summary", {})))),
         *_section("How to load it", _fenced(snippet, "python")),
         *_section("Versions", _table(_rows(provenance.get("versions", {})))),
-        *_licence_section(card),
+        *_license_section(card),
     ]
     return _join(parts)
 
@@ -191,7 +191,7 @@ def _front_matter(
         library_name=library,
         pipeline_tag="text-generation",
         language="ja",
-        license=card.licence if card is not None else None,
+        license=card.license if card is not None else None,
         datasets=[source.name for source in sources if is_hub_name(source.name)] or None,
         tags=tags,
     )
@@ -208,16 +208,16 @@ def _data_section(card: ModelCardParameters | None) -> list[str]:
     if card is None:
         return []
     rows = [
-        ("filtered_pairs", card.filtered_pairs.name, card.filtered_pairs.licence),
-        ("qa_pairs", card.qa_pairs.name, card.qa_pairs.licence),
+        ("filtered_pairs", card.filtered_pairs.name, card.filtered_pairs.license),
+        ("qa_pairs", card.qa_pairs.name, card.qa_pairs.license),
     ]
-    return _section("Data", _table(rows, ("data set", "source", "licence")))
+    return _section("Data", _table(rows, ("data set", "source", "license")))
 
 
-def _licence_section(card: ModelCardParameters | None) -> list[str]:
+def _license_section(card: ModelCardParameters | None) -> list[str]:
     if card is None:
         return []
-    return _section("Licence", f"`{card.licence}`, as the base model's: {card.licence_terms}")
+    return _section("License", f"`{card.license}`, as the base model's: {card.license_terms}")
 
 
 def _counts_table(name: str, counts: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.checksums import file_checksums
 from ja_instruct.errors import InputError
-from ja_instruct.safetensors_files import SIXTEEN_BITS_OR_MORE, read_headers
+from ja_instruct.models.checksums import file_checksums
+from ja_instruct.models.safetensors import SIXTEEN_BITS_OR_MORE, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

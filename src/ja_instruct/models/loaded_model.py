@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.safetensors_files import (
+from ja_instruct.models.safetensors import (
     TensorReader,
     names_in_model,
     packed_matrices,
@@ -14,8 +14,8 @@ from ja_instruct.safetensors_files import (
 )
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
-    from ja_instruct.safetensors_files import TensorHeader
+    from ja_instruct.models.directory import ModelDirectory
+    from ja_instruct.models.safetensors import TensorHeader
 
 _REMEDY = (
     "the library did not load the directory as it is; use the versions in requirements.txt, or "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any, Literal
 
-from ja_instruct.loaded_model import require_loaded
+from ja_instruct.models.loaded_model import require_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 Device = Literal["cpu", "cuda"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.model_cards import is_hub_name
-from ja_instruct.models import CARD_FILE, PROVENANCE_FILE, read_provenance
+from ja_instruct.models.cards import is_hub_name
+from ja_instruct.models.directory import CARD_FILE, PROVENANCE_FILE, read_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

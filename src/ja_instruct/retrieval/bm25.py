@@ -15,7 +15,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
-from ja_instruct.hits import Hit
+from ja_instruct.retrieval.hits import Hit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

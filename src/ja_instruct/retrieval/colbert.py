@@ -10,10 +10,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ja_instruct.colbert_checkpoint import load_retriever, quiet
-from ja_instruct.colbert_scoring import score_packed
 from ja_instruct.errors import InputError
-from ja_instruct.hits import Hit, best_first
+from ja_instruct.retrieval.colbert_checkpoint import load_retriever, quiet
+from ja_instruct.retrieval.colbert_scoring import score_packed
+from ja_instruct.retrieval.hits import Hit, best_first
 
 if TYPE_CHECKING:
     from pathlib import Path

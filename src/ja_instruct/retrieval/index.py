@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ja_instruct.bm25 import search_bigrams
-from ja_instruct.colbert import search
-from ja_instruct.colbert_checkpoint import hash_weights
 from ja_instruct.errors import InputError
-from ja_instruct.rank_fusion import fuse_rankings
+from ja_instruct.retrieval.bm25 import search_bigrams
+from ja_instruct.retrieval.colbert import search
+from ja_instruct.retrieval.colbert_checkpoint import hash_weights
+from ja_instruct.retrieval.ranking import fuse_rankings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ja_instruct.colbert import EncodedQuestions
-    from ja_instruct.hits import Hit
+    from ja_instruct.retrieval.colbert import EncodedQuestions
+    from ja_instruct.retrieval.hits import Hit
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def retrieve(
         queries: The m texts to search for.
         top_k: Hits a query; lowered to n, with a log line, when the pool is smaller.
         batch_size: Queries in one forward pass.
-        max_query_tokens: Tokens read of a query; see ``ja_instruct.colbert.search``.
+        max_query_tokens: Tokens read of a query; see ``ja_instruct.retrieval.colbert.search``.
 
     Returns:
         m lists of hits (position in the pool, score), best first; the earlier position wins a tie.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ja_instruct.hits import Hit, best_first
+from ja_instruct.retrieval.hits import Hit, best_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.json_lines import BadRecordError, parse_record
+from ja_instruct.tables.json_lines import BadRecordError, parse_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

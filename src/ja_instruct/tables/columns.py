@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.json_lines import replace_surrogates
+from ja_instruct.tables.json_lines import replace_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
     Args:
         data: A ``Dataset``, a ``DatasetDict`` with a single split (what ``datasets`` makes of
             one file), or a list of records, in whose texts half a surrogate pair becomes U+FDD0
-            as in ``ja_instruct.json_lines.read_tables``.
+            as in ``ja_instruct.tables.json_lines.read_tables``.
         name: The catalog name, for the error.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from ja_instruct.config import Parameters
 from ja_instruct.errors import InputError
-from ja_instruct.parameters import Parameters
 
 CONVERSATIONS = "conversations"
 PAIR = ("instruction", "response")

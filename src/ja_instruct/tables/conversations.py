@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ja_instruct.arrow_tables import iterate_tables
-from ja_instruct.conversation_columns import conversations_of_pairs, conversations_of_turns
-from ja_instruct.datasets.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
 from ja_instruct.errors import InputError
-from ja_instruct.json_lines import (
+from ja_instruct.tables.arrow import iterate_tables
+from ja_instruct.tables.columns import as_dataset
+from ja_instruct.tables.conversation_columns import conversations_of_pairs, conversations_of_turns
+from ja_instruct.tables.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
+from ja_instruct.tables.json_lines import (
     BAD_RECORD,
     BAD_RECORD_TYPE,
     bad_record,
     open_lines,
     read_tables,
 )
-from ja_instruct.json_types import JSONType, to_arrow
-from ja_instruct.records import as_dataset
+from ja_instruct.tables.json_types import JSONType, to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from ja_instruct.datasets.conversation_sources import ConversationSource
+    from ja_instruct.tables.conversation_sources import ConversationSource
 
 # Beside the sources' own columns; with its noncharacter it is no file's own.
 SOURCE = "\ufdd1source"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.json_types import EXACT_INTEGER_MAX, JSONType, to_arrow
+from ja_instruct.tables.json_types import EXACT_INTEGER_MAX, JSONType, to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ja_instruct.errors import InputError
-from ja_instruct.json_blocks import parse_plain
-from ja_instruct.json_types import JSONType, TypeClashError, to_arrow, widen
+from ja_instruct.tables.json_blocks import parse_plain
+from ja_instruct.tables.json_types import JSONType, TypeClashError, to_arrow, widen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -62,8 +62,8 @@ def read_tables(
 
     The rows are what ``json.loads`` makes of each line, null where a record lacks a key. Lines are
     split on ``\n`` alone, as Japanese texts hold U+2028; blank ones are skipped. A column gets the
-    type of its first value; later tables may widen it as ``ja_instruct.json_types.widen`` does, so
-    ``ja_instruct.arrow_tables.collect`` can join them.
+    type of its first value; later tables may widen it (``ja_instruct.tables.json_types.widen``), so
+    ``ja_instruct.tables.arrow.collect`` can join them.
 
     A bad record is a line that is not UTF-8, no JSON object, or has a value of another type than
     its column. Half a surrogate pair (``"\ud83d"`` alone), which is no text and which Arrow cannot

@@ -57,7 +57,7 @@ def widen(known: JSONType, value: Any) -> JSONType:
         >>> widen([str], ["はい", 3])
         Traceback (most recent call last):
         ...
-        ja_instruct.json_types.TypeClashError: a whole number where text is expected
+        ja_instruct.tables.json_types.TypeClashError: a whole number where text is expected
     """
     if value is None or type(value) is known is not int:
         return known

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ja_instruct.generation.decode_attention import LONGEST_PART, decode_attention, takes
-from ja_instruct.generation.grouped_attention import grouped_attention
-from ja_instruct.generation.int8_vectors import Int8Vectors, in_int8, rotated
+from ja_instruct.engine.attention import grouped_attention
+from ja_instruct.engine.kernels.decode_attention import LONGEST_PART, decode_attention, takes
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, in_int8, rotated
 
 
 def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):

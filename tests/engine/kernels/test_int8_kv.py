@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.generation.int8_vectors import (
+from ja_instruct.engine.kernels.int8_kv import (
     LEAST,
     Int8Vectors,
     in_int8,
@@ -14,7 +14,7 @@ from ja_instruct.generation.int8_vectors import (
     store_int8,
     takes,
 )
-from ja_instruct.generation.slot_cache import SlotCache
+from ja_instruct.engine.kv_cache import KVCache
 
 HALF = 0.5 * (1 + 1e-5)
 # of smaller vectors nothing need be left
@@ -77,8 +77,8 @@ def test_a_cpu_has_no_kernel():
 
 @pytest.fixture
 def cache(tiny_gemma2):
-    given = {"slots": 3, "length": 20, "dtype": torch.float32, "device": torch.device("cpu")}
-    return SlotCache(tiny_gemma2.load_model().config, **given, is_int8=True)
+    given = {"max_num_seqs": 3, "length": 20, "dtype": torch.float32, "device": torch.device("cpu")}
+    return KVCache(tiny_gemma2.load_model().config, **given, is_int8=True)
 
 
 def test_a_prompt_in_pieces_is_seen_as_in_one(cache):

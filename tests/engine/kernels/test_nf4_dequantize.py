@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ja_instruct.generation.nf4_weight import nf4_weight
-from ja_instruct.generation.nf4_write_out import Factors, write_out
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_weight import nf4_weight
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import bitsandbytes.functional as quantized
 import pytest
 import torch
 
-from ja_instruct.generation import triton_kernels
-from ja_instruct.generation.nf4_assembly import ASSEMBLY
-from ja_instruct.generation.nf4_matmul import (
+from ja_instruct.engine.kernels import triton as triton_kernels
+from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY
+from ja_instruct.engine.kernels.nf4_matmul import (
     Blocks,
     LowRank,
     arrange,
@@ -17,8 +17,8 @@ from ja_instruct.generation.nf4_matmul import (
     cut_work,
     nf4_matmul,
 )
-from ja_instruct.generation.nf4_weight import LEVELS, nf4_weight
-from ja_instruct.generation.triton_kernels import is_available
+from ja_instruct.engine.kernels.nf4_weight import LEVELS, nf4_weight
+from ja_instruct.engine.kernels.triton import is_available
 
 # of the four weights in 16 bits, in their order
 SHIFTS = torch.tensor([4, 0, 12, 8])

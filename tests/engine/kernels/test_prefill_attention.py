@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ja_instruct.generation import grouped_attention as caller
-from ja_instruct.generation.grouped_attention import grouped_attention
-from ja_instruct.generation.prompt_attention import (
+from ja_instruct.engine import attention as caller
+from ja_instruct.engine.attention import grouped_attention
+from ja_instruct.engine.kernels.prefill_attention import (
     MOST_HEADS,
     Blocks,
     choose_blocks,

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
+from ja_instruct.pipelines.data_filtering.extra_rules import find_duplicates
 from ja_instruct.pipelines.data_filtering.findings import RULES
-from ja_instruct.pipelines.data_filtering.further_rules import find_duplicates
 from ja_instruct.pipelines.data_filtering.parameters import (
     DataFilteringParameters,
     FurtherRule,
@@ -30,7 +30,7 @@ def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
         "language": "ja",
         "language_percent_min": 0,
         "bad_records_max": 0,
-        "further_rules": rules,
+        "extra_rules": rules,
         "response_tokens_min": 2,
         "pair_tokens_max": 60,
         "repeated_sentence_percent_max": 30,

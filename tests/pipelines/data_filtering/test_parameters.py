@@ -22,7 +22,7 @@ FIGURES = {
     "language": "ja",
     "language_percent_min": 60,
     "bad_records_max": 0,
-    "further_rules": [],
+    "extra_rules": [],
     "response_tokens_min": 1,
     "pair_tokens_max": 2000,
     "repeated_sentence_percent_max": 30,
@@ -52,7 +52,7 @@ def read_section(environment: str) -> Any:
         {"language": "jp"},
         {"language_percent_mim": 60},
         {"bad_records_max": -1},
-        {"further_rules": ["citation_marks"]},
+        {"extra_rules": ["citation_marks"]},
         {"near_duplicate_jaccard_min": 0.3},
         {"contamination_ngram_chars": 5},
     ],
@@ -88,5 +88,5 @@ def test_tuned_asks_for_every_rule_there_is() -> None:
     parameters = DataFilteringParameters.model_validate(
         read_section("base") | read_section("tuned")
     )
-    assert parameters.further_rules == get_args(FurtherRule)
+    assert parameters.extra_rules == get_args(FurtherRule)
     assert parameters.quality_scores

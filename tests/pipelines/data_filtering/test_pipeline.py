@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.records import as_dataset
+from ja_instruct.tables.columns import as_dataset
 
 PROJECT = Path(__file__).parents[3]
 CONF = PROJECT / "conf"

@@ -10,7 +10,7 @@ from tiny_models import read_demo_texts
 
 from ja_instruct.datasets import GGUFFileDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.export.nodes import export_gguf
 from ja_instruct.pipelines.export.parameters import ExportParameters
 

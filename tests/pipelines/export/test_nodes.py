@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from ja_instruct.datasets import AdapterDataset, MergedModelDataset
 from ja_instruct.errors import InputError
-from ja_instruct.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards, tensor_offsets
-from ja_instruct.models import ModelDirectory, write_provenance
+from ja_instruct.models.directory import ModelDirectory, write_provenance
+from ja_instruct.models.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards, tensor_offsets
 from ja_instruct.pipelines.export.merge_check import row_blocks
 from ja_instruct.pipelines.export.nodes import check_merged_model, merge_adapter
 from ja_instruct.pipelines.export.parameters import ExportParameters
@@ -30,10 +30,10 @@ SMALL = {
 FAMILIES = ("gemma2", "gemma3_text", "llama")
 PROMPTS = ("日本の首都はどこですか?", "### 質問:\n猫\n\n### 回答:\n", "a")
 CARD = {
-    "licence": "gemma",
-    "licence_terms": "terms",
-    "filtered_pairs": {"name": "owner/pairs", "licence": "MIT"},
-    "qa_pairs": {"name": "mine", "licence": "MIT"},
+    "license": "gemma",
+    "license_terms": "terms",
+    "filtered_pairs": {"name": "owner/pairs", "license": "MIT"},
+    "qa_pairs": {"name": "mine", "license": "MIT"},
 }
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from ja_instruct.engine.answer import Generated
 from ja_instruct.pipelines.inference.answer_figures import (
     banned_word_hits,
     japanese_share,
@@ -7,7 +8,6 @@ from ja_instruct.pipelines.inference.answer_figures import (
     report_answers,
 )
 from ja_instruct.pipelines.inference.answering import find_failure, require_submission
-from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 # whose nodes answer in processes of their own; the tests below run in this one
-RUNNER = "--runner=ja_instruct.runner.CudaRunner"
+RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
 FAILS = "--params=inference.fail_on_failed_tasks=true"
 STORE = "07_model_output/test/answer_store.jsonl"
 

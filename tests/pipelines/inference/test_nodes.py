@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from ja_instruct.answer_store import AnswerStore
 from ja_instruct.datasets import ColbertCheckpointDataset
+from ja_instruct.engine.answer import Generated
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference import nodes
-from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.nodes import (
     answer_tasks,
     answer_with_base_model,
@@ -20,7 +19,8 @@ from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.prompts import PromptParameters, inference_prompt, training_sample
-from ja_instruct.retrieval import retrieve
+from ja_instruct.retrieval.index import retrieve
+from ja_instruct.tables.answer_store import AnswerStore
 
 POOL = Dataset.from_list(
     [
@@ -237,7 +237,7 @@ def asked(monkeypatch):
     """A model that answers each prompt by its number; what it was asked is returned."""
     calls = []
 
-    class Engine:
+    class Backend:
         def generate(self, prompts):
             calls[-1]["prompts"] = list(prompts)
             # the last first: an engine may finish them in any order
@@ -248,7 +248,7 @@ def asked(monkeypatch):
 
     def load(model, adapter, parameters, texts, weights_before):
         calls.append({"model": model, "adapter": adapter, "weights_before": weights_before})
-        return Engine()
+        return Backend()
 
     monkeypatch.setattr(nodes, "load_engine", load)
     return calls

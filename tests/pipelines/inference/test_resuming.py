@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from ja_instruct.answer_store import AnswerStore
 from ja_instruct.datasets import AdapterDataset
-from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.backends import OneByOne
+from ja_instruct.engine.batched import Batched
+from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.inference.answering import (
     WITHOUT_EFFECT,
     answer_all,
     answer_keys,
     weights_of_answers,
 )
-from ja_instruct.pipelines.inference.batched import Batched
-from ja_instruct.pipelines.inference.generated import Generated
-from ja_instruct.pipelines.inference.generation import OneByOne
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters
+from ja_instruct.tables.answer_store import AnswerStore
 
 KILLED = Path(__file__).parents[2] / "answers_to_be_killed.py"
 QUESTIONS = ["日本の首都は", "富士山の高さを教えてください。", "春", "季節は四つあります。", "川"]
@@ -39,11 +39,11 @@ PROMPTS = [
 @pytest.fixture(scope="module", params=["one_by_one", "batched"])
 def section(read_parameters, request):
     section = read_parameters("test")["inference"]
-    # so few slots that some answers are there while others have not begun
+    # so few max_num_seqs that some answers are there while others have not begun
     return {
         **section,
         "engine": request.param,
-        "batching": {**section["batching"], "slots": 2},
+        "batching": {**section["batching"], "max_num_seqs": 2},
     }
 
 
@@ -184,9 +184,9 @@ class TestKeys:
             {"compare_tasks": 9},
             {"fail_on_failed_tasks": True},
             {"cut_off_is_failure": True},
-            {"batching": {"slots": 3}},
+            {"batching": {"max_num_seqs": 3}},
             {"batching": {"memory_gb": 3.0}},
-            {"batching": {"prefill_tokens": 3}},
+            {"batching": {"prefill_chunk_size": 3}},
             {"batching": {"cuda_graphs": False}},
         ],
     )
@@ -231,11 +231,11 @@ class TestAnswerAll:
             store = AnswerStore(tmp_path / "answers.jsonl")
             keys = [f"key{task['task_id']}" for task in PROMPTS[:3]]
 
-            class Engine:
+            class Backend:
                 def generate(self, prompts):
                     yield from yielded
 
-            return answer_all(PROMPTS[:3], keys, store, Engine, "test"), store
+            return answer_all(PROMPTS[:3], keys, store, Backend, "test"), store
 
         return call
 

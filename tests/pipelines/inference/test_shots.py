@@ -2,7 +2,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ja_instruct.hits import Hit
 from ja_instruct.pipelines.inference.shots import (
     SAME_TASK_JACCARD,
     PoolQuestions,
@@ -13,6 +12,7 @@ from ja_instruct.pipelines.inference.shots import (
     jaccard,
     split_ngrams,
 )
+from ja_instruct.retrieval.hits import Hit
 
 TEXTS = st.text("日本の首都はどこ富士山", max_size=12)
 

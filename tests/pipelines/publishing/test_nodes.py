@@ -1,7 +1,7 @@
 import pytest
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.publishing.nodes import (
     publish_adapter,
     publish_merged_model,

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 
-from ja_instruct.devices import load_nf4_model
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.quantization.nodes import measure_quantization, quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 

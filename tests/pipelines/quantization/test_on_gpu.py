@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from ja_instruct.datasets import QuantizedModelDataset
-from ja_instruct.devices import load_nf4_model
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.quantization.layer_streaming import StreamedModel
 from ja_instruct.pipelines.quantization.nodes import measure_quantization, quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from ja_instruct.devices import load_nf4_model
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.quantization import perplexity
 from ja_instruct.pipelines.quantization.layer_streaming import StreamedModel
 from ja_instruct.pipelines.quantization.perplexity import Sample, Score, make_samples, score

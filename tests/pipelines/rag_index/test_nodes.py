@@ -10,7 +10,7 @@ from ja_instruct.errors import InputError
 from ja_instruct.pipelines.rag_index import create_pipeline
 from ja_instruct.pipelines.rag_index.nodes import encode_pool, find_weak_questions
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.retrieval import ColbertCheckpoint
+from ja_instruct.retrieval.index import ColbertCheckpoint
 
 PARAMS = RagIndexParameters(retriever="colbert", batch_size=4, max_document_tokens=None)
 PAIRS = [

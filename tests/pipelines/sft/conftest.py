@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
-    from ja_instruct.models import ModelArtifact, ModelDirectory
+    from ja_instruct.models.directory import ModelArtifact, ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
     from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 
@@ -153,7 +153,7 @@ def make_trainer(
     def make(**changes: Any) -> StepTrainer:
         parameters = sft_parameters(**changes)
         model, tokenizer = adapt_with_peft(tiny_nf4, parameters)
-        limits = (parameters.max_seq_length, parameters.answer_only_loss)
+        limits = (parameters.max_seq_length, parameters.completion_only_loss)
         encoded, _ = encode_dataset(samples, tokenizer, *limits)
         return build_trainer(model, tokenizer, encoded, encoded.select(range(5)), parameters)
 

@@ -82,7 +82,7 @@ class TestFingerprint:
             {"tokens_per_batch": 300, "packing": True},
             {"save_steps": 7},
             {"max_seq_length": 128},
-            {"answer_only_loss": True},
+            {"completion_only_loss": True},
             {"over_long": "drop"},
             {"gpu": {"devices": None, "memory_gb": None, "disk_gb": None}, "optim": "adamw_8bit"},
         ],

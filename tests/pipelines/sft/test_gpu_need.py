@@ -4,7 +4,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import HubModelDataset, QuantizedModelDataset
-from ja_instruct.models import write_provenance
+from ja_instruct.models.directory import write_provenance
 from ja_instruct.pipelines.sft import create_pipeline
 from ja_instruct.pipelines.sft.parameters import SftParameters
 

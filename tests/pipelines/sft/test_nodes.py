@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft import training
 from ja_instruct.pipelines.sft.backends import adapt_with_peft, adapt_with_unsloth
 from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
@@ -424,7 +424,7 @@ class TestTrain:
         assert first_loss(None) != first_loss(5.0)
 
     def test_only_too_long_questions_are_refused(self, tiny_nf4, tiny, datasets):
-        parameters = tiny(max_seq_length=8, answer_only_loss=True)
+        parameters = tiny(max_seq_length=8, completion_only_loss=True)
         with pytest.raises(InputError, match=r"max_seq_length=8.*raise sft\.max_seq_length"):
             train(tiny_nf4, *datasets, parameters)
 

@@ -29,14 +29,14 @@ def sample(prompts):
     return to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs")[0]
 
 
-def encode_sample(sample, tokenizer, max_seq_length, answer_only_loss):
+def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
     """What ``encode_dataset`` does with a sample, one by one and step by step."""
     text = sample["prompt"] + sample["completion"]
     if sample["completion"]:
         text += tokenizer.eos_token
     input_ids = tokenizer(text)["input_ids"]
     labels = list(input_ids)
-    if answer_only_loss:
+    if completion_only_loss:
         for position, token in enumerate(tokenizer(sample["prompt"])["input_ids"]):
             if token != input_ids[position]:
                 break
@@ -48,9 +48,9 @@ def encode_sample(sample, tokenizer, max_seq_length, answer_only_loss):
 def encode(tokenizer):
     """A function that encodes one sample as its data set is encoded."""
 
-    def call(sample, max_seq_length=LONG, *, answer_only_loss):
+    def call(sample, max_seq_length=LONG, *, completion_only_loss):
         encoded, _ = encode_dataset(
-            Dataset.from_list([sample]), tokenizer, max_seq_length, answer_only_loss
+            Dataset.from_list([sample]), tokenizer, max_seq_length, completion_only_loss
         )
         (row,) = encoded.to_list()
         return row
@@ -91,7 +91,7 @@ def test_to_samples_in_the_chat_template(prompts, tokenizer):
 
 
 def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
-    row = encode(sample, answer_only_loss=False)
+    row = encode(sample, completion_only_loss=False)
     text = prompts.train_prompt.format(QUESTION, ANSWER)
     assert tokenizer.decode(row["input_ids"]) == f"<bos>{text}<eos>"
     assert row["labels"] == row["input_ids"]
@@ -101,7 +101,7 @@ def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
 def test_one_bos_and_one_eos(prompts, tokenizer, encode, name):
     prompts = prompts.model_copy(update={"format": name})
     (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
-    ids = encode(sample, answer_only_loss=False)["input_ids"]
+    ids = encode(sample, completion_only_loss=False)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
@@ -111,7 +111,7 @@ def test_one_bos_and_one_eos(prompts, tokenizer, encode, name):
 def test_empty_answer_gets_no_eos(prompts, tokenizer, encode, name):
     prompts = prompts.model_copy(update={"format": name})
     (sample,) = to_samples([(QUESTION, "")], prompts, "qa_pairs", tokenizer)
-    ids = encode(sample, answer_only_loss=False)["input_ids"]
+    ids = encode(sample, completion_only_loss=False)["input_ids"]
     assert ids == tokenizer(sample["prompt"])["input_ids"]
     assert tokenizer.eos_token_id not in ids
 
@@ -123,35 +123,35 @@ def test_empty_answer_gets_no_eos(prompts, tokenizer, encode, name):
 def test_answer_only_loss_leaves_out_exactly_the_prompt(prompts, tokenizer, encode, name, end):
     prompts = prompts.model_copy(update={"format": name})
     (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
-    row = encode(sample, answer_only_loss=True)
+    row = encode(sample, completion_only_loss=True)
     left_out, counted = split(row)
     assert left_out == tokenizer(sample["prompt"])["input_ids"]
     assert tokenizer.decode(counted) == f"{ANSWER}{end}<eos>"
     # and that is how a generated answer is read
     assert tokenizer.decode(counted, skip_special_tokens=True).strip() == ANSWER
-    assert row["input_ids"] == encode(sample, answer_only_loss=False)["input_ids"]
+    assert row["input_ids"] == encode(sample, completion_only_loss=False)["input_ids"]
 
 
 def test_answer_that_melts_into_the_prompt_is_learned_whole(prompts, tokenizer, encode):
     # the prompt ends with a line break: with this answer the tokenizer makes one token of both
     (sample,) = to_samples([(QUESTION, "\n東京です。")], prompts, "qa_pairs")
-    left_out, counted = split(encode(sample, answer_only_loss=True))
+    left_out, counted = split(encode(sample, completion_only_loss=True))
     assert tokenizer.decode(counted) == "\n\n東京です。<eos>"
     assert left_out == tokenizer(sample["prompt"])["input_ids"][: len(left_out)]
 
 
-@pytest.mark.parametrize("answer_only_loss", [False, True])
-def test_long_sample_is_cut_at_its_end(sample, encode, answer_only_loss):
-    whole = encode(sample, answer_only_loss=answer_only_loss)
+@pytest.mark.parametrize("completion_only_loss", [False, True])
+def test_long_sample_is_cut_at_its_end(sample, encode, completion_only_loss):
+    whole = encode(sample, completion_only_loss=completion_only_loss)
     length = len(whole["input_ids"]) - 3
-    cut = encode(sample, length, answer_only_loss=answer_only_loss)
+    cut = encode(sample, length, completion_only_loss=completion_only_loss)
     assert cut == {key: values[:length] for key, values in whole.items()}
 
 
-@pytest.mark.parametrize("answer_only_loss", [False, True])
+@pytest.mark.parametrize("completion_only_loss", [False, True])
 @pytest.mark.parametrize("over_long", ["cut", "drop"])
 def test_batches_are_what_one_by_one_gives(
-    prompts, tokenizer, monkeypatch, answer_only_loss, over_long
+    prompts, tokenizer, monkeypatch, completion_only_loss, over_long
 ):
     monkeypatch.setattr(samples_module, "BATCH_SAMPLES", 7)
     chance = random.Random(0)
@@ -159,7 +159,7 @@ def test_batches_are_what_one_by_one_gives(
     texts = ["".join(chance.choices(signs, k=chance.randrange(60))) for _ in range(80)]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     rows = to_samples(pairs, prompts, "qa_pairs")
-    whole = [encode_sample(row, tokenizer, LONG, answer_only_loss) for row in rows]
+    whole = [encode_sample(row, tokenizer, LONG, completion_only_loss) for row in rows]
     lengths = sorted(len(row["input_ids"]) for row in whole)
     limit = lengths[len(lengths) // 2]
     expected = [
@@ -169,7 +169,7 @@ def test_batches_are_what_one_by_one_gives(
         and any(label != -100 for label in row["labels"][:limit])
     ]
     encoded, counts = encode_dataset(
-        Dataset.from_list(rows), tokenizer, limit, answer_only_loss, over_long
+        Dataset.from_list(rows), tokenizer, limit, completion_only_loss, over_long
     )
     assert encoded.to_list() == expected
     assert 0 < len(expected) <= len(rows)
@@ -199,7 +199,7 @@ class TestCounts:
     @pytest.fixture(scope="class")
     def lengths(self, samples, tokenizer):
         rows = [
-            encode_sample(sample, tokenizer, LONG, answer_only_loss=False) for sample in samples
+            encode_sample(sample, tokenizer, LONG, completion_only_loss=False) for sample in samples
         ]
         return [len(row["input_ids"]) for row in rows]
 
@@ -288,4 +288,4 @@ def test_tokenizer_without_eos_is_refused(sample, tiny_nf4):
     tokenizer = tiny_nf4.load_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        encode_dataset(Dataset.from_list([sample]), tokenizer, LONG, answer_only_loss=False)
+        encode_dataset(Dataset.from_list([sample]), tokenizer, LONG, completion_only_loss=False)

@@ -58,9 +58,13 @@ def gradients(trainer):
 
 
 class TestArrangements:
-    @pytest.mark.parametrize("answer_only_loss", [False, True])
-    def test_loss_curves_are_the_same_step_by_step(self, train_tiny, answer_only_loss):
-        changes = {"answer_only_loss": answer_only_loss, "eval_strategy": "steps", "eval_steps": 2}
+    @pytest.mark.parametrize("completion_only_loss", [False, True])
+    def test_loss_curves_are_the_same_step_by_step(self, train_tiny, completion_only_loss):
+        changes = {
+            "completion_only_loss": completion_only_loss,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+        }
         padded = train_tiny(**changes)
         losses = padded.curve("loss")
         assert list(losses) == [1, 2, 3, 4]
@@ -72,7 +76,7 @@ class TestArrangements:
             assert_same_training(train_tiny(**changes, **arrangement), padded)
 
     def test_answer_only_loss_is_another_one(self, train_tiny):
-        whole, answer = (train_tiny(max_steps=1, answer_only_loss=one) for one in (False, True))
+        whole, answer = (train_tiny(max_steps=1, completion_only_loss=one) for one in (False, True))
         assert abs(whole.curve("loss")[1] - answer.curve("loss")[1]) > 0.01
 
     def test_gradients_are_the_same(self, trainer_with_adapter):
@@ -159,8 +163,8 @@ class TestHeldOutLoss:
     def alone(self, trainer_with_adapter):
         """The mean over tokens, sample by sample, by transformers' own loss."""
 
-        def compute(answer_only_loss):
-            trainer = trainer_with_adapter(answer_only_loss=answer_only_loss)
+        def compute(completion_only_loss):
+            trainer = trainer_with_adapter(completion_only_loss=completion_only_loss)
             trainer.model.eval()
             total = count = 0
             for row in trainer.eval_dataset:
@@ -173,12 +177,12 @@ class TestHeldOutLoss:
 
         return compute
 
-    @pytest.mark.parametrize("answer_only_loss", [False, True])
-    def test_is_the_mean_over_tokens(self, trainer_with_adapter, alone, answer_only_loss):
-        expected = alone(answer_only_loss)
+    @pytest.mark.parametrize("completion_only_loss", [False, True])
+    def test_is_the_mean_over_tokens(self, trainer_with_adapter, alone, completion_only_loss):
+        expected = alone(completion_only_loss)
         changes = [{"per_device_eval_batch_size": size} for size in (1, 2, 5)]
         for change in (*changes, *ARRANGEMENTS.values()):
-            trainer = trainer_with_adapter(answer_only_loss=answer_only_loss, **change)
+            trainer = trainer_with_adapter(completion_only_loss=completion_only_loss, **change)
             metrics = trainer.evaluate()
             assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
             assert trainer.model.training is False

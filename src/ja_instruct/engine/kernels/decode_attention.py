@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ja_instruct.generation.decode_kernels import (
+from ja_instruct.engine.kernels.decode_kernels import (
     INVERSE,
     NUMBERS,
     POWER,
@@ -21,8 +21,8 @@ from ja_instruct.generation.decode_kernels import (
     attend_in_int8,
     join,
 )
-from ja_instruct.generation.int8_vectors import TURNED_AT_ONCE, Int8Vectors, rotation
-from ja_instruct.generation.triton_kernels import speaks_ptx, takes_heads, traits
+from ja_instruct.engine.kernels.int8_kv import TURNED_AT_ONCE, Int8Vectors, rotation
+from ja_instruct.engine.kernels.triton import speaks_ptx, takes_heads, traits
 
 # Numbers of keys that a program reads at once
 TILE = 64 * 128

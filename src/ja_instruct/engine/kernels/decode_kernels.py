@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ja_instruct.generation.triton_kernels import jit, tl
+from ja_instruct.engine.kernels.triton import jit, tl
 
 # Four bytes with 128 added become four numbers in float16: behind the byte 0x64 a byte is 1024 more
 # than it stands for. The low bytes of two int16 first, then the high ones.

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from ja_instruct.generation.triton_kernels import WIDTHS, is_available, jit, tl
+from ja_instruct.engine.kernels.triton import WIDTHS, is_available, jit, tl
 
 LARGEST = 127
 # Added to an integer, to store it without a sign: the kernel of attention takes it off with what

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ja_instruct.generation.nf4_weight import LEVELS
-from ja_instruct.generation.triton_kernels import jit, tl
+from ja_instruct.engine.kernels.nf4_weight import LEVELS
+from ja_instruct.engine.kernels.triton import jit, tl
 
 
 def _tables() -> list[int]:

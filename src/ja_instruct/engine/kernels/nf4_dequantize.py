@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from ja_instruct.generation.nf4_assembly import ASSEMBLY, decode
-from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
-from ja_instruct.generation.triton_kernels import jit, speaks_ptx, tl
+from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY, decode
+from ja_instruct.engine.kernels.nf4_weight import BLOCK, Nf4Weight
+from ja_instruct.engine.kernels.triton import jit, speaks_ptx, tl
 
 OUTPUTS_AT_ONCE = 64
 # of 64 inputs, of a program: it reads the adapter's second factor once

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from ja_instruct.generation.nf4_assembly import ASSEMBLY, decode
-from ja_instruct.generation.nf4_weight import BLOCK, Nf4Weight
-from ja_instruct.generation.triton_kernels import jit, speaks_ptx, tl, traits
+from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY, decode
+from ja_instruct.engine.kernels.nf4_weight import BLOCK, Nf4Weight
+from ja_instruct.engine.kernels.triton import jit, speaks_ptx, tl, traits
 
 MAX_ROWS = 64
 ADDED_AT_ONCE = 512

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ja_instruct.generation.triton_kernels import jit, tl
+from ja_instruct.engine.kernels.triton import jit, tl
 
 # How a norm weighs x, which is normalized in float32: Gemma's x * (1 + weight), rounded once;
 # Llama's, with x rounded before it is weighed; x * weight, rounded once.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ja_instruct.generation.triton_kernels import (
+from ja_instruct.engine.kernels.triton import (
     is_available,
     jit,
     speaks_ptx,

@@ -52,13 +52,13 @@ _EXPLANATIONS = {
     "citation_mark": Explanation(
         "百科事典などの出典記号（[1]、[要出典]）が残った組",
         "citation marks left over from an encyclopedia: [1], [citation needed]",
-        "data_filtering.further_rules",
+        "data_filtering.extra_rules",
         on_purpose=True,
     ),
     "cut_off": Explanation(
         "回答が途中で切れている組",
         "the response breaks off",
-        "data_filtering.further_rules",
+        "data_filtering.extra_rules",
         on_purpose=True,
     ),
     "repetition": Explanation(
@@ -93,7 +93,7 @@ _EXPLANATIONS = {
     "exact_duplicate": Explanation(
         "前の組と同じ組",
         "the same as an earlier pair",
-        "data_filtering.further_rules",
+        "data_filtering.extra_rules",
         on_purpose=True,
         quotes=False,
     ),

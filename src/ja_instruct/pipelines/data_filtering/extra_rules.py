@@ -102,7 +102,7 @@ def build_checks(
     tokenizer: Tokenizer | None,
     tasks: Dataset,
 ) -> list[Check]:
-    """Return the checks that ``further_rules`` asks for.
+    """Return the checks that ``extra_rules`` asks for.
 
     Args:
         parameters: Of the filter.
@@ -113,12 +113,12 @@ def build_checks(
     Raises:
         InputError: A rule lacks what it needs: the tokenizer, or the tasks.
     """
-    wanted = parameters.further_rules
+    wanted = parameters.extra_rules
     checks: list[Check] = []
     if "token_count" in wanted:
         if tokenizer is None:
             raise InputError(
-                "data_filtering.further_rules: 'token_count' needs 'target_tokenizer', which "
+                "data_filtering.extra_rules: 'token_count' needs 'target_tokenizer', which "
                 "cannot be had; see the warning above, or leave the rule out"
             )
         bounds = (parameters.response_tokens_min, parameters.pair_tokens_max)
@@ -215,7 +215,7 @@ def _choose_finders(
 
     sides = pairs.select_columns(list(SIDES))
     finders = {"exact_duplicate": exact, "near_duplicate": near}
-    return {rule: find for rule, find in finders.items() if rule in parameters.further_rules}
+    return {rule: find for rule, find in finders.items() if rule in parameters.extra_rules}
 
 
 def _iterate(pairs: Dataset, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str, str]]:

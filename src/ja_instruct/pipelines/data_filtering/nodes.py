@@ -19,8 +19,8 @@ from ja_instruct.pipelines.data_filtering.characters import (
     count_characters,
     pick_characters,
 )
+from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
-from ja_instruct.pipelines.data_filtering.further_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
     extract_sides,
@@ -43,8 +43,8 @@ from ja_instruct.pipelines.data_filtering.texts import (
     iterate_batches,
     map_in_threads,
 )
-from ja_instruct.records import as_dataset, require_columns
-from ja_instruct.word_lists import read_replacements, read_substrings
+from ja_instruct.tables.columns import as_dataset, require_columns
+from ja_instruct.tables.word_lists import read_replacements, read_substrings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def extract_pairs(
         InputError: When there is no column ``conversations``, a record's is no list of turns, or
             more records than ``bad_records_max`` could not be read.
     """
-    from ja_instruct.arrow_tables import collect, iterate_tables
+    from ja_instruct.tables.arrow import collect, iterate_tables
 
     source = as_dataset(raw_conversations, "raw_conversations")
     require_columns(source, ["conversations"], "raw_conversations")
@@ -107,7 +107,7 @@ def apply_replacements(
     Returns:
         The pairs, and for each text of the table the number of pairs that it changed.
     """
-    from ja_instruct.arrow_tables import collect
+    from ja_instruct.tables.arrow import collect
 
     table = read_replacements(replacements, "replacements")
     touched = dict.fromkeys((replacement.find for replacement in table), 0)
@@ -215,7 +215,7 @@ def split_pairs(
     them) and ``reason_details`` (what each found, and where), replacing the source's of the same
     names.
     """
-    from ja_instruct.arrow_tables import collect, iterate_tables
+    from ja_instruct.tables.arrow import collect, iterate_tables
 
     rejected = findings.rejected_rows()
     kept = findings.kept_rows(len(cleaned_pairs))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.json_lines import BAD_RECORD, BAD_RECORD_TYPE
-from ja_instruct.json_types import to_arrow
 from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array, map_in_threads
+from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
+from ja_instruct.tables.json_types import to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -123,7 +123,7 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from ja_instruct.arrow_tables import collect, iterate_tables
+    from ja_instruct.tables.arrow import collect, iterate_tables
 
     fields = list(to_arrow(BAD_RECORD_TYPE))
     bad = pa.schema(fields).empty_table()
@@ -143,7 +143,7 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
             len(bad),
         )
     if source._indices is not None:
-        source = close_gaps(source)
+        source = flatten_indices(source)
     return source, collect([bad])
 
 
@@ -158,12 +158,12 @@ def describe_bad_records(bad: list[dict[str, Any]], count_max: int) -> str:
     )
 
 
-def close_gaps(data: Dataset) -> Dataset:
+def flatten_indices(data: Dataset) -> Dataset:
     """Return the rows that ``select`` picked as rows of a table of their own."""
     from datasets import Dataset, DatasetInfo
     from datasets.fingerprint import generate_random_fingerprint
 
-    from ja_instruct.arrow_tables import collect, iterate_tables
+    from ja_instruct.tables.arrow import collect, iterate_tables
 
     none = data.data.table.schema.empty_table()
     table = collect(chain([none], iterate_tables(data))).data.table

@@ -5,7 +5,7 @@ from typing import Literal
 import pycld2
 from pydantic import Field, field_validator
 
-from ja_instruct.parameters import Parameters
+from ja_instruct.config import Parameters
 
 FurtherRule = Literal[
     "token_count",
@@ -53,7 +53,7 @@ class DataFilteringParameters(Parameters):
         ),
     )
 
-    further_rules: tuple[FurtherRule, ...] = Field(
+    extra_rules: tuple[FurtherRule, ...] = Field(
         description="Rules beyond the recipe, by their ids; those that need no figure have none."
     )
     response_tokens_min: int = Field(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.data_filtering.substrings import Candidates
     from ja_instruct.pipelines.data_filtering.texts import PairBatch
-    from ja_instruct.word_lists import Replacement
+    from ja_instruct.tables.word_lists import Replacement
 
 
 def replace_in_batch(
@@ -34,7 +34,7 @@ def replace_in_batch(
 
     >>> from ja_instruct.pipelines.data_filtering.substrings import Candidates
     >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
-    >>> from ja_instruct.word_lists import Replacement
+    >>> from ja_instruct.tables.word_lists import Replacement
     >>> table = [Replacement("よしmitsu", "よしみつ")]
     >>> batch = make_batch([("誰ですか。", "よしmitsuです。"), ("誰ですか。", "父です。")])
     >>> replaced, touched = replace_in_batch(batch, table, Candidates.build(["よしmitsu"]))

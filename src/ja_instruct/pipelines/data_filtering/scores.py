@@ -6,7 +6,7 @@ import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ja_instruct.pipelines.data_filtering.pairs import close_gaps, replace_columns
+from ja_instruct.pipelines.data_filtering.pairs import flatten_indices, replace_columns
 from ja_instruct.pipelines.data_filtering.quality import (
     LATIN_RUNS,
     NOT_JAPANESE,
@@ -30,7 +30,7 @@ def add_scores(pairs: Dataset) -> Dataset:
     """Return the pairs with a column ``score_<name>`` for each figure of ``score_text``."""
     import pyarrow as pa
 
-    from ja_instruct.arrow_tables import collect
+    from ja_instruct.tables.arrow import collect
 
     def score() -> Iterator[pa.Table]:
         yield pa.table({f"score_{name}": pa.array([], pa.float64()) for name in score_text("", "")})
@@ -41,7 +41,7 @@ def add_scores(pairs: Dataset) -> Dataset:
                 {f"score_{name}": [float(row[name]) for row in rows] for name in rows[0]}
             )
 
-    return replace_columns(close_gaps(pairs), collect(score()), first=False)
+    return replace_columns(flatten_indices(pairs), collect(score()), first=False)
 
 
 def score_text(instruction: str, response: str) -> dict[str, float]:

@@ -110,7 +110,7 @@ def make_batch(pairs: Sequence[tuple[str, str]], start: int = 0) -> PairBatch:
 
 def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
     """Yield the two sides of all pairs, ``ROWS_PER_BATCH`` at a time."""
-    from ja_instruct.arrow_tables import iterate_tables
+    from ja_instruct.tables.arrow import iterate_tables
 
     start = 0
     for table in iterate_tables(pairs, columns=list(SIDES), rows=ROWS_PER_BATCH):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.lora_merging import (
+from ja_instruct.models.lora_merging import (
     ADAPTER_WEIGHTS,
     checkpoint_shards,
     lora_scaling,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.export.parameters import ExportParameters
 
 # Rows are compared in float64; a block of this many elements takes 32 MB.

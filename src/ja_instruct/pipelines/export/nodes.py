@@ -8,16 +8,16 @@ from typing import Any
 
 from ja_instruct import __version__
 from ja_instruct.errors import InputError
-from ja_instruct.gguf_conversion import GGUFConversion
-from ja_instruct.lora_merging import (
+from ja_instruct.models.cards import ModelCardParameters, merged_card
+from ja_instruct.models.directory import ModelDirectory, refuse_quantized
+from ja_instruct.models.gguf import GGUFConversion
+from ja_instruct.models.lora_merging import (
     LoraMerge,
     lora_scaling,
     match_factors,
     read_adapter_config,
     refuse_useless_factors,
 )
-from ja_instruct.model_cards import ModelCardParameters, merged_card
-from ja_instruct.models import ModelDirectory, refuse_quantized
 from ja_instruct.pipelines.export.merge_check import compare_with_base
 from ja_instruct.pipelines.export.parameters import ExportParameters
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ja_instruct.parameters import Parameters
+from ja_instruct.config import Parameters
 
 
 class ExportParameters(Parameters):

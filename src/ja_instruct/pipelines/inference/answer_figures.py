@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ja_instruct.engine.answer import Generated
 from ja_instruct.pipelines.inference.answering import find_failure
-from ja_instruct.pipelines.inference.generated import Generated
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 # Longer than a Japanese word with its particle, so that what repeats is a phrase

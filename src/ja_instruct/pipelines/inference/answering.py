@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.backends import Backend
 from ja_instruct.errors import InputError
-from ja_instruct.models import noted_files
-from ja_instruct.pipelines.inference.generated import Generated
-from ja_instruct.pipelines.inference.generation import Engine
+from ja_instruct.models.directory import noted_files
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
-    from ja_instruct.answer_store import AnswerStore
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
+    from ja_instruct.tables.answer_store import AnswerStore
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "fail_on_failed_tasks": True,
     "cut_off_is_failure": True,
     # weights of another type round differently
-    "batching": {"slots", "memory_gb", "prefill_tokens", "cuda_graphs"},
+    "batching": {"max_num_seqs", "memory_gb", "prefill_chunk_size", "cuda_graphs"},
 }
 COLUMNS = ("task_id", "input", "output")
 
@@ -83,7 +83,7 @@ def answer_all(
     tasks: Sequence[Mapping[str, Any]],
     keys: Sequence[str],
     store: AnswerStore,
-    load: Callable[[], Engine],
+    load: Callable[[], Backend],
     description: str,
 ) -> list[Generated]:
     """Return an answer for every task, in order; each is in ``store`` before the next is taken.

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.gpu_need import memory, model_shape_of, parameters_of
-from ja_instruct.model_memory import (
+from ja_instruct.engine.batch_size import EngineSizes
+from ja_instruct.engine.vllm import require_vllm
+from ja_instruct.memory.estimates import (
     CONTEXT_BYTES,
     ModelShape,
     inference_parts,
     lora_weights,
     nf4_bytes,
 )
-from ja_instruct.pipelines.inference.slot_memory import EngineSizes
-from ja_instruct.pipelines.inference.vllm_engine import require_vllm
+from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
-# Of 64 weights in 4 bits, as ``ja_instruct.generation.nf4_matmul`` scales them, beside
+# Of 64 weights in 4 bits, as ``ja_instruct.engine.kernels.nf4_matmul`` scales them, beside
 # bitsandbytes' own scales
 KERNEL_SCALE_BYTES = 2
 
@@ -85,7 +85,7 @@ def _parts_of_one_slot(
     int8_cache = parameters.batching.has_int8_cache
     sizes, length = EngineSizes.of_shape(shape, int8_cache=int8_cache), parameters.max_seq_length
     cache = sizes.cache_bytes(1, length)
-    prefill = sizes.prefill_tokens(parameters.batching.prefill_tokens, 0, length)
+    prefill = sizes.prefill_chunk_size(parameters.batching.prefill_chunk_size, 0, length)
     working = sizes.working_bytes(prefill, length)
     weights = nf4_bytes(shape)
     if is_merged:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
-from ja_instruct.gpu_need import needs_gpu
-from ja_instruct.models import ModelDirectory
+from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference.answer_figures import report_answers
 from ja_instruct.pipelines.inference.answering import (
     answer_all,
@@ -19,20 +21,18 @@ from ja_instruct.pipelines.inference.answering import (
     require_unique_tasks,
     weights_of_answers,
 )
-from ja_instruct.pipelines.inference.generated import Generated
-from ja_instruct.pipelines.inference.generation import load_engine
 from ja_instruct.pipelines.inference.gpu_need import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.inference.shots import find_shots, fit_shots
 from ja_instruct.prompts import PromptParameters, inference_prompt
-from ja_instruct.records import as_dataset, require_columns
-from ja_instruct.retrieval import require_same_pool
+from ja_instruct.retrieval.index import require_same_pool
+from ja_instruct.tables.columns import as_dataset, require_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ja_instruct.answer_store import AnswerStore
-    from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
+    from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex
+    from ja_instruct.tables.answer_store import AnswerStore
 else:  # Kedro resolves the hints of a node; these libraries take seconds to import
     Dataset = AnswerStore = ColbertCheckpoint = RetrievalIndex = Any
 

@@ -4,14 +4,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ja_instruct.devices import Device
-from ja_instruct.parameters import GpuParameters, Parameters, check_devices
+from ja_instruct.config import GpuParameters, Parameters, check_devices
+from ja_instruct.models.loading import Device
 
 
 class BatchingParameters(Parameters):
     """How many prompts are answered at the same time, and how; see ``batched.Batched``."""
 
-    slots: int | None = Field(
+    max_num_seqs: int | None = Field(
         ge=1, description="Prompts answered at the same time; None: as many as memory holds"
     )
     weights: Literal["auto", "nf4", "bf16"] = Field(
@@ -33,7 +33,7 @@ class BatchingParameters(Parameters):
             "gpu.memory_gb, and if that is None, too, all that is free"
         ),
     )
-    prefill_tokens: int | None = Field(
+    prefill_chunk_size: int | None = Field(
         ge=1,
         description="Tokens of a prompt that are read at once; None: up to 4,096, if memory allows",
     )

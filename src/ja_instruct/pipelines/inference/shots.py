@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.retrieval import retrieve
+from ja_instruct.retrieval.index import retrieve
 
 if TYPE_CHECKING:
-    from ja_instruct.hits import Hit
-    from ja_instruct.retrieval import ColbertCheckpoint, RetrievalIndex
+    from ja_instruct.retrieval.hits import Hit
+    from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex
 
 # From here on two questions are the same task. Of JSQuAD's pairs at 0.8 to 0.9 nearly all ask the
 # same in other words; questions of fifty characters with one changed are there, too. Below, at 0.6

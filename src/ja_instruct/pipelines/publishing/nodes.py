@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import ModelDirectory
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.publication import Publication
 from ja_instruct.pipelines.publishing.parameters import PublishingParameters
-from ja_instruct.publication import Publication
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

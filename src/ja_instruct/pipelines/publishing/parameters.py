@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ja_instruct.parameters import Parameters
+from ja_instruct.config import Parameters
 
 
 class PublishingParameters(Parameters):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.gpu_need import memory, model_shape_of, parameters_of
-from ja_instruct.model_memory import CONTEXT_BYTES, ModelShape, nf4_bytes, quantization_parts
+from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, nf4_bytes, quantization_parts
+from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
 from ja_instruct.pipelines.quantization.perplexity import LOGIT_POSITIONS, TEXT_TOKENS
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import free_gpu_memory
 from ja_instruct.errors import InputError
-from ja_instruct.safetensors_files import TensorReader, names_in_model, read_headers
+from ja_instruct.models.loading import free_gpu_memory
+from ja_instruct.models.safetensors import TensorReader, names_in_model, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
     from transformers import PreTrainedModel
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
 
 
 class StreamedModel:

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct import __version__
-from ja_instruct.devices import Device, free_gpu_memory, load_nf4_model
 from ja_instruct.errors import InputError
-from ja_instruct.gpu_need import needs_gpu
-from ja_instruct.model_cards import quantized_card
-from ja_instruct.models import ModelArtifact, ModelDirectory, refuse_quantized
+from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.models.cards import quantized_card
+from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
+from ja_instruct.models.loading import Device, free_gpu_memory, load_nf4_model
 from ja_instruct.pipelines.quantization.gpu_need import (
     estimate_measurement,
     estimate_quantization,
@@ -26,7 +26,7 @@ from ja_instruct.pipelines.quantization.perplexity import (
     score,
 )
 from ja_instruct.pipelines.quantization.weight_errors import relative_errors, summarize_errors
-from ja_instruct.records import as_dataset, require_columns
+from ja_instruct.tables.columns import as_dataset, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ja_instruct.devices import Device
-from ja_instruct.parameters import GpuParameters, Parameters, check_devices
+from ja_instruct.config import GpuParameters, Parameters, check_devices
+from ja_instruct.models.loading import Device
 
 
 class QuantizationParameters(Parameters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.safetensors_files import (
+from ja_instruct.models.safetensors import (
     STATE_MARK,
     TensorReader,
     packed_matrices,

@@ -8,24 +8,24 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct import __version__
-from ja_instruct.bm25 import normalize
-from ja_instruct.colbert import encode_questions
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.records import as_dataset, require_columns
-from ja_instruct.retrieval import (
+from ja_instruct.retrieval.bm25 import normalize
+from ja_instruct.retrieval.colbert import encode_questions
+from ja_instruct.retrieval.index import (
     ColbertCheckpoint,
     RetrievalIndex,
     Retriever,
     reusable_encoding,
 )
+from ja_instruct.tables.columns import as_dataset, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from datasets import Dataset
 
-    from ja_instruct.colbert import EncodedQuestions
+    from ja_instruct.retrieval.colbert import EncodedQuestions
 else:
     # Kedro validates the parameters of a node only when all its hints resolve at run time, and
     # importing datasets takes a second that `kedro registry list` need not wait for.

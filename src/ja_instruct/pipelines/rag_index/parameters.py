@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from ja_instruct.parameters import Parameters
-from ja_instruct.retrieval import Retriever
+from ja_instruct.config import Parameters
+from ja_instruct.retrieval.index import Retriever
 
 
 class RagIndexParameters(Parameters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.pipelines.reporting.template import REPORT_TEMPLATE
-from ja_instruct.records import as_dataset
+from ja_instruct.tables.columns import as_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.devices import load_nf4_model, load_with_unsloth
+from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 

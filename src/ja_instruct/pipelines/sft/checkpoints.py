@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 # What has no part in the adapter's weights

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.gpu_need import memory, model_shape_of, parameters_of
-from ja_instruct.model_memory import Training, lora_weights, optimizer_bytes, training_parts
+from ja_instruct.memory.estimates import Training, lora_weights, optimizer_bytes, training_parts
+from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol

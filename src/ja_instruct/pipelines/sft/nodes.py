@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.gpu_need import needs_gpu
-from ja_instruct.models import ModelArtifact, ModelDirectory
+from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS
 from ja_instruct.pipelines.sft.checkpoints import fingerprint, last_checkpoint
 from ja_instruct.pipelines.sft.gpu_need import estimate_training
@@ -18,7 +18,7 @@ from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
 from ja_instruct.prompts import PromptParameters
-from ja_instruct.records import as_dataset, require_columns
+from ja_instruct.tables.columns import as_dataset, require_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,7 +103,7 @@ def train(
     from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
 
     model.config.use_cache = False
-    limits = (parameters.max_seq_length, parameters.answer_only_loss, parameters.over_long)
+    limits = (parameters.max_seq_length, parameters.completion_only_loss, parameters.over_long)
     encoded, counts = encode_dataset(train_dataset, tokenizer, *limits)
     evaluation, eval_counts = encode_dataset(eval_dataset, tokenizer, *limits)
     if not len(encoded):

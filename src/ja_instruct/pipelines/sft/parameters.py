@@ -4,9 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ja_instruct.devices import Device
-from ja_instruct.model_cards import ModelCardParameters
-from ja_instruct.parameters import GpuParameters, Parameters, check_devices
+from ja_instruct.config import GpuParameters, Parameters, check_devices
+from ja_instruct.models.cards import ModelCardParameters
+from ja_instruct.models.loading import Device
 
 
 class LoraParameters(Parameters):
@@ -93,7 +93,7 @@ class SftParameters(Parameters):
     over_long: Literal["cut", "drop"] = Field(
         description="A longer sample is cut at its end, or left out"
     )
-    answer_only_loss: bool = Field(description="Leave the question out of the loss")
+    completion_only_loss: bool = Field(description="Leave the question out of the loss")
     eval_fraction: float = Field(ge=0, lt=1, description="Share of filtered_pairs held out")
     checkpoint_dir: str = Field(description="Where the trainer keeps its checkpoints")
     resume: bool = Field(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.model_cards import AdapterFacts, adapter_card
+from ja_instruct.models.cards import AdapterFacts, adapter_card
 
 if TYPE_CHECKING:
-    from ja_instruct.models import ModelDirectory
+    from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 Entry = dict[str, float]

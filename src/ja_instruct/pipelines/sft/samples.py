@@ -52,13 +52,13 @@ def encode_dataset(
     samples: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
-    answer_only_loss: bool,
+    completion_only_loss: bool,
     over_long: Literal["cut", "drop"] = "cut",
 ) -> tuple[Dataset, dict[str, int]]:
     """Encode every sample, cut or drop the over-long, drop those with nothing to learn.
 
     The text of a sample is prompt and completion, plus EOS when the completion is not empty, as
-    the recipe has it. With ``answer_only_loss`` the labels of the prompt are -100; the answer,
+    the recipe has it. With ``completion_only_loss`` the labels of the prompt are -100; the answer,
     to which EOS and a template's end of turn belong, begins where the tokens of the prompt alone
     and of the whole text part.
 
@@ -66,7 +66,7 @@ def encode_dataset(
         samples: ``prompt`` and ``completion``.
         tokenizer: The model's.
         max_seq_length: Tokens of a sample at most.
-        answer_only_loss: Leave the prompt out of the loss.
+        completion_only_loss: Leave the prompt out of the loss.
         over_long: ``cut`` a longer sample at its end, or ``drop`` it whole.
 
     Returns:
@@ -89,7 +89,7 @@ def encode_dataset(
         for first in range(0, len(samples), BATCH_SAMPLES):
             batch = samples[first : first + BATCH_SAMPLES]
             kept = []
-            for ids, start in _encode(batch, tokenizer, answer_only_loss):
+            for ids, start in _encode(batch, tokenizer, completion_only_loss):
                 longer = len(ids) > max_seq_length
                 counts["longest"] = max(counts["longest"], len(ids))
                 if longer and over_long == "drop":
@@ -110,7 +110,7 @@ def encode_dataset(
 
 
 def _encode(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, answer_only_loss: bool
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, completion_only_loss: bool
 ) -> list[tuple[list[int], int]]:
     """Return the ids of every sample and the position of the first that the loss counts."""
     end = eos_text(tokenizer)
@@ -120,7 +120,7 @@ def _encode(
     ]
     # at once: a fast tokenizer shares a list out among the processor's cores
     encoded: list[list[int]] = tokenizer(texts, return_attention_mask=False)["input_ids"]
-    if not answer_only_loss:
+    if not completion_only_loss:
         return [(ids, 0) for ids in encoded]
     prompts: list[list[int]] = tokenizer(batch["prompt"], return_attention_mask=False)["input_ids"]
     return [(ids, _parting(ids, alone)) for ids, alone in zip(encoded, prompts, strict=True)]
