@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.prompts import PromptParameters, end_of_turn
 
 # what torch and transformers raise for one input: memory, shapes, ids out of range
@@ -54,7 +54,7 @@ class AnswerForm:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, parameters: InferenceParameters, prompts: PromptParameters
+        cls, tokenizer: Any, parameters: EngineParameters, prompts: PromptParameters
     ) -> AnswerForm:
         """Return the form that the parameters ask for; ``prompts`` tells which turns end."""
         turn = end_of_turn(tokenizer) if prompts.format == "chat_template" else None

@@ -14,9 +14,9 @@ from ja_instruct.engine.answer import (
     failed_answer,
 )
 from ja_instruct.engine.batched import Batched
+from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.engine.vllm import VllmEngine
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
-from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Backend(Protocol):
 
 
 def _load_with_unsloth(
-    model: ModelDirectory, adapter: ModelDirectory | None, parameters: InferenceParameters
+    model: ModelDirectory, adapter: ModelDirectory | None, parameters: EngineParameters
 ) -> tuple[Any, Any]:
     loaded, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
     from peft import PeftModel
@@ -50,7 +50,7 @@ def _load_with_unsloth(
 
 
 def _load_with_transformers(
-    model: ModelDirectory, adapter: ModelDirectory | None, parameters: InferenceParameters
+    model: ModelDirectory, adapter: ModelDirectory | None, parameters: EngineParameters
 ) -> tuple[Any, Any]:
     loaded: Any = load_nf4_model(model, parameters.device)
     if adapter is not None:
@@ -74,7 +74,7 @@ class OneByOne:
         self,
         model: Any,
         tokenizer: Any,
-        parameters: InferenceParameters,
+        parameters: EngineParameters,
         prompts: PromptParameters,
     ) -> None:
         """Take a loaded model; ``prompts`` tells which turns end."""
@@ -136,7 +136,7 @@ class OneByOne:
 def load_engine(
     model: ModelDirectory,
     adapter: ModelDirectory | None,
-    parameters: InferenceParameters,
+    parameters: EngineParameters,
     prompts: PromptParameters,
     weights_before: str = "",
 ) -> Backend:

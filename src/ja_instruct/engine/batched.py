@@ -21,9 +21,9 @@ from ja_instruct.engine.batch_size import (
     bytes_of_merging,
     free_bytes,
 )
+from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.memory.estimates import CONTEXT_BYTES
 from ja_instruct.models.loading import free_gpu_memory
-from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Batched:
         self,
         model: Any,
         tokenizer: Any,
-        parameters: InferenceParameters,
+        parameters: EngineParameters,
         prompts: PromptParameters,
         *,
         adapter: ModelDirectory | None = None,

@@ -1,4 +1,4 @@
-"""Typed parameters of ``inference``."""
+"""Settings of the generation engine."""
 
 from typing import Literal, Self
 
@@ -45,8 +45,8 @@ class BatchingParameters(Parameters):
         return self.kv_cache_dtype == "int8"
 
 
-class InferenceParameters(Parameters):
-    """How prompts are built and answers generated."""
+class EngineParameters(Parameters):
+    """How answers are generated."""
 
     backend: Literal["unsloth", "transformers", "vllm"]
     engine: Literal["batched", "one_by_one"] = Field(
@@ -55,19 +55,8 @@ class InferenceParameters(Parameters):
     batching: BatchingParameters
     device: Device
     gpu: GpuParameters = Field(description="One device at most")
-    top_k: int = Field(ge=0, description="Shots a task: the most similar pairs of the pool")
-    max_query_tokens: int | None = Field(
-        ge=1, description="Tokens of a task that the retriever reads; None: RAGatouille's choice"
-    )
-    exclude_same_task: bool = Field(description="No shot whose question is the task itself")
-    shot_diversity: float | None = Field(
-        ge=0, le=1, description="Weight of unlikeness among the shots; None takes the most similar"
-    )
     max_seq_length: int = Field(gt=0, description="Prompt and answer together, in tokens")
     max_new_tokens: int = Field(gt=0)
-    fit_prompt: bool = Field(
-        description="Whether the least similar shots go until prompt and answer fit max_seq_length"
-    )
     repetition_penalty: float = Field(gt=0, description="CTRL's penalty (arXiv:1909.05858)")
     penalty_on: Literal["prompt_and_answer", "answer"] = Field(
         description="The tokens that the penalty discourages from coming again"
@@ -81,15 +70,6 @@ class InferenceParameters(Parameters):
             "tokens: the ids that the tokenizer makes of a bad word are not generated, others that "
             "spell it are; text: the answer's text never holds it"
         )
-    )
-    compare_tasks: int = Field(
-        ge=0, description="Tasks that the base model answers too, without the adapter"
-    )
-    fail_on_failed_tasks: bool = Field(
-        description="Whether a run whose tasks are not all answered ends with an error"
-    )
-    cut_off_is_failure: bool = Field(
-        description="Whether an answer of max_new_tokens that has no end counts as failed"
     )
 
     @model_validator(mode="after")

@@ -16,10 +16,10 @@ from ja_instruct.engine.answer import (
     failed_answer,
 )
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
+from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.errors import InputError
 from ja_instruct.memory.estimates import CONTEXT_BYTES
 from ja_instruct.models.loading import free_gpu_memory
-from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class VllmEngine:
         self,
         model: ModelDirectory,
         adapter: ModelDirectory | None,
-        parameters: InferenceParameters,
+        parameters: EngineParameters,
         prompts: PromptParameters,
     ) -> None:
         """Take the model's files; vLLM loads them when it is told the prompts.
