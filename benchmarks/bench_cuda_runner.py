@@ -42,7 +42,7 @@ def gpu_chain(count: int) -> Pipeline:
         [
             Node(
                 multiply,
-                ["libraries", "params:need", f"number_{i}"],
+                ["libraries", "params:resources", f"number_{i}"],
                 f"number_{i + 1}",
                 name=f"multiply_{i}",
                 tags="gpu",
@@ -90,7 +90,7 @@ def main() -> None:
         device = "CPU"
     data = {
         "libraries": options.libraries,
-        "params:need": {"gpu": {"devices": int(device != "CPU")}},
+        "params:resources": {"gpu": {"devices": int(device != "CPU")}},
         "number_0": 0,
     }
     importing = import_seconds(options.libraries)

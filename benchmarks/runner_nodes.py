@@ -6,13 +6,13 @@ import importlib
 from typing import Any
 
 
-def multiply(libraries: str, need: dict[str, Any], _: Any) -> float:
+def multiply(libraries: str, resources: dict[str, Any], _: Any) -> float:
     """Import what a node of this kind would, and use the device for a moment."""
     for library in libraries.split(","):
         importlib.import_module(library)
     import torch
 
-    device = "cuda" if need["gpu"]["devices"] else "cpu"
+    device = "cuda" if resources["gpu"]["devices"] else "cpu"
     matrix = torch.ones(1024, 1024, device=device)
     return float((matrix @ matrix).sum())
 

@@ -160,7 +160,7 @@ def hold_and_fail(folder, way):
     WAYS_TO_FAIL[way]()
 
 
-hold_and_fail.gpu_need = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
+hold_and_fail.gpu_resources = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
 
 
 def crash_at_exit(_):
@@ -391,7 +391,7 @@ def needs_3_gb(value, parameters):
     raise AssertionError("this should not have been run")
 
 
-needs_3_gb.gpu_need = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
+needs_3_gb.gpu_resources = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
 
 
 def double_with(value, parameters):

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
 from kedro_cuda_runner.devices import default_layer
-from kedro_cuda_runner.needs import is_gpu_node
-from kedro_cuda_runner.preflight import device_problems, existing_parent, read_needs
+from kedro_cuda_runner.preflight import device_problems, existing_parent, read_resources
+from kedro_cuda_runner.resources import is_gpu_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -261,13 +261,15 @@ def _device_problems(
         for section, values in _gpu_parameters(nodes, catalog).items()
         if getattr(values, "backend", None) == "unsloth"
     ]
-    needs, problems = read_needs(nodes, catalog)
-    problems += device_problems(needs, default_layer(), lambda: _no_gpu_remedy(cpu_environments()))
+    resources, problems = read_resources(nodes, catalog)
+    problems += device_problems(
+        resources, default_layer(), lambda: _no_gpu_remedy(cpu_environments())
+    )
     problems += [
-        f"node '{node.name}' asks for {need.devices} devices, which only the CUDA runner gives it; "
-        f"add --runner=kedro_cuda_runner.CudaRunner"
-        for node, need in needs.items()
-        if need.devices > 1 and "CudaRunner" not in runner
+        f"node '{node.name}' asks for {required.devices} devices, which only the CUDA runner "
+        f"gives it; add --runner=kedro_cuda_runner.CudaRunner"
+        for node, required in resources.items()
+        if required.devices > 1 and "CudaRunner" not in runner
     ]
     if wanting_unsloth and find_spec("unsloth") is None:
         problems.append(

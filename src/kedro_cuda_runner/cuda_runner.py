@@ -12,7 +12,7 @@ from kedro_cuda_runner.errors import PreflightError
 from kedro_cuda_runner.hooks_gate import HooksGate
 from kedro_cuda_runner.node_process import RunContext
 from kedro_cuda_runner.placement import Placement
-from kedro_cuda_runner.preflight import find_devices, find_problems, read_needs
+from kedro_cuda_runner.preflight import find_devices, find_problems, read_resources
 from kedro_cuda_runner.report import TableHook
 from kedro_cuda_runner.scheduler import Scheduler, kedro_logger
 from kedro_cuda_runner.terminal import Terminal
@@ -32,9 +32,9 @@ class CudaRunner(AbstractRunner):
     """Runs the nodes tagged ``gpu`` in processes of their own on CUDA devices.
 
     Before the first node it checks that devices, their free memory and the disk suffice for what
-    the nodes declare (``needs.need_of`` says how). While it runs, independent nodes run at the same
-    time: one without the tag in this process, as under ``SequentialRunner``, and as many with it as
-    there is room for on the devices. Afterwards it prints and logs what each has used.
+    the nodes declare (``resources.resources_of`` says how). While it runs, independent nodes run at
+    the same time: one without the tag in this process, as under ``SequentialRunner``, and as many
+    with it as there is room for on the devices. Afterwards it prints and logs what each has used.
 
     Examples:
         On the command line::
@@ -81,8 +81,8 @@ class CudaRunner(AbstractRunner):
         run_id: str | None = None,
     ) -> None:
         layer = self._layer or devices.default_layer()
-        needs, problems = read_needs(pipeline.nodes, catalog)
-        problems += find_problems(needs, catalog, layer)
+        resources, problems = read_resources(pipeline.nodes, catalog)
+        problems += find_problems(resources, catalog, layer)
         if problems:
             raise PreflightError(
                 "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
@@ -90,15 +90,15 @@ class CudaRunner(AbstractRunner):
         hooks = hook_manager or _NullPluginManager()
         scheduler = Scheduler(
             pipeline=pipeline,
-            needs=needs,
-            placement=Placement(find_devices(needs, layer), layer),
+            resources=resources,
+            placement=Placement(find_devices(resources, layer), layer),
             layer=layer,
             shared=RunContext(
                 catalog=catalog,
                 hooks=HooksGate(hooks),
                 run_id=run_id,
                 is_async=self._is_async,
-                tracking=active_tracking() if needs else None,
+                tracking=active_tracking() if resources else None,
                 terminal=Terminal(),
             ),
             release=self._release_datasets,

@@ -223,21 +223,19 @@ class NodeProcess:
             connection.close()
             self._connections.remove(connection)
             return
-        if kind == "hello":
-            self._answer(connection, lambda: self._task(work))
-        elif kind == "hook":
-            self._answer(connection, lambda: self._fire(*content))
-        elif kind == "load":
-            self._answer(connection, lambda: self._load(*content))
-        elif kind == "save":
-            self._answer(connection, lambda: self._save(*content))
-        elif kind == "confirm":
-            self._answer(connection, lambda: self._run.catalog.confirm(*content))
+        answered: dict[str, Callable[..., Any]] = {
+            "hello": lambda *_: self._task(work),
+            "hook": self._fire,
+            "load": self._load,
+            "save": self._save,
+            "confirm": self._run.catalog.confirm,
+            # answered, so that what is printed after it comes after it
+            "log": self._log,
+        }
+        if kind in answered:
+            self._answer(connection, lambda: answered[kind](*content))
         elif kind == "replaced_inputs":
             self._asking_for_inputs.append(connection)
-        elif kind == "log":
-            # answered, so that what is printed after it comes after it
-            self._answer(connection, lambda: self._log(*content))
         elif kind in ("saving", "saved"):
             getattr(self._watch, kind)(*content)
         elif kind == "finished":

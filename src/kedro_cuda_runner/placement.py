@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kedro_cuda_runner.devices import Device, DeviceLayer
-    from kedro_cuda_runner.needs import Need
+    from kedro_cuda_runner.resources import Resources
 
 GB = 1e9
 
@@ -20,12 +20,12 @@ class _Place:
 
     Attributes:
         device: It.
-        needs: What the nodes on it need, by node, in bytes; None where nobody knows.
+        resources: What the nodes on it need, by node, in bytes; None where nobody knows.
         free_before: What was free when the first of them came, in bytes.
     """
 
     device: Device
-    needs: dict[str, int | None] = field(default_factory=dict)
+    resources: dict[str, int | None] = field(default_factory=dict)
     free_before: int = 0
 
     def room(self, free_now: int) -> int:
@@ -36,12 +36,12 @@ class _Place:
         processes have gone since, as ``free_now`` above it shows. Where others have come, or a
         node has taken more than it said, less than that sum may be free now, and only that counts.
         """
-        claimed = sum(need or 0 for need in self.needs.values())
+        claimed = sum(size or 0 for size in self.resources.values())
         return min(max(self.free_before, free_now) - claimed, free_now)
 
     def is_closed(self) -> bool:
         """Return whether a node that may take everything is on the device."""
-        return None in self.needs.values()
+        return None in self.resources.values()
 
 
 class Placement:
@@ -69,7 +69,7 @@ class Placement:
         self._max_cpu_processes = max_cpu_processes
         self._on_cpu: set[str] = set()
 
-    def try_place(self, node_name: str, need: Need) -> tuple[Device, ...] | None:
+    def try_place(self, node_name: str, required: Resources) -> tuple[Device, ...] | None:
         """Give a node its devices, in CUDA's order, until ``release``.
 
         Returns:
@@ -80,28 +80,28 @@ class Placement:
             ValueError: The node has its place already.
             CudaRunnerError: A device does not answer.
         """
-        if node_name in self._on_cpu or any(node_name in place.needs for place in self._places):
+        if node_name in self._on_cpu or any(node_name in place.resources for place in self._places):
             raise ValueError(f"node '{node_name}' has its place already; release it first")
-        if need.devices == 0:
+        if required.devices == 0:
             if len(self._on_cpu) >= self._max_cpu_processes:
                 return None
             self._on_cpu.add(node_name)
             return ()
         free = {place.device.uuid: self._layer.free_bytes(place.device) for place in self._places}
         candidates = [
-            place for place in self._places if _fits(place, need, free[place.device.uuid])
+            place for place in self._places if _fits(place, required, free[place.device.uuid])
         ]
-        if len(candidates) < need.devices:
+        if len(candidates) < required.devices:
             return None
         # to a GB: which of two idle devices has some MB more free is chance
         candidates.sort(
-            key=lambda place: (bool(place.needs), -(place.room(free[place.device.uuid]) // GB))
+            key=lambda place: (bool(place.resources), -(place.room(free[place.device.uuid]) // GB))
         )
-        chosen = sorted(candidates[: need.devices], key=lambda place: place.device.index)
+        chosen = sorted(candidates[: required.devices], key=lambda place: place.device.index)
         for place in chosen:
-            if not place.needs:
+            if not place.resources:
                 place.free_before = free[place.device.uuid]
-            place.needs[node_name] = need.memory_bytes
+            place.resources[node_name] = required.memory_bytes
         return tuple(place.device for place in chosen)
 
     def release(self, node_name: str) -> None:
@@ -110,42 +110,44 @@ class Placement:
         Raises:
             KeyError: It has no place.
         """
-        places = [place for place in self._places if node_name in place.needs]
+        places = [place for place in self._places if node_name in place.resources]
         if not places:
             self._on_cpu.remove(node_name)
         for place in places:
-            del place.needs[node_name]
+            del place.resources[node_name]
 
-    def could_ever_fit(self, need: Need) -> str | None:
+    def could_ever_fit(self, required: Resources) -> str | None:
         """Return why this need cannot be met here even when no other node runs; None if it can.
 
         What other people's processes hold now counts as theirs for good.
         """
         count = len(self._places)
-        if need.devices > count:
-            return f"it needs {need.devices} CUDA devices, there are {count}"
-        least = need.least_bytes
-        if need.devices == 0 or least is None:
+        if required.devices > count:
+            return f"it needs {required.devices} CUDA devices, there are {count}"
+        least = required.least_bytes
+        if required.devices == 0 or least is None:
             return None
         free = [(place.device, self._free_without_nodes(place)) for place in self._places]
-        if sum(size >= least for _, size in free) >= need.devices:
+        if sum(size >= least for _, size in free) >= required.devices:
             return None
         listed = ", ".join(
             f"cuda:{device.index} ({device.name}) {size / GB:.1f} of "
             f"{device.memory_bytes / GB:.1f} GB"
             for device, size in free
         )
-        where = "on one device" if need.devices == 1 else f"on each of {need.devices} devices"
+        where = (
+            "on one device" if required.devices == 1 else f"on each of {required.devices} devices"
+        )
         return f"it needs {least / GB:.1f} GB {where}; free are: {listed}"
 
     def _free_without_nodes(self, place: _Place) -> int:
         free_now = self._layer.free_bytes(place.device)
-        return max(place.free_before, free_now) if place.needs else free_now
+        return max(place.free_before, free_now) if place.resources else free_now
 
 
-def _fits(place: _Place, need: Need, free_now: int) -> bool:
-    if not place.needs:
-        return need.least_bytes is None or need.least_bytes <= free_now
-    if need.memory_bytes is None or place.is_closed():
+def _fits(place: _Place, required: Resources, free_now: int) -> bool:
+    if not place.resources:
+        return required.least_bytes is None or required.least_bytes <= free_now
+    if required.memory_bytes is None or place.is_closed():
         return False
-    return need.memory_bytes <= place.room(free_now)
+    return required.memory_bytes <= place.room(free_now)

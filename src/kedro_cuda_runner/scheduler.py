@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
     from kedro_cuda_runner.devices import Device, DeviceLayer
-    from kedro_cuda_runner.needs import Need
     from kedro_cuda_runner.node_process import RunContext
     from kedro_cuda_runner.placement import Placement
+    from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
 # what Kedro's own runners say as well, under the same switch
@@ -56,7 +56,7 @@ class Scheduler:
         self,
         *,
         pipeline: Pipeline,
-        needs: dict[Node, Need],
+        resources: dict[Node, Resources],
         placement: Placement,
         layer: DeviceLayer,
         shared: RunContext,
@@ -67,7 +67,7 @@ class Scheduler:
 
         Args:
             pipeline: What to run.
-            needs: Its nodes with a process of their own, and what each needs.
+            resources: Its nodes with a process of their own, and what each needs.
             placement: The books of the devices.
             layer: The hardware.
             shared: What all nodes share.
@@ -76,7 +76,7 @@ class Scheduler:
         """
         self.records: list[NodeRecord] = []
         self._pipeline = pipeline
-        self._needs = needs
+        self._resources = resources
         self._placement = placement
         self._layer = layer
         self._shared = shared
@@ -85,7 +85,7 @@ class Scheduler:
         self._monitor = Monitor(layer)
         self._state = threading.Condition(threading.RLock())
         self._dependencies = pipeline.node_dependencies
-        self._todo = by_urgency(pipeline, needs)
+        self._todo = by_urgency(pipeline, resources)
         self._done: set[Node] = set()
         self._supervisors: dict[Node, Supervisor] = {}
         self._threads: list[threading.Thread] = []
@@ -106,7 +106,7 @@ class Scheduler:
                     self._stop(error)
                     raise
         finally:
-            if self._needs:
+            if self._resources:
                 log_to_mlflow(self.records)
         if self._error is not None:
             # only now: what ended well after the error need not run again
@@ -136,7 +136,7 @@ class Scheduler:
         return [node for node in self._todo if self._dependencies[node] <= self._done]
 
     def _next_here(self) -> Node | None:
-        node = next((node for node in self._ready() if node not in self._needs), None)
+        node = next((node for node in self._ready() if node not in self._resources), None)
         if node is not None:
             self._todo.remove(node)
         return node
@@ -197,8 +197,8 @@ class Scheduler:
 
     def _start_processes(self) -> None:
         for node in self._ready():
-            if node in self._needs:
-                placed = self._placement.try_place(node.name, self._needs[node])
+            if node in self._resources:
+                placed = self._placement.try_place(node.name, self._resources[node])
                 if placed is None:
                     self._give_up_if_hopeless(node)
                 else:
@@ -210,7 +210,7 @@ class Scheduler:
         """Stop waiting for memory that was free before the run and that no node here holds."""
         if self._supervisors or self._here is not None:
             return
-        why = self._placement.could_ever_fit(self._needs[node])
+        why = self._placement.could_ever_fit(self._resources[node])
         now = time.monotonic()
         if why is None:
             return
@@ -227,7 +227,7 @@ class Scheduler:
         for other in self._supervisors.values():
             other.share(devices)
         supervisor = Supervisor(
-            node, self._needs[node], devices, self._layer, self._monitor, self._shared
+            node, self._resources[node], devices, self._layer, self._monitor, self._shared
         )
         supervisor.share([one for other in self._supervisors.values() for one in other.devices])
         self._supervisors[node] = supervisor
@@ -294,7 +294,7 @@ class Scheduler:
         )
 
 
-def by_urgency(pipeline: Pipeline, needs: dict[Node, Need]) -> list[Node]:
+def by_urgency(pipeline: Pipeline, resources: dict[Node, Resources]) -> list[Node]:
     """Return the nodes in an order that keeps the devices busy.
 
     It is Kedro's order, but the more GPU nodes wait for a node, one after another, the earlier it
@@ -302,7 +302,7 @@ def by_urgency(pipeline: Pipeline, needs: dict[Node, Need]) -> list[Node]:
     """
     waiting: Counter[Node] = Counter()
     for node in reversed(pipeline.nodes):
-        chain_length = waiting[node] + (node in needs)
+        chain_length = waiting[node] + (node in resources)
         for parent in pipeline.node_dependencies[node]:
             waiting[parent] = max(waiting[parent], chain_length)
     return sorted(pipeline.nodes, key=lambda node: -waiting[node])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kedro_cuda_runner.devices import Device, DeviceLayer
     from kedro_cuda_runner.errors import GpuNodeError
     from kedro_cuda_runner.monitor import Monitor, Usage
-    from kedro_cuda_runner.needs import Need
     from kedro_cuda_runner.node_process import Ending, RunContext
+    from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Supervisor:
     def __init__(
         self,
         node: Node,
-        need: Need,
+        required: Resources,
         devices: Sequence[Device],
         layer: DeviceLayer,
         monitor: Monitor,
@@ -54,13 +54,13 @@ class Supervisor:
             place=", ".join(f"cuda:{one.index} ({one.name})" for one in devices)
             or "CPU, own process",
             devices=tuple(one.index for one in devices),
-            estimated_bytes=need.memory_bytes if devices else None,
+            estimated_bytes=required.memory_bytes if devices else None,
             available_bytes=min((layer.free_bytes(one) for one in devices), default=0),
             device_bytes=min((one.memory_bytes for one in devices), default=0),
-            parts=dict(need.parts),
+            parts=dict(required.parts),
         )
         self._node = node
-        self._need = need
+        self._resources = required
         self._layer = layer
         self._monitor = monitor
         self._shared = shared
@@ -135,7 +135,7 @@ class Supervisor:
             )
 
     def _explain(self, ending: Ending) -> GpuNodeError:
-        error = explain(self._node, ending, self.record, remedy=self._need.remedy)
+        error = explain(self._node, ending, self.record, remedy=self._resources.remedy)
         if self._is_stopped:  # Kedro tells no hook either of a node that Ctrl-C ends
             self.record.outcome = "stopped"
         elif not ending.told_hooks and ending.failure is None:

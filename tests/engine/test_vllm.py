@@ -417,26 +417,26 @@ def test_missing_package_is_named(monkeypatch, tiny_nf4, change, texts):
         require_vllm()
 
 
-def need(parameters, base_model):
+def resources(parameters, base_model):
     (node,) = (one for one in create_pipeline().nodes if one.name == "answer_with_base_model")
     sections = {"params:inference": MemoryDataset(parameters), "base_model": base_model}
-    return node.func.gpu_need(node, DataCatalog(sections))
+    return node.func.gpu_resources(node, DataCatalog(sections))
 
 
 def test_missing_package_is_told_before_a_run(monkeypatch, change, tmp_path):
     base_model = base_model_in(tmp_path)
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"inference\.backend 'vllm'"):
-        need(change(), base_model)
-    assert need(change(backend="transformers"), base_model)["devices"] == 1
+        resources(change(), base_model)
+    assert resources(change(backend="transformers"), base_model)["devices"] == 1
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name)
-    assert need(change(), base_model)["devices"] == 1
+    assert resources(change(), base_model)["devices"] == 1
 
 
 def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
     base_model = base_model_in(tmp_path)
     plain, found = (
-        need(change(backend=backend), base_model)["parts_gb"]
+        resources(change(backend=backend), base_model)["parts_gb"]
         for backend in ("transformers", "vllm")
     )
     # Gemma-2-27b has 26 billion weights in 4 bits, and for each 64 of them a constant in 32 bits;

@@ -33,9 +33,9 @@ def run(nodes, **data):
     return {name: dataset.load() for name, dataset in outputs.items()}
 
 
-def gpu_node(function, inputs, output, need=None):
-    if need is not None:
-        function.gpu_need = need
+def gpu_node(function, inputs, output, required=None):
+    if required is not None:
+        function.gpu_resources = required
     return node(function, inputs, output, name=output, tags="gpu")
 
 
@@ -43,8 +43,8 @@ def gpu_node(function, inputs, output, need=None):
 def _needs_are_each_test_s_own():
     yield
     for function in vars(cuda_nodes).values():
-        if hasattr(function, "gpu_need"):
-            del function.gpu_need
+        if hasattr(function, "gpu_resources"):
+            del function.gpu_resources
 
 
 def test_peak_and_utilization_are_measured(shown_records):

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from kedro_cuda_runner.devices import Device
-from kedro_cuda_runner.needs import Need
 from kedro_cuda_runner.placement import Placement
+from kedro_cuda_runner.resources import Resources
 
 
 class Memory:
@@ -36,30 +36,30 @@ class Memory:
 
 
 def needing(gb=None, devices=1):
-    return Need(devices=devices, memory_bytes=None if gb is None else gb * GB)
+    return Resources(devices=devices, memory_bytes=None if gb is None else gb * GB)
 
 
 def placement_on(memory, **arguments):
     return Placement(memory.devices, memory, **arguments)
 
 
-def place(placement, name, need):
-    devices = placement.try_place(name, need)
+def place(placement, name, required):
+    devices = placement.try_place(name, required)
     return None if devices is None else [device.index for device in devices]
 
 
 class TestCpu:
     def test_one_place(self):
         placement = placement_on(Memory(24))
-        assert placement.try_place("one", Need(devices=0)) == ()
-        assert placement.try_place("two", Need(devices=0)) is None
+        assert placement.try_place("one", Resources(devices=0)) == ()
+        assert placement.try_place("two", Resources(devices=0)) is None
         assert place(placement, "three", needing()) == [0]
         placement.release("one")
-        assert placement.try_place("two", Need(devices=0)) == ()
+        assert placement.try_place("two", Resources(devices=0)) == ()
 
     def test_more_places_and_no_devices(self):
         placement = placement_on(Memory(), max_cpu_processes=2)
-        placed = [placement.try_place(str(number), Need(devices=0)) for number in range(3)]
+        placed = [placement.try_place(str(number), Resources(devices=0)) for number in range(3)]
         assert placed == [(), (), None]
 
     def test_no_place_would_wait_for_ever(self):
@@ -101,13 +101,13 @@ class TestSharing:
         place(placement, "two", needing(5))
         assert place(placement, "three", needing(2)) == [1]
 
-    def test_needs_count_before_they_are_taken(self):
+    def test_resources_count_before_they_are_taken(self):
         placement = placement_on(Memory(24))
         assert place(placement, "one", needing(10)) == [0]
         assert place(placement, "two", needing(15)) is None
         assert place(placement, "three", needing(14)) == [0]
 
-    def test_needs_count_once_when_they_are_taken(self):
+    def test_resources_count_once_when_they_are_taken(self):
         memory = Memory(24)
         placement = placement_on(memory)
         place(placement, "one", needing(10))
@@ -200,9 +200,9 @@ class TestErrors:
     @pytest.mark.parametrize("devices", [0, 1])
     def test_placed_twice(self, devices):
         placement = placement_on(Memory(24, 24), max_cpu_processes=2)
-        placement.try_place("one", Need(devices=devices))
+        placement.try_place("one", Resources(devices=devices))
         with pytest.raises(ValueError, match="'one' has its place already"):
-            placement.try_place("one", Need(devices=devices))
+            placement.try_place("one", Resources(devices=devices))
 
     def test_released_twice(self):
         placement = placement_on(Memory(24))
@@ -215,8 +215,14 @@ class TestErrors:
 class TestCouldEverFit:
     def test_it_could(self):
         placement = placement_on(Memory(24, 48))
-        for need in (Need(devices=0), needing(), needing(devices=2), needing(48), needing(24, 2)):
-            assert placement.could_ever_fit(need) is None
+        for required in (
+            Resources(devices=0),
+            needing(),
+            needing(devices=2),
+            needing(48),
+            needing(24, 2),
+        ):
+            assert placement.could_ever_fit(required) is None
 
     def test_too_few_devices(self):
         said = placement_on(Memory(24)).could_ever_fit(needing(devices=2))
@@ -256,7 +262,7 @@ def test_on_fake_devices_shared_with_a_process(tmp_path):
     assert layer.process_bytes(layer.find()[0], {os.getpid()}) == 10 * GB
 
 
-NEEDS = st.builds(
+RESOURCES = st.builds(
     needing,
     gb=st.none() | st.integers(min_value=0, max_value=30),
     devices=st.integers(min_value=0, max_value=4),
@@ -264,7 +270,7 @@ NEEDS = st.builds(
 
 
 class Machine(RuleBasedStateMachine):
-    """Nodes come, take up to their need, and go; what they hold is known here alone.
+    """Nodes come, take up to what they require, and go; what they hold is known here alone.
 
     Others' processes hold ``foreign`` GB throughout, so every promise can be checked.
     """
@@ -295,26 +301,26 @@ class Machine(RuleBasedStateMachine):
             held = sum(gb for (_, device), gb in self.held.items() if device == index)
             self.memory.free[f"GPU-{index}"] = (capacity - held) * GB
 
-    def gb_of(self, need):
-        return None if need.memory_bytes is None else need.memory_bytes // GB
+    def gb_of(self, required):
+        return None if required.memory_bytes is None else required.memory_bytes // GB
 
-    @rule(target=running, need=NEEDS)
-    def come(self, need):
+    @rule(target=running, required=RESOURCES)
+    def come(self, required):
         self.count += 1
         name = f"node-{self.count}"
-        indices = place(self.placement, name, need)
+        indices = place(self.placement, name, required)
         if indices is None:
             return multiple()
-        assert len(set(indices)) == need.devices
+        assert len(set(indices)) == required.devices
         assert indices == sorted(indices)
-        self.placed[name] = (need, indices)
+        self.placed[name] = (required, indices)
         return name
 
     @rule(name=running, share=st.fractions(min_value=0, max_value=1))
     def take(self, name, share):
-        need, indices = self.placed[name]
+        required, indices = self.placed[name]
         for index in indices:
-            gb = self.gb_of(need)
+            gb = self.gb_of(required)
             self.held[name, index] = share * (self.capacity[index] if gb is None else gb)
         self.update()
 
@@ -331,41 +337,45 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def all_have_what_they_were_promised(self):
-        on_cpu = [need for need, _ in getattr(self, "placed", {}).values() if need.devices == 0]
+        on_cpu = [
+            required
+            for required, _ in getattr(self, "placed", {}).values()
+            if required.devices == 0
+        ]
         assert len(on_cpu) <= getattr(self, "cpu", 0)
         for index, capacity in enumerate(getattr(self, "capacity", [])):
-            needs = [self.gb_of(need) for need, on in self.placed.values() if index in on]
+            needs = [self.gb_of(required) for required, on in self.placed.values() if index in on]
             if None in needs:
                 assert len(needs) == 1
             elif needs:
                 assert sum(needs) <= capacity
 
-    @rule(need=NEEDS)
-    def waits_only_for_a_reason(self, need):
+    @rule(required=RESOURCES)
+    def waits_only_for_a_reason(self, required):
         """A node that must wait would not fit, and fits at the latest when all others are gone."""
         fitting = 0
         for index, capacity in enumerate(self.capacity):
             others = [self.gb_of(other) for other, on in self.placed.values() if index in on]
-            wanted = self.gb_of(need)
+            wanted = self.gb_of(required)
             if not others:
                 fitting += wanted is None or wanted <= capacity
             elif wanted is not None and None not in others:
                 fitting += sum(others) + wanted <= capacity
         on_cpu = sum(other.devices == 0 for other, _ in self.placed.values())
-        devices = self.placement.try_place("tried", need)
-        fits = fitting >= need.devices if need.devices else on_cpu < self.cpu
+        devices = self.placement.try_place("tried", required)
+        fits = fitting >= required.devices if required.devices else on_cpu < self.cpu
         assert (devices is not None) == fits
         if devices is not None:
             self.placement.release("tried")
 
-    @rule(need=NEEDS)
-    def could_ever_fit_is_true(self, need):
+    @rule(required=RESOURCES)
+    def could_ever_fit_is_true(self, required):
         """What it says holds now and later: checked in a second machine that nobody uses."""
         alone = Memory(*(device.memory_bytes // GB for device in self.memory.devices))
         for index, capacity in enumerate(self.capacity):
             alone.free[f"GPU-{index}"] = capacity * GB
-        fits = placement_on(alone).try_place("tried", need) is not None
-        assert (self.placement.could_ever_fit(need) is None) == fits
+        fits = placement_on(alone).try_place("tried", required) is not None
+        assert (self.placement.could_ever_fit(required) is None) == fits
 
     def teardown(self):
         """Whatever could ever fit does so once everything else is released."""
@@ -373,9 +383,9 @@ class Machine(RuleBasedStateMachine):
             self.leave(name)
         for devices in range(5) if hasattr(self, "capacity") else ():
             for gb in (None, 0, 1, 8, 30):
-                need = needing(gb, devices)
-                placed = self.placement.try_place("last", need)
-                assert (placed is None) == (self.placement.could_ever_fit(need) is not None)
+                required = needing(gb, devices)
+                placed = self.placement.try_place("last", required)
+                assert (placed is None) == (self.placement.could_ever_fit(required) is not None)
                 if placed is not None:
                     self.placement.release("last")
 
@@ -383,19 +393,21 @@ class Machine(RuleBasedStateMachine):
 TestMachine = Machine.TestCase
 
 
-@given(needs=st.lists(NEEDS, max_size=12))
+@given(needs=st.lists(RESOURCES, max_size=12))
 def test_queue_is_worked_off(needs):
     """Whoever could ever fit gets a turn when the others go, first come first served or not."""
     memory = Memory(24, 24, 16)
     placement = placement_on(memory)
     waiting = {
-        f"node-{number}": need
-        for number, need in enumerate(needs)
-        if placement.could_ever_fit(need) is None
+        f"node-{number}": required
+        for number, required in enumerate(needs)
+        if placement.could_ever_fit(required) is None
     }
     while waiting:
         started = [
-            name for name, need in waiting.items() if place(placement, name, need) is not None
+            name
+            for name, required in waiting.items()
+            if place(placement, name, required) is not None
         ]
         assert started
         for name in started:
@@ -404,23 +416,23 @@ def test_queue_is_worked_off(needs):
 
 
 class TestNodeThatCanMakeDoWithLess:
-    NEED = Need(memory_bytes=30 * GB, memory_min_bytes=18 * GB)
+    RESOURCES = Resources(memory_bytes=30 * GB, memory_min_bytes=18 * GB)
 
     def test_gets_a_smaller_device_for_itself(self, tmp_path):
         layer = FakeDevices(tmp_path, count=1, memory_bytes=24e9)
         placement = Placement(layer.find(), layer)
-        assert placement.could_ever_fit(self.NEED) is None
-        assert placement.try_place("train", self.NEED) == tuple(layer.find())
-        assert placement.try_place("other", Need(memory_bytes=1 * GB)) is None
+        assert placement.could_ever_fit(self.RESOURCES) is None
+        assert placement.try_place("train", self.RESOURCES) == tuple(layer.find())
+        assert placement.try_place("other", Resources(memory_bytes=1 * GB)) is None
 
     def test_is_refused_where_not_even_that_is_free(self, tmp_path):
         layer = FakeDevices(tmp_path, count=1, memory_bytes=16e9)
         assert "it needs 18.0 GB on one device" in Placement(layer.find(), layer).could_ever_fit(
-            self.NEED
+            self.RESOURCES
         )
 
     def test_joins_nobody_with_less_than_its_peak(self, tmp_path):
         layer = FakeDevices(tmp_path, count=1, memory_bytes=40e9)
         placement = Placement(layer.find(), layer)
-        assert placement.try_place("other", Need(memory_bytes=15 * GB)) is not None
-        assert placement.try_place("train", self.NEED) is None
+        assert placement.try_place("other", Resources(memory_bytes=15 * GB)) is not None
+        assert placement.try_place("train", self.RESOURCES) is None

@@ -14,7 +14,7 @@ from kedro.pipeline import node
 from kedro_datasets.text import TextDataset
 
 from kedro_cuda_runner import PreflightError
-from kedro_cuda_runner.needs import KEYS
+from kedro_cuda_runner.resources import KEYS
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -57,8 +57,8 @@ def little_disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**12, 10**12, 3 * 10**9))
 
 
-def section(**need):
-    return {"gpu": need}
+def section(**required):
+    return {"gpu": required}
 
 
 def pickle_error(one):

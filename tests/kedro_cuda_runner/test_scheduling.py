@@ -14,7 +14,7 @@ from kedro.runner import SequentialRunner
 
 from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.errors import CudaRunnerError
-from kedro_cuda_runner.needs import Need
+from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.scheduler import by_urgency
 
 
@@ -146,8 +146,8 @@ class TestOrder:
 
     def test_what_gpu_nodes_wait_for_comes_first(self):
         line = pipeline(self.NODES)
-        needs = {one: Need() for one in line.nodes if "gpu" in one.tags}
-        here = [one.name[0] for one in by_urgency(line, needs) if one not in needs]
+        resources = {one: Resources() for one in line.nodes if "gpu" in one.tags}
+        here = [one.name[0] for one in by_urgency(line, resources) if one not in resources]
         assert here == ["c", "b", "a"]
 
     def test_without_gpu_nodes_the_order_is_kedro_s(self):

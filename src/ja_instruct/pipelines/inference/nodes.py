@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.engine.answer import Generated
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
-from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference.answer_figures import report_answers
 from ja_instruct.pipelines.inference.answering import (
@@ -21,7 +21,7 @@ from ja_instruct.pipelines.inference.answering import (
     require_unique_tasks,
     weights_of_answers,
 )
-from ja_instruct.pipelines.inference.gpu_need import estimate_inference
+from ja_instruct.pipelines.inference.gpu_resources import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.inference.shots import find_shots, fit_shots
 from ja_instruct.prompts import PromptParameters, inference_prompt
@@ -168,7 +168,7 @@ def _generate(
     return answer_all(list(prompts), keys, store, load, description)
 
 
-@needs_gpu(estimate_inference)
+@gpu_resources(estimate_inference)
 def answer_tasks(
     prompts: Dataset,
     answer_store: AnswerStore,
@@ -234,7 +234,7 @@ def _warn_of_cut_off(report: dict[str, Any]) -> None:
         )
 
 
-@needs_gpu(estimate_inference)
+@gpu_resources(estimate_inference)
 def answer_with_base_model(
     prompts: Dataset,
     answer_store: AnswerStore,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct import __version__
 from ja_instruct.errors import InputError
-from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.cards import quantized_card
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
 from ja_instruct.models.loading import Device, free_gpu_memory, load_nf4_model
-from ja_instruct.pipelines.quantization.gpu_need import (
+from ja_instruct.pipelines.quantization.gpu_resources import (
     estimate_measurement,
     estimate_quantization,
 )
@@ -44,7 +44,7 @@ PERPLEXITY = (
 )
 
 
-@needs_gpu(estimate_quantization)
+@gpu_resources(estimate_quantization)
 def quantize(
     base_model: ModelDirectory, parameters: QuantizationParameters
 ) -> tuple[ModelArtifact, dict[str, Any]]:
@@ -125,7 +125,7 @@ def _describe_source(
     }
 
 
-@needs_gpu(estimate_measurement)
+@gpu_resources(estimate_measurement)
 def measure_quantization(
     base_model: ModelDirectory,
     quantized_model: ModelDirectory,

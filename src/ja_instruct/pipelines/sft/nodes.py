@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.memory.needs import needs_gpu
+from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS
 from ja_instruct.pipelines.sft.checkpoints import fingerprint, last_checkpoint
-from ja_instruct.pipelines.sft.gpu_need import estimate_training
+from ja_instruct.pipelines.sft.gpu_resources import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
@@ -79,7 +79,7 @@ def build_datasets(
     return Dataset.from_list(train), Dataset.from_list(evaluation)
 
 
-@needs_gpu(estimate_training)
+@gpu_resources(estimate_training)
 def train(
     quantized_model: ModelDirectory,
     train_dataset: Dataset,

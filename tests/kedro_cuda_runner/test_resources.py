@@ -7,7 +7,7 @@ from kedro.pipeline import node
 from pydantic import BaseModel
 
 from kedro_cuda_runner.errors import CudaRunnerError, PreflightError
-from kedro_cuda_runner.needs import GPU_TAG, KEYS, Need, is_gpu_node, need_of
+from kedro_cuda_runner.resources import GPU_TAG, KEYS, Resources, is_gpu_node, resources_of
 
 
 class Gpu(BaseModel):
@@ -25,7 +25,7 @@ def train_with(declared=None):
         return data
 
     if declared is not None:
-        train.gpu_need = declared
+        train.gpu_resources = declared
     return train
 
 
@@ -35,14 +35,14 @@ def node_of(declared=None):
     )
 
 
-def need_with(declared=None, training=None):
+def resources_with(declared=None, training=None):
     catalog = DataCatalog(
         {
             "data": MemoryDataset([1, 2, 3]),
             "params:training": MemoryDataset({} if training is None else training),
         }
     )
-    return need_of(node_of(declared), catalog)
+    return resources_of(node_of(declared), catalog)
 
 
 @pytest.mark.parametrize(("tags", "expected"), [(["gpu"], True), (["cpu", "gpus"], False)])
@@ -52,17 +52,19 @@ def test_gpu_nodes_are_known_by_their_tag(tags, expected):
 
 class TestDefault:
     def test_one_device_of_its_own(self):
-        assert need_with() == Need(devices=1, memory_bytes=None, disk_bytes=0, parts={}, remedy="")
+        assert resources_with() == Resources(
+            devices=1, memory_bytes=None, disk_bytes=0, parts={}, remedy=""
+        )
 
     @pytest.mark.parametrize("training", [{"steps": 3}, {"gpu": {}}, {"gpu": None}, 5, [1]])
     def test_parameters_that_say_nothing(self, training):
-        assert need_with(training=training) == Need()
+        assert resources_with(training=training) == Resources()
 
     def test_typed_parameters_that_say_nothing(self):
-        assert need_with(training=Training()) == Need()
+        assert resources_with(training=Training()) == Resources()
 
     def test_node_without_parameters(self):
-        assert need_of(node(len, "data", "size", tags=GPU_TAG), DataCatalog()) == Need()
+        assert resources_of(node(len, "data", "size", tags=GPU_TAG), DataCatalog()) == Resources()
 
 
 class TestFunction:
@@ -75,7 +77,7 @@ class TestFunction:
             "parts_gb": {"weights": 1, "cache": 0.5},
             "remedy": "lower training.batch_size",
         }
-        assert need_with(declared) == Need(
+        assert resources_with(declared) == Resources(
             devices=2,
             memory_bytes=1_500_000_000,
             disk_bytes=250_000_000,
@@ -89,16 +91,16 @@ class TestFunction:
         def estimate(node, catalog):
             return {"memory_gb": len(catalog.load("data")), "remedy": node.name}
 
-        assert need_with(estimate) == Need(memory_bytes=3_000_000_000, remedy="train")
+        assert resources_with(estimate) == Resources(memory_bytes=3_000_000_000, remedy="train")
 
     def test_estimate_that_does_not_know(self):
-        assert need_with(lambda node, catalog: {"memory_gb": None}).memory_bytes is None
+        assert resources_with(lambda node, catalog: {"memory_gb": None}).memory_bytes is None
 
     def test_no_memory_is_known_memory(self):
-        assert need_with({"memory_gb": 0}).memory_bytes == 0
+        assert resources_with({"memory_gb": 0}).memory_bytes == 0
 
     def test_no_devices(self):
-        assert need_with({"devices": 0}).devices == 0
+        assert resources_with({"devices": 0}).devices == 0
 
 
 class TestParameters:
@@ -112,20 +114,22 @@ class TestParameters:
         ids=["mapping", "model", "object"],
     )
     def test_count_over_the_function(self, training):
-        need = need_with({"devices": 2, "memory_gb": 1, "disk_gb": 3, "remedy": "x"}, training)
-        assert need == Need(4, 20_000_000_000, 3_000_000_000, remedy="x")
+        resources = resources_with(
+            {"devices": 2, "memory_gb": 1, "disk_gb": 3, "remedy": "x"}, training
+        )
+        assert resources == Resources(4, 20_000_000_000, 3_000_000_000, remedy="x")
 
     def test_missing_and_null_leave_the_function_s(self):
-        need = need_with({"devices": 2, "memory_gb": 1}, {"gpu": {"memory_gb": None}})
-        assert need == Need(devices=2, memory_bytes=1_000_000_000)
-        assert need_with({"memory_gb": 1}, Training(gpu=Gpu(devices=3))).devices == 3
+        resources = resources_with({"devices": 2, "memory_gb": 1}, {"gpu": {"memory_gb": None}})
+        assert resources == Resources(devices=2, memory_bytes=1_000_000_000)
+        assert resources_with({"memory_gb": 1}, Training(gpu=Gpu(devices=3))).devices == 3
 
     def test_zero_is_not_missing(self):
-        assert need_with({"devices": 2}, {"gpu": {"devices": 0}}).devices == 0
+        assert resources_with({"devices": 2}, {"gpu": {"devices": 0}}).devices == 0
 
     def test_function_s_mapping_is_left_as_it_was(self):
         declared = {"devices": 2}
-        need_with(declared, {"gpu": {"devices": 4}})
+        resources_with(declared, {"gpu": {"devices": 4}})
         assert declared == {"devices": 2}
 
 
@@ -133,43 +137,49 @@ def declares_two(values):
     return values
 
 
-declares_two.gpu_need = {"devices": 2}
+declares_two.gpu_resources = {"devices": 2}
 
 
 def test_function_of_a_partial_declares():
     wrapped = node(functools.partial(declares_two, values=1), None, "out", name="train")
-    assert need_of(wrapped, DataCatalog()).devices == 2
+    assert resources_of(wrapped, DataCatalog()).devices == 2
 
 
 def test_null_is_as_good_as_nothing():
     nothing = dict.fromkeys(("devices", "memory_gb", "disk_gb", "parts_gb", "remedy"))
-    assert need_with(nothing) == need_with(lambda node, catalog: None) == Need()
+    assert resources_with(nothing) == resources_with(lambda node, catalog: None) == Resources()
 
 
 class TestLeast:
     def test_of_the_function(self):
-        need = need_with({"memory_gb": 20, "memory_min_gb": 12})
-        assert (need.memory_bytes, need.least_bytes) == (20_000_000_000, 12_000_000_000)
+        resources = resources_with({"memory_gb": 20, "memory_min_gb": 12})
+        assert (resources.memory_bytes, resources.least_bytes) == (20_000_000_000, 12_000_000_000)
 
     def test_is_the_peak_where_nothing_else_is_said(self):
-        assert need_with({"memory_gb": 20}).least_bytes == 20_000_000_000
-        assert need_with({}).least_bytes is None
+        assert resources_with({"memory_gb": 20}).least_bytes == 20_000_000_000
+        assert resources_with({}).least_bytes is None
 
     def test_a_person_s_own_figure_counts_alone(self):
-        need = need_with({"memory_gb": 20, "memory_min_gb": 12}, {"gpu": {"memory_gb": 18}})
-        assert need.least_bytes == need.memory_bytes == 18_000_000_000
+        resources = resources_with(
+            {"memory_gb": 20, "memory_min_gb": 12}, {"gpu": {"memory_gb": 18}}
+        )
+        assert resources.least_bytes == resources.memory_bytes == 18_000_000_000
 
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("declared", "training", "said"),
         [
-            ({"memory": 1}, {}, "node 'train', gpu_need: unknown keys memory; known are devices"),
+            (
+                {"memory": 1},
+                {},
+                "node 'train', gpu_resources: unknown keys memory; known are devices",
+            ),
             ({}, {"gpu": {"gb": 1, "a": 2}}, "node 'train', params:training: unknown keys a, gb"),
             ({1: 1}, {}, "unknown keys 1;"),
-            ([1], {}, r"node 'train', gpu_need: \[1\] is no mapping; known are devices"),
+            ([1], {}, r"node 'train', gpu_resources: \[1\] is no mapping; known are devices"),
             ({}, {"gpu": 2}, "node 'train', params:training: 2 is no mapping"),
-            (lambda node, catalog: 3, {}, "gpu_need: 3 is no mapping"),
+            (lambda node, catalog: 3, {}, "gpu_resources: 3 is no mapping"),
             ({"devices": -1}, {}, "devices = -1 is no whole number from 0 up"),
             ({"devices": True}, {}, "devices = True is no whole number"),
             ({"devices": 1.5}, {}, "devices = 1.5 is no whole number"),
@@ -184,9 +194,9 @@ class TestErrors:
     )
     def test_said_where(self, declared, training, said):
         with pytest.raises(PreflightError, match=said):
-            need_with(declared, training)
+            resources_with(declared, training)
 
     def test_shown_without_a_traceback(self):
         with pytest.raises(CudaRunnerError) as caught:
-            need_with({"memory": 1})
+            resources_with({"memory": 1})
         assert caught.value.format_message().startswith("node 'train'")

@@ -18,18 +18,18 @@ def section(read_parameters):
     return read_parameters("base")["quantization"]
 
 
-def need(parts, section, node_name="quantize", **changes):
+def resources(parts, section, node_name="quantize", **changes):
     """What a node declares, with the parameters of the environment ``base``."""
     (node,) = (node for node in parts.nodes if node.name.endswith(node_name))
     (name,) = (name for name in node.inputs if name.startswith("params:"))
     model = next(name for name in node.inputs if name.endswith("base_model"))
     parameters = QuantizationParameters(**{**section, **changes.pop("parameters", {})})
     catalog = DataCatalog({name: MemoryDataset(parameters), model: changes.pop("base_model")})
-    return node.func.gpu_need(node, catalog)
+    return node.func.gpu_resources(node, catalog)
 
 
 def test_weights_disk_and_parts_of_gemma_2_27b(section, base_model):
-    found = need(create_pipeline(), section, base_model=base_model)
+    found = resources(create_pipeline(), section, base_model=base_model)
     assert found["devices"] == 1
     assert 15.8 < found["memory_gb"] < 20
     assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
@@ -43,8 +43,8 @@ def test_weights_disk_and_parts_of_gemma_2_27b(section, base_model):
     "changes", [{"double_quantization": False}, {"compute_dtype": "float32"}], ids=str
 )
 def test_coarser_settings_need_more(section, base_model, changes):
-    plain = need(create_pipeline(), section, base_model=base_model)
-    more = need(create_pipeline(), section, base_model=base_model, parameters=changes)
+    plain = resources(create_pipeline(), section, base_model=base_model)
+    more = resources(create_pipeline(), section, base_model=base_model, parameters=changes)
     assert more["memory_gb"] > plain["memory_gb"] + 1
 
 
@@ -54,13 +54,13 @@ NODES = pytest.mark.parametrize("node_name", ["quantize", "measure_quantization"
 @NODES
 def test_cpu_needs_no_device(section, base_model, node_name):
     on_cpu = {"base_model": base_model, "parameters": {"device": "cpu"}}
-    assert need(create_pipeline(), section, node_name, **on_cpu) == {"devices": 0}
+    assert resources(create_pipeline(), section, node_name, **on_cpu) == {"devices": 0}
 
 
 @NODES
 def test_model_that_is_not_downloaded_has_no_estimate(section, node_name):
     unknown = HubModelDataset(repo_id="owner/none")
-    found = need(create_pipeline(), section, node_name, base_model=unknown)
+    found = resources(create_pipeline(), section, node_name, base_model=unknown)
     assert set(found) == {"devices", "remedy"}
 
 
@@ -69,7 +69,7 @@ class TestMeasurement:
     def measured(self, section, base_model):
         def measured(**parameters):
             changes = {"base_model": base_model, "parameters": parameters}
-            return need(create_pipeline(), section, "measure_quantization", **changes)
+            return resources(create_pipeline(), section, "measure_quantization", **changes)
 
         return measured
 
@@ -93,8 +93,8 @@ class TestMeasurement:
 
 def test_names_may_carry_a_namespace(section, base_model):
     spaced = pipeline(create_pipeline(), namespace="trial_a")
-    found = need(spaced, section, base_model=base_model)
-    plain = need(create_pipeline(), section, base_model=base_model)
+    found = resources(spaced, section, base_model=base_model)
+    plain = resources(create_pipeline(), section, base_model=base_model)
     assert found["memory_gb"] == plain["memory_gb"]
     assert "trial_a.quantization.device" in found["remedy"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, nf4_bytes, quantization_parts
-from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
+from ja_instruct.memory.resources import memory, model_shape_of, parameters_of
 from ja_instruct.pipelines.quantization.perplexity import LOGIT_POSITIONS, TEXT_TOKENS
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ HEAD_SIZE = 64
 
 
 def estimate_quantization(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts, disk and remedy, as ``needs_gpu`` takes them.
+    """Return devices, peak memory with its parts, disk and remedy, as ``gpu_resources`` takes them.
 
     Without the base model's configuration, such as while the hub is out of reach, memory and disk
     are left out.
@@ -30,20 +30,20 @@ def estimate_quantization(node: Node, catalog: CatalogProtocol[Any, Any]) -> dic
     section, parameters = parameters_of(node, catalog, "quantization")
     if parameters.device == "cpu":
         return {"devices": 0}
-    need: dict[str, Any] = {
+    resources: dict[str, Any] = {
         "devices": 1,
         "remedy": f"choose a smaller base_model, or set {section}.device to cpu",
     }
     shape = model_shape_of(node, catalog)
     if shape is None:
-        return need
+        return resources
     parts = quantization_parts(
         shape,
         compute_bytes=_compute_bytes(parameters),
         double_quantization=parameters.double_quantization,
     )
     weights = shape.linear_weights + shape.other_weights
-    return {**need, **memory(parts), "disk_gb": DISK_BYTES_PER_WEIGHT * weights / 1e9}
+    return {**resources, **memory(parts), "disk_gb": DISK_BYTES_PER_WEIGHT * weights / 1e9}
 
 
 def estimate_measurement(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
@@ -51,12 +51,16 @@ def estimate_measurement(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict
     section, parameters = parameters_of(node, catalog, "quantization")
     if parameters.device == "cpu":
         return {"devices": 0}
-    need: dict[str, Any] = {
+    resources: dict[str, Any] = {
         "devices": 1,
         "remedy": f"set {section}.perplexity_max_tokens to 0, or {section}.device to cpu",
     }
     shape = model_shape_of(node, catalog)
-    return need if shape is None else {**need, **memory(measurement_parts(shape, parameters))}
+    return (
+        resources
+        if shape is None
+        else {**resources, **memory(measurement_parts(shape, parameters))}
+    )
 
 
 def measurement_parts(shape: ModelShape, parameters: QuantizationParameters) -> dict[str, int]:

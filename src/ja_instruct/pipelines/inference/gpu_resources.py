@@ -15,7 +15,7 @@ from ja_instruct.memory.estimates import (
     lora_weights,
     nf4_bytes,
 )
-from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
+from ja_instruct.memory.resources import memory, model_shape_of, parameters_of
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -29,7 +29,7 @@ KERNEL_SCALE_BYTES = 2
 
 
 def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts and remedy, as ``needs_gpu`` takes them.
+    """Return devices, peak memory with its parts and remedy, as ``gpu_resources`` takes them.
 
     A prompt has up to ``max_seq_length`` tokens with its answer. One at a time needs what one
     needs. The engine ``batched`` takes all it is given: ``memory_gb`` of its section, or else the
@@ -47,20 +47,20 @@ def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[s
         return {"devices": 0}
     if parameters.backend == "vllm":
         require_vllm()
-    need: dict[str, Any] = {"devices": 1, "remedy": _remedy(section, parameters)}
+    resources: dict[str, Any] = {"devices": 1, "remedy": _remedy(section, parameters)}
     shape = model_shape_of(node, catalog)
     adapter = _adapter_weights(node, catalog, shape) if shape is not None else None
     if shape is None or adapter is None:
-        return need
+        return resources
     if parameters.engine == "one_by_one":
         parts = inference_parts(shape, parameters.max_seq_length, adapter_weights=adapter)
-        return {**need, **memory(parts)}
+        return {**resources, **memory(parts)}
     least = memory(_parts_of_one_slot(shape, parameters, adapter))
-    need |= {"memory_min_gb": least["memory_gb"], "parts_gb": least["parts_gb"]}
+    resources |= {"memory_min_gb": least["memory_gb"], "parts_gb": least["parts_gb"]}
     limit = parameters.batching.memory_gb
     if limit is not None:
-        need["memory_gb"] = max(limit + CONTEXT_BYTES / 1e9, least["memory_gb"])
-    return need
+        resources["memory_gb"] = max(limit + CONTEXT_BYTES / 1e9, least["memory_gb"])
+    return resources
 
 
 def _remedy(section: str, parameters: InferenceParameters) -> str:

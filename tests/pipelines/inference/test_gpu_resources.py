@@ -39,7 +39,7 @@ def sft(request, read_parameters):
     return SftParameters(**section) if request.param == "typed" else section
 
 
-def need(node_name, parameters, namespace=None, **entries):
+def resources(node_name, parameters, namespace=None, **entries):
     whole = create_pipeline()
     parts = pipeline(whole, namespace=namespace) if namespace else whole
     (node,) = (node for node in parts.nodes if node.func.__name__ == node_name)
@@ -48,11 +48,11 @@ def need(node_name, parameters, namespace=None, **entries):
     sections = {name: MemoryDataset(parameters)}
     if sft is not None:
         sections["params:sft"] = MemoryDataset(sft)
-    return node.func.gpu_need(node, DataCatalog({**sections, **entries}))
+    return node.func.gpu_resources(node, DataCatalog({**sections, **entries}))
 
 
 def test_adapter_is_held_beside_the_model_that_it_changes(inference, base_model, sft):
-    tuned, plain = (need(name, inference(), base_model=base_model, sft=sft) for name in NODES)
+    tuned, plain = (resources(name, inference(), base_model=base_model, sft=sft) for name in NODES)
     for found in (tuned, plain):
         assert found["devices"] == 1
         assert 16 < found["memory_gb"] < 24
@@ -64,7 +64,7 @@ def test_adapter_is_held_beside_the_model_that_it_changes(inference, base_model,
 
 def test_longer_prompts_need_more(inference, base_model):
     short, long = (
-        need(NODES[1], inference(max_seq_length=length), base_model=base_model)["parts_gb"]
+        resources(NODES[1], inference(max_seq_length=length), base_model=base_model)["parts_gb"]
         for length in (2048, 8192)
     )
     # half of the layers look back over 4,096 tokens only
@@ -73,26 +73,26 @@ def test_longer_prompts_need_more(inference, base_model):
 
 
 def test_batches_take_what_they_are_given(batched, base_model, sft):
-    found = need(NODES[0], batched(), base_model=base_model, sft=sft)
+    found = resources(NODES[0], batched(), base_model=base_model, sft=sft)
     # nobody knows how much: the device is theirs
     assert "memory_gb" not in found
     assert 18 < found["memory_min_gb"] < 24
     assert found["memory_min_gb"] == pytest.approx(sum(found["parts_gb"].values()))
     limited = batched({"memory_gb": 40.0})
-    assert 40 < need(NODES[0], limited, base_model=base_model, sft=sft)["memory_gb"] < 41
-    too_little = need(NODES[0], batched({"memory_gb": 4.0}), base_model=base_model, sft=sft)
+    assert 40 < resources(NODES[0], limited, base_model=base_model, sft=sft)["memory_gb"] < 41
+    too_little = resources(NODES[0], batched({"memory_gb": 4.0}), base_model=base_model, sft=sft)
     assert too_little["memory_gb"] == too_little["memory_min_gb"]
 
 
 def test_16_bit_weights_are_counted_where_they_are_asked_for(batched, base_model, sft):
-    found = need(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
+    found = resources(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
     assert found["parts_gb"]["weights"] == pytest.approx(2 * 27.227, rel=1e-4)
     assert found["remedy"].startswith("set inference.batching.weights to nf4, or set ")
 
 
 def test_keys_and_values_in_8_bits_take_half(batched, base_model, sft):
     found, other = (
-        need(NODES[0], batched({"kv_cache_dtype": kind}), base_model=base_model, sft=sft)
+        resources(NODES[0], batched({"kv_cache_dtype": kind}), base_model=base_model, sft=sft)
         for kind in ("auto", "int8")
     )
     # two bytes a number; and one, with four for the scale of 128
@@ -106,25 +106,26 @@ def test_keys_and_values_in_8_bits_take_half(batched, base_model, sft):
 
 def test_adapter_beside_4_bits_is_in_bfloat16(batched, base_model, sft):
     tuned, plain = (
-        need(name, batched(), base_model=base_model, sft=sft)["memory_min_gb"] for name in NODES
+        resources(name, batched(), base_model=base_model, sft=sft)["memory_min_gb"]
+        for name in NODES
     )
     assert tuned - plain == pytest.approx(0.4568 * 2, rel=1e-3)
 
 
 def test_adapter_of_unknown_size_has_no_estimate(inference, base_model):
-    assert set(need(NODES[0], inference(), base_model=base_model)) == {"devices", "remedy"}
+    assert set(resources(NODES[0], inference(), base_model=base_model)) == {"devices", "remedy"}
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_model_that_is_not_there_has_no_estimate(inference, name, sft):
     entry = HubModelDataset(repo_id="owner/none")
-    assert set(need(name, inference(), base_model=entry, sft=sft)) == {"devices", "remedy"}
+    assert set(resources(name, inference(), base_model=entry, sft=sft)) == {"devices", "remedy"}
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_names_may_carry_a_namespace(inference, base_model, name, sft):
-    found = need(name, inference(), namespace="trial_a", base_model=base_model, sft=sft)
-    plain = need(name, inference(), base_model=base_model, sft=sft)
+    found = resources(name, inference(), namespace="trial_a", base_model=base_model, sft=sft)
+    plain = resources(name, inference(), base_model=base_model, sft=sft)
     assert found["memory_gb"] == plain["memory_gb"]
     assert "trial_a.inference.top_k" in found["remedy"]
 
@@ -132,12 +133,12 @@ def test_names_may_carry_a_namespace(inference, base_model, name, sft):
 @pytest.mark.parametrize("name", NODES)
 def test_cpu_needs_no_device(inference, base_model, name):
     parameters = inference(device="cpu")
-    assert need(name, parameters, base_model=base_model) == {"devices": 0}
+    assert resources(name, parameters, base_model=base_model) == {"devices": 0}
 
 
 def test_prompts_are_built_without_a_gpu():
     (node,) = (node for node in create_pipeline().nodes if node.name == "build_prompts")
-    assert not hasattr(node.func, "gpu_need")
+    assert not hasattr(node.func, "gpu_resources")
     assert "gpu" not in node.tags
 
 

@@ -40,7 +40,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class Need:
+class Resources:
     """What one node needs while it runs.
 
     Attributes:
@@ -72,12 +72,12 @@ def is_gpu_node(node: Node) -> bool:
     return GPU_TAG in node.tags
 
 
-def need_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Need:
+def resources_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Resources:
     """Return what a node declares.
 
     Two places count, the second over the first:
 
-    - the attribute ``gpu_need`` of the node's function: a mapping, or a function from the node
+    - the attribute ``gpu_resources`` of the node's function: a mapping, or a function from the node
       and the catalog to a mapping, for an estimate;
     - the key ``gpu`` of a parameter that the node takes (``params:training`` with ``gpu:
       {devices: 2}``); a key that is missing there, or null, leaves the function's.
@@ -90,7 +90,9 @@ def need_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Need:
         PreflightError: A key is unknown or its value makes no sense.
     """
     declared = _declared_by_function(node)
-    values = _checked(node, "gpu_need", declared(node, catalog) if callable(declared) else declared)
+    values = _checked(
+        node, "gpu_resources", declared(node, catalog) if callable(declared) else declared
+    )
     for name in node.inputs:
         if name.startswith("params:"):
             section = catalog.load(name)
@@ -101,7 +103,7 @@ def need_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Need:
                 values.pop("memory_min_gb", None)
             values |= said
     memory, least = values.get("memory_gb"), values.get("memory_min_gb")
-    return Need(
+    return Resources(
         devices=values.get("devices", 1),
         memory_bytes=None if memory is None else round(memory * 1e9),
         disk_bytes=round(values.get("disk_gb", 0) * 1e9),
@@ -113,9 +115,9 @@ def need_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Need:
 
 def _declared_by_function(node: Node) -> Any:
     function: Any = node.func
-    while isinstance(function, functools.partial) and not hasattr(function, "gpu_need"):
+    while isinstance(function, functools.partial) and not hasattr(function, "gpu_resources"):
         function = function.func
-    return getattr(function, "gpu_need", None)
+    return getattr(function, "gpu_resources", None)
 
 
 def _checked(node: Node, where: str, found: Any) -> dict[str, Any]:

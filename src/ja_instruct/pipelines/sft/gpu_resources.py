@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.memory.estimates import Training, lora_weights, optimizer_bytes, training_parts
-from ja_instruct.memory.needs import memory, model_shape_of, parameters_of
+from ja_instruct.memory.resources import memory, model_shape_of, parameters_of
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts, disk and remedy, as ``needs_gpu`` takes them.
+    """Return devices, peak memory with its parts, disk and remedy, as ``gpu_resources`` takes them.
 
     The batch is counted whole: ``tokens_per_batch``, or every sample ``max_seq_length`` long. Where
     ``auto_find_batch_size`` may halve it, ``memory_min_gb`` is that of one sample. Memory and disk
@@ -25,25 +25,25 @@ def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[st
     section, parameters = parameters_of(node, catalog, "sft")
     if parameters.device == "cpu":
         return {"devices": 0}
-    need: dict[str, Any] = {
+    resources: dict[str, Any] = {
         "devices": parameters.gpu.devices or 1,
         "remedy": _remedy(section, parameters),
     }
     shape = model_shape_of(node, catalog)
     if shape is None:
-        return need
+        return resources
     adapter = lora_weights(shape, parameters.lora.target_modules, parameters.lora.lora_r)
     if adapter is None:
-        return need
+        return resources
     training = parameters.training
     batch = training.per_device_train_batch_size * parameters.max_seq_length
     parts = training_parts(shape, _workload(parameters, training.tokens_per_batch or batch))
     least = training_parts(shape, _workload(parameters, parameters.max_seq_length))
     if training.auto_find_batch_size and parameters.gpu.devices in (None, 1) and least is not None:
-        need["memory_min_gb"] = sum(least.values()) / 1e9
+        resources["memory_min_gb"] = sum(least.values()) / 1e9
     checkpoint = (4 + optimizer_bytes(training.optim)) * adapter
     kept = 0 if training.save_strategy == "no" else training.save_total_limit
-    return {**need, **memory(parts), "disk_gb": (4 * adapter + kept * checkpoint) / 1e9}
+    return {**resources, **memory(parts), "disk_gb": (4 * adapter + kept * checkpoint) / 1e9}
 
 
 def _workload(parameters: SftParameters, tokens: int) -> Training:

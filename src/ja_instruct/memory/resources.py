@@ -15,8 +15,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Estimate = Callable[["Node", "CatalogProtocol[Any, Any]"], Mapping[str, Any]]
 
 
-def needs_gpu(estimate: Estimate) -> Callable[[Function], Function]:
-    """Attach ``estimate`` to a node's function as its attribute ``gpu_need``.
+def gpu_resources(estimate: Estimate) -> Callable[[Function], Function]:
+    """Attach ``estimate`` to a node's function as its attribute ``gpu_resources``.
 
     The function itself is returned, so that its hints are found and it can be pickled.
 
@@ -25,14 +25,14 @@ def needs_gpu(estimate: Estimate) -> Callable[[Function], Function]:
             (peak on a device; a GB is 10⁹ bytes), ``parts_gb``, ``disk_gb`` and ``remedy``.
 
     Examples:
-        >>> @needs_gpu(lambda node, catalog: {"devices": 1, "memory_gb": 8})
+        >>> @gpu_resources(lambda node, catalog: {"devices": 1, "memory_gb": 8})
         ... def train(model): ...
-        >>> train.gpu_need(None, None)
+        >>> train.gpu_resources(None, None)
         {'devices': 1, 'memory_gb': 8}
     """
 
     def attach(function: Function) -> Function:
-        vars(function)["gpu_need"] = estimate
+        vars(function)["gpu_resources"] = estimate
         return function
 
     return attach

@@ -33,17 +33,17 @@ def sft(read_parameters):
     return change
 
 
-def need(parameters, entries, namespace=None):
+def resources(parameters, entries, namespace=None):
     whole = create_pipeline()
     parts = pipeline(whole, namespace=namespace) if namespace else whole
     (node,) = (node for node in parts.nodes if node.func.__name__ == "train")
     (name,) = (name for name in node.inputs if name.startswith("params:"))
     catalog = DataCatalog({name: MemoryDataset(parameters), **entries})
-    return node.func.gpu_need(node, catalog)
+    return node.func.gpu_resources(node, catalog)
 
 
 def test_recipe_fits_a_gpu_of_32_gb(sft, base_model, quantized_model):
-    found = need(sft(), {"base_model": base_model, "quantized_model": quantized_model})
+    found = resources(sft(), {"base_model": base_model, "quantized_model": quantized_model})
     assert found["devices"] == 1
     assert 23 < found["memory_gb"] < 32
     assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
@@ -53,7 +53,7 @@ def test_recipe_fits_a_gpu_of_32_gb(sft, base_model, quantized_model):
 
 
 def test_nothing_is_kept_without_checkpoints(sft, base_model):
-    found = need(sft(training={"save_strategy": "no"}), {"base_model": base_model})
+    found = resources(sft(training={"save_strategy": "no"}), {"base_model": base_model})
     assert found["disk_gb"] == pytest.approx(0.4568 * 4, rel=1e-3)
 
 
@@ -70,8 +70,8 @@ def test_nothing_is_kept_without_checkpoints(sft, base_model):
     ids=str,
 )
 def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
-    recipe = need(sft(), {"base_model": base_model})
-    found = need(sft(**changes), {"base_model": base_model})
+    recipe = resources(sft(), {"base_model": base_model})
+    found = resources(sft(**changes), {"base_model": base_model})
     assert found["memory_gb"] > recipe["memory_gb"] + 1
     *_, (key, value) = changes.items()
     key = next(iter(value)) if isinstance(value, dict) else key
@@ -80,7 +80,7 @@ def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
 
 def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
     def memory(name="memory_gb", **changes):
-        return need(sft(**changes), {"base_model": base_model})[name]
+        return resources(sft(**changes), {"base_model": base_model})[name]
 
     samples = {"per_device_train_batch_size": 4}  # of 2048 tokens
     for packing in (False, True):
@@ -98,7 +98,7 @@ def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
 def test_remedy_names_the_tokens_of_a_batch_where_they_count(sft, base_model):
     def remedy(tokens):
         parameters = sft(training={"tokens_per_batch": tokens})
-        return need(parameters, {"base_model": base_model})["remedy"]
+        return resources(parameters, {"base_model": base_model})["remedy"]
 
     assert "lower sft.training.tokens_per_batch (now 8192; the optimizer's" in remedy(8192)
     assert "per_device_train_batch_size" not in remedy(8192)
@@ -112,29 +112,29 @@ def test_model_that_is_there_counts_more_than_what_it_would_be_made_of(
 ):
     directory = write_config(tmp_path / "quantized_model", num_hidden_layers=23)
     entries = {"base_model": base_model, "quantized_model": quantized_model}
-    whole = need(sft(), entries)["parts_gb"]["weights"]
+    whole = resources(sft(), entries)["parts_gb"]["weights"]
     write_provenance(directory, {"stage": "quantization"})
-    half = need(sft(), entries)["parts_gb"]["weights"]
+    half = resources(sft(), entries)["parts_gb"]["weights"]
     assert half == pytest.approx((whole - 2.36) / 2 + 2.36, rel=1e-2)
 
 
 @pytest.mark.parametrize("own", ["", "trial_a."])
 def test_names_may_carry_a_namespace(sft, base_model, quantized_model, own):
     entries = {f"{own}base_model": base_model, "trial_a.quantized_model": quantized_model}
-    found = need(sft(), entries, namespace="trial_a")
-    assert found["memory_gb"] == need(sft(), {"base_model": base_model})["memory_gb"]
+    found = resources(sft(), entries, namespace="trial_a")
+    assert found["memory_gb"] == resources(sft(), {"base_model": base_model})["memory_gb"]
     assert "trial_a.sft.max_seq_length" in found["remedy"]
 
 
 def test_cpu_needs_no_device(sft, base_model):
-    found = need(sft(device="cpu", backend="peft"), {"base_model": base_model})
+    found = resources(sft(device="cpu", backend="peft"), {"base_model": base_model})
     assert found == {"devices": 0}
 
 
 @pytest.mark.parametrize("lora", [None, {"target_modules": ["lm_head"]}])
 def test_unknown_models_and_modules_have_no_estimate(sft, base_model, lora):
     entry = base_model if lora else HubModelDataset(repo_id="owner/none")
-    assert set(need(sft(lora=lora), {"base_model": entry})) == {"devices", "remedy"}
+    assert set(resources(sft(lora=lora), {"base_model": entry})) == {"devices", "remedy"}
 
 
 def gpu(devices):
@@ -143,7 +143,7 @@ def gpu(devices):
 
 def test_several_devices_with_peft_alone(sft, base_model):
     parameters = sft(backend="peft", gpu=gpu(4))
-    assert need(parameters, {"base_model": base_model})["devices"] == 4
+    assert resources(parameters, {"base_model": base_model})["devices"] == 4
     with pytest.raises(ValueError, match=r"devices = 4, but backend 'unsloth' trains on one.*peft"):
         sft(gpu=gpu(4))
     with pytest.raises(ValueError, match="device 'cpu' uses none"):
