@@ -20,7 +20,7 @@ from ja_instruct.preflight import (
     environments_without_gpu,
     nodes_to_run,
 )
-from kedro_cuda_runner.figures import duration
+from kedro_cuda_runner.formatting import duration
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext

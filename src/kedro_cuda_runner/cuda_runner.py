@@ -9,12 +9,12 @@ from kedro.runner import AbstractRunner
 
 from kedro_cuda_runner import devices
 from kedro_cuda_runner.errors import PreflightError
-from kedro_cuda_runner.hooks_gate import HooksGate
 from kedro_cuda_runner.node_process import RunContext
 from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.preflight import find_devices, find_problems, read_resources
 from kedro_cuda_runner.report import TableHook
 from kedro_cuda_runner.scheduler import Scheduler, kedro_logger
+from kedro_cuda_runner.serial_hooks import SerialHooks
 from kedro_cuda_runner.terminal import Terminal
 from kedro_cuda_runner.tracking import active_tracking
 
@@ -95,7 +95,7 @@ class CudaRunner(AbstractRunner):
             layer=layer,
             shared=RunContext(
                 catalog=catalog,
-                hooks=HooksGate(hooks),
+                hooks=SerialHooks(hooks),
                 run_id=run_id,
                 is_async=self._is_async,
                 tracking=active_tracking() if resources else None,

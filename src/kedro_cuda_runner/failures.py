@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from kedro_cuda_runner.errors import GpuNodeError
-from kedro_cuda_runner.figures import gigabytes
+from kedro_cuda_runner.formatting import gigabytes
 
 if TYPE_CHECKING:
     from kedro.pipeline.node import Node

@@ -16,15 +16,15 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from kedro_cuda_runner.channel import Failure, Task
-from kedro_cuda_runner.launching import (
+from kedro_cuda_runner.outputs import OutputWatch
+from kedro_cuda_runner.terminal import LastLines, Output, Terminal, open_outputs
+from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
+from kedro_cuda_runner.worker_command import (
     import_paths,
     make_socket_folder,
     pack_work,
     worker_command,
 )
-from kedro_cuda_runner.outputs import OutputWatch
-from kedro_cuda_runner.terminal import LastLines, Output, Terminal, open_outputs
-from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
     from kedro_cuda_runner.devices import Device
-    from kedro_cuda_runner.hooks_gate import HooksGate
+    from kedro_cuda_runner.serial_hooks import SerialHooks
     from kedro_cuda_runner.tracking import Tracking
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class RunContext:
     """
 
     catalog: CatalogProtocol[Any, Any]
-    hooks: HooksGate
+    hooks: SerialHooks
     run_id: str | None
     is_async: bool
     tracking: Tracking | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro_cuda_runner.devices import NoDevicesError
 from kedro_cuda_runner.errors import PreflightError
-from kedro_cuda_runner.figures import gigabytes
+from kedro_cuda_runner.formatting import gigabytes
 from kedro_cuda_runner.outputs import output_path
 from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.resources import Resources, is_gpu_node, resources_of

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kedro_cuda_runner.figures import duration, gigabytes
+from kedro_cuda_runner.formatting import duration, gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kedro_cuda_runner.errors import CudaRunnerError
 from kedro_cuda_runner.failures import explain
-from kedro_cuda_runner.figures import duration, gigabytes
+from kedro_cuda_runner.formatting import duration, gigabytes
 from kedro_cuda_runner.node_process import NodeProcess
 from kedro_cuda_runner.report import NodeRecord
 from kedro_cuda_runner.tracking import continued

@@ -18,7 +18,7 @@ from gpu_runs import gpu, run, screen_lines
 
 from kedro_cuda_runner import node_process
 
-SCRIPT = Path(__file__).resolve().parents[1] / "run_that_prints.py"
+SCRIPT = Path(__file__).resolve().with_name("run_that_prints.py")
 COLUMNS = 90
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gpu_runs import is_gone, wait_until
 
-SCRIPT = Path(__file__).resolve().parents[1] / "run_to_be_stopped.py"
+SCRIPT = Path(__file__).resolve().with_name("run_to_be_stopped.py")
 STARTED_SECONDS = 30.0
 
 

@@ -21,7 +21,7 @@ NODE_HOOKS = (
 )
 
 
-class HooksGate:
+class SerialHooks:
     """Stands for pluggy's manager: hooks were written for a runner that runs one node at a time."""
 
     def __init__(self, manager: Any) -> None:
@@ -30,7 +30,7 @@ class HooksGate:
         self._turn = threading.RLock()
 
     @property
-    def hook(self) -> HooksGate:
+    def hook(self) -> SerialHooks:
         """Return what has the hooks as attributes."""
         return self
 
