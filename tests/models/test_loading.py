@@ -1,21 +1,28 @@
+"""Where a model is loaded, and every way in which it may not be the directory's."""
+
 import gc
 import shutil
 import sys
+import time
 import weakref
 from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
 
 from ja_instruct.errors import InputError
-from ja_instruct.models import loading as devices
+from ja_instruct.models import loading
 from ja_instruct.models.directory import ModelDirectory
-from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
+from ja_instruct.models.loading import load_nf4_model, load_with_unsloth, require_loaded
+
+Q_PROJ = "model.layers.1.self_attn.q_proj"
 
 
 class Directory:
-    """Notes how its model is to be loaded."""
+    """Records how its model is to be loaded."""
 
     def __init__(self, **config):
         self.config = {"model_type": "llama", **config}
@@ -29,17 +36,17 @@ class Directory:
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """What was loaded need not be a model; returns what was to be checked."""
-    asked = []
-    monkeypatch.setattr(devices, "require_loaded", lambda *them: asked.append(them))
-    return asked
+    """Disable the check of the loaded model; return the arguments it was called with."""
+    calls = []
+    monkeypatch.setattr(loading, "require_loaded", lambda *arguments: calls.append(arguments))
+    return calls
 
 
 def test_without_a_launcher_the_model_is_on_the_first_device(unchecked):
     directory = Directory()
-    asked = load_nf4_model(directory, "cuda")
-    assert unchecked == [(asked, directory)]
-    assert asked == {"device_map": {"": 0}, "dtype": torch.bfloat16}
+    arguments = load_nf4_model(directory, "cuda")
+    assert unchecked == [(arguments, directory)]
+    assert arguments == {"device_map": {"": 0}, "dtype": torch.bfloat16}
     assert not torch.distributed.is_initialized()
 
 
@@ -53,33 +60,33 @@ def test_under_a_launcher_each_process_has_its_own_device(monkeypatch, unchecked
 @pytest.mark.parametrize(
     "config", [{"attn_logit_softcapping": 50.0}, {"text_config": {"attn_logit_softcapping": 50.0}}]
 )
-def test_bounded_attention_is_written_out(unchecked, config):
-    """transformers' default would leave the bound out."""
+def test_soft_capped_attention_is_eager(unchecked, config):
+    """transformers' default ignores the cap."""
     assert load_nf4_model(Directory(**config), "cuda")["attn_implementation"] == "eager"
     assert "attn_implementation" not in load_nf4_model(
         Directory(attn_logit_softcapping=None), "cuda"
     )
 
 
-def test_bound_of_the_attention_takes_effect(tiny_nf4):
+def test_soft_cap_of_the_attention_is_applied(tiny_nf4):
     model = load_nf4_model(tiny_nf4, "cpu")
     ids = {"input_ids": torch.arange(300, 340)[None]}
     with torch.no_grad():
-        bounded = model(**ids).logits
+        capped = model(**ids).logits
         for layer in model.model.layers:
             layer.self_attn.attn_logit_softcapping = 0.1
-        assert not torch.allclose(model(**ids).logits, bounded, atol=1e-3)
+        assert not torch.allclose(model(**ids).logits, capped, atol=1e-3)
 
 
 @pytest.fixture
 def other(tiny_nf4, tmp_path):
-    """The same model in another place."""
+    """The same model in another directory."""
     copy = tmp_path / "gemma-2-27b-bnb-4bit"
     shutil.copytree(tiny_nf4.path, copy)
     return ModelDirectory(copy, "unsloth/gemma-2-27b-bnb-4bit")
 
 
-def test_unsloth_that_loads_another_model_is_found_out(tiny_nf4, other, monkeypatch):
+def test_unsloth_that_loads_another_model_is_detected(tiny_nf4, other, monkeypatch):
     class FastLanguageModel:
         @staticmethod
         def from_pretrained(**kwargs):
@@ -87,24 +94,24 @@ def test_unsloth_that_loads_another_model_is_found_out(tiny_nf4, other, monkeypa
 
     fake = SimpleNamespace(FastLanguageModel=FastLanguageModel)
     monkeypatch.setitem(sys.modules, "unsloth", fake)
-    with pytest.raises(InputError, match=f"'{other.path}' was loaded, {tiny_nf4.path} was asked"):
+    with pytest.raises(InputError, match=f"'{other.path}' was loaded instead of {tiny_nf4.path}"):
         load_with_unsloth(tiny_nf4, 128)
     assert load_with_unsloth(other, 128)[1] == "tokenizer"
 
 
-def test_on_a_cpu_the_check_comes_before_the_4_bits_go(tiny_nf4, monkeypatch):
+def test_on_a_cpu_the_model_is_checked_before_it_is_dequantized(tiny_nf4, monkeypatch):
     checked = []
 
     def check(model, directory):
         checked.append((model.is_loaded_in_4bit, directory))
 
-    monkeypatch.setattr(devices, "require_loaded", check)
+    monkeypatch.setattr(loading, "require_loaded", check)
     load_nf4_model(tiny_nf4, "cpu")
     assert checked == [(True, tiny_nf4)]
 
 
-def test_what_earlier_nodes_left_is_given_back(monkeypatch, tiny_nf4):
-    """Layers of bitsandbytes outlive their model, and with them its matrices."""
+def test_memory_of_earlier_nodes_is_freed(monkeypatch, tiny_nf4):
+    """bitsandbytes' layers and matrices outlive their model until garbage is collected."""
     model = tiny_nf4.load_model(device_map="cpu")
     layer = weakref.ref(model.model.layers[0].mlp.up_proj)
     gc.disable()
@@ -114,22 +121,105 @@ def test_what_earlier_nodes_left_is_given_back(monkeypatch, tiny_nf4):
         emptied = []
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(layer()))
-        devices.free_gpu_memory()
+        loading.free_gpu_memory()
     finally:
         gc.enable()
     assert emptied == [None]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_memory_is_given_back_before_a_model_is_loaded(monkeypatch, unchecked, device):
+def test_memory_is_freed_before_a_model_is_loaded(monkeypatch, unchecked, device):
     order = []
-    monkeypatch.setattr(devices, "free_gpu_memory", lambda: order.append("free"))
+    monkeypatch.setattr(loading, "free_gpu_memory", lambda: order.append("free"))
 
-    class Noting(Directory):
+    class Failing(Directory):
         def load_model(self, **kwargs):
             order.append("load")
             raise EOFError
 
     with pytest.raises(EOFError):
-        load_nf4_model(Noting(), device)
+        load_nf4_model(Failing(), device)
     assert order == ["free", "load"]
+
+
+@pytest.fixture
+def model(tiny_nf4):
+    return tiny_nf4.load_model(device_map="cpu", dtype=torch.float32)
+
+
+def refused(model, directory, message):
+    with pytest.raises(InputError, match=message):
+        require_loaded(model, directory)
+
+
+def test_the_directory_itself_passes_quickly(model, tiny_nf4):
+    start = time.perf_counter()
+    require_loaded(model, tiny_nf4)
+    assert time.perf_counter() - start < 2
+
+
+def test_under_an_adapter(model, tiny_nf4):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"]))
+    require_loaded(adapted, tiny_nf4)
+    layer = adapted.get_base_model().get_submodule(f"{Q_PROJ}.base_layer")
+    layer.weight.data[0] ^= 1
+    # neither the first nor the middle nor the last matrix
+    require_loaded(adapted, tiny_nf4)
+
+
+def test_another_directory(model, tiny_nf4, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_nf4.path, copy)
+    refused(model, ModelDirectory(copy, "copy"), f"'{tiny_nf4.path}' was loaded instead of {copy}")
+
+
+@pytest.mark.parametrize("name", ["unsloth/gemma-2-27b-bnb-4bit", ""])
+def test_a_hub_name(model, tiny_nf4, name):
+    model.config._name_or_path = name
+    refused(model, tiny_nf4, f"'{name}' was loaded")
+
+
+def test_a_layer_in_16_bits(model, tiny_nf4):
+    plain = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    model.set_submodule(Q_PROJ, plain)
+    refused(model, tiny_nf4, f"'{Q_PROJ}.weight' is in 4 bits in the directory, not in the model")
+
+
+def test_no_layer_in_4_bits(model, tiny_nf4):
+    refused(model.dequantize(), tiny_nf4, "is in 4 bits in the directory, not in the model")
+
+
+def test_an_additional_layer_in_4_bits(model, tiny_nf4):
+    model.set_submodule("lm_head", Linear4bit(64, 64, bias=False, quant_type="nf4"))
+    refused(model, tiny_nf4, r"'lm_head\.weight' is in 4 bits in the model, not in the directory")
+
+
+def test_another_4_bit_type(model, tiny_nf4):
+    model.get_submodule(Q_PROJ).weight.quant_type = "fp4"
+    refused(model, tiny_nf4, f"'{Q_PROJ}.weight' is nf4 in the directory, fp4 in the model")
+
+
+@pytest.mark.parametrize(
+    "layer", ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
+)
+def test_other_bytes_in_the_first_and_the_last(model, tiny_nf4, layer):
+    model.get_submodule(layer).weight.data[-1] ^= 1
+    refused(model, tiny_nf4, f"'{layer}.weight' in the model differs from {tiny_nf4.path}")
+
+
+def test_another_models_weights_under_the_same_name(model, tiny_nf4, tmp_path):
+    """The directory was replaced after the model was loaded."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_nf4.path, copy)
+    weights = load_file(copy / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name] = weights[name].flip(0)
+    save_file(weights, copy / "model.safetensors")
+    model.config._name_or_path = str(copy)
+    refused(model, ModelDirectory(copy, "copy"), "in the model differs from")
+
+
+def test_directory_that_is_not_in_4_bits(tiny_gemma2):
+    refused(tiny_gemma2.load_model(), tiny_gemma2, "no 4-bit matrices in its safetensors")

@@ -10,9 +10,9 @@ from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
     PROVENANCE_FILE,
     ModelDirectory,
-    noted_files,
     parameter_count,
     read_provenance,
+    recorded_files,
     require_model_files,
 )
 
@@ -70,7 +70,7 @@ class QuantizedModelDataset(ModelArtifactDataset):
         self._require_4_bits(provenance.get("settings", {}).get("quant_type", "nf4"))
         require_files(
             self._filepath,
-            noted_files(provenance),
+            recorded_files(provenance),
             f"quantization: checking {self._filepath.name}",
             _REMEDY,
         )

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import (
-    ModelDirectory,
-    read_provenance,
-    sha256_of,
-    write_provenance,
-)
+from ja_instruct.models.checksums import sha256_of
+from ja_instruct.models.directory import ModelDirectory, read_provenance, write_provenance
 from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:

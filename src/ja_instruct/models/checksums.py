@@ -37,6 +37,12 @@ class _Version(NamedTuple):
 _known: dict[_Version, str] = {}
 
 
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_checksums(directory: Path, names: Iterable[str], description: str) -> dict[str, Any]:
     """Return ``{name: {"sha256": hexadecimal, "bytes": size}}`` for files of a directory.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -92,12 +91,6 @@ class ModelArtifact:
     tokenizer: Any
     provenance: dict[str, Any]
     card: str = ""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parameter_count(directory: Path) -> int:
@@ -200,7 +193,7 @@ def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
     )
 
 
-def noted_files(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def recorded_files(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what ``ja_instruct.json`` notes of its directory's files; of an older one weights."""
     weights = {name: {"sha256": one} for name, one in provenance.get("weights_sha256", {}).items()}
     return provenance.get("files") or weights

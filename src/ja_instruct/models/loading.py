@@ -1,26 +1,42 @@
-"""Where a model runs and how it is loaded there."""
+"""Load a model on its device, and verify that the weights in memory are the directory's."""
 
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ja_instruct.models.loaded_model import require_loaded
+from ja_instruct.errors import InputError
+from ja_instruct.models.safetensors import (
+    TensorReader,
+    names_in_model,
+    packed_matrices,
+    read_headers,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ja_instruct.models.directory import ModelDirectory
+    from ja_instruct.models.safetensors import TensorHeader
 
 Device = Literal["cpu", "cuda"]
 
+_REMEDY = (
+    "the library did not load the directory as it is; use the versions in requirements.txt, or "
+    "the backend that runs everywhere (sft.backend=peft, inference.backend=transformers)"
+)
+
 
 def free_gpu_memory() -> None:
-    """Give back what earlier nodes have left on the GPU; called before a model is loaded.
+    """Free the GPU memory that earlier nodes left behind; call it before loading a model.
 
-    bitsandbytes' matrices and their layers refer to each other, so they go only when Python next
-    looks for cycles. It does so by the number of objects: 13 GB of a few of them stayed beside the
-    next model.
+    bitsandbytes' matrices and layers reference each other, so only the garbage collector frees
+    them. It is triggered by the number of objects, not by their size: 13 GB of a few of them stayed
+    allocated beside the next model.
     """
     import torch
 
@@ -29,17 +45,19 @@ def free_gpu_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_with_unsloth(directory: ModelDirectory, max_seq_length: int) -> tuple[Any, Any]:
-    """Load a 4-bit model with unsloth, on CUDA; return model and tokenizer.
+def load_with_unsloth(
+    directory: ModelDirectory, max_seq_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a 4-bit model and its tokenizer with unsloth, on CUDA.
 
-    unsloth is given the absolute path, never a hub name: it maps well-known names to its own
-    4-bit uploads. A name that ends in ``-bf16`` switches 4-bit off on the hub alone, not for a
-    directory (unsloth 2026.10); what was loaded is compared with the directory all the same.
+    unsloth gets the absolute path, never a hub name: it maps well-known names to its own 4-bit
+    uploads. A hub name that ends in ``-bf16`` also disables 4-bit loading, a directory's name does
+    not (unsloth 2026.10); the loaded model is verified in any case.
 
     Raises:
         InputError: The model in memory is not the directory's.
     """
-    # first of all: it patches transformers, peft and trl
+    # before every other import: it patches transformers, peft and trl
     from unsloth import FastLanguageModel
 
     free_gpu_memory()
@@ -55,11 +73,11 @@ def load_with_unsloth(directory: ModelDirectory, max_seq_length: int) -> tuple[A
 
 
 def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel:
-    """Load a 4-bit model the way its device computes best.
+    """Load a 4-bit model in the form that its device computes fastest.
 
-    On CUDA it stays in 4 bits, computed in bfloat16. On a CPU bitsandbytes' 4-bit kernels are
-    far slower than plain ones, above all backwards, so the weights are dequantized: the numbers
-    that a GPU computes with, rounded to the type in the model's configuration, as float32.
+    On CUDA the model stays in 4 bits and computes in bfloat16. On a CPU bitsandbytes' 4-bit kernels
+    are far slower than plain ones, especially backwards, so the weights are dequantized to float32.
+    They have the values that a GPU computes with, rounded to the type in the model's configuration.
 
     Raises:
         InputError: The model in memory is not the directory's.
@@ -71,7 +89,7 @@ def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel
     if device == "cuda":
         from accelerate import PartialState
 
-        # a launcher starts one process a GPU, and each trains on its own; without one it is 0
+        # Under a launcher each process trains on its own GPU; without one the index is 0.
         index = PartialState().local_process_index
         loaded = directory.load_model(device_map={"": index}, dtype=torch.bfloat16, **attention)
         require_loaded(loaded, directory)
@@ -79,18 +97,84 @@ def load_nf4_model(directory: ModelDirectory, device: Device) -> PreTrainedModel
     model: Any = directory.load_model(device_map="cpu", dtype=torch.float32, **attention)
     require_loaded(model, directory)
     model = model.dequantize()
-    # dequantize() leaves the mark, for which TRL would train the adapter in bfloat16, many times
-    # slower on a processor without bfloat16 units
+    # dequantize() keeps this flag, and TRL would train the adapter in bfloat16 because of it: many
+    # times slower on a processor without bfloat16 units.
     model.is_loaded_in_4bit = False
     return model.to(torch.float32)  # type: ignore[no-any-return]
 
 
 def _attention_of(directory: ModelDirectory) -> dict[str, str]:
-    """Return the implementation that computes a model's attention as it was trained.
+    """Return the arguments that select the attention implementation the model was trained with.
 
-    Gemma 2 bounds its attention scores. transformers' default, PyTorch's scaled dot product, leaves
-    the bound out without a word; written out (``eager``) it is there.
+    Gemma 2 has soft-capped attention scores. transformers' default, PyTorch's scaled dot product
+    attention, ignores the cap without a warning; ``eager`` applies it.
     """
     config = directory.load_config()
     text = {**config, **config.get("text_config", {})}
     return {"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {}
+
+
+def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory) -> None:
+    """Raise ``InputError`` unless ``model`` holds exactly the 4-bit matrices of ``directory``.
+
+    unsloth replaces well-known names by its own uploads and can skip 4-bit loading because of a
+    name's ending; transformers leaves a matrix with an unknown name at random values and only
+    warns. Three things are compared: the path in the configuration, the set of 4-bit matrices with
+    their types, and the packed bytes of the first, the middle and the last matrix.
+
+    Args:
+        model: A transformers model, or one wrapped by PEFT.
+        directory: A 4-bit model directory.
+    """
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = plain.config.name_or_path
+    if Path(name).resolve() != directory.path.resolve():
+        raise InputError(f"'{name}' was loaded instead of {directory.path}; {_REMEDY}")
+    headers = read_headers(directory.path)
+    packed = packed_matrices(headers)
+    if not packed:
+        raise InputError(f"{directory.path}: no 4-bit matrices in its safetensors; {_REMEDY}")
+    names = names_in_model(plain, packed)
+    expected = {names[name]: kind for name, kind in packed.items()}
+    layers = _layers_in_4_bits(plain)
+    _require_same_layers(expected, {name: one.weight.quant_type for name, one in layers.items()})
+    ordered = list(packed)
+    chosen = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
+    _require_same_bytes({name: layers[names[name]] for name in chosen}, headers)
+
+
+def _layers_in_4_bits(model: nn.Module) -> dict[str, Linear4bit]:
+    """Return the 4-bit layers by the name that their weight has in the plain model."""
+    from bitsandbytes.nn import Linear4bit
+
+    return {
+        # PEFT wraps an adapted layer in another one
+        f"{name.removesuffix('.base_layer')}.weight": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Linear4bit)
+    }
+
+
+def _require_same_layers(expected: dict[str, str], found: dict[str, str]) -> None:
+    for name in sorted(expected.keys() - found.keys()):
+        raise InputError(f"'{name}' is in 4 bits in the directory, not in the model; {_REMEDY}")
+    for name in sorted(found.keys() - expected.keys()):
+        raise InputError(f"'{name}' is in 4 bits in the model, not in the directory; {_REMEDY}")
+    for name, kind in expected.items():
+        if found[name] != kind:
+            raise InputError(
+                f"'{name}' is {kind} in the directory, {found[name]} in the model; {_REMEDY}"
+            )
+
+
+def _require_same_bytes(layers: dict[str, Linear4bit], headers: dict[str, TensorHeader]) -> None:
+    import torch
+
+    with TensorReader(headers) as read:
+        for name, layer in layers.items():
+            saved = read(name).flatten().view(torch.uint8)
+            held = layer.weight.data.flatten().view(torch.uint8)
+            if held.shape != saved.shape or not held.equal(saved.to(held.device)):
+                raise InputError(
+                    f"'{name}' in the model differs from {headers[name].path}; {_REMEDY}"
+                )
