@@ -102,7 +102,7 @@ def measure(
         )
         seconds = time.perf_counter() - start
     return {
-        **score_rankings([[hit.position for hit in hits] for hits in found], right),
+        **score_rankings([[result.position for result in results] for results in found], right),
         "index_seconds": round(index_seconds, 2),
         "seconds_per_query": round(seconds / len(queries), 5),
     }

@@ -57,7 +57,10 @@ def make_minilm_colbert(directory: Path) -> None:
 def rank_by_colbert(directory: Path, passages: list[str], queries: list[str]) -> list[list[int]]:
     """Rank as the product does; return the 5 best positions a query."""
     encoded = encode_questions(directory, passages)
-    return [[hit.position for hit in hits] for hits in search(directory, encoded, queries, 5)]
+    return [
+        [result.position for result in results]
+        for results in search(directory, encoded, queries, 5)
+    ]
 
 
 def rank_by_bigrams(passages: list[str], queries: list[str]) -> list[list[int]]:

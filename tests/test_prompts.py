@@ -14,7 +14,7 @@ from ja_instruct.prompts import (
 )
 
 QUESTION = "波括弧{}と{input}を含む「質問」\u2028改行\nはどうなりますか。"
-SHOTS = [
+EXAMPLES = [
     {"input": "一番遠い質問", "output": "一番遠い回答", "score": 1.0},
     {"input": "次に遠い\n質問", "output": "{output}\n- 箇条書き", "score": 2.0},
     {"input": "一番近い質問", "output": "一番近い回答", "score": 3.0},
@@ -49,14 +49,16 @@ def test_training_prompt_is_the_recipes_up_to_the_answer(prompts, texts):
 
 def test_few_shot_prompt_is_the_recipes(prompts, texts):
     expected = texts["few_shot_header"]
-    for shot in SHOTS:
-        expected += texts["few_shot_example"].format(input=shot["input"], output=shot["output"])
+    for example in EXAMPLES:
+        expected += texts["few_shot_example"].format(
+            input=example["input"], output=example["output"]
+        )
     expected += texts["task_prompt"].format(input=QUESTION)
-    assert few_shot_prompt(prompts, QUESTION, SHOTS).encode() == expected.encode()
+    assert few_shot_prompt(prompts, QUESTION, EXAMPLES).encode() == expected.encode()
 
 
 def test_few_shot_prompt_in_full(prompts):
-    assert few_shot_prompt(prompts, "日本の首都は?", SHOTS[2:]) == (
+    assert few_shot_prompt(prompts, "日本の首都は?", EXAMPLES[2:]) == (
         "質問・文章をよく読んで、正確で親切な回答を書きなさい。\n"
         "### 質問:\n一番近い質問\n\n### 回答:\n一番近い回答\n\n\n"
         "あなたは日本語が堪能な優秀な人間です。\n"
@@ -74,14 +76,14 @@ def test_training_prompt_in_full(prompts):
     )
 
 
-def test_shots_keep_the_order_given(prompts):
-    prompt = few_shot_prompt(prompts, QUESTION, SHOTS)
-    places = [prompt.index(shot["input"]) for shot in SHOTS]
+def test_examples_keep_the_order_given(prompts):
+    prompt = few_shot_prompt(prompts, QUESTION, EXAMPLES)
+    places = [prompt.index(example["input"]) for example in EXAMPLES]
     assert places == sorted(places)
     assert prompt.index(QUESTION) > places[-1]
 
 
-def test_without_shots_header_and_task_remain(prompts, texts):
+def test_without_examples_header_and_task_remain(prompts, texts):
     expected = texts["few_shot_header"] + texts["task_prompt"].format(input=QUESTION)
     assert few_shot_prompt(prompts, QUESTION, []) == expected
 
@@ -118,8 +120,8 @@ class TestRecipe:
 
     def test_asks_by_the_few_shot_texts(self, in_format, tokenizer):
         recipe = in_format("recipe")
-        asked = inference_prompt(recipe, QUESTION, SHOTS, tokenizer)
-        assert asked == few_shot_prompt(recipe, QUESTION, SHOTS)
+        asked = inference_prompt(recipe, QUESTION, EXAMPLES, tokenizer)
+        assert asked == few_shot_prompt(recipe, QUESTION, EXAMPLES)
 
 
 class TestTrainingPrompt:
@@ -128,27 +130,27 @@ class TestTrainingPrompt:
         assert sample == training_sample(in_format("recipe"), QUESTION, "答え")
 
     def test_in_full(self, in_format, tokenizer):
-        asked = inference_prompt(in_format("training_prompt"), "首都は?", SHOTS[1:], tokenizer)
+        asked = inference_prompt(in_format("training_prompt"), "首都は?", EXAMPLES[1:], tokenizer)
         assert asked == (
             f"{TRAIN_HEAD}\n### 質問:\n次に遠い\n質問\n\n### 回答:\n{{output}}\n- 箇条書き<eos>"
             f"{TRAIN_HEAD}\n### 質問:\n一番近い質問\n\n### 回答:\n一番近い回答<eos>"
             f"{TRAIN_HEAD}\n### 質問:\n首都は?\n\n### 回答:\n"
         )
 
-    def test_shots_are_training_samples_token_by_token(self, in_format, tokenizer):
+    def test_examples_are_training_samples_token_by_token(self, in_format, tokenizer):
         prompts = in_format("training_prompt")
         expected = [tokenizer.bos_token_id]
-        for shot in SHOTS:
-            text = "".join(training_sample(prompts, shot["input"], shot["output"]))
+        for example in EXAMPLES:
+            text = "".join(training_sample(prompts, example["input"], example["output"]))
             expected += [*tokenizer(text)["input_ids"][1:], tokenizer.eos_token_id]
         expected += tokenizer(training_prompt(prompts, QUESTION))["input_ids"][1:]
-        asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
         assert tokenizer(asked)["input_ids"] == expected
 
     def test_tokenizer_without_eos_is_refused(self, in_format, tokenizer):
         tokenizer.eos_token = None
         with pytest.raises(InputError, match=r"no end-of-sequence token.*tokenizer_config\.json"):
-            inference_prompt(in_format("training_prompt"), QUESTION, SHOTS, tokenizer)
+            inference_prompt(in_format("training_prompt"), QUESTION, EXAMPLES, tokenizer)
 
 
 class TestChatTemplate:
@@ -160,7 +162,7 @@ class TestChatTemplate:
         )
 
     def test_prompt_in_full(self, in_format, tokenizer):
-        asked = inference_prompt(in_format("chat_template"), "首都は?", SHOTS[1:], tokenizer)
+        asked = inference_prompt(in_format("chat_template"), "首都は?", EXAMPLES[1:], tokenizer)
         assert asked == (
             "<start_of_turn>user\n次に遠い\n質問<end_of_turn>\n"
             "<start_of_turn>model\n{output}\n- 箇条書き<end_of_turn>\n"
@@ -187,11 +189,11 @@ class TestChatTemplate:
 
     def test_bos_stays_where_the_tokenizer_adds_none(self, in_format, tokenizer):
         prompts = in_format("chat_template")
-        without = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        without = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
         ids = tokenizer(without)["input_ids"]
         tokenizer.add_bos_token = False
         assert tokenizer("質問")["input_ids"][:1] != [tokenizer.bos_token_id]
-        asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+        asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
         assert asked == "<bos>" + without
         assert tokenizer(asked)["input_ids"] == ids
 
@@ -200,7 +202,7 @@ class TestChatTemplate:
         prompts = in_format("chat_template")
         sample = training_sample(prompts, "首都は?", "東京です。", tokenizer)
         assert sample == ("[Q]首都は?[A]", "東京です。")
-        asked = inference_prompt(prompts, "首都は?", SHOTS[2:], tokenizer)
+        asked = inference_prompt(prompts, "首都は?", EXAMPLES[2:], tokenizer)
         assert asked == "[Q]一番近い質問[A]一番近い回答<eos>\n[Q]首都は?[A]"
 
     @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ class TestChatTemplate:
 
 @pytest.mark.parametrize("name", ["training_prompt", "chat_template"])
 @pytest.mark.parametrize("question", [QUESTION, " 空白で始まり、改行で終わる質問\n", ""])
-def test_inference_without_shots_asks_as_training_does(in_format, tokenizer, name, question):
+def test_inference_without_examples_asks_as_training_does(in_format, tokenizer, name, question):
     prompts = in_format(name)
     asked = tokenizer(inference_prompt(prompts, question, [], tokenizer))["input_ids"]
     prompt, completion = training_sample(prompts, question, "東京です。", tokenizer)
@@ -258,7 +260,7 @@ def test_inference_without_shots_asks_as_training_does(in_format, tokenizer, nam
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_is_one_bos_at_the_very_start(in_format, tokenizer, name):
     prompts = in_format(name)
-    asked = inference_prompt(prompts, QUESTION, SHOTS, tokenizer)
+    asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
     sample = "".join(training_sample(prompts, QUESTION, "答え", tokenizer))
     for ids in (tokenizer(asked)["input_ids"], tokenizer(sample)["input_ids"]):
         assert ids[0] == tokenizer.bos_token_id

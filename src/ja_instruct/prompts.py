@@ -25,8 +25,8 @@ class PromptParameters(Parameters):
         )
     )
     train_prompt: str = Field(description="A training sample: two {} for question and answer")
-    few_shot_header: str = Field(description="Opens the prompt, before the shots")
-    few_shot_example: str = Field(description="One shot, with {input} and {output}")
+    few_shot_header: str = Field(description="Opens the prompt, before the examples")
+    few_shot_example: str = Field(description="One example, with {input} and {output}")
     task_prompt: str = Field(description="Closes the prompt, with {input}")
 
     @field_validator("train_prompt")
@@ -60,14 +60,14 @@ def training_prompt(prompts: PromptParameters, instruction: str) -> str:
 
 
 def few_shot_prompt(
-    prompts: PromptParameters, task: str, shots: Sequence[Mapping[str, Any]]
+    prompts: PromptParameters, task: str, examples: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Return the recipe's prompt of one task: header, shots, task.
+    """Return the recipe's prompt of one task: header, examples, task.
 
     Args:
         prompts: The texts.
         task: The task's ``input``.
-        shots: Records with ``input`` and ``output`` in the order in which they appear; the
+        examples: Records with ``input`` and ``output`` in the order in which they appear; the
             recipe puts the most similar one last, next to the task.
 
     >>> prompts = PromptParameters(
@@ -77,11 +77,11 @@ def few_shot_prompt(
     >>> few_shot_prompt(prompts, "三", [{"input": "一", "output": "二"}])
     '例:問一答二。問三答'
     """
-    examples = "".join(
-        prompts.few_shot_example.format(input=shot["input"], output=shot["output"])
-        for shot in shots
+    shown = "".join(
+        prompts.few_shot_example.format(input=example["input"], output=example["output"])
+        for example in examples
     )
-    return prompts.few_shot_header + examples + prompts.task_prompt.format(input=task)
+    return prompts.few_shot_header + shown + prompts.task_prompt.format(input=task)
 
 
 def training_sample(
@@ -117,32 +117,35 @@ def training_sample(
 def inference_prompt(
     prompts: PromptParameters,
     task: str,
-    shots: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
     """Return the prompt of one task, in the format of ``prompts``; tokenization adds BOS.
 
-    Without shots, ``training_prompt`` and ``chat_template`` ask exactly as in training. With
-    shots, those of ``training_prompt`` are whole training samples: EOS, which ends a sample
-    there, ends a shot here, so that no other text need tell where an answer ends. Those of
-    ``chat_template`` are the conversation's earlier turns.
+    Without examples, ``training_prompt`` and ``chat_template`` give the prompt of training. The
+    examples of ``training_prompt`` are whole training samples, each with its EOS, so that no other
+    text has to mark the end of an answer; those of ``chat_template`` are earlier turns of the
+    conversation.
 
     Args:
         prompts: The format and its texts.
         task: The task's ``input``.
-        shots: Records with ``input`` and ``output`` in the order in which they appear.
+        examples: Records with ``input`` and ``output`` in the order in which they appear.
         tokenizer: The model's.
 
     Raises:
         InputError: The tokenizer lacks what the format needs: EOS, or a template it can use.
     """
     if prompts.format == "chat_template":
-        return _chat_prompt(tokenizer, task, shots)
+        return _chat_prompt(tokenizer, task, examples)
     if prompts.format == "training_prompt":
         end = eos_text(tokenizer)
-        examples = (training_prompt(prompts, shot["input"]) + shot["output"] for shot in shots)
-        return "".join(example + end for example in examples) + training_prompt(prompts, task)
-    return few_shot_prompt(prompts, task, shots)
+        samples = (
+            training_prompt(prompts, example["input"]) + example["output"] + end
+            for example in examples
+        )
+        return "".join(samples) + training_prompt(prompts, task)
+    return few_shot_prompt(prompts, task, examples)
 
 
 def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -196,12 +199,12 @@ def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str)
 
 
 def _chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, task: str, shots: Sequence[Mapping[str, Any]]
+    tokenizer: PreTrainedTokenizerBase, task: str, examples: Sequence[Mapping[str, Any]]
 ) -> str:
     turns = []
-    for shot in shots:
-        turns.append({"role": "user", "content": shot["input"]})
-        turns.append({"role": "assistant", "content": shot["output"]})
+    for example in examples:
+        turns.append({"role": "user", "content": example["input"]})
+        turns.append({"role": "assistant", "content": example["output"]})
     turns.append({"role": "user", "content": task})
     return _render(tokenizer, turns, add_generation_prompt=True)
 

@@ -37,29 +37,33 @@ def score_plainly(pool, query):
 
 
 def test_scores_are_plain_bm25():
-    for query, hits in zip(QUERIES, search_bigrams(POOL, QUERIES, len(POOL)), strict=True):
+    for query, results in zip(QUERIES, search_bigrams(POOL, QUERIES, len(POOL)), strict=True):
         expected = score_plainly(POOL, query)
         order = sorted(range(len(POOL)), key=lambda i: (-round(expected[i], 5), i))
-        assert [hit.position for hit in hits] == order
-        assert [hit.score for hit in hits] == pytest.approx([expected[i] for i in order], abs=1e-5)
+        assert [result.position for result in results] == order
+        assert [result.score for result in results] == pytest.approx(
+            [expected[i] for i in order], abs=1e-5
+        )
 
 
 def test_scores_are_plain_bm25_on_made_up_texts():
     rng = random.Random(0)
     texts = ["".join(rng.choices("日本語東京川山", k=rng.randrange(30))) for _ in range(60)]
-    for query, hits in zip(texts[:20], search_bigrams(texts, texts[:20], 60), strict=True):
+    for query, results in zip(texts[:20], search_bigrams(texts, texts[:20], 60), strict=True):
         expected = score_plainly(texts, query)
-        assert sorted(hit.position for hit in hits) == list(range(60))
-        for hit in hits:
-            assert hit.score == pytest.approx(expected[hit.position], rel=1e-4, abs=1e-4)
-        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert sorted(result.position for result in results) == list(range(60))
+        for result in results:
+            assert result.score == pytest.approx(expected[result.position], rel=1e-4, abs=1e-4)
+        assert [result.score for result in results] == sorted(
+            (result.score for result in results), reverse=True
+        )
 
 
 def test_ties_are_broken_by_position():
     pool = ["山", *["川の長さ"] * 50, "川の長さ"]
-    (hits,) = search_bigrams(pool, ["川の長さ"], 20)
-    assert [hit.position for hit in hits] == list(range(1, 21))
-    assert len({hit.score for hit in hits}) == 1
+    (results,) = search_bigrams(pool, ["川の長さ"], 20)
+    assert [result.position for result in results] == list(range(1, 21))
+    assert len({result.score for result in results}) == 1
 
 
 def test_width_case_and_spaces_do_not_matter():
@@ -70,15 +74,15 @@ def test_width_case_and_spaces_do_not_matter():
 
 @pytest.mark.parametrize("query", ["", "　", "xyz"])
 def test_a_query_that_shares_nothing(query, caplog):
-    (hits,) = search_bigrams(POOL, [query], 3)
-    assert [tuple(hit) for hit in hits] == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    (results,) = search_bigrams(POOL, [query], 3)
+    assert [tuple(result) for result in results] == [(0, 0.0), (1, 0.0), (2, 0.0)]
     assert "1 of 1 queries share no pair of characters" in caplog.text
     assert search_bigrams(POOL, [query], 3, keep_unrelated=False) == [[]]
 
 
 def test_a_lone_character_finds_its_like():
-    (hits,) = search_bigrams(["川の名前", "川"], ["川"], 1)
-    assert hits[0].position == 1
+    (results,) = search_bigrams(["川の名前", "川"], ["川"], 1)
+    assert results[0].position == 1
 
 
 def test_no_queries_and_no_text():

@@ -10,14 +10,13 @@ from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval.colbert import encode_questions, search
+from ja_instruct.retrieval.colbert import encode_questions, score_packed, search
 from ja_instruct.retrieval.colbert_checkpoint import (
     check_checkpoint,
     load_retriever,
     prove_weights,
     quiet,
 )
-from ja_instruct.retrieval.colbert_scoring import score_packed
 
 QUESTIONS = [
     "日本の首都はどこですか。",
@@ -76,11 +75,13 @@ def score_plainly(checkpoint, queries, questions):
 
 def test_scores_are_plain_maxsim(checkpoint, encoded):
     expected = score_plainly(checkpoint, QUERIES, QUESTIONS)
-    hits = search(checkpoint, encoded, QUERIES, top_k=len(QUESTIONS))
-    for row, found in enumerate(hits):
-        assert [hit.position for hit in found] == expected[row].argsort(descending=True).tolist()
-        for hit in found:
-            assert hit.score == pytest.approx(float(expected[row, hit.position]), abs=1e-4)
+    results = search(checkpoint, encoded, QUERIES, top_k=len(QUESTIONS))
+    for row, found in enumerate(results):
+        assert [result.position for result in found] == expected[row].argsort(
+            descending=True
+        ).tolist()
+        for result in found:
+            assert result.score == pytest.approx(float(expected[row, result.position]), abs=1e-4)
 
 
 def test_packed_scores_are_those_of_padded_texts():
@@ -102,18 +103,18 @@ def test_search_equals_ragatouille_without_packing(checkpoint, encoded):
     with quiet():
         retriever.encode(list(QUESTIONS), verbose=False)
         expected = retriever.search_encoded_docs(QUERIES, k=3)
-    hits = search(checkpoint, encoded, QUERIES, top_k=3)
-    for found, results in zip(hits, expected, strict=True):
-        assert [hit.position for hit in found] == [result["result_index"] for result in results]
-        scores = [result["score"] for result in results]
-        assert [hit.score for hit in found] == pytest.approx(scores, abs=1e-5)
+    results = search(checkpoint, encoded, QUERIES, top_k=3)
+    for found, rows in zip(results, expected, strict=True):
+        assert [result.position for result in found] == [row["result_index"] for row in rows]
+        scores = [row["score"] for row in rows]
+        assert [result.score for result in found] == pytest.approx(scores, abs=1e-5)
 
 
 def test_one_query_and_none(checkpoint, encoded):
     assert search(checkpoint, encoded, [], top_k=2) == []
     (alone,) = search(checkpoint, encoded, QUERIES[:1], top_k=2)
     together = search(checkpoint, encoded, QUERIES, top_k=2)[0]
-    assert [hit.position for hit in alone] == [hit.position for hit in together]
+    assert [result.position for result in alone] == [result.position for result in together]
 
 
 def test_batches_do_not_change_the_embeddings(checkpoint, encoded):
@@ -202,7 +203,7 @@ def test_added_questions_alone_are_encoded(checkpoint, encoded, encoded_texts):
         search(checkpoint, encode_questions(checkpoint, pool), QUERIES, len(pool)),
         strict=True,
     ):
-        assert [hit.position for hit in ours] == [hit.position for hit in theirs]
+        assert [result.position for result in ours] == [result.position for result in theirs]
 
 
 def test_what_is_left_after_removal_needs_no_model(encoded, tmp_path):
@@ -227,10 +228,10 @@ def test_ties_are_broken_by_position(checkpoint):
     pool = ["川", same, "富士山の高さを教えてください!", same, same]
     encoded = encode_questions(checkpoint, pool)
     (everything,) = search(checkpoint, encoded, [same], top_k=5)
-    assert [hit.position for hit in everything[:3]] == [1, 3, 4]
+    assert [result.position for result in everything[:3]] == [1, 3, 4]
     for top_k in (1, 2, 3, 4):
-        (hits,) = search(checkpoint, encoded, [same], top_k=top_k)
-        assert hits == everything[:top_k]
+        (results,) = search(checkpoint, encoded, [same], top_k=top_k)
+        assert results == everything[:top_k]
 
 
 def test_nothing_is_printed(checkpoint, encoded, capfd):

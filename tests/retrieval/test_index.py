@@ -64,17 +64,17 @@ def test_bm25_is_its_search_and_leaves_the_checkpoint_alone():
     index = RetrievalIndex("bm25", QUESTIONS)
     found = retrieve(index, UNTOUCHABLE, QUERIES, 3, max_query_tokens=100)
     assert found == search_bigrams(QUESTIONS, QUERIES, 3)
-    assert [hits[0].position for hits in found] == [0, 1, 3]
+    assert [results[0].position for results in found] == [0, 1, 3]
 
 
 def test_hybrid_fuses_both(checkpoint, colbert):
     found = retrieve(replace(colbert, retriever="hybrid"), checkpoint, QUERIES, 4)
     vectors = search(checkpoint.directory, colbert.encoded, QUERIES, 5)
     words = search_bigrams(QUESTIONS, QUERIES, 5)
-    for hits, one, other in zip(found, vectors, words, strict=True):
-        related = [hit.position for hit in other if hit.score]
+    for results, one, other in zip(found, vectors, words, strict=True):
+        related = [result.position for result in other if result.score]
         assert 0 < len(related) < 5
-        assert hits == fuse_rankings([[hit.position for hit in one], related], 4)
+        assert results == fuse_rankings([[result.position for result in one], related], 4)
 
 
 @pytest.mark.parametrize("retriever", ["colbert", "bm25", "hybrid"])
@@ -82,10 +82,10 @@ class TestEveryRetriever:
     def test_hits_are_ordered_and_the_same_every_time(self, checkpoint, colbert, retriever):
         index = replace(colbert, retriever=retriever)
         found = retrieve(index, checkpoint, QUERIES, 5)
-        for hits in found:
-            assert sorted(hit.position for hit in hits) == list(range(5))
+        for results in found:
+            assert sorted(result.position for result in results) == list(range(5))
             # the two that are equal too: the earlier first
-            assert hits == sorted(hits, key=lambda hit: (-hit.score, hit.position))
+            assert results == sorted(results, key=lambda result: (-result.score, result.position))
         assert retrieve(index, checkpoint, QUERIES, 5) == found
 
     def test_fewer_hits_are_the_beginning_of_more(self, checkpoint, colbert, retriever):
@@ -93,12 +93,12 @@ class TestEveryRetriever:
         for top_k in (1, 2, 4):
             few = retrieve(index, checkpoint, QUERIES, top_k)
             many = retrieve(index, checkpoint, QUERIES, 5)
-            assert few == [hits[:top_k] for hits in many]
+            assert few == [results[:top_k] for results in many]
 
     def test_top_k_is_lowered_to_the_pool(self, checkpoint, colbert, retriever, caplog):
         index = replace(colbert, retriever=retriever)
         found = retrieve(index, checkpoint, QUERIES, top_k=20)
-        assert [len(hits) for hits in found] == [5, 5, 5]
+        assert [len(results) for results in found] == [5, 5, 5]
         assert "'top_k' is 20, the pool has 5 questions" in caplog.text
 
     def test_top_k_of_nothing_is_refused(self, checkpoint, colbert, retriever):
@@ -161,7 +161,7 @@ class TestReusableEncoding:
 
 
 def test_bm25_loads_no_model_library(tmp_path):
-    """From the pool to saved index to hits, in a process of its own."""
+    """From the pool to saved index to results, in a process of its own."""
     script = """
 import json, sys
 from datasets import Dataset
@@ -175,9 +175,9 @@ checkpoint = ColbertCheckpointDataset(filepath="no such directory").load()
 index = RetrievalIndexDataset(filepath=sys.argv[1])
 pairs = Dataset.from_list([{"input": text, "output": ""} for text in ("山の高さ", "川の長さ")])
 index.save(encode_pool(pairs, checkpoint, params)[0])
-hits = retrieve(index.load(), checkpoint, ["長さ"], 1)
+results = retrieve(index.load(), checkpoint, ["長さ"], 1)
 loaded = {"torch", "transformers", "ragatouille", "colbert"} & set(sys.modules)
-print(json.dumps([hits[0][0].position, sorted(loaded)]))
+print(json.dumps([results[0][0].position, sorted(loaded)]))
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "index")],

@@ -26,14 +26,16 @@ def test_scores_are_the_formula(k):
     for _ in range(20):
         rankings = [rng.sample(range(40), 25), rng.sample(range(40), 10)]
         expected = fuse_plainly(rankings, k)
-        hits = fuse_rankings(rankings, 12, k=k)
-        assert [hit.position for hit in hits] == [position for position, _ in expected[:12]]
-        for hit, (_, score) in zip(hits, expected, strict=False):
-            assert hit.score == pytest.approx(float(score))
+        results = fuse_rankings(rankings, 12, k=k)
+        assert [result.position for result in results] == [
+            position for position, _ in expected[:12]
+        ]
+        for result, (_, score) in zip(results, expected, strict=False):
+            assert result.score == pytest.approx(float(score))
 
 
 def test_ties_are_broken_by_position():
-    assert [hit.position for hit in fuse_rankings([[5, 2], [2, 5]], 2)] == [2, 5]
+    assert [result.position for result in fuse_rankings([[5, 2], [2, 5]], 2)] == [2, 5]
 
 
 def test_default_constant_is_the_papers():
@@ -42,6 +44,6 @@ def test_default_constant_is_the_papers():
 
 def test_an_empty_ranking_changes_nothing():
     alone = fuse_rankings([[4, 1, 0]], 3)
-    assert [hit.position for hit in alone] == [4, 1, 0]
+    assert [result.position for result in alone] == [4, 1, 0]
     assert fuse_rankings([[4, 1, 0], []], 3) == alone
     assert fuse_rankings([[], []], 3) == []

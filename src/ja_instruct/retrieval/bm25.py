@@ -15,7 +15,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval.hits import Hit
+from ja_instruct.retrieval.ranking import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,18 +55,18 @@ def split_bigrams(text: str) -> list[str]:
 
 def search_bigrams(
     questions: Sequence[str], queries: Sequence[str], top_k: int, *, keep_unrelated: bool = True
-) -> list[list[Hit]]:
+) -> list[list[Result]]:
     """Find the questions nearest to each query.
 
     Args:
         questions: The pool of n texts.
         queries: The m texts to search for.
-        top_k: Hits a query, from 1 to n.
+        top_k: Results a query, from 1 to n.
         keep_unrelated: Fill up to ``top_k`` with questions that share no bigram with the query;
             their score is 0.
 
     Returns:
-        m lists of hits, best first; the earlier position wins a tie.
+        m lists of results, best first; the earlier position wins a tie.
 
     Raises:
         InputError: ``top_k`` is out of range, or no question holds a character.
@@ -84,9 +84,9 @@ def search_bigrams(
         scores = _score(index, query)
         # bm25s's own selection leaves the order of ties open
         positions = np.argsort(-scores, kind="stable")[:top_k]
-        hits = [Hit(int(position), float(scores[position])) for position in positions]
-        unrelated += not hits[0].score
-        found.append([hit for hit in hits if keep_unrelated or hit.score])
+        results = [Result(int(position), float(scores[position])) for position in positions]
+        unrelated += not results[0].score
+        found.append([result for result in results if keep_unrelated or result.score])
     if unrelated:
         logger.warning(
             "%d of %d queries share no pair of characters with any question of the pool, so BM25 "

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert_checkpoint import load_retriever, quiet
-from ja_instruct.retrieval.colbert_scoring import score_packed
-from ja_instruct.retrieval.hits import Hit, best_first
+from ja_instruct.retrieval.ranking import Result, best_first
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,6 +211,35 @@ def _restore(retriever: RAGPretrainedModel, texts: list[str], encoded: EncodedQu
     colbert._colbert_score = score
 
 
+def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int) -> Tensor:
+    """Sum, over the query's tokens, the best dot product with any token of each text.
+
+    RAGatouille does the same on texts that are all padded to the longest. Its rows of padding are
+    zero and take part in the maximum, so that a token never scores below 0 in a text shorter than
+    the window; that is kept.
+
+    Args:
+        query: Of shape (query tokens, dimension).
+        embeddings: The tokens of all texts one after the other, of shape (tokens, dimension).
+        lengths: The tokens of each text, of shape (texts,).
+        window: The tokens of a text that has no padding.
+
+    Returns:
+        The scores, of shape (texts,), summed in float32 whatever the embeddings are.
+
+    >>> import torch
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    >>> score_packed(torch.eye(2), embeddings, torch.tensor([2, 1]), window=3).tolist()
+    [3.0, 0.0]
+    """
+    import torch
+
+    similarities = (embeddings @ query.to(embeddings.dtype).T).float()
+    best = torch.segment_reduce(similarities, "max", lengths=lengths, axis=0)
+    padded = (lengths < window)[:, None]
+    return torch.where(padded, best.clamp(min=0), best).sum(-1)
+
+
 def _use_query_length(retriever: RAGPretrainedModel, max_query_tokens: int) -> None:
     """Make RAGatouille encode each query at its own length, up to ``max_query_tokens``.
 
@@ -242,7 +270,7 @@ def search(
     *,
     batch_size: int = 32,
     max_query_tokens: int | None = None,
-) -> list[list[Hit]]:
+) -> list[list[Result]]:
     """Find the questions nearest to each query with RAGatouille's ``search_encoded_docs``.
 
     Equal texts are searched for as one: their scores are the same to the last digit.
@@ -251,13 +279,13 @@ def search(
         checkpoint_directory: The checkpoint that ``encoded`` was made with.
         encoded: The pool of n questions; it is not encoded again.
         queries: The m texts to search for.
-        top_k: Hits a query, from 1 to n.
+        top_k: Results a query, from 1 to n.
         batch_size: Queries in one forward pass.
         max_query_tokens: Tokens read of a query, special ones included. None is RAGatouille's
             own choice: 32 for a text without spaces, whatever its length.
 
     Returns:
-        m lists of ``top_k`` hits, best first; the earlier position wins a tie.
+        m lists of ``top_k`` results, best first; the earlier position wins a tie.
 
     Raises:
         InputError: ``top_k`` is out of range, or the checkpoint cannot be used.
@@ -276,22 +304,22 @@ def search(
     if max_query_tokens is not None:
         _use_query_length(retriever, max_query_tokens)
     with quiet():
-        results = retriever.search_encoded_docs(
+        found = retriever.search_encoded_docs(
             list(queries), k=min(top_k, len(texts)), bsize=batch_size
         )
     if len(queries) == 1:
-        results = [results]
+        found = [found]
     _report_cut_queries(retriever, queries, max_query_tokens)
     return [
         best_first(
             (
-                Hit(position, hit["score"])
-                for hit in hits
-                for position in positions[texts[hit["result_index"]]]
+                Result(position, result["score"])
+                for result in results
+                for position in positions[texts[result["result_index"]]]
             ),
             top_k,
         )
-        for hits in results
+        for results in found
     ]
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ja_instruct.retrieval.colbert import EncodedQuestions
-    from ja_instruct.retrieval.hits import Hit
+    from ja_instruct.retrieval.ranking import Result
 
 logger = logging.getLogger(__name__)
 
 Retriever = Literal["colbert", "bm25", "hybrid"]
 
-# Hits of each ranking that are fused; what lies behind them adds 1/160 at most.
-FUSED_HITS = 100
+# Results of each ranking that are fused; what lies behind them adds 1/160 at most.
+FUSED_RESULTS = 100
 
 
 class ColbertCheckpoint:
@@ -97,8 +97,8 @@ def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
     if index.questions != tuple(questions):
         raise InputError(
             f"'retrieval_index' was made of {len(index.questions)} questions that are not "
-            f"the {len(questions)} of 'qa_pairs' in their order, so its hits would name the wrong "
-            f"pairs. Make the index again with 'kedro run --pipelines=rag_index'"
+            f"the {len(questions)} of 'qa_pairs' in their order, so its results would name the "
+            f"wrong pairs. Make the index again with 'kedro run --pipelines=rag_index'"
         )
 
 
@@ -110,7 +110,7 @@ def retrieve(
     *,
     batch_size: int = 32,
     max_query_tokens: int | None = None,
-) -> list[list[Hit]]:
+) -> list[list[Result]]:
     """Find the questions of the index that are nearest to each query, by the index's retriever.
 
     A score is ColBERT's sum of similarities, BM25's sum of weights, or, of ``hybrid``, the
@@ -120,12 +120,12 @@ def retrieve(
         index: The pool of n questions.
         checkpoint: The one that the index was made with; BM25 does not touch it.
         queries: The m texts to search for.
-        top_k: Hits a query; lowered to n, with a log line, when the pool is smaller.
+        top_k: Results a query; lowered to n, with a log line, when the pool is smaller.
         batch_size: Queries in one forward pass.
         max_query_tokens: Tokens read of a query; see ``ja_instruct.retrieval.colbert.search``.
 
     Returns:
-        m lists of hits (position in the pool, score), best first; the earlier position wins a tie.
+        m lists of results, best first; the earlier position wins a tie.
 
     Raises:
         InputError: The index was made with other weights, or ``top_k`` is less than 1.
@@ -137,23 +137,23 @@ def retrieve(
     if index.retriever == "bm25":
         return search_bigrams(index.questions, queries, top_k)
 
-    def search_vectors(hits: int) -> list[list[Hit]]:
+    def search_vectors(results: int) -> list[list[Result]]:
         return search(
             checkpoint.directory,
             _encoded_with(index, checkpoint),
             queries,
-            hits,
+            results,
             batch_size=batch_size,
             max_query_tokens=max_query_tokens,
         )
 
     if index.retriever == "colbert":
         return search_vectors(top_k)
-    depth = min(max(top_k, FUSED_HITS), pool_size) if top_k > 0 else top_k
+    depth = min(max(top_k, FUSED_RESULTS), pool_size) if top_k > 0 else top_k
     # a question that shares nothing with the query has no rank to add
     by_words = search_bigrams(index.questions, queries, depth, keep_unrelated=False)
     return [
-        fuse_rankings([[hit.position for hit in hits] for hits in both], top_k)
+        fuse_rankings([[result.position for result in results] for results in both], top_k)
         for both in zip(search_vectors(depth), by_words, strict=True)
     ]
 

@@ -8,35 +8,49 @@ over the rankings that hold it, of 1 / (k + rank), with ranks from 1.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
-
-from ja_instruct.retrieval.hits import Hit, best_first
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # The paper's, fixed in a pilot before its experiments.
 RANK_CONSTANT = 60
 
 
+class Result(NamedTuple):
+    """One result: the position of a question in the pool, and its score."""
+
+    position: int
+    score: float
+
+
+def best_first(results: Iterable[Result], top_k: int) -> list[Result]:
+    """Return the ``top_k`` results of the highest scores; the earlier position wins a tie.
+
+    >>> best_first([Result(2, 0.5), Result(0, 0.1), Result(1, 0.5)], top_k=2)
+    [Result(position=1, score=0.5), Result(position=2, score=0.5)]
+    """
+    return sorted(results, key=lambda result: (-result.score, result.position))[:top_k]
+
+
 def fuse_rankings(
     rankings: Sequence[Sequence[int]], top_k: int, *, k: int = RANK_CONSTANT
-) -> list[Hit]:
+) -> list[Result]:
     """Fuse rankings of the same pool.
 
     Args:
         rankings: Positions, best first; a position that a ranking lacks gets nothing from it.
-        top_k: Hits to return, fewer when the rankings hold fewer positions.
+        top_k: Results to return, fewer when the rankings hold fewer positions.
         k: How little the first ranks stand out; the larger, the less.
 
     Returns:
-        Hits with the fused score, best first; the earlier position wins a tie.
+        Results with the fused score, best first; the earlier position wins a tie.
 
-    >>> [hit.position for hit in fuse_rankings([[4, 7, 1], [7, 2]], top_k=3)]
+    >>> [result.position for result in fuse_rankings([[4, 7, 1], [7, 2]], top_k=3)]
     [7, 4, 2]
     """
     scores: defaultdict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, position in enumerate(ranking, start=1):
             scores[position] += 1 / (k + rank)
-    return best_first((Hit(position, score) for position, score in scores.items()), top_k)
+    return best_first((Result(position, score) for position, score in scores.items()), top_k)

@@ -91,11 +91,11 @@ class TestBuildPrompts:
         for record, best_first in zip(build(top_k=3), found, strict=True):
             expected = [
                 {
-                    "input": POOL[hit.position]["input"],
-                    "output": POOL[hit.position]["output"],
-                    "score": hit.score,
+                    "input": POOL[result.position]["input"],
+                    "output": POOL[result.position]["output"],
+                    "score": result.score,
                 }
-                for hit in reversed(best_first)
+                for result in reversed(best_first)
             ]
             assert record["shots"] == expected
             scores = [shot["score"] for shot in record["shots"]]

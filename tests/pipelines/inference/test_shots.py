@@ -12,7 +12,7 @@ from ja_instruct.pipelines.inference.shots import (
     jaccard,
     split_ngrams,
 )
-from ja_instruct.retrieval.hits import Hit
+from ja_instruct.retrieval.ranking import Result
 
 TEXTS = st.text("日本の首都はどこ富士山", max_size=12)
 
@@ -71,12 +71,12 @@ class TestSameTask:
         assert PoolQuestions(questions).positions_of(task) == slow
 
 
-def diversify_slowly(hits, questions, count, diversity):
+def diversify_slowly(results, questions, count, diversity):
     """Maximal marginal relevance as its definition says it."""
-    scores = [hit.score for hit in hits]
+    scores = [result.score for result in results]
     span = max(scores) - min(scores)
     chosen = []
-    while len(chosen) < min(count, len(hits)):
+    while len(chosen) < min(count, len(results)):
 
         def marginal(i):
             relevance = (scores[i] - min(scores)) / span if span else 1.0
@@ -89,9 +89,9 @@ def diversify_slowly(hits, questions, count, diversity):
             )
             return (1 - diversity) * relevance - diversity * redundancy
 
-        rest = [i for i in range(len(hits)) if i not in chosen]
+        rest = [i for i in range(len(results)) if i not in chosen]
         chosen.append(max(rest, key=marginal) if chosen else rest[0])
-    return [hits[i] for i in sorted(chosen)]
+    return [results[i] for i in sorted(chosen)]
 
 
 class TestDiversify:
@@ -103,37 +103,37 @@ class TestDiversify:
     def test_slow_reference(self, pool, count, diversity):
         questions = [text for text, _ in pool]
         scores = sorted((score for _, score in pool), reverse=True)
-        hits = [Hit(i, float(score)) for i, score in enumerate(scores)]
-        chosen = diversify(hits, questions, count, diversity)
-        assert chosen == diversify_slowly(hits, questions, count, diversity)
-        assert chosen == sorted(chosen, key=hits.index)
+        results = [Result(i, float(score)) for i, score in enumerate(scores)]
+        chosen = diversify(results, questions, count, diversity)
+        assert chosen == diversify_slowly(results, questions, count, diversity)
+        assert chosen == sorted(chosen, key=results.index)
 
     def test_near_copies_make_way(self):
         questions = ["日本の首都は?", "日本の首都は。", "日本の首都はね", "春の七草は?"]
-        hits = [Hit(i, 9.0 - i) for i in range(4)]
-        assert [hit.position for hit in diversify(hits, questions, 2, 0.0)] == [0, 1]
-        assert [hit.position for hit in diversify(hits, questions, 2, 0.6)] == [0, 3]
+        results = [Result(i, 9.0 - i) for i in range(4)]
+        assert [result.position for result in diversify(results, questions, 2, 0.0)] == [0, 1]
+        assert [result.position for result in diversify(results, questions, 2, 0.6)] == [0, 3]
 
     def test_the_scale_of_the_scores_does_not_matter(self):
         questions = ["日本の首都は?", "日本の首都はね", "春の七草は?"]
         for scale in (0.001, 1.0, 1000.0):
-            hits = [Hit(i, scale * (3 - i)) for i in range(3)]
-            assert [hit.position for hit in diversify(hits, questions, 2, 0.7)] == [0, 2]
+            results = [Result(i, scale * (3 - i)) for i in range(3)]
+            assert [result.position for result in diversify(results, questions, 2, 0.7)] == [0, 2]
 
     def test_nothing_found(self):
         assert diversify([], [], 3, 0.5) == []
 
 
 class TestChooseShots:
-    HITS = (Hit(4, 3.0), Hit(1, 2.0), Hit(0, 1.0))
+    RESULTS = (Result(4, 3.0), Result(1, 2.0), Result(0, 1.0))
     POOL = ("川", "山", "谷", "海", "空")
 
     def test_the_best(self):
-        assert choose_shots(self.HITS, set(), self.POOL, 2, None) == list(self.HITS[:2])
+        assert choose_shots(self.RESULTS, set(), self.POOL, 2, None) == list(self.RESULTS[:2])
 
     def test_next_best_takes_the_place_of_the_task_itself(self):
-        assert choose_shots(self.HITS, {4, 3}, self.POOL, 2, None) == list(self.HITS[1:])
-        assert choose_shots(self.HITS, {4, 3}, self.POOL, 2, 0.5) == list(self.HITS[1:])
+        assert choose_shots(self.RESULTS, {4, 3}, self.POOL, 2, None) == list(self.RESULTS[1:])
+        assert choose_shots(self.RESULTS, {4, 3}, self.POOL, 2, 0.5) == list(self.RESULTS[1:])
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,10 @@ def build_prompts(
     for task, best_first in zip(tasks, found, strict=True):
         shots: Sequence[dict[str, Any]] = [
             {
-                **{key: qa_pairs[hit.position][key] for key in ("input", "output")},
-                "score": hit.score,
+                **{key: qa_pairs[result.position][key] for key in ("input", "output")},
+                "score": result.score,
             }
-            for hit in reversed(best_first)
+            for result in reversed(best_first)
         ]
         shots, prompt, tokens = fit_shots(
             shots,

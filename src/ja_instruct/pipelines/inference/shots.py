@@ -10,8 +10,8 @@ from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.retrieval.index import retrieve
 
 if TYPE_CHECKING:
-    from ja_instruct.retrieval.hits import Hit
     from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex
+    from ja_instruct.retrieval.ranking import Result
 
 # From here on two questions are the same task. Of JSQuAD's pairs at 0.8 to 0.9 nearly all ask the
 # same in other words; questions of fifty characters with one changed are there, too. Below, at 0.6
@@ -82,31 +82,31 @@ class PoolQuestions:
 
 
 def diversify(
-    hits: Sequence[Hit], questions: Sequence[str], count: int, diversity: float
-) -> list[Hit]:
-    """Choose ``count`` hits that are near to the task and unlike each other.
+    results: Sequence[Result], questions: Sequence[str], count: int, diversity: float
+) -> list[Result]:
+    """Choose ``count`` results that are near to the task and unlike each other.
 
-    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): one after another the hit with
-    the highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the score,
-    scaled so that the candidates span 0 to 1 whatever the retriever; redundancy is the highest
-    Jaccard similarity of character bigrams, also 0 to 1, with a question chosen before.
+    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): one after another the result
+    with the highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the
+    score, scaled so that the candidates span 0 to 1 whatever the retriever; redundancy is the
+    highest Jaccard similarity of character bigrams, also 0 to 1, with a question chosen before.
 
     Args:
-        hits: The candidates, best first.
+        results: The candidates, best first.
         questions: The candidates' questions.
-        count: Hits to choose.
+        count: Results to choose.
         diversity: 0 takes the best, 1 looks at redundancy alone after the first.
 
     Returns:
-        The chosen, in the order of ``hits``.
+        The chosen, in the order of ``results``.
     """
     ngrams = [split_ngrams(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
-    relevance = _scale([hit.score for hit in hits])
-    redundancy = [0.0] * len(hits)
-    left = list(range(len(hits)))
+    relevance = _scale([result.score for result in results])
+    redundancy = [0.0] * len(results)
+    left = list(range(len(results)))
     chosen: list[int] = []
     while left and len(chosen) < count:
-        # max takes the first of equals, which is the better hit
+        # max takes the first of equals, which is the better result
         best = (
             max(left, key=lambda i: (1 - diversity) * relevance[i] - diversity * redundancy[i])
             if chosen
@@ -116,7 +116,7 @@ def diversify(
         left.remove(best)
         for i in left:
             redundancy[i] = max(redundancy[i], jaccard(ngrams[i], ngrams[best]))
-    return [hits[i] for i in sorted(chosen)]
+    return [results[i] for i in sorted(chosen)]
 
 
 def _scale(scores: Sequence[float]) -> list[float]:
@@ -125,25 +125,27 @@ def _scale(scores: Sequence[float]) -> list[float]:
 
 
 def choose_shots(
-    hits: Sequence[Hit],
+    results: Sequence[Result],
     same_task: Collection[int],
     questions: Sequence[str],
     count: int,
     diversity: float | None,
-) -> list[Hit]:
-    """Return a task's shots among its hits, best first.
+) -> list[Result]:
+    """Return a task's shots among its results, best first.
 
     Args:
-        hits: What retrieval found, best first.
+        results: What retrieval found, best first.
         same_task: Positions in the pool that are no shots of this task.
         questions: The pool's.
         count: Shots at most.
         diversity: See ``diversify``; None takes the best.
     """
-    candidates = [hit for hit in hits if hit.position not in same_task]
+    candidates = [result for result in results if result.position not in same_task]
     if diversity is None:
         return candidates[:count]
-    return diversify(candidates, [questions[hit.position] for hit in candidates], count, diversity)
+    return diversify(
+        candidates, [questions[result.position] for result in candidates], count, diversity
+    )
 
 
 def find_shots(
@@ -152,8 +154,8 @@ def find_shots(
     index: RetrievalIndex,
     checkpoint: ColbertCheckpoint,
     parameters: InferenceParameters,
-) -> list[list[Hit]]:
-    """Return the hits of each question that become its shots, best first.
+) -> list[list[Result]]:
+    """Return the results of each question that become its shots, best first.
 
     Args:
         questions: The tasks.
@@ -175,7 +177,7 @@ def find_shots(
     diverse = parameters.shot_diversity is not None
     # as many more as may be left out, but not so many that retrieval complains of the pool's size
     wanted = count * (CANDIDATES_PER_SHOT if diverse else 1) + max(map(len, same), default=0)
-    hits = retrieve(
+    results = retrieve(
         index,
         checkpoint,
         questions,
@@ -184,7 +186,7 @@ def find_shots(
     )
     return [
         choose_shots(found, excluded, pool, count, parameters.shot_diversity)
-        for found, excluded in zip(hits, same, strict=True)
+        for found, excluded in zip(results, same, strict=True)
     ]
 
 
