@@ -2,6 +2,16 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Dotted names that parameters had before, and the key's new name; an old one is an error.
+RENAMED_PARAMETERS = {
+    "data_filtering.further_rules": "extra_rules",
+    "sft.answer_only_loss": "completion_only_loss",
+    "sft.model_card.filtered_pairs.licence": "license",
+    "sft.model_card.licence": "license",
+    "sft.model_card.licence_terms": "license_terms",
+    "sft.model_card.qa_pairs.licence": "license",
+}
+
 
 class Parameters(BaseModel):
     """A frozen parameter section that refuses unknown keys."""
