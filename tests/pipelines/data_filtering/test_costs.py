@@ -12,7 +12,7 @@ from ja_instruct.pipelines.data_filtering.costs import (
     list_text_costs,
 )
 from ja_instruct.pipelines.data_filtering.explanations import explain
-from ja_instruct.pipelines.data_filtering.findings import RULES
+from ja_instruct.pipelines.data_filtering.violations import RULES
 
 corpora = st.lists(st.text("弊僚智腰ぺə", min_size=1, max_size=6), min_size=1, max_size=30)
 

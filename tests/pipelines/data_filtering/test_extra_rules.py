@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
 from ja_instruct.pipelines.data_filtering.extra_rules import find_duplicates
-from ja_instruct.pipelines.data_filtering.findings import RULES
 from ja_instruct.pipelines.data_filtering.parameters import (
     DataFilteringParameters,
     FurtherRule,
 )
+from ja_instruct.pipelines.data_filtering.violations import RULES
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"

@@ -13,14 +13,14 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
-from ja_instruct.pipelines.data_filtering.findings import (
+from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
+from ja_instruct.pipelines.data_filtering.violations import (
     SIDES,
     Finding,
     Findings,
     join_findings,
     make_findings,
 )
-from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 
 CONF = Path(__file__).parents[3] / "conf"
 

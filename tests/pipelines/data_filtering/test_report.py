@@ -9,7 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ja_instruct.pipelines.data_filtering import report
-from ja_instruct.pipelines.data_filtering.findings import (
+from ja_instruct.pipelines.data_filtering.violations import (
     RULES,
     SIDES,
     Finding,

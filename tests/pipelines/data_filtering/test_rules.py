@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import substrings as substrings_module
+from ja_instruct.pipelines.data_filtering.batches import make_batch
 from ja_instruct.pipelines.data_filtering.characters import count_characters, pick_characters
 from ja_instruct.pipelines.data_filtering.cld2_process import detect_all
-from ja_instruct.pipelines.data_filtering.findings import SIDES, Finding, Findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.substrings import Banned, Candidates, find_banned
-from ja_instruct.pipelines.data_filtering.texts import make_batch
+from ja_instruct.pipelines.data_filtering.violations import SIDES, Finding, Findings
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"

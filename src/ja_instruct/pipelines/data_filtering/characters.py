@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from ja_instruct.pipelines.data_filtering.texts import PairBatch
+    from ja_instruct.pipelines.data_filtering.batches import PairBatch
 
 
 def count_characters(batches: Iterable[PairBatch]) -> npt.NDArray[np.int64]:

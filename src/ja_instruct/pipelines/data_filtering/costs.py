@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ja_instruct.pipelines.data_filtering.explanations import explain
-from ja_instruct.pipelines.data_filtering.findings import RULES
+from ja_instruct.pipelines.data_filtering.violations import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

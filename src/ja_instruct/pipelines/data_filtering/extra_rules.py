@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ja_instruct.errors import InputError
+from ja_instruct.pipelines.data_filtering.batches import SIDES, iterate_batches
 from ja_instruct.pipelines.data_filtering.contamination import ContaminationIndex
 from ja_instruct.pipelines.data_filtering.duplicates import (
     find_exact_duplicates,
     find_near_duplicates,
-)
-from ja_instruct.pipelines.data_filtering.findings import (
-    PLACES,
-    Findings,
-    join_findings,
-    make_findings,
 )
 from ja_instruct.pipelines.data_filtering.quality import (
     find_citation_mark,
@@ -27,10 +22,15 @@ from ja_instruct.pipelines.data_filtering.quality import (
     find_kana_gap,
     find_repetition,
 )
-from ja_instruct.pipelines.data_filtering.texts import SIDES, iterate_batches
 from ja_instruct.pipelines.data_filtering.token_lengths import (
     find_token_count,
     measure_token_counts,
+)
+from ja_instruct.pipelines.data_filtering.violations import (
+    PLACES,
+    Findings,
+    join_findings,
+    make_findings,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from tokenizers import Tokenizer
 
+    from ja_instruct.pipelines.data_filtering.batches import PairBatch
     from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-    from ja_instruct.pipelines.data_filtering.texts import PairBatch
 
     Check = Callable[[PairBatch], list[Findings]]
 

@@ -16,15 +16,15 @@ import numpy as np
 import pycld2
 
 from ja_instruct.pipelines.data_filtering import cld2_process
-from ja_instruct.pipelines.data_filtering.findings import Findings, make_findings
-from ja_instruct.pipelines.data_filtering.texts import count_cores
+from ja_instruct.pipelines.data_filtering.batches import count_cores
+from ja_instruct.pipelines.data_filtering.violations import Findings, make_findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
-    from ja_instruct.pipelines.data_filtering.texts import PairBatch
+    from ja_instruct.pipelines.data_filtering.batches import PairBatch
 
     Detect = Callable[[list[bytes], str, int], list[Any]]
 
@@ -55,7 +55,7 @@ def find_other_languages(
         percent_min: Least share of that language in each side.
         detect: Asks CLD2, here or in another process.
 
-    >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
+    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
     >>> question = "日本の首都はどこですか。"
     >>> answers = ["首都は東京です。", "It is Tokyo, the largest city there.", "東京\x01です。"]
     >>> batch = make_batch([(question, answer) for answer in answers])

@@ -15,12 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ja_instruct.pipelines.data_filtering import report
+from ja_instruct.pipelines.data_filtering.batches import (
+    ROWS_PER_BATCH,
+    PairBatch,
+    iterate_batches,
+    map_in_threads,
+)
 from ja_instruct.pipelines.data_filtering.characters import (
     count_characters,
     pick_characters,
 )
 from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
-from ja_instruct.pipelines.data_filtering.findings import Findings, build_reasons, join_findings
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
     extract_sides,
@@ -37,12 +42,7 @@ from ja_instruct.pipelines.data_filtering.substrings import (
     Candidates,
     find_banned,
 )
-from ja_instruct.pipelines.data_filtering.texts import (
-    ROWS_PER_BATCH,
-    PairBatch,
-    iterate_batches,
-    map_in_threads,
-)
+from ja_instruct.pipelines.data_filtering.violations import Findings, build_reasons, join_findings
 from ja_instruct.tables.columns import as_dataset, require_columns
 from ja_instruct.tables.word_lists import read_replacements, read_substrings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ja_instruct.pipelines.data_filtering.batches import SIDES
 from ja_instruct.pipelines.data_filtering.costs import (
     RuleCost,
     Step,
@@ -14,7 +15,6 @@ from ja_instruct.pipelines.data_filtering.costs import (
 )
 from ja_instruct.pipelines.data_filtering.explanations import explain
 from ja_instruct.pipelines.data_filtering.page_template import FILTER_PAGE_TEMPLATE
-from ja_instruct.pipelines.data_filtering.texts import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array, map_in_threads
+from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array, map_in_threads
 from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
 from ja_instruct.tables.json_types import to_arrow
 

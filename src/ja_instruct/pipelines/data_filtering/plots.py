@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.pipelines.data_filtering.batches import SIDES
 from ja_instruct.pipelines.data_filtering.costs import RuleCost, list_rule_costs
-from ja_instruct.pipelines.data_filtering.texts import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

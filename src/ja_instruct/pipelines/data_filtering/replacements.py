@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from ja_instruct.pipelines.data_filtering.batches import PairBatch
     from ja_instruct.pipelines.data_filtering.substrings import Candidates
-    from ja_instruct.pipelines.data_filtering.texts import PairBatch
     from ja_instruct.tables.word_lists import Replacement
 
 
@@ -33,7 +33,7 @@ def replace_in_batch(
         Both sides, and how many pairs each ``find`` was replaced in.
 
     >>> from ja_instruct.pipelines.data_filtering.substrings import Candidates
-    >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
+    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
     >>> from ja_instruct.tables.word_lists import Replacement
     >>> table = [Replacement("よしmitsu", "よしみつ")]
     >>> batch = make_batch([("誰ですか。", "よしmitsuです。"), ("誰ですか。", "父です。")])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.findings import PLACES, RULES, Findings
+from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array, iterate_batches
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
-from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array, iterate_batches
 from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
+from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,6 +6,7 @@ import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ja_instruct.pipelines.data_filtering.batches import iterate_batches
 from ja_instruct.pipelines.data_filtering.pairs import flatten_indices, replace_columns
 from ja_instruct.pipelines.data_filtering.quality import (
     LATIN_RUNS,
@@ -14,7 +15,6 @@ from ja_instruct.pipelines.data_filtering.quality import (
     measure_kana_share,
     measure_ngrams,
 )
-from ja_instruct.pipelines.data_filtering.texts import iterate_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

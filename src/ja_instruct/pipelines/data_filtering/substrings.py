@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.findings import RULES, Findings, make_findings
-from ja_instruct.pipelines.data_filtering.texts import SIDES
+from ja_instruct.pipelines.data_filtering.batches import SIDES
+from ja_instruct.pipelines.data_filtering.violations import RULES, Findings, make_findings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from ahocorasick_rs import BytesAhoCorasick
 
-    from ja_instruct.pipelines.data_filtering.texts import PairBatch, Texts
+    from ja_instruct.pipelines.data_filtering.batches import PairBatch, Texts
 
 #: A deterministic automaton is twice as fast as the other kind, and takes about 1 kB a pattern.
 PATTERNS_MAX_OF_DFA = 30_000
@@ -80,7 +80,7 @@ class Banned:
 def find_banned(batch: PairBatch, banned: Banned) -> list[Findings]:
     """Find every banned text in each pair, each once a side.
 
-    >>> from ja_instruct.pipelines.data_filtering.texts import make_batch
+    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
     >>> banned = Banned.build({"banned_substring": ["翻訳"], "rare_character": ["㌍"]})
     >>> batch = make_batch([("見頃は。", "四月です。"), ("翻訳して。", "四㌍月です。")])
     >>> for part in find_banned(batch, banned):

@@ -8,7 +8,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.pipelines.data_filtering.findings import (
+from ja_instruct.pipelines.data_filtering.pairs import select_rows
+from ja_instruct.pipelines.data_filtering.violations import (
     RULES,
     SIDES,
     Finding,
@@ -17,7 +18,6 @@ from ja_instruct.pipelines.data_filtering.findings import (
     join_findings,
     make_findings,
 )
-from ja_instruct.pipelines.data_filtering.pairs import select_rows
 
 findings_lists = st.lists(
     st.builds(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.texts import SIDES, as_one_array
+from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import texts as module
-from ja_instruct.pipelines.data_filtering.texts import (
+from ja_instruct.pipelines.data_filtering.batches import (
     Texts,
     iterate_batches,
     make_batch,
