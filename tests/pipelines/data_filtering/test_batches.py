@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ja_instruct.pipelines.data_filtering import texts as module
+from ja_instruct.pipelines.data_filtering import batches as module
 from ja_instruct.pipelines.data_filtering.batches import (
     Texts,
     iterate_batches,

@@ -44,9 +44,9 @@ def number(pairs: list[tuple[str, str]]) -> list[Row]:
 
 
 def find_near(rows: list[Row], jaccard_min: float = 0.6, **others: Any) -> list[NearDuplicate]:
-    sides = {row: (instruction, response) for row, instruction, response in rows}
+    fields = {row: (instruction, response) for row, instruction, response in rows}
     found = find_near_duplicates(
-        iter(rows), read_pair=sides.__getitem__, jaccard_min=jaccard_min, **others
+        iter(rows), read_pair=fields.__getitem__, jaccard_min=jaccard_min, **others
     )
     return list(found)
 
@@ -115,11 +115,11 @@ def test_candidates_are_decided_by_their_true_similarity(
         found = find_near(rows, jaccard_min)
     assert [near.row for near in found] == find_near_slowly(rows, jaccard_min)
     rejected = {near.row for near in found}
-    sides = {row: (instruction, response) for row, instruction, response in rows}
+    fields = {row: (instruction, response) for row, instruction, response in rows}
     for row, earlier, similarity in found:
         assert earlier < row
         assert earlier not in rejected
-        assert similarity == compare_pairs(sides[row], sides[earlier], ngram_chars=3)
+        assert similarity == compare_pairs(fields[row], fields[earlier], ngram_chars=3)
         assert similarity >= jaccard_min
 
 
@@ -135,17 +135,17 @@ def make_altered_pairs(count: int) -> list[Row]:
     rng = random.Random(0)
     rows: list[Row] = []
     for _ in range(count):
-        sides = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(80)) for _ in (0, 1)]
-        rows.append((len(rows), sides[0], sides[1]))
+        fields = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(80)) for _ in (0, 1)]
+        rows.append((len(rows), fields[0], fields[1]))
         edits = rng.randrange(2, 9)
-        rows.append((len(rows), *(alter(side, edits, rng) for side in sides)))
+        rows.append((len(rows), *(alter(field, edits, rng) for field in fields)))
     return rows
 
 
 def test_near_duplicates_are_found_down_to_the_threshold() -> None:
     rows = make_altered_pairs(600)
     expected = set(find_near_slowly(rows[:400], 0.6))
-    assert 100 < len(expected) < 200  # edits on both sides of the threshold
+    assert 100 < len(expected) < 200  # edits on both fields of the threshold
     found = {near.row for near in find_near(rows[:400])}
     assert found <= expected
     assert len(found) >= 0.98 * len(expected)
@@ -176,14 +176,14 @@ def test_bands_are_the_same_in_every_process(tmp_path: Path) -> None:
 
 @given(LISTS.filter(bool), st.integers(1, 5))
 def test_hashes_are_those_of_the_ngrams(pairs: list[tuple[str, str]], ngram_chars: int) -> None:
-    sides = [side for pair in pairs for side in pair]
-    hashes, offsets = duplicates._hash_ngrams(sides, ngram_chars)
+    fields = [field for pair in pairs for field in pair]
+    hashes, offsets = duplicates._hash_ngrams(fields, ngram_chars)
     names: dict[int, tuple[int, str]] = {}
-    for place, side in enumerate(sides):
+    for place, field in enumerate(fields):
         found = set(hashes[offsets[place] : offsets[place + 1]].tolist())
-        ngrams = duplicates._split_ngrams(fold(side), ngram_chars)
+        ngrams = duplicates._split_ngrams(fold(field), ngram_chars)
         assert len(found) == len(ngrams)
-        text = fold(side)
+        text = fold(field)
         first = int(hashes[offsets[place]])
         # the same n-gram has one hash in the instructions, another in the responses
         assert names.setdefault(first, (place % 2, text[:ngram_chars])) == (
@@ -246,8 +246,10 @@ def test_duplicates_of_real_conversations() -> None:
     rows: list[Row] = []
     for line in (line for file in files for line in file.open(encoding="utf-8")):
         turns = json.loads(line)["conversations"]
-        sides = [next(t["content"] for t in turns if t["role"] == r) for r in ("user", "assistant")]
-        rows.append((len(rows), sides[0], sides[1]))
+        fields = [
+            next(t["content"] for t in turns if t["role"] == r) for r in ("user", "assistant")
+        ]
+        rows.append((len(rows), fields[0], fields[1]))
     exact = list(find_exact_duplicates(rows))
     near = find_near(rows)
     assert (len(rows), len(exact)) == (11_020, 10)

@@ -64,7 +64,7 @@ def judge(
     found = nodes.judge_pairs(
         pairs, {}, [], [], tokenizer, Dataset.from_list([TASK]), make_parameters(*rules, **changes)
     )
-    return [tuple(finding) for finding in found if not finding.rule.startswith("language")]
+    return [tuple(violation) for violation in found if not violation.rule.startswith("language")]
 
 
 SPOILT = {
@@ -83,11 +83,11 @@ SPOILT = {
 
 @pytest.mark.parametrize("rule", SPOILT)
 def test_each_rule_is_asked_where_it_is_wanted(rule: str) -> None:
-    instruction, response, side, matched = SPOILT[rule]
+    instruction, response, field, matched = SPOILT[rule]
     pairs = make_pairs((QUESTION, ANSWER), (str(instruction), str(response)))
     assert judge(pairs) == []
     (found,) = judge(pairs, rule)
-    assert found[:3] == (1, rule, side)
+    assert found[:3] == (1, rule, field)
     assert found[3]
     assert matched is None or found[3] == matched
 
@@ -149,14 +149,14 @@ DUPLICATES = [
 def find(*rules: str, rows: tuple[int, ...] = (0, 1, 2, 3, 4), **changes: Any) -> list[Any]:
     pairs = make_pairs(*DUPLICATES)
     found = find_duplicates(pairs, np.array(rows), make_parameters(*rules, **changes))
-    return [tuple(finding) for finding in found]
+    return [tuple(violation) for violation in found]
 
 
 def test_duplicates_are_told_with_the_record_that_they_repeat() -> None:
     assert find() == []
     assert find("exact_duplicate") == [(1, "exact_duplicate", "pair", "record 1")]
     near = find("near_duplicate")
-    assert [finding[:3] for finding in near] == [
+    assert [violation[:3] for violation in near] == [
         (1, "near_duplicate", "pair"),
         (2, "near_duplicate", "pair"),
     ]
@@ -166,7 +166,7 @@ def test_duplicates_are_told_with_the_record_that_they_repeat() -> None:
 
 def test_what_one_rule_drops_speaks_against_no_other_pair() -> None:
     found = find("exact_duplicate", "near_duplicate")
-    assert [finding[:2] for finding in found] == [(1, "exact_duplicate"), (2, "near_duplicate")]
+    assert [violation[:2] for violation in found] == [(1, "exact_duplicate"), (2, "near_duplicate")]
 
 
 def test_rejected_pairs_have_no_duplicates() -> None:
@@ -175,7 +175,7 @@ def test_rejected_pairs_have_no_duplicates() -> None:
     parameters = make_parameters("exact_duplicate")
     first = nodes.judge_pairs(pairs, {}, [QUESTION], [], None, Dataset.from_list([]), parameters)
     found, _ = nodes.judge_survivors(pairs, first, parameters)
-    assert {finding.rule for finding in found} == {"banned_substring"}
+    assert {violation.rule for violation in found} == {"banned_substring"}
 
 
 def test_scores_are_columns_of_what_is_kept() -> None:

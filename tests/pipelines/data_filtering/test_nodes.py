@@ -15,11 +15,11 @@ from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.pipelines.data_filtering.violations import (
-    SIDES,
-    Finding,
-    Findings,
-    join_findings,
-    make_findings,
+    FIELDS,
+    Violation,
+    Violations,
+    join_violations,
+    make_violations,
 )
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -41,10 +41,10 @@ def make_pairs(*pairs: tuple[str, str], **columns: list[Any]) -> Dataset:
     return Dataset.from_dict(rows | {"id": list(range(len(pairs)))} | columns)
 
 
-def make_all_findings(*found: Finding) -> Findings:
-    return join_findings(
-        make_findings(np.array([row]), rule, SIDES.index(side), [matched])
-        for row, rule, side, matched in found
+def make_all_violations(*found: Violation) -> Violations:
+    return join_violations(
+        make_violations(np.array([row]), rule, FIELDS.index(field), [matched])
+        for row, rule, field, matched in found
     )
 
 
@@ -74,7 +74,7 @@ def talk(*turns: tuple[str | None, str | None]) -> list[dict[str, str | None]]:
         (None, "", ""),
     ],
 )
-def test_a_pair_is_the_first_turn_of_each_side(
+def test_a_pair_is_the_first_turn_of_each_field(
     turns: list[Any] | None, instruction: str, response: str
 ) -> None:
     pairs = extract(Dataset.from_list([{"conversations": c} for c in (FULL, turns)]))
@@ -158,7 +158,7 @@ def test_a_character_at_the_recipes_figure_is_rare_and_one_above_is_not() -> Non
     assert rare == {"甲": 19}
 
 
-def test_replacements_run_in_order_on_both_sides() -> None:
+def test_replacements_run_in_order_on_both_fields() -> None:
     pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", ""), other=["甲", None, None])
     table = [("甲", "乙"), ("丙", ""), ("戊己", "庚"), ("戊", "辛")]
     replacements = [{"find": find, "replace": replace} for find, replace in table]
@@ -210,8 +210,8 @@ def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
 
 def test_survivors_are_counted_without_the_rejected() -> None:
     pairs = make_pairs(("甲乙", "丙"), ("甲乙", "丙"), ("甲", "丙"), ("丁", ""))
-    first = make_all_findings(
-        Finding(1, "language", "response", "none"), Finding(3, "language", "response", "x")
+    first = make_all_violations(
+        Violation(1, "language", "response", "none"), Violation(3, "language", "response", "x")
     )
     found, rare = nodes.judge_survivors(pairs, first, make_parameters(survivor_char_count_min=2))
     assert rare == {"乙": 1}
@@ -226,11 +226,11 @@ def test_survivors_are_counted_without_the_rejected() -> None:
 
 def test_split_keeps_order_and_columns() -> None:
     pairs = make_pairs(*[(str(row), "") for row in range(5)], reasons=list("abcde"))
-    found = make_all_findings(
-        Finding(3, "language", "response", "none"),
-        Finding(1, "rare_character", "instruction", "岚"),
-        Finding(1, "rare_character", "instruction", "㌍"),
-        Finding(1, "banned_substring", "response", "翻訳"),
+    found = make_all_violations(
+        Violation(3, "language", "response", "none"),
+        Violation(1, "rare_character", "instruction", "岚"),
+        Violation(1, "rare_character", "instruction", "㌍"),
+        Violation(1, "banned_substring", "response", "翻訳"),
     )
     kept, dropped = nodes.split_pairs(pairs, found, make_parameters())
     assert kept["instruction"][:] == ["0", "2", "4"]
@@ -261,11 +261,11 @@ def test_split_keeps_order_and_columns() -> None:
 
 def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
-    against = [Finding(row, "rare_character", "response", "岚") for row in (0, 1)]
-    nodes.split_pairs(pairs, make_all_findings(against[1]), make_parameters())
+    against = [Violation(row, "rare_character", "response", "岚") for row in (0, 1)]
+    nodes.split_pairs(pairs, make_all_violations(against[1]), make_parameters())
     # other tests leave the project's loggers at INFO
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    nodes.split_pairs(pairs, make_all_findings(*against), make_parameters())
+    nodes.split_pairs(pairs, make_all_violations(*against), make_parameters())
     assert "lower rare_char_count_max" in caplog.text
 
 
@@ -343,7 +343,7 @@ def test_a_source_without_records_gives_empty_results() -> None:
 def test_no_input_is_changed() -> None:
     pairs = make_pairs((QUESTION, ANSWER), ("翻訳", "♪"))
     table = [{"find": "♪", "replace": ""}]
-    found = make_all_findings(Finding(1, "language", "response", "none"))
+    found = make_all_violations(Violation(1, "language", "response", "none"))
     rare = {"岚": 1}
     parameters = make_parameters(survivor_char_count_min=9)
     before = copy.deepcopy((pairs.to_list(), table, list(found), rare))

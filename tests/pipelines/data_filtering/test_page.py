@@ -16,7 +16,7 @@ BLOCKS = {"td", "th", "h3", "h4", "p", "header"}
 VOID = {"meta", "br", "wbr", "input", "link", "img"}
 
 DESCRIBED = {"texts": 4, "mean": 1.0, "p5": 1, "median": 1, "p95": 1, "max": 1, "histogram": [0, 4]}
-SIDES = {"instruction": DESCRIBED, "response": DESCRIBED}
+FIELDS = {"instruction": DESCRIBED, "response": DESCRIBED}
 REPORT = {
     "summary": {
         "read": 1000,
@@ -88,7 +88,7 @@ REPORT = {
         ],
     },
     "lengths": {
-        "characters": {"edges": [0, 1, 2], "before": SIDES, "after": SIDES},
+        "characters": {"edges": [0, 1, 2], "before": FIELDS, "after": FIELDS},
         "tokens": None,
     },
     "seconds": {"steps": {"judge_pairs": 0.3134}, "rules": {"language": 1.3653}},
@@ -193,7 +193,7 @@ def test_shows_what_came_in_and_what_is_left(page):
 def test_shows_what_each_rule_costs_in_words_and_figures(page):
     assert "rare_character 90 100 100 120 コーパス全体で" in page.text
     assert "banned_substring 65 130 150 150 どちらかの側に" in page.text
-    assert "either side holds a text of the banned list" in page.text
+    assert "either field holds a text of the banned list" in page.text
     assert "against no pair: token_count" in page.text
 
 
@@ -292,7 +292,7 @@ def test_a_page_of_20_000_characters_stays_small():
 
 def test_an_empty_corpus():
     described = {"texts": 0, "median": 0.0, "histogram": [0]}
-    sides = dict.fromkeys(("instruction", "response"), described)
+    fields = dict.fromkeys(("instruction", "response"), described)
     page = Page(
         build(
             summary={"read": 0, "kept": 0, "rejected": 0, "kept_percent": 0.0},
@@ -309,7 +309,7 @@ def test_an_empty_corpus():
             banned_substrings={},
             rare_characters={"count": 0, "characters": "", "found": {}},
             examples={},
-            lengths={"characters": {"edges": [0, 1], "before": sides, "after": sides}},
+            lengths={"characters": {"edges": [0, 1], "before": fields, "after": fields}},
         )
     )
     assert "nothing to loosen" in page.text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering.pairs import (
     describe_bad_records,
-    extract_sides,
+    extract_fields,
     replace_columns,
     set_bad_records_aside,
 )
@@ -43,23 +43,23 @@ def test_sides_are_those_of_a_plain_loop(
         {"instruction": read_first(talk, "user"), "response": read_first(talk, "assistant")}
         for talk in talks
     ]
-    assert extract_sides(chunked, 1).to_pylist() == expected
-    assert extract_sides(chunked.slice(1), 1).to_pylist() == expected[1:]
+    assert extract_fields(chunked, 1).to_pylist() == expected
+    assert extract_fields(chunked.slice(1), 1).to_pylist() == expected[1:]
 
 
 def test_turns_that_a_null_conversation_hides_are_not_read() -> None:
     turn = pa.array([{"role": "user", "content": "隠"}, {"role": "user", "content": "見"}], TURN)
     hidden = pa.ListArray.from_arrays([0, 1, 2], turn, mask=pa.array([True, False]))
-    sides = extract_sides(pa.chunked_array([hidden]), 1)
-    assert sides["instruction"].to_pylist() == ["", "見"]
+    fields = extract_fields(pa.chunked_array([hidden]), 1)
+    assert fields["instruction"].to_pylist() == ["", "見"]
 
 
 def test_turns_with_other_keys_and_long_strings_are_read_the_same() -> None:
     kind = pa.list_(pa.struct({"n": pa.int64(), "content": pa.large_string(), "role": pa.string()}))
     array = pa.array([[{"n": 1, "content": "問", "role": "user"}]], kind)
-    sides = extract_sides(pa.chunked_array([array]), 1)
-    assert sides.to_pylist() == [{"instruction": "問", "response": ""}]
-    assert sides.schema.field("instruction").type == pa.string()
+    fields = extract_fields(pa.chunked_array([array]), 1)
+    assert fields.to_pylist() == [{"instruction": "問", "response": ""}]
+    assert fields.schema.field("instruction").type == pa.string()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_turns_with_other_keys_and_long_strings_are_read_the_same() -> None:
 )
 def test_other_types_go_record_by_record(kind: pa.DataType) -> None:
     assert (
-        extract_sides(pa.chunked_array([pa.nulls(2, kind)]), 1).to_pylist()
+        extract_fields(pa.chunked_array([pa.nulls(2, kind)]), 1).to_pylist()
         == [{"instruction": "", "response": ""}] * 2
     )
 
@@ -75,7 +75,7 @@ def test_other_types_go_record_by_record(kind: pa.DataType) -> None:
 def test_the_first_wrong_record_is_named() -> None:
     array = pa.array([None, None, "問と答"])
     with pytest.raises(InputError, match=r"'raw_conversations', record 43: .* list of turns"):
-        extract_sides(pa.chunked_array([array]), 41)
+        extract_fields(pa.chunked_array([array]), 41)
 
 
 def test_columns_are_replaced_without_a_copy() -> None:

@@ -82,57 +82,68 @@ def run(case: Case) -> DataCatalog:
     return catalog
 
 
-def filter_slowly(case: Case) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+Rows = list[dict[str, Any]]
+
+
+def first_turn(row: dict[str, Any], role: str) -> str:
+    turns = [turn for turn in row["conversations"] or [] if turn.get("role") == role]
+    return (turns[0].get("content") or "") if turns else ""
+
+
+def count_slowly(rows: Rows) -> Counter[str]:
+    return Counter("".join(row["response"] + " " + row["instruction"] for row in rows))
+
+
+def percent_slowly(text: str, language: str) -> int:
+    found = [part for part in pycld2.detect(text)[2] if part[1] == language]
+    return max([percent for _, _, percent, _ in found], default=-1)
+
+
+def judge_slowly(row: dict[str, Any], rare: list[str], case: Case) -> list[str]:
+    """Return the rules that a repaired row violates, but the one on the survivors' characters."""
+    fields = [row["instruction"], row["response"]]
+    bans = {
+        "banned_substring": (case.banned, fields),
+        "banned_instruction_substring": (case.banned_in_instruction, fields[:1]),
+        "rare_character": (rare, fields),
+    }
+    reasons = [
+        rule
+        for rule, (texts, places) in bans.items()
+        if any(text in field for text in texts for field in places)
+    ]
+    if reasons:
+        return reasons
+    try:
+        shares = [percent_slowly(field, case.figures["language"]) for field in fields]
+    except (pycld2.error, UnicodeEncodeError):
+        return ["language_undetectable"]
+    return ["language"] if min(shares) < case.figures["language_percent_min"] else []
+
+
+def filter_slowly(case: Case) -> tuple[Rows, Rows]:
     """Filter ``case`` step by step as the recipe words it; sharing no code with the pipeline."""
-
-    def first(row: dict[str, Any], role: str) -> str:
-        turns = [turn for turn in row["conversations"] or [] if turn.get("role") == role]
-        return (turns[0].get("content") or "") if turns else ""
-
-    def count(rows: list[dict[str, Any]]) -> Counter[str]:
-        return Counter("".join(row["response"] + " " + row["instruction"] for row in rows))
-
-    def share(text: str) -> int:
-        found = [part for part in pycld2.detect(text)[2] if part[1] == case.figures["language"]]
-        return max([percent for _, _, percent, _ in found], default=-1)
-
     rows = [
-        {"instruction": first(row, "user"), "response": first(row, "assistant")}
+        {"instruction": first_turn(row, "user"), "response": first_turn(row, "assistant")}
         | {name: value for name, value in row.items() if name not in ("instruction", "response")}
         for row in case.rows
     ]
-    counts = count(rows)
-    banned = [c for c, times in counts.items() if times <= case.figures["rare_char_count_max"]]
-    left: list[tuple[int, dict[str, Any]]] = []
-    dropped: list[tuple[int, dict[str, Any]]] = []
-    for number, row in enumerate(rows):
-        for entry in case.replacements:
-            row["instruction"] = row["instruction"].replace(entry["find"], entry["replace"])
-            row["response"] = row["response"].replace(entry["find"], entry["replace"])
-        sides = [row["instruction"], row["response"]]
-        reasons = []
-        if any(text in side for text in case.banned for side in sides):
-            reasons.append("banned_substring")
-        if any(text in row["instruction"] for text in case.banned_in_instruction):
-            reasons.append("banned_instruction_substring")
-        if any(character in side for character in banned for side in sides):
-            reasons.append("rare_character")
-        if not reasons:
-            try:
-                if min([share(side) for side in sides]) < case.figures["language_percent_min"]:
-                    reasons.append("language")
-            except (pycld2.error, UnicodeEncodeError):
-                reasons.append("language_undetectable")
-        (dropped if reasons else left).append((number, row | {"reasons": reasons}))
-    counts = count([row for _, row in left])
-    kept = []
-    for number, row in left:
-        times = [counts[character] for character in row["instruction"] + row["response"]]
-        if min(times, default=0) < case.figures["survivor_char_count_min"]:
-            dropped.append((number, row | {"reasons": ["rare_survivor_character"]}))
-        else:
-            kept.append({name: value for name, value in row.items() if name != "reasons"})
-    return kept, [row for _, row in sorted(dropped, key=lambda item: item[0])]
+    counts = count_slowly(rows)
+    rare = [c for c, times in counts.items() if times <= case.figures["rare_char_count_max"]]
+    for row in rows:
+        for entry, field in itertools.product(case.replacements, ("instruction", "response")):
+            row[field] = row[field].replace(entry["find"], entry["replace"])
+    reasons = [judge_slowly(row, rare, case) for row in rows]
+    survivors = count_slowly([row for row, found in zip(rows, reasons, strict=True) if not found])
+    for row, found in zip(rows, reasons, strict=True):
+        times = [survivors[character] for character in row["instruction"] + row["response"]]
+        if not found and min(times, default=0) < case.figures["survivor_char_count_min"]:
+            found.append("rare_survivor_character")
+    judged = list(zip(rows, reasons, strict=True))
+    return (
+        [row for row, found in judged if not found],
+        [row | {"reasons": found} for row, found in judged if found],
+    )
 
 
 def assert_parity(case: Case) -> tuple[int, Counter[str]]:
@@ -268,7 +279,7 @@ def test_files_with_half_surrogate_pairs_are_filtered_as_the_recipe_says(
         path.write_text("".join(line + "\n" for line in lines), "ascii")
         read = JSONLinesDataset(filepath=path).load()
         kept = run(make_recipe_case(read, **figures)).load("filtered_pairs").to_list()
-    # two halves that stand side by side are one character to whoever reads JSON
+    # two halves that stand field by field are one character to whoever reads JSON
     as_read = [json.loads(line) for line in lines]
     expected, _ = filter_slowly(make_recipe_case(as_read, **figures))
     assert kept == expected

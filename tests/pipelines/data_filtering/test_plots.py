@@ -31,9 +31,9 @@ def describe(median, histogram):
 
 
 def make_lengths():
-    sides = {"instruction": describe(1.0, [1, 0, 3]), "response": describe(2.0, [0, 4, 0])}
+    fields = {"instruction": describe(1.0, [1, 0, 3]), "response": describe(2.0, [0, 4, 0])}
     after = {"instruction": describe(1.0, [0, 2, 0]), "response": describe(1.0, [2, 0, 0])}
-    return {"edges": [0, 1, 2, 3], "before": sides, "after": after}
+    return {"edges": [0, 1, 2, 3], "before": fields, "after": after}
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_medians_are_marked_in_every_panel():
     lines = {(line.xref, line.x0) for line in figure.layout.shapes}
     assert lines == {("x", 1), ("x2", 2), ("x2", 1), ("x3", 1), ("x4", 2), ("x4", 1)}
     assert [annotation.text for annotation in figure.layout.annotations] == [
-        f"{side}, {unit}<br>median {medians}"
+        f"{field}, {unit}<br>median {medians}"
         for unit in ("characters", "tokens")
-        for side, medians in (("instruction", "1 → 1"), ("response", "2 → 1"))
+        for field, medians in (("instruction", "1 → 1"), ("response", "2 → 1"))
     ]
 
 

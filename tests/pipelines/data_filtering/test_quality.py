@@ -317,7 +317,7 @@ def test_scores_measure_what_they_are_named_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("find", "sides", "expected"),
+    ("find", "fields", "expected"),
     [
         (quality.find_citation_mark, ("user", "assistant"), 1648),
         (quality.find_cut_off, ("assistant",), 101),
@@ -326,7 +326,7 @@ def test_scores_measure_what_they_are_named_for() -> None:
     ],
 )
 def test_rejects_of_the_judged_data(
-    find: Callable[[str], str | None], sides: tuple[str, ...], expected: int
+    find: Callable[[str], str | None], fields: tuple[str, ...], expected: int
 ) -> None:
     """The precision on record was judged on these rejects: whoever changes a rule judges anew."""
     files = [DATA / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")]
@@ -336,6 +336,6 @@ def test_rejects_of_the_judged_data(
     for file in files:
         for line in file.read_text("utf-8").rstrip("\n").split("\n"):
             turns = json.loads(line)["conversations"]
-            for side in sides:
-                texts.append(next((t["content"] for t in turns if t["role"] == side), ""))
+            for field in fields:
+                texts.append(next((t["content"] for t in turns if t["role"] == field), ""))
     assert sum(find(text) is not None for text in texts) == expected

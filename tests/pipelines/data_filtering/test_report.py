@@ -10,22 +10,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ja_instruct.pipelines.data_filtering import report
 from ja_instruct.pipelines.data_filtering.violations import (
+    FIELDS,
     RULES,
-    SIDES,
-    Finding,
-    Findings,
-    join_findings,
-    make_findings,
+    Violation,
+    Violations,
+    join_violations,
+    make_violations,
 )
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"
 
 
-def make_all(*found: tuple[int, str, str, str]) -> Findings:
-    return join_findings(
-        make_findings(np.array([row]), rule, SIDES.index(side), [matched])
-        for row, rule, side, matched in (Finding(*one) for one in found)
+def make_all(*found: tuple[int, str, str, str]) -> Violations:
+    return join_violations(
+        make_violations(np.array([row]), rule, FIELDS.index(field), [matched])
+        for row, rule, field, matched in (Violation(*one) for one in found)
     )
 
 

@@ -14,7 +14,7 @@ from ja_instruct.pipelines.data_filtering.characters import count_characters, pi
 from ja_instruct.pipelines.data_filtering.cld2_process import detect_all
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.substrings import Banned, Candidates, find_banned
-from ja_instruct.pipelines.data_filtering.violations import SIDES, Finding, Findings
+from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation, Violations
 
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "日本の首都は東京です。"
@@ -24,16 +24,16 @@ letters = st.text(st.sampled_from("ab翻訳𠮷é"), max_size=6)
 pairs = st.lists(st.tuples(letters, letters), max_size=5)
 
 
-def flatten(parts: list[Findings]) -> list[Finding]:
-    return [finding for part in parts for finding in part]
+def flatten(parts: list[Violations]) -> list[Violation]:
+    return [violation for part in parts for violation in part]
 
 
-def judge_language(pair: tuple[str, str], percent_min: int = 60) -> list[Finding]:
+def judge_language(pair: tuple[str, str], percent_min: int = 60) -> list[Violation]:
     return flatten(find_other_languages(make_batch([pair]), np.arange(1), "ja", percent_min))
 
 
-def spoil(side: str, text: str) -> tuple[str, str]:
-    return (text, ANSWER) if side == "instruction" else (QUESTION, text)
+def spoil(field: str, text: str) -> tuple[str, str]:
+    return (text, ANSWER) if field == "instruction" else (QUESTION, text)
 
 
 substrings = st.lists(st.text(st.sampled_from("ab翻訳é"), min_size=1, max_size=3), unique=True)
@@ -53,12 +53,12 @@ def test_banned_texts_are_those_that_python_finds(
     }
     found = flatten(find_banned(make_batch(texts, start=10), Banned.build(lists)))
     expected = {
-        (row + 10, rule, side, text)
+        (row + 10, rule, field, text)
         for rule, of_rule in lists.items()
         for row, pair in enumerate(texts)
-        for side, searched in zip(SIDES, pair, strict=True)
+        for field, searched in zip(FIELDS, pair, strict=True)
         for text in of_rule
-        if text in searched and (side == "instruction" or rule != "banned_instruction_substring")
+        if text in searched and (field == "instruction" or rule != "banned_instruction_substring")
     }
     assert len(found) == len(expected)
     assert set(found) == expected
@@ -70,7 +70,7 @@ def test_both_kinds_of_automata_find_the_same(monkeypatch: pytest.MonkeyPatch) -
     found = flatten(find_banned(batch, Banned.build(lists)))
     monkeypatch.setattr(substrings_module, "PATTERNS_MAX_OF_DFA", 2)
     assert flatten(find_banned(batch, Banned.build(lists))) == found
-    assert [finding.matched for finding in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
+    assert [violation.matched for violation in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
 
 
 def test_banned_texts_do_not_run_over_the_end_of_a_text() -> None:
@@ -82,35 +82,35 @@ def test_banned_texts_do_not_run_over_the_end_of_a_text() -> None:
 def test_candidates_are_all_texts_that_hold_one(
     texts: list[tuple[str, str]], wanted: list[str]
 ) -> None:
-    side = make_batch(texts).instruction
-    rows = Candidates.build(wanted).find_rows(side).tolist()
+    field = make_batch(texts).instruction
+    rows = Candidates.build(wanted).find_rows(field).tolist()
     assert rows == sorted(set(rows))
     holding = [row for row, (text, _) in enumerate(texts) if any(one in text for one in wanted)]
     assert set(holding) <= set(rows) <= set(range(len(texts)))
 
 
 def test_candidates_are_few() -> None:
-    side = make_batch(
+    field = make_batch(
         [("ひ", ""), ("ふ翻訳", ""), ("み", ""), ("よ翻", ""), ("訳", "")]
     ).instruction
     # the last two hold it only together, which the search does not tell apart
-    assert Candidates.build(["翻訳"]).find_rows(side).tolist() == [1, 3, 4]
+    assert Candidates.build(["翻訳"]).find_rows(field).tolist() == [1, 3, 4]
 
 
 @given(pairs)
-def test_counts_are_those_of_the_joined_sides(texts: list[tuple[str, str]]) -> None:
+def test_counts_are_those_of_the_joined_fields(texts: list[tuple[str, str]]) -> None:
     counts = count_characters([make_batch(texts[:2]), make_batch(texts[2:])])
     joined = "".join(f"{response} {instruction}" for instruction, response in texts)
     expected = {character: joined.count(character) for character in sorted(set(joined))}
     assert pick_characters(counts, lambda count: count > 0) == expected
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_language_needs_both_sides(side: str) -> None:
+@pytest.mark.parametrize("field", FIELDS)
+def test_language_needs_both_fields(field: str) -> None:
     assert judge_language((QUESTION, ANSWER)) == []
     for text in ["", "はい", "你好，我们是中国人，今天天气很好。", "How are you doing today?"]:
-        (finding,) = judge_language(spoil(side, text))
-        assert finding[:3] == (0, "language", side)
+        (violation,) = judge_language(spoil(field, text))
+        assert violation[:3] == (0, "language", field)
 
 
 def test_language_percent_is_a_minimum_that_may_be_met_exactly() -> None:
@@ -127,15 +127,15 @@ def test_language_may_be_another_one_than_the_first_detected() -> None:
     assert judge_language((mixed, ANSWER), 60)[0].matched.startswith("en ")
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("text", [ANSWER + "\x0b", "\x00", "\ufffe" + ANSWER, "\ufdd0"])
-def test_what_cld2_fails_on_is_undetectable_even_beside_a_foreign_side(
-    side: str, text: str
+def test_what_cld2_fails_on_is_undetectable_even_beside_a_foreign_field(
+    field: str, text: str
 ) -> None:
     foreign = ["How are you doing today?"] * 2
-    foreign[SIDES.index(side)] = text
-    (finding,) = judge_language((foreign[0], foreign[1]))
-    assert finding[:3] == (0, "language_undetectable", side)
+    foreign[FIELDS.index(field)] = text
+    (violation,) = judge_language((foreign[0], foreign[1]))
+    assert violation[:3] == (0, "language_undetectable", field)
 
 
 def test_language_is_asked_of_the_given_rows_only() -> None:
@@ -147,5 +147,5 @@ def test_language_is_asked_of_the_given_rows_only() -> None:
 
     batch = make_batch([(QUESTION, ANSWER), ("Hello there, my friend.", ANSWER), ("", "")], start=5)
     found = flatten(find_other_languages(batch, np.array([1]), "ja", 60, detect))
-    assert [finding.row for finding in found] == [6]
+    assert [violation.row for violation in found] == [6]
     assert asked == [b"Hello there, my friend.", ANSWER.encode()]

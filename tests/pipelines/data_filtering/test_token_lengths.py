@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from ja_instruct.pipelines.data_filtering import token_lengths
 from ja_instruct.pipelines.data_filtering.token_lengths import (
-    TokenFinding,
+    TokenViolation,
     find_token_count,
     measure_token_counts,
 )
@@ -46,19 +46,19 @@ def test_truncation_and_padding_change_no_count_and_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("instruction_tokens", "response_tokens", "finding"),
+    ("instruction_tokens", "response_tokens", "violation"),
     [
         (10, 3, None),
-        (10, 2, TokenFinding("response", "2 < 3")),
+        (10, 2, TokenViolation("response", "2 < 3")),
         (17, 3, None),
         (10, 10, None),
-        (18, 3, TokenFinding("instruction", "18 + 3 > 20")),
-        (10, 11, TokenFinding("response", "10 + 11 > 20")),
-        (30, 0, TokenFinding("response", "0 < 3")),
+        (18, 3, TokenViolation("instruction", "18 + 3 > 20")),
+        (10, 11, TokenViolation("response", "10 + 11 > 20")),
+        (30, 0, TokenViolation("response", "0 < 3")),
     ],
 )
 def test_bounds_may_be_met_exactly(
-    instruction_tokens: int, response_tokens: int, finding: TokenFinding | None
+    instruction_tokens: int, response_tokens: int, violation: TokenViolation | None
 ) -> None:
     bounds = {"response_tokens_min": 3, "pair_tokens_max": 20}
-    assert find_token_count(instruction_tokens, response_tokens, **bounds) == finding
+    assert find_token_count(instruction_tokens, response_tokens, **bounds) == violation

@@ -1,4 +1,4 @@
-"""Findings in columns, and the reasons that follow from them."""
+"""Violations in columns, and the reasons that follow from them."""
 
 import copy
 import itertools
@@ -10,72 +10,74 @@ from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering.pairs import select_rows
 from ja_instruct.pipelines.data_filtering.violations import (
+    FIELDS,
     RULES,
-    SIDES,
-    Finding,
-    Findings,
+    Violation,
+    Violations,
     build_reasons,
-    join_findings,
-    make_findings,
+    join_violations,
+    make_violations,
 )
 
-findings_lists = st.lists(
+violations_lists = st.lists(
     st.builds(
-        Finding,
+        Violation,
         row=st.integers(0, 4),
         rule=st.sampled_from(RULES[:4]),
-        side=st.sampled_from(SIDES),
+        field=st.sampled_from(FIELDS),
         matched=st.text("翻訳𠮷", max_size=2),
     ),
     max_size=12,
 )
 
 
-def from_list(findings: list[Finding]) -> Findings:
-    return join_findings(
-        make_findings(np.array([f.row]), f.rule, SIDES.index(f.side), [f.matched], {"it": 0.5})
-        for f in findings
+def from_list(violations: list[Violation]) -> Violations:
+    return join_violations(
+        make_violations(np.array([f.row]), f.rule, FIELDS.index(f.field), [f.matched], {"it": 0.5})
+        for f in violations
     )
 
 
-def order_of(finding: Finding) -> tuple[int, int, int]:
-    return finding.row, RULES.index(finding.rule), SIDES.index(finding.side)
+def order_of(violation: Violation) -> tuple[int, int, int]:
+    return violation.row, RULES.index(violation.rule), FIELDS.index(violation.field)
 
 
-@given(findings_lists)
-def test_findings_are_joined_in_order_and_keep_theirs_within_a_side(given_: list[Finding]) -> None:
+@given(violations_lists)
+def test_violations_are_joined_in_order_and_keep_theirs_within_a_field(
+    given_: list[Violation],
+) -> None:
     joined = from_list(given_)
     assert list(joined) == sorted(given_, key=order_of)
     assert len(joined) == len(given_)
-    assert joined.rejected_rows().tolist() == sorted({finding.row for finding in given_})
+    assert joined.rejected_rows().tolist() == sorted({violation.row for violation in given_})
     assert sum(joined.seconds.values()) == 0.5 * len(given_)
 
 
-@given(findings_lists)
-def test_reasons_are_those_of_a_plain_loop(given_: list[Finding]) -> None:
+@given(violations_lists)
+def test_reasons_are_those_of_a_plain_loop(given_: list[Violation]) -> None:
     joined = from_list(given_)
     expected = []
-    for _, of_row in itertools.groupby(joined, lambda finding: finding.row):
+    for _, of_row in itertools.groupby(joined, lambda violation: violation.row):
         found = list(of_row)
         details = [
-            {"rule": rule, "side": side, "matched": [finding.matched for finding in of_side]}
-            for (rule, side), of_side in itertools.groupby(found, lambda f: (f.rule, f.side))
+            {"rule": rule, "side": field, "matched": [violation.matched for violation in of_field]}
+            for (rule, field), of_field in itertools.groupby(found, lambda f: (f.rule, f.field))
         ]
-        rules = list(dict.fromkeys(finding.rule for finding in found))
+        rules = list(dict.fromkeys(violation.rule for violation in found))
         expected.append({"reason": rules[0], "reasons": rules, "reason_details": details})
     assert build_reasons(joined).to_pylist() == expected
 
 
-def test_no_findings_still_have_their_columns() -> None:
-    reasons = build_reasons(join_findings([]))
+def test_no_violations_still_have_their_columns() -> None:
+    reasons = build_reasons(join_violations([]))
     assert reasons.num_rows == 0
     assert reasons.schema.field("reason").type == pa.string()
     assert pa.types.is_list(reasons.schema.field("reason_details").type)
 
 
-def test_findings_are_not_copied() -> None:
-    findings = from_list([Finding(0, RULES[0], SIDES[0], "翻訳")])
-    assert copy.deepcopy(findings) is findings
+def test_violations_are_not_copied() -> None:
+    violations = from_list([Violation(0, RULES[0], FIELDS[0], "翻訳")])
+    assert copy.deepcopy(violations) is violations
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sets(st.integers(0, 12)))

@@ -1,4 +1,4 @@
-"""The two sides of many pairs at once, as arrays: what the fast rules look at."""
+"""The two fields of many pairs at once, as arrays: what the fast rules look at."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SIDES = ("instruction", "response")
+FIELDS = ("instruction", "response")
 
 #: A batch of the recipe's data is about 1.4 MB: small enough for the processor's cache and for two
 #: threads to share 11,000 pairs evenly, large enough that the calls into Arrow and NumPy do not
@@ -32,7 +32,7 @@ ROWS_PER_BATCH = 1000
 
 @dataclass(frozen=True)
 class Texts:
-    """One side of a batch: texts that lie one after another in one buffer.
+    """One field of a batch: texts that lie one after another in one buffer.
 
     Attributes:
         array: The texts, none of them null.
@@ -80,15 +80,15 @@ class Texts:
 
 
 class PairBatch(NamedTuple):
-    """Both sides of some pairs that follow each other; ``start`` is the first one's row."""
+    """Both fields of some pairs that follow each other; ``start`` is the first one's row."""
 
     start: int
     instruction: Texts
     response: Texts
 
     @property
-    def sides(self) -> tuple[Texts, Texts]:
-        """Instruction and response, in the order of ``SIDES``."""
+    def fields(self) -> tuple[Texts, Texts]:
+        """Instruction and response, in the order of ``FIELDS``."""
         return self.instruction, self.response
 
     def __len__(self) -> int:
@@ -104,17 +104,17 @@ def make_batch(pairs: Sequence[tuple[str, str]], start: int = 0) -> PairBatch:
     """
     import pyarrow as pa
 
-    columns = [pa.array([pair[side] for pair in pairs], pa.string()) for side in (0, 1)]
+    columns = [pa.array([pair[field] for pair in pairs], pa.string()) for field in (0, 1)]
     return PairBatch(start, *map(Texts.from_arrow, columns))
 
 
 def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
-    """Yield the two sides of all pairs, ``ROWS_PER_BATCH`` at a time."""
+    """Yield the two fields of all pairs, ``ROWS_PER_BATCH`` at a time."""
     from ja_instruct.tables.arrow import iterate_tables
 
     start = 0
-    for table in iterate_tables(pairs, columns=list(SIDES), rows=ROWS_PER_BATCH):
-        columns = [as_one_array(table.column(side)) for side in SIDES]
+    for table in iterate_tables(pairs, columns=list(FIELDS), rows=ROWS_PER_BATCH):
+        columns = [as_one_array(table.column(field)) for field in FIELDS]
         yield PairBatch(start, *map(Texts.from_arrow, columns))
         start += len(table)
 

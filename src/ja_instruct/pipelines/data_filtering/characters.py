@@ -24,9 +24,9 @@ def count_characters(batches: Iterable[PairBatch]) -> npt.NDArray[np.int64]:
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for batch in batches:
         counts[ord(" ")] += len(batch)
-        for side in batch.sides:
-            of_side = np.bincount(side.characters)
-            counts[: len(of_side)] += of_side
+        for field in batch.fields:
+            of_field = np.bincount(field.characters)
+            counts[: len(of_field)] += of_field
     return counts
 
 

@@ -60,7 +60,7 @@ def read_frame(stream: Any) -> Any:
     """Read one value.
 
     Raises:
-        EOFError: The other side has closed the stream.
+        EOFError: The other field has closed the stream.
     """
     length = stream.read(8)
     if len(length) < 8:

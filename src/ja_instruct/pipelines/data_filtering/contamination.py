@@ -35,7 +35,7 @@ class ContaminationMatch(NamedTuple):
     matched: str
 
 
-class _Side(NamedTuple):
+class _Field(NamedTuple):
     task_id: Any
     squeezed: str
     short_ngrams: frozenset[str]
@@ -100,8 +100,8 @@ class ContaminationIndex:
         self._share_min = share_min
         self._stock_texts_max = stock_texts_max
         self._counts: Counter[str] = Counter()
-        self._sides: list[_Side] = []
-        #: of each n-gram the positions in _sides of those that hold it
+        self._fields: list[_Field] = []
+        #: of each n-gram the positions in _fields of those that hold it
         self._long: defaultdict[str, list[int]] = defaultdict(list)
         self._short: defaultdict[str, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks, start=1):
@@ -110,15 +110,15 @@ class ContaminationIndex:
             output = squeeze(task.get("output") or "")
             if len(output) >= ngram_chars:
                 self._add(task["task_id"], output)
-        if not self._sides:
+        if not self._fields:
             raise InputError(
                 "'tasks' holds no task to compare the data with: fill it, or switch the rule off"
             )
 
     def _add(self, task_id: Any, squeezed: str) -> None:
         short = frozenset(_split(squeezed, SHORT_NGRAM_CHARS))
-        position = len(self._sides)
-        self._sides.append(_Side(task_id, squeezed, short))
+        position = len(self._fields)
+        self._fields.append(_Field(task_id, squeezed, short))
         for ngram in short:
             self._short[ngram].append(position)
         for ngram in set(_split(squeezed, self._ngram_chars)):
@@ -144,7 +144,7 @@ class ContaminationIndex:
         shared = self._find_short(squeezed)
         times = Counter(position for ngram in shared for position in self._short[ngram])
         for position in sorted(times):
-            ngrams = self._sides[position].short_ngrams
+            ngrams = self._fields[position].short_ngrams
             if times[position] < min(len(ngrams), SHORT_NGRAMS_MIN):
                 continue
             if self._weigh(ngrams & shared) >= self._share_min * self._weigh(ngrams):
@@ -166,14 +166,14 @@ class ContaminationIndex:
         )
 
     def _is_stock(self, ngram: str) -> bool:
-        task_ids = {self._sides[position].task_id for position in self._long[ngram]}
+        task_ids = {self._fields[position].task_id for position in self._long[ngram]}
         return len(task_ids) > 1 or self._counts[ngram] > self._stock_texts_max
 
     def _match(self, squeezed: str, position: int) -> ContaminationMatch:
-        side = self._sides[position]
-        blocks = SequenceMatcher(None, side.squeezed, squeezed, autojunk=False)
+        field = self._fields[position]
+        blocks = SequenceMatcher(None, field.squeezed, squeezed, autojunk=False)
         longest = blocks.find_longest_match()
-        return ContaminationMatch(side.task_id, side.squeezed[longest.a :][: longest.size])
+        return ContaminationMatch(field.task_id, field.squeezed[longest.a :][: longest.size])
 
 
 def _split(squeezed: str, chars: int) -> list[str]:

@@ -19,7 +19,7 @@ class RuleCost(NamedTuple):
         pairs: All of them.
         first: Those that no earlier rule is against.
         alone: Those that no other rule is against.
-        japanese: Estimate of those among ``alone`` whose two sides CLD2 finds Japanese.
+        japanese: Estimate of those among ``alone`` whose two fields CLD2 finds Japanese.
         share: ``japanese`` over ``alone``; 0 without any.
         on_purpose: Whether the rule looks for something else than a drift into another language,
             so that its pairs being Japanese says nothing against it.

@@ -1,6 +1,6 @@
 """Pairs that repeat an earlier one, to the letter or nearly.
 
-Both rules look at both sides: an instruction that returns with another answer is no duplicate, for
+Both rules look at both fields: an instruction that returns with another answer is no duplicate, for
 the later answer is as often the better one. They take ``(row, instruction, response)`` in source
 order, where ``row`` is any integer that names the pair, and keep the first of what repeats. Texts
 are compared in Unicode NFKC with runs of whitespace folded into one space, since full-width digits
@@ -62,7 +62,7 @@ class NearDuplicate(NamedTuple):
     similarity: float
 
 
-class _Side(NamedTuple):
+class _Field(NamedTuple):
     ngrams: frozenset[str]
     numbers: list[str]
 
@@ -77,7 +77,7 @@ def fold(text: str) -> str:
 
 
 def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Repeat]:
-    r"""Yield each pair both of whose folded sides an earlier pair holds, in source order.
+    r"""Yield each pair both of whose folded fields an earlier pair holds, in source order.
 
     A pair takes 24 bytes (a 128-bit hash and its row) while reading, about three times that for a
     moment while sorting. Two pairs among a million share such a hash by chance once in 10^26 times.
@@ -116,8 +116,8 @@ def compare_pairs(first: tuple[str, str], second: tuple[str, str], *, ngram_char
 
     Each is the Jaccard similarity of the sets of character n-grams of the folded texts; a text
     shorter than an n-gram is one n-gram. It is 0 when their numbers differ, since 5つ and 10個 ask
-    for different answers, and [5, 1] and [5, 2] are such. The lower of both sides, because pairs on
-    one long passage differ by their question alone, and short answers such as はい repeat under
+    for different answers, and [5, 1] and [5, 2] are such. The lower of both fields, because pairs
+    on one long passage differ by their question alone, and short answers such as はい repeat under
     any question.
 
     >>> asked = ("日本の首都はどこですか。", "東京です。")
@@ -128,7 +128,7 @@ def compare_pairs(first: tuple[str, str], second: tuple[str, str], *, ngram_char
     >>> compare_pairs(("何年？", "西暦1603年です。"), ("何年？", "西暦1600年です。"), ngram_chars=3)
     0.0
     """
-    return _compare(_read_sides(first, ngram_chars), _read_sides(second, ngram_chars))
+    return _compare(_read_fields(first, ngram_chars), _read_fields(second, ngram_chars))
 
 
 def find_near_duplicates(
@@ -142,14 +142,14 @@ def find_near_duplicates(
 
     MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
     chapter 3) proposes candidates, and their true similarity decides, so a chance meeting rejects
-    nothing. What MinHash sees is the n-grams of both sides, marked with their side: the Jaccard
-    similarity of these sets is never below the lower one of the sides. At ``jaccard_min`` itself
+    nothing. What MinHash sees is the n-grams of both fields, marked with their field: the Jaccard
+    similarity of these sets is never below the lower one of the fields. At ``jaccard_min`` itself
     at least 99 % of the near duplicates meet in two bands. A pair takes 392 bytes, and for each
     band in which it meets another some 150 more.
 
     Args:
         pairs: Read once.
-        read_pair: Returns the sides of a row of ``pairs`` again; called for candidates only.
+        read_pair: Returns the fields of a row of ``pairs`` again; called for candidates only.
         jaccard_min: From 0.5 to 1. Below, chance meetings would cost more than the rest.
         ngram_chars: 3 spans a Japanese word of two characters and its particle. Longer ones lose
             short questions to a single changed character, which spoils as many n-grams as they
@@ -180,8 +180,8 @@ def find_near_duplicates(
 
     # a group of copies is compared with its first again and again
     @lru_cache(maxsize=1024)
-    def read_sides(position: int) -> tuple[_Side, ...]:
-        return _read_sides(read_pair(rows[position]), ngram_chars)
+    def read_fields(position: int) -> tuple[_Field, ...]:
+        return _read_fields(read_pair(rows[position]), ngram_chars)
 
     buckets: defaultdict[int, list[int]] = defaultdict(list)
     for position in meeting:
@@ -190,7 +190,7 @@ def find_near_duplicates(
         for earlier, bands in shared.most_common(CANDIDATES_MAX):
             if bands < SHARED_BANDS_MIN:
                 continue
-            similarity = _compare(read_sides(position), read_sides(earlier))
+            similarity = _compare(read_fields(position), read_fields(earlier))
             if similarity >= jaccard_min:
                 yield NearDuplicate(rows[position], rows[earlier], similarity)
                 break
@@ -200,9 +200,9 @@ def find_near_duplicates(
                     buckets[place].append(position)
 
 
-def _read_sides(pair: tuple[str, str], ngram_chars: int) -> tuple[_Side, ...]:
+def _read_fields(pair: tuple[str, str], ngram_chars: int) -> tuple[_Field, ...]:
     return tuple(
-        _Side(_split_ngrams(text, ngram_chars), _NUMBER.findall(text)) for text in map(fold, pair)
+        _Field(_split_ngrams(text, ngram_chars), _NUMBER.findall(text)) for text in map(fold, pair)
     )
 
 
@@ -211,11 +211,11 @@ def _split_ngrams(folded: str, ngram_chars: int) -> frozenset[str]:
     return frozenset(folded[start : start + ngram_chars] for start in range(count))
 
 
-def _compare(first: tuple[_Side, ...], second: tuple[_Side, ...]) -> float:
-    sides = list(zip(first, second, strict=True))
-    if any(one.numbers != other.numbers for one, other in sides):
+def _compare(first: tuple[_Field, ...], second: tuple[_Field, ...]) -> float:
+    fields = list(zip(first, second, strict=True))
+    if any(one.numbers != other.numbers for one, other in fields):
         return 0.0
-    return min(_measure_jaccard(one.ngrams, other.ngrams) for one, other in sides)
+    return min(_measure_jaccard(one.ngrams, other.ngrams) for one, other in fields)
 
 
 def _measure_jaccard(first: frozenset[str], second: frozenset[str]) -> float:
@@ -251,8 +251,10 @@ def _hash_bands(
     source = iter(pairs)
     while batch := list(islice(source, BATCH_PAIRS)):
         rows.extend(row for row, _, _ in batch)
-        hashes, offsets = _hash_ngrams([side for _, *sides in batch for side in sides], ngram_chars)
-        # the hashes of a pair are those of its two sides
+        hashes, offsets = _hash_ngrams(
+            [field for _, *fields in batch for field in fields], ngram_chars
+        )
+        # the hashes of a pair are those of its two fields
         digests = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets[::2], BANDS * values, SEED
         )
@@ -265,22 +267,22 @@ def _hash_bands(
 
 
 def _hash_ngrams(
-    sides: list[str], ngram_chars: int
+    fields: list[str], ngram_chars: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the hashes of what ``_split_ngrams`` returns, marked with the side, in turns.
+    """Return the hashes of what ``_split_ngrams`` returns, marked with the field, in turns.
 
     Returns:
-        The hashes, some repeated, shape (n-grams,), and where those of each side begin and the last
-        end, shape (sides + 1,).
+        The hashes, some repeated, shape (n-grams,), and where those of each field begin and the
+        last end, shape (fields + 1,).
     """
     import numpy as np
 
     # of a text that is shorter than an n-gram one is left
-    folded = [fold(side).ljust(ngram_chars, "\0") for side in sides]
+    folded = [fold(field).ljust(ngram_chars, "\0") for field in fields]
     lengths = np.array([len(text) for text in folded], dtype=np.int64)
     points = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     last = len(points) - ngram_chars + 1
-    hashes = np.repeat(np.arange(len(sides), dtype=np.uint64) % np.uint64(2), lengths)[:last]
+    hashes = np.repeat(np.arange(len(fields), dtype=np.uint64) % np.uint64(2), lengths)[:last]
     for place in range(ngram_chars):
         hashes = _mix(hashes, points[place : place + last].astype(np.uint64))
     within = np.ones(last, dtype=bool)

@@ -29,7 +29,7 @@ _UNKNOWN = Explanation("この規則の説明はまだありません", "no expl
 _EXPLANATIONS = {
     "banned_substring": Explanation(
         "どちらかの側に禁止文字列を含む組",
-        "either side holds a text of the banned list",
+        "either field holds a text of the banned list",
         "word_lists/banned_substrings.yml",
     ),
     "banned_instruction_substring": Explanation(
@@ -86,7 +86,7 @@ _EXPLANATIONS = {
     ),
     "language": Explanation(
         "どちらかの側を CLD2 が日本語と判定しない組（ごく短い文を含む）",
-        "CLD2 does not find both sides Japanese; it finds no language in very short texts",
+        "CLD2 does not find both fields Japanese; it finds no language in very short texts",
         "data_filtering.language_percent_min",
         quotes=False,
     ),

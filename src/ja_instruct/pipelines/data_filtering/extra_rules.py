@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.batches import SIDES, iterate_batches
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, iterate_batches
 from ja_instruct.pipelines.data_filtering.contamination import ContaminationIndex
 from ja_instruct.pipelines.data_filtering.duplicates import (
     find_exact_duplicates,
@@ -28,9 +28,9 @@ from ja_instruct.pipelines.data_filtering.token_lengths import (
 )
 from ja_instruct.pipelines.data_filtering.violations import (
     PLACES,
-    Findings,
-    join_findings,
-    make_findings,
+    Violations,
+    join_violations,
+    make_violations,
 )
 
 if TYPE_CHECKING:
@@ -43,27 +43,29 @@ if TYPE_CHECKING:
     from ja_instruct.pipelines.data_filtering.batches import PairBatch
     from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 
-    Check = Callable[[PairBatch], list[Findings]]
+    Check = Callable[[PairBatch], list[Violations]]
 
 
 @dataclass(frozen=True)
 class TextCheck:
-    """A rule that looks at one text at a time, and the sides that it is asked about."""
+    """A rule that looks at one text at a time, and the fields that it is asked about."""
 
     rule: str
-    sides: tuple[int, ...]
+    fields: tuple[int, ...]
     find: Callable[[str], str | None]
 
-    def __call__(self, batch: PairBatch) -> list[Findings]:
+    def __call__(self, batch: PairBatch) -> list[Violations]:
         """Return what the rule finds in a batch."""
         parts = []
-        for side in self.sides:
+        for field in self.fields:
             started = time.perf_counter()
-            texts = batch.sides[side].array.to_pylist()
+            texts = batch.fields[field].array.to_pylist()
             found = [(row, told) for row, text in enumerate(texts) if (told := self.find(text))]
             rows = np.array([row for row, _ in found], np.int64) + batch.start
             seconds = {self.rule: time.perf_counter() - started}
-            parts.append(make_findings(rows, self.rule, side, [told for _, told in found], seconds))
+            parts.append(
+                make_violations(rows, self.rule, field, [told for _, told in found], seconds)
+            )
         return parts
 
 
@@ -75,25 +77,27 @@ class TokenCheck:
     response_tokens_min: int
     pair_tokens_max: int
 
-    def __call__(self, batch: PairBatch) -> list[Findings]:
+    def __call__(self, batch: PairBatch) -> list[Violations]:
         """Return the pairs of a batch that are too short or too long."""
         started = time.perf_counter()
         counts = [
-            measure_token_counts(side.array.to_pylist(), self.tokenizer).tolist()
-            for side in batch.sides
+            measure_token_counts(field.array.to_pylist(), self.tokenizer).tolist()
+            for field in batch.fields
         ]
         bounds = {
             "response_tokens_min": self.response_tokens_min,
             "pair_tokens_max": self.pair_tokens_max,
         }
-        parts: list[Findings] = []
+        parts: list[Violations] = []
         for row, (instruction, response) in enumerate(zip(*counts, strict=True), batch.start):
             found = find_token_count(instruction, response, **bounds)
             if found is not None:
-                side = SIDES.index(found.side)
-                parts.append(make_findings(np.array([row]), "token_count", side, [found.matched]))
+                field = FIELDS.index(found.field)
+                parts.append(
+                    make_violations(np.array([row]), "token_count", field, [found.matched])
+                )
         seconds = {"token_count": time.perf_counter() - started}
-        return [*parts, make_findings(np.empty(0, np.int64), "token_count", 0, [], seconds)]
+        return [*parts, make_violations(np.empty(0, np.int64), "token_count", 0, [], seconds)]
 
 
 def build_checks(
@@ -160,8 +164,8 @@ def _build_contamination_check(
         stock_texts_max=parameters.contamination_stock_texts_max,
     )
     for batch in iterate_batches(pairs):
-        for side in batch.sides:
-            index.count_stock_phrases(side.array.to_pylist())
+        for field in batch.fields:
+            index.count_stock_phrases(field.array.to_pylist())
 
     def find(text: str) -> str | None:
         match = index.find(text)
@@ -172,7 +176,7 @@ def _build_contamination_check(
 
 def find_duplicates(
     pairs: Dataset, rows: npt.NDArray[np.int64], parameters: DataFilteringParameters
-) -> Findings:
+) -> Violations:
     """Find the pairs among ``rows`` that repeat an earlier one of them.
 
     Each rule is asked about what the ones before it leave, so that no pair is dropped for the sake
@@ -191,9 +195,9 @@ def find_duplicates(
         repeated = np.array([row for row, _ in found], np.int64)
         seconds = {rule: time.perf_counter() - started}
         told = [message for _, message in found]
-        parts.append(make_findings(repeated, rule, PLACES.index("pair"), told, seconds))
+        parts.append(make_violations(repeated, rule, PLACES.index("pair"), told, seconds))
         left = np.setdiff1d(left, repeated)
-    return join_findings(parts)
+    return join_violations(parts)
 
 
 def _choose_finders(
@@ -210,10 +214,10 @@ def _choose_finders(
             yield row, f"record {earlier + 1}, similarity {similarity:.2f}"
 
     def read_pair(row: int) -> tuple[str, str]:
-        pair = sides[row]
+        pair = fields[row]
         return pair["instruction"], pair["response"]
 
-    sides = pairs.select_columns(list(SIDES))
+    fields = pairs.select_columns(list(FIELDS))
     finders = {"exact_duplicate": exact, "near_duplicate": near}
     return {rule: find for rule, find in finders.items() if rule in parameters.extra_rules}
 
@@ -221,5 +225,5 @@ def _choose_finders(
 def _iterate(pairs: Dataset, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str, str]]:
     for batch in iterate_batches(pairs.select(rows)):
         numbers = rows[batch.start : batch.start + len(batch)].tolist()
-        texts = (side.array.to_pylist() for side in batch.sides)
+        texts = (field.array.to_pylist() for field in batch.fields)
         yield from zip(numbers, *texts, strict=True)

@@ -1,4 +1,4 @@
-"""The language of both sides, by CLD2."""
+"""The language of both fields, by CLD2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pycld2
 
 from ja_instruct.pipelines.data_filtering import cld2_process
 from ja_instruct.pipelines.data_filtering.batches import count_cores
-from ja_instruct.pipelines.data_filtering.violations import Findings, make_findings
+from ja_instruct.pipelines.data_filtering.violations import Violations, make_violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,19 +40,19 @@ def find_other_languages(
     code: str,
     percent_min: int,
     detect: Detect = cld2_process.detect_all,
-) -> list[Findings]:
-    r"""Find the sides that CLD2 does not find to be ``percent_min`` % or more ``code``.
+) -> list[Violations]:
+    r"""Find the fields that CLD2 does not find to be ``percent_min`` % or more ``code``.
 
     The texts are read as CLD2 does by default, as HTML. It fails on control characters and
     noncharacters: such a pair, ``language_undetectable``, cannot be judged, whatever its other
-    side is. It finds no language in an empty or very short side.
+    field is. It finds no language in an empty or very short field.
 
     Args:
         batch: The pairs.
         rows: Which of them to ask CLD2 about, as numbers within the batch: it is asked last, and
             only about what the other rules leave.
         code: CLD2's code of the language.
-        percent_min: Least share of that language in each side.
+        percent_min: Least share of that language in each field.
         detect: Asks CLD2, here or in another process.
 
     >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
@@ -60,41 +60,41 @@ def find_other_languages(
     >>> answers = ["首都は東京です。", "It is Tokyo, the largest city there.", "東京\x01です。"]
     >>> batch = make_batch([(question, answer) for answer in answers])
     >>> for found in find_other_languages(batch, np.arange(3), "ja", 60):
-    ...     for finding in found:
-    ...         print(finding.row, finding.rule, finding.side, finding.matched)
+    ...     for violation in found:
+    ...         print(violation.row, violation.rule, violation.field, violation.matched)
     2 language_undetectable response input contains invalid UTF-8 around byte 6 (of 16)
     1 language response en 97 %
     """
     started = time.perf_counter()
-    texts = [text for side in batch.sides for text in side.encoded(rows)]
+    texts = [text for field in batch.fields for text in field.encoded(rows)]
     told = detect(texts, code, percent_min)
     undetectable: list[tuple[int, int, str]] = []
     foreign: list[tuple[int, int, str]] = []
     for place, against in enumerate(told):
         if against is None:
             continue
-        side, number = divmod(place, len(rows))
+        field, number = divmod(place, len(rows))
         if isinstance(against, str):
-            undetectable.append((int(rows[number]), side, against))
+            undetectable.append((int(rows[number]), field, against))
         else:
             shares = ", ".join(f"{name} {percent} %" for name, percent in against)
-            foreign.append((int(rows[number]), side, shares or "none"))
+            foreign.append((int(rows[number]), field, shares or "none"))
     failed = {row for row, _, _ in undetectable}
-    foreign = [finding for finding in foreign if finding[0] not in failed]
+    foreign = [violation for violation in foreign if violation[0] not in failed]
     seconds = {"language": time.perf_counter() - started}
     return [
         *_gather("language_undetectable", undetectable, batch.start),
         *_gather("language", foreign, batch.start),
-        make_findings(np.empty(0, np.int64), "language", 0, [], seconds),
+        make_violations(np.empty(0, np.int64), "language", 0, [], seconds),
     ]
 
 
-def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Findings]:
+def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Violations]:
     parts = []
-    for side in (0, 1):
-        of_side = [(row, matched) for row, at, matched in found if at == side]
-        rows = np.array([row for row, _ in of_side], np.int64) + start
-        parts.append(make_findings(rows, rule, side, [matched for _, matched in of_side]))
+    for field in (0, 1):
+        of_field = [(row, matched) for row, at, matched in found if at == field]
+        rows = np.array([row for row, _ in of_field], np.int64) + start
+        parts.append(make_violations(rows, rule, field, [matched for _, matched in of_field]))
     return parts
 
 

@@ -2,7 +2,7 @@
 
 The method is that of the recipe's data filtering: repair known slips by a replacement table, then
 drop pairs with banned substrings, with characters that are rare in the corpus (typical of a model
-that drifts into another language), and with a side that CLD2 does not find to be Japanese.
+that drifts into another language), and with a field that CLD2 does not find to be Japanese.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ja_instruct.pipelines.data_filtering.characters import (
 from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
-    extract_sides,
-    make_sides,
+    extract_fields,
+    make_fields,
     replace_columns,
     select_rows,
     set_bad_records_aside,
@@ -42,7 +42,11 @@ from ja_instruct.pipelines.data_filtering.substrings import (
     Candidates,
     find_banned,
 )
-from ja_instruct.pipelines.data_filtering.violations import Findings, build_reasons, join_findings
+from ja_instruct.pipelines.data_filtering.violations import (
+    Violations,
+    build_reasons,
+    join_violations,
+)
 from ja_instruct.tables.columns import as_dataset, require_columns
 from ja_instruct.tables.word_lists import read_replacements, read_substrings
 
@@ -63,9 +67,9 @@ logger = logging.getLogger(__name__)
 def extract_pairs(
     raw_conversations: Dataset, parameters: DataFilteringParameters
 ) -> tuple[Dataset, Dataset]:
-    """Put ``instruction`` and ``response``, the first turn of each side, before the source.
+    """Put ``instruction`` and ``response``, the first turn of each field, before the source.
 
-    A side is "" when the conversation has no such turn, or the turn no content. Columns of these
+    A field is "" when the conversation has no such turn, or the turn no content. Columns of these
     names in the source are replaced; the others stay as they are, in their order.
 
     Returns:
@@ -83,11 +87,11 @@ def extract_pairs(
     source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
 
     tables = iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH)
-    sides = map_in_threads(
-        lambda numbered: extract_sides(numbered[1].column("conversations"), numbered[0]),
+    fields = map_in_threads(
+        lambda numbered: extract_fields(numbered[1].column("conversations"), numbered[0]),
         zip(count(1, ROWS_PER_BATCH), tables, strict=False),
     )
-    pairs = collect(chain([make_sides([], [])], sides))
+    pairs = collect(chain([make_fields([], [])], fields))
     return replace_columns(source, pairs, first=True), quarantined
 
 
@@ -102,7 +106,7 @@ def find_rare_characters(
 def apply_replacements(
     conversation_pairs: Dataset, replacements: list[Any]
 ) -> tuple[Dataset, dict[str, int]]:
-    """Apply the replacement table, in its order, to both sides.
+    """Apply the replacement table, in its order, to both fields.
 
     Returns:
         The pairs, and for each text of the table the number of pairs that it changed.
@@ -114,14 +118,14 @@ def apply_replacements(
     candidates = Candidates.build(list(touched))
 
     def replace() -> Iterator[pa.Table]:
-        yield make_sides([], [])
+        yield make_fields([], [])
         batches = iterate_batches(conversation_pairs)
-        for sides, changed in map_in_threads(
+        for fields, changed in map_in_threads(
             lambda batch: replace_in_batch(batch, table, candidates), batches
         ):
             for find, pairs in changed.items():
                 touched[find] += pairs
-            yield sides
+            yield fields
 
     return replace_columns(conversation_pairs, collect(replace()), first=True), touched
 
@@ -134,13 +138,13 @@ def judge_pairs(
     target_tokenizer: Tokenizer | None,
     evaluation_tasks: Dataset,
     parameters: DataFilteringParameters,
-) -> Findings:
+) -> Violations:
     """Judge each pair by every rule that needs no other pair; CLD2 only what the others leave.
 
     Args:
         cleaned_pairs: After the replacements.
         rare_characters: Those that no pair may hold.
-        banned_substrings: Those that neither side may hold.
+        banned_substrings: Those that neither field may hold.
         banned_instruction_substrings: Those that the instruction may not hold.
         target_tokenizer: Counts tokens; read by the rule ``token_count`` alone.
         evaluation_tasks: What no pair may repeat; read by the rule ``contamination`` alone.
@@ -166,7 +170,7 @@ def judge_pairs(
     checks = build_checks(parameters, cleaned_pairs, target_tokenizer, tasks)
     asked = (parameters.language, parameters.language_percent_min)
 
-    def judge(batch: PairBatch) -> list[Findings]:
+    def judge(batch: PairBatch) -> list[Violations]:
         parts = find_banned(batch, banned)
         parts += [part for check in checks for part in check(batch)]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
@@ -180,19 +184,19 @@ def judge_pairs(
         start_detectors(len(cleaned_pairs)) as detect,
     ):
         judged = map_in_threads(judge, iterate_batches(cleaned_pairs))
-        return join_findings(chain.from_iterable(judged))
+        return join_violations(chain.from_iterable(judged))
 
 
 def judge_survivors(
-    cleaned_pairs: Dataset, pair_findings: Findings, parameters: DataFilteringParameters
-) -> tuple[Findings, dict[str, int]]:
+    cleaned_pairs: Dataset, pair_violations: Violations, parameters: DataFilteringParameters
+) -> tuple[Violations, dict[str, int]]:
     """Judge the pairs with nothing against them by the others, and by their characters together.
 
     Returns:
-        All findings, and the characters held fewer than ``survivor_char_count_min`` times, with
+        All violations, and the characters held fewer than ``survivor_char_count_min`` times, with
         their counts.
     """
-    left = pair_findings.kept_rows(len(cleaned_pairs))
+    left = pair_violations.kept_rows(len(cleaned_pairs))
     duplicates = find_duplicates(cleaned_pairs, left, parameters)
     left = np.setdiff1d(left, duplicates.rejected_rows())
     survivors = cleaned_pairs.select(left)
@@ -200,12 +204,12 @@ def judge_survivors(
     few = pick_characters(counts, lambda count: count < parameters.survivor_char_count_min)
     banned = Banned.build({"rare_survivor_character": few})
     found = map_in_threads(lambda batch: find_banned(batch, banned), iterate_batches(survivors))
-    rare = join_findings(chain.from_iterable(found)).at_rows(left)
-    return join_findings([pair_findings, duplicates, rare]), few
+    rare = join_violations(chain.from_iterable(found)).at_rows(left)
+    return join_violations([pair_violations, duplicates, rare]), few
 
 
 def split_pairs(
-    cleaned_pairs: Dataset, findings: Findings, parameters: DataFilteringParameters
+    cleaned_pairs: Dataset, violations: Violations, parameters: DataFilteringParameters
 ) -> tuple[Dataset, Dataset]:
     """Return the pairs to keep and those to drop, each in source order.
 
@@ -217,11 +221,11 @@ def split_pairs(
     """
     from ja_instruct.tables.arrow import collect, iterate_tables
 
-    rejected = findings.rejected_rows()
-    kept = findings.kept_rows(len(cleaned_pairs))
+    rejected = violations.rejected_rows()
+    kept = violations.kept_rows(len(cleaned_pairs))
     none = cleaned_pairs.data.table.schema.empty_table()
     tables = chain([none], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
-    rejected_pairs = collect(select_rows(tables, rejected, build_reasons(findings)))
+    rejected_pairs = collect(select_rows(tables, rejected, build_reasons(violations)))
     logger.info("Kept %d of %d pairs", len(kept), len(cleaned_pairs))
     if not len(kept):
         logger.warning(
@@ -237,7 +241,7 @@ def report_filtering(
     conversation_pairs: Dataset,
     cleaned_pairs: Dataset,
     quarantined_records: Dataset,
-    findings: Findings,
+    violations: Violations,
     rare_characters: dict[str, int],
     rare_survivor_characters: dict[str, int],
     replacement_counts: dict[str, int],
@@ -251,7 +255,7 @@ def report_filtering(
         conversation_pairs: Before the replacements.
         cleaned_pairs: After them.
         quarantined_records: What could not be read.
-        findings: What speaks against which pair.
+        violations: What speaks against which pair.
         rare_characters: Those banned, with their counts.
         rare_survivor_characters: Those banned among the survivors, with their counts.
         replacement_counts: The pairs that each replacement changed.
@@ -263,7 +267,7 @@ def report_filtering(
         Counts are of pairs; the functions of the module ``report`` say what each part holds.
     """
     read = len(cleaned_pairs)
-    kept_pairs = cleaned_pairs.select(findings.kept_rows(read))
+    kept_pairs = cleaned_pairs.select(violations.kept_rows(read))
     rejected = read - len(kept_pairs)
     asked = (parameters.language, parameters.language_percent_min)
     return {
@@ -274,25 +278,27 @@ def report_filtering(
             "kept_percent": round(100 * len(kept_pairs) / read, 2) if read else 0.0,
             "quarantined": len(quarantined_records),
         },
-        **report.count_rules(findings),
-        "good_data": report.estimate_good_data(cleaned_pairs, findings, *asked),
+        **report.count_rules(violations),
+        "good_data": report.estimate_good_data(cleaned_pairs, violations, *asked),
         "replacements": dict(replacement_counts),
-        "banned_substrings": report.count_matches(findings, "banned_substring"),
+        "banned_substrings": report.count_matches(violations, "banned_substring"),
         "banned_instruction_substrings": report.count_matches(
-            findings, "banned_instruction_substring"
+            violations, "banned_instruction_substring"
         ),
-        "rare_characters": report.describe_characters(rare_characters, findings, "rare_character"),
+        "rare_characters": report.describe_characters(
+            rare_characters, violations, "rare_character"
+        ),
         "rare_survivor_characters": report.describe_characters(
-            rare_survivor_characters, findings, "rare_survivor_character"
+            rare_survivor_characters, violations, "rare_survivor_character"
         ),
-        "contamination": report.count_matches(findings, "contamination"),
-        "examples": report.pick_examples(cleaned_pairs, findings),
+        "contamination": report.count_matches(violations, "contamination"),
+        "examples": report.pick_examples(cleaned_pairs, violations),
         "lengths": {
             "characters": report.describe_characters_of(conversation_pairs, kept_pairs),
             "tokens": report.describe_tokens_of(conversation_pairs, kept_pairs, target_tokenizer),
         },
         "seconds": {
             "steps": {step: round(seconds, 4) for step, seconds in step_seconds.items()},
-            "rules": {rule: round(seconds, 4) for rule, seconds in findings.seconds.items()},
+            "rules": {rule: round(seconds, 4) for rule, seconds in violations.seconds.items()},
         },
     }

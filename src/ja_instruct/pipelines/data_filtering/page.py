@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ja_instruct.pipelines.data_filtering.batches import SIDES
+from ja_instruct.pipelines.data_filtering.batches import FIELDS
 from ja_instruct.pipelines.data_filtering.costs import (
     RuleCost,
     Step,
@@ -215,12 +215,12 @@ def _show_examples(filter_report: Mapping[str, Any], rule: str) -> list[dict[str
         examples.append(
             {
                 "record": example["record"],
-                "side": example["side"],
+                "field": example["side"],
                 "matched": _show(matched),
                 "code_point": _code_point(matched),
-                "sides": {
-                    side: _mark(example[side], sought if side == example["side"] else "")
-                    for side in SIDES
+                "fields": {
+                    field: _mark(example[field], sought if field == example["side"] else "")
+                    for field in FIELDS
                 },
             }
         )

@@ -48,10 +48,10 @@ STYLE = """\
   .examples { scroll-margin-top: 3rem; }
   .example { border-top: 1px solid var(--line); padding: .7rem .9rem; }
   .example header { font-size: .84rem; color: var(--soft); }
-  .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr));
+  .fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr));
            gap: .3rem 1.2rem; }
-  .sides h4 { margin: .3rem 0 0; font-size: .82rem; color: var(--soft); }
-  .sides p { margin: 0; font-size: .92rem; }
+  .fields h4 { margin: .3rem 0 0; font-size: .82rem; color: var(--soft); }
+  .fields p { margin: 0; font-size: .92rem; }
   @media (max-width: 600px) {
     table { font-size: .84rem; } th, td { padding: .3rem; }
   }
@@ -176,7 +176,7 @@ RULES = """\
 {#- #}* は日本語であっても落とすための規則です。</p>
 <p class="note">all: pairs that the rule is against. first: those that no earlier rule is against.
 alone: those that no other rule is against. Japanese: an estimate of those among the latter whose
-two sides CLD2 finds Japanese, from a sample. * is a rule that drops Japanese on purpose. Pairs
+two fields CLD2 finds Japanese, from a sample. * is a rule that drops Japanese on purpose. Pairs
 dropped by <code>language</code> are those that CLD2 itself rejects, so its own mistakes do not
 show here.</p>
 {% if silent %}<p class="note">一組も落とさなかった規則 · against no pair:
@@ -219,12 +219,12 @@ EXAMPLES = """\
 <div class="examples" id="rule-{{ rule.place }}">
 {% for example in rule.examples %}
 <div class="example"><header>{{ number(example.record) }} 件目 · record {{ number(example.record) }}
-{%- if example.matched %} · {{ example.side }}:
+{%- if example.matched %} · {{ example.field }}:
 <mark class="text">{{ example.matched }}</mark>
 {%- if example.code_point %} {{ example.code_point }}{% endif %}{% endif %}</header>
-<div class="sides">
-{% for side, parts in example.sides.items() %}
-<section><h4>{{ side }}</h4><p class="text">{% for text, found in parts -%}
+<div class="fields">
+{% for field, parts in example.fields.items() %}
+<section><h4>{{ field }}</h4><p class="text">{% for text, found in parts -%}
 {% if found %}<mark>{{ text }}</mark>{% else %}{{ text }}{% endif %}
 {%- else %}<span class="soft">(empty)</span>{% endfor %}</p></section>
 {% endfor %}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array, map_in_threads
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array, map_in_threads
 from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
 from ja_instruct.tables.json_types import to_arrow
 
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 ROLES = ("user", "assistant")
 
 
-def make_sides(instructions: Sequence[str], responses: Sequence[str]) -> pa.Table:
+def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Table:
     """Return the two columns of texts, in Arrow's type of texts."""
     import pyarrow as pa
 
-    sides = (instructions, responses)
+    fields = (instructions, responses)
     return pa.table(
-        {name: pa.array(texts, pa.string()) for name, texts in zip(SIDES, sides, strict=True)}
+        {name: pa.array(texts, pa.string()) for name, texts in zip(FIELDS, fields, strict=True)}
     )
 
 
-def extract_sides(conversations: pa.ChunkedArray, first_record: int) -> pa.Table:
+def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Table:
     """Return the content of the first turn of each role, "" where there is none.
 
     Args:
@@ -47,14 +47,14 @@ def extract_sides(conversations: pa.ChunkedArray, first_record: int) -> pa.Table
     """
     turns = as_one_array(conversations)
     if _holds_turns(turns.type):
-        sides = [_take_first(turns, role) for role in ROLES]
+        fields = [_take_first(turns, role) for role in ROLES]
     else:
         read = [
             [_read_first(one, role, number) for role in ROLES]
             for number, one in enumerate(turns.to_pylist(), start=first_record)
         ]
-        sides = [[pair[side] for pair in read] for side in (0, 1)]
-    return make_sides(*sides)
+        fields = [[pair[field] for pair in read] for field in (0, 1)]
+    return make_fields(*fields)
 
 
 def _holds_turns(kind: pa.DataType) -> bool:

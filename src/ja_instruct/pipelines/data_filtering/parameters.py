@@ -37,12 +37,12 @@ class DataFilteringParameters(Parameters):
         ),
     )
     language: str = Field(
-        description="CLD2 code of the language that both sides must be written in, such as 'ja'."
+        description="CLD2 code of the language that both fields must be written in, such as 'ja'."
     )
     language_percent_min: int = Field(
         ge=0,
         le=100,
-        description="Least share of each side, in percent of its text, in that language.",
+        description="Least share of each field, in percent of its text, in that language.",
     )
 
     bad_records_max: int = Field(
@@ -117,7 +117,7 @@ class DataFilteringParameters(Parameters):
         le=1,
         description=(
             "Rule near_duplicate: least Jaccard similarity, of the character 3-grams of both "
-            "sides, to an earlier pair."
+            "fields, to an earlier pair."
         ),
     )
     quality_scores: bool = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.pipelines.data_filtering.batches import SIDES
+from ja_instruct.pipelines.data_filtering.batches import FIELDS
 from ja_instruct.pipelines.data_filtering.costs import RuleCost, list_rule_costs
 
 if TYPE_CHECKING:
@@ -100,26 +100,26 @@ def _say_what_costs_most(costs: list[RuleCost], read: int) -> str:
 
 
 def plot_lengths(filter_report: dict[str, Any]) -> Figure:
-    """Plot how long both sides are before and after the filter, in percent of the texts.
+    """Plot how long both fields are before and after the filter, in percent of the texts.
 
-    One panel a side and unit: characters, and tokens where a tokenizer has counted them. Dotted
+    One panel a field and unit: characters, and tokens where a tokenizer has counted them. Dotted
     lines mark the medians. The bins are those of the report, each a fifth wider than the one
     before; the first holds the empty texts.
     """
     from plotly.subplots import make_subplots
 
     units = {unit: lengths for unit, lengths in filter_report["lengths"].items() if lengths}
-    panels = [(unit, side) for unit in units for side in SIDES]
+    panels = [(unit, field) for unit in units for field in FIELDS]
     figure = make_subplots(
         rows=max(len(units), 1),
-        cols=len(SIDES),
-        subplot_titles=[_describe_panel(units[unit], unit, side) for unit, side in panels],
+        cols=len(FIELDS),
+        subplot_titles=[_describe_panel(units[unit], unit, field) for unit, field in panels],
         vertical_spacing=0.24,
         horizontal_spacing=0.14,
     )
-    for place, (unit, side) in enumerate(panels):
-        at = {"row": place // len(SIDES) + 1, "col": place % len(SIDES) + 1}
-        _draw_lengths(figure, units[unit], unit, side, at)
+    for place, (unit, field) in enumerate(panels):
+        at = {"row": place // len(FIELDS) + 1, "col": place % len(FIELDS) + 1}
+        _draw_lengths(figure, units[unit], unit, field, at)
     figure.update_xaxes(
         type="log",
         tickvals=list(LENGTH_TICKS),
@@ -142,11 +142,11 @@ def plot_lengths(filter_report: dict[str, Any]) -> Figure:
 
 
 def _draw_lengths(
-    figure: Figure, lengths: Mapping[str, Any], unit: str, side: str, at: dict[str, int]
+    figure: Figure, lengths: Mapping[str, Any], unit: str, field: str, at: dict[str, int]
 ) -> None:
-    """Draw one side before and after, with its medians, into the panel ``at`` row and column."""
+    """Draw one field before and after, with its medians, into the panel ``at`` row and column."""
     for part, colour in (("before", BEFORE), ("after", AFTER)):
-        described = lengths[part][side]
+        described = lengths[part][field]
         shares = _to_percent(described["histogram"])
         figure.add_scatter(
             x=[edge or ZERO_AT for edge in lengths["edges"]],
@@ -175,9 +175,9 @@ def _say_what_changed(units: Mapping[str, Any]) -> str:
     return f"The filter leaves {'shorter' if after < before else 'longer'} responses"
 
 
-def _describe_panel(lengths: Mapping[str, Any], unit: str, side: str) -> str:
-    before, after = (lengths[part][side]["median"] for part in ("before", "after"))
-    return f"{side}, {unit}<br>median {before:,g} → {after:,g}"
+def _describe_panel(lengths: Mapping[str, Any], unit: str, field: str) -> str:
+    before, after = (lengths[part][field]["median"] for part in ("before", "after"))
+    return f"{field}, {unit}<br>median {before:,g} → {after:,g}"
 
 
 def _to_percent(histogram: list[int]) -> list[float]:

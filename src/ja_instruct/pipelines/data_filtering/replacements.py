@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.pairs import make_sides
+from ja_instruct.pipelines.data_filtering.pairs import make_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def replace_in_batch(
     batch: PairBatch, table: Sequence[Replacement], candidates: Candidates
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Apply the table, in its order, to both sides of each pair.
+    """Apply the table, in its order, to both fields of each pair.
 
     Args:
         batch: The pairs.
@@ -30,7 +30,7 @@ def replace_in_batch(
         candidates: Finds the texts that may hold a ``find``: the others are changed by none.
 
     Returns:
-        Both sides, and how many pairs each ``find`` was replaced in.
+        Both fields, and how many pairs each ``find`` was replaced in.
 
     >>> from ja_instruct.pipelines.data_filtering.substrings import Candidates
     >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
@@ -45,18 +45,18 @@ def replace_in_batch(
     """
     touched: dict[str, set[int]] = {}
     columns = []
-    for side in batch.sides:
-        rows = candidates.find_rows(side)
+    for field in batch.fields:
+        rows = candidates.find_rows(field)
         new = []
-        for row, encoded in zip(rows.tolist(), side.encoded(rows), strict=True):
+        for row, encoded in zip(rows.tolist(), field.encoded(rows), strict=True):
             text = encoded.decode()
             for find, replace in table:
                 if find in text:
                     touched.setdefault(find, set()).add(row)
                     text = text.replace(find, replace)
             new.append(text)
-        columns.append(_put(side.array, rows, new) if new else side.array)
-    return make_sides(*columns), {find: len(rows) for find, rows in touched.items()}
+        columns.append(_put(field.array, rows, new) if new else field.array)
+    return make_fields(*columns), {find: len(rows) for find, rows in touched.items()}
 
 
 def _put(texts: pa.StringArray, rows: npt.NDArray[np.int64], new: list[str]) -> pa.StringArray:

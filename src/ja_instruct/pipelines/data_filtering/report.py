@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array, iterate_batches
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array, iterate_batches
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
-from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Findings
+from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Violations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ TOKEN_SAMPLE = 2000
 Lengths = dict[str, "npt.NDArray[np.int64]"]
 
 
-def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
+def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
     """Count the rejected pairs in three ways.
 
     Returns:
@@ -34,7 +34,7 @@ def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
         ``rejected_by_first_rule`` once, ``rejected_by_rule_alone`` only where a single rule is
         against it, so that without this rule it would have been kept.
     """
-    rows, rules = findings.rules_of_rows
+    rows, rules = violations.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
     return {
         "rejected_by_rule": _by_rule(rules),
@@ -43,27 +43,27 @@ def count_rules(findings: Findings) -> dict[str, dict[str, int]]:
     }
 
 
-def find_alone(findings: Findings, rule: str) -> npt.NDArray[np.int64]:
+def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
     """Return the rows that only this rule is against."""
-    rows, rules = findings.rules_of_rows
+    rows, rules = violations.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
     alone = first[times == 1]
     of_rule: npt.NDArray[np.int64] = rows[alone[rules[alone] == RULES.index(rule)]]
     return of_rule
 
 
-def count_matches(findings: Findings, rule: str) -> dict[str, dict[str, int]]:
+def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]]:
     """Count, for each text that a rule found, the pairs with it.
 
     Returns:
         By text, the most frequent first: ``pairs`` that hold it, and ``alone``, those of them with
         nothing else against them.
     """
-    codes = as_one_array(findings.table.column("matched")).dictionary_encode()
+    codes = as_one_array(violations.table.column("matched")).dictionary_encode()
     texts = codes.dictionary.to_pylist()
-    keys = findings.column("rule").astype(np.int64) * max(len(texts), 1)
+    keys = violations.column("rule").astype(np.int64) * max(len(texts), 1)
     keys += codes.indices.to_numpy()
-    rows, keys = np.unique(np.stack([findings.column("row"), keys]), axis=1)
+    rows, keys = np.unique(np.stack([violations.column("row"), keys]), axis=1)
     _, inverse, times = np.unique(rows, return_inverse=True, return_counts=True)
     number = RULES.index(rule)
     of_rule = keys // max(len(texts), 1) == number
@@ -79,10 +79,10 @@ def count_matches(findings: Findings, rule: str) -> dict[str, dict[str, int]]:
 
 
 def describe_characters(
-    characters: Mapping[str, int], findings: Findings, rule: str
+    characters: Mapping[str, int], violations: Violations, rule: str
 ) -> dict[str, Any]:
     """Return the characters that a rule bans, and how many pairs each one costs."""
-    matches = count_matches(findings, rule)
+    matches = count_matches(violations, rule)
     return {
         "count": len(characters),
         "characters": "".join(characters),
@@ -98,7 +98,7 @@ def describe_characters(
 
 
 def estimate_good_data(
-    pairs: Dataset, findings: Findings, language: str, percent_min: int
+    pairs: Dataset, violations: Violations, language: str, percent_min: int
 ) -> dict[str, dict[str, int]]:
     """Estimate how many pairs each rule costs that nothing else speaks against.
 
@@ -112,7 +112,7 @@ def estimate_good_data(
     """
     costs = {}
     for rule in RULES:
-        rows = find_alone(findings, rule)
+        rows = find_alone(violations, rule)
         sample = spread(rows, LANGUAGE_SAMPLE)
         rejected = 0
         for batch in iterate_batches(pairs.select(sample)):
@@ -128,31 +128,34 @@ def estimate_good_data(
     return costs
 
 
-def pick_examples(pairs: Dataset, findings: Findings) -> dict[str, list[dict[str, Any]]]:
+def pick_examples(pairs: Dataset, violations: Violations) -> dict[str, list[dict[str, Any]]]:
     """Return up to ten pairs that each rule is against, spread evenly, cut around what it found.
 
     ``record`` counts from 1 in the source's order.
     """
     examples: dict[str, list[dict[str, Any]]] = {}
     for rule in RULES:
-        found = findings.of_rule(rule)
+        found = violations.of_rule(rule)
         rows = found.column("row").to_numpy()
         _, first = np.unique(rows, return_index=True)
         first = spread(first, EXAMPLES_PER_RULE)
-        texts = pairs.select(rows[first]).select_columns(list(SIDES)).to_list()
+        texts = pairs.select(rows[first]).select_columns(list(FIELDS)).to_list()
         examples[rule] = []
         for place, pair in zip(first.tolist(), texts, strict=True):
-            side = PLACES[found.column("side")[place].as_py()]
+            field = PLACES[found.column("field")[place].as_py()]
             matched = found.column("matched")[place].as_py()
             examples[rule].append(
-                {"record": int(rows[place]) + 1, "side": side, "matched": matched}
-                | {name: _cut(text, matched if name == side else "") for name, text in pair.items()}
+                {"record": int(rows[place]) + 1, "side": field, "matched": matched}
+                | {
+                    name: _cut(text, matched if name == field else "")
+                    for name, text in pair.items()
+                }
             )
     return examples
 
 
 def describe_characters_of(before: Dataset, after: Dataset) -> dict[str, Any]:
-    """Describe the lengths of both sides in characters, before and after the filter."""
+    """Describe the lengths of both fields in characters, before and after the filter."""
     return _compare(_measure_characters(before), _measure_characters(after))
 
 
@@ -167,17 +170,17 @@ def describe_tokens_of(
 
 
 def _measure_characters(pairs: Dataset) -> Lengths:
-    batches = [[side.lengths for side in batch.sides] for batch in iterate_batches(pairs)]
+    batches = [[field.lengths for field in batch.fields] for batch in iterate_batches(pairs)]
     none = np.empty(0, np.int64)
     return {
-        name: np.concatenate([none, *(lengths[side] for lengths in batches)])
-        for side, name in enumerate(SIDES)
+        name: np.concatenate([none, *(lengths[field] for lengths in batches)])
+        for field, name in enumerate(FIELDS)
     }
 
 
 def _measure_tokens(pairs: Dataset, tokenizer: Tokenizer) -> Lengths:
     sample = pairs.select(spread(np.arange(len(pairs)), TOKEN_SAMPLE))
-    return {name: measure_token_counts(sample[name][:], tokenizer) for name in SIDES}
+    return {name: measure_token_counts(sample[name][:], tokenizer) for name in FIELDS}
 
 
 def _compare(before: Lengths, after: Lengths) -> dict[str, Any]:
@@ -185,8 +188,8 @@ def _compare(before: Lengths, after: Lengths) -> dict[str, Any]:
     edges = make_edges(int(longest))
     return {
         "edges": edges,
-        "before": {side: describe_lengths(lengths, edges) for side, lengths in before.items()},
-        "after": {side: describe_lengths(lengths, edges) for side, lengths in after.items()},
+        "before": {field: describe_lengths(lengths, edges) for field, lengths in before.items()},
+        "after": {field: describe_lengths(lengths, edges) for field, lengths in after.items()},
     }
 
 

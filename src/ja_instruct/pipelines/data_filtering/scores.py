@@ -35,7 +35,7 @@ def add_scores(pairs: Dataset) -> Dataset:
     def score() -> Iterator[pa.Table]:
         yield pa.table({f"score_{name}": pa.array([], pa.float64()) for name in score_text("", "")})
         for batch in iterate_batches(pairs):
-            texts = (side.array.to_pylist() for side in batch.sides)
+            texts = (field.array.to_pylist() for field in batch.fields)
             rows = [score_text(*pair) for pair in zip(*texts, strict=True)]
             yield pa.table(
                 {f"score_{name}": [float(row[name]) for row in rows] for name in rows[0]}

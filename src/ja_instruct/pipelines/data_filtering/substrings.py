@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import SIDES
-from ja_instruct.pipelines.data_filtering.violations import RULES, Findings, make_findings
+from ja_instruct.pipelines.data_filtering.batches import FIELDS
+from ja_instruct.pipelines.data_filtering.violations import RULES, Violations, make_violations
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -77,30 +77,30 @@ class Banned:
         return rows[order], pattern[order]
 
 
-def find_banned(batch: PairBatch, banned: Banned) -> list[Findings]:
-    """Find every banned text in each pair, each once a side.
+def find_banned(batch: PairBatch, banned: Banned) -> list[Violations]:
+    """Find every banned text in each pair, each once a field.
 
     >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
     >>> banned = Banned.build({"banned_substring": ["翻訳"], "rare_character": ["㌍"]})
     >>> batch = make_batch([("見頃は。", "四月です。"), ("翻訳して。", "四㌍月です。")])
     >>> for part in find_banned(batch, banned):
-    ...     for finding in part:
-    ...         print(finding)
-    Finding(row=1, rule='banned_substring', side='instruction', matched='翻訳')
-    Finding(row=1, rule='rare_character', side='response', matched='㌍')
+    ...     for violation in part:
+    ...         print(violation)
+    Violation(row=1, rule='banned_substring', field='instruction', matched='翻訳')
+    Violation(row=1, rule='rare_character', field='response', matched='㌍')
     """
     parts = []
     elsewhere = [RULES.index(rule) for rule in INSTRUCTION_ONLY]
-    for side, texts in enumerate(batch.sides):
+    for field, texts in enumerate(batch.fields):
         started = time.perf_counter()
         rows, patterns = banned.find(texts)
         rules = banned.rules[patterns]
-        if SIDES[side] != "instruction":
+        if FIELDS[field] != "instruction":
             asked = ~np.isin(rules, elsewhere)
             rows, patterns, rules = rows[asked], patterns[asked], rules[asked]
         matched = [banned.texts[pattern] for pattern in patterns.tolist()]
         seconds = {"banned texts and characters": time.perf_counter() - started}
-        parts.append(make_findings(rows + batch.start, rules, side, matched, seconds))
+        parts.append(make_violations(rows + batch.start, rules, field, matched, seconds))
     return parts
 
 

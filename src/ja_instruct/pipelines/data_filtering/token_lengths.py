@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 BATCH_TEXTS = 1000
 
 
-class TokenFinding(NamedTuple):
-    """The side that is too short, or the longer one of a pair that is too long, and its tokens."""
+class TokenViolation(NamedTuple):
+    """The field that is too short, or the longer one of a pair that is too long, and its tokens."""
 
-    side: str
+    field: str
     matched: str
 
 
@@ -53,20 +53,22 @@ def find_token_count(
     *,
     response_tokens_min: int,
     pair_tokens_max: int,
-) -> TokenFinding | None:
-    """Find a response of too few tokens, or a pair of too many on both sides together.
+) -> TokenViolation | None:
+    """Find a response of too few tokens, or a pair of too many on both fields together.
 
     >>> find_token_count(9, 5, response_tokens_min=2, pair_tokens_max=1500)
     >>> find_token_count(9, 1, response_tokens_min=2, pair_tokens_max=1500)
-    TokenFinding(side='response', matched='1 < 2')
+    TokenViolation(field='response', matched='1 < 2')
     >>> find_token_count(900, 700, response_tokens_min=2, pair_tokens_max=1500)
-    TokenFinding(side='instruction', matched='900 + 700 > 1500')
+    TokenViolation(field='instruction', matched='900 + 700 > 1500')
     """
     if response_tokens < response_tokens_min:
-        return TokenFinding("response", f"{response_tokens} < {response_tokens_min}")
+        return TokenViolation("response", f"{response_tokens} < {response_tokens_min}")
     if instruction_tokens + response_tokens > pair_tokens_max:
         longer = "instruction" if instruction_tokens > response_tokens else "response"
-        return TokenFinding(longer, f"{instruction_tokens} + {response_tokens} > {pair_tokens_max}")
+        return TokenViolation(
+            longer, f"{instruction_tokens} + {response_tokens} > {pair_tokens_max}"
+        )
     return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import SIDES, as_one_array
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,52 +35,52 @@ RULES = (
     "rare_survivor_character",
 )
 
-#: Where a rule finds something: in one side, or in both together.
-PLACES = (*SIDES, "pair")
+#: Where a rule finds something: in one field, or in both together.
+PLACES = (*FIELDS, "pair")
 
 
-class Finding(NamedTuple):
-    """What speaks against a pair: the row, the rule, the side, and the text that it found."""
+class Violation(NamedTuple):
+    """What speaks against a pair: the row, the rule, the field, and the text that it found."""
 
     row: int
     rule: str
-    side: str
+    field: str
     matched: str
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Findings in columns, ordered by row, rule and side, then as they stand in the text.
+class Violations:
+    """Violations in columns, ordered by row, rule and field, then as they stand in the text.
 
     Attributes:
-        table: One row a finding: ``row`` (int64), ``rule`` and ``side`` (int8, positions in
+        table: One row a violation: ``row`` (int64), ``rule`` and ``field`` (int8, positions in
             ``RULES`` and ``PLACES``), ``matched`` (string).
         seconds: How long each kind of check took, summed over the threads.
     """
 
     table: pa.Table
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Findings:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Violations:
         """Return itself: Kedro copies what it passes on, and nothing here can change."""
         return self
 
     def __len__(self) -> int:
-        """The number of findings."""
+        """The number of violations."""
         return len(self.table)
 
     def __iter__(self) -> Any:
-        """Yield each ``Finding``."""
+        """Yield each ``Violation``."""
         columns = (self.table.column(name).to_pylist() for name in self.table.column_names)
-        for row, rule, side, matched in zip(*columns, strict=True):
-            yield Finding(row, RULES[rule], PLACES[side], matched)
+        for row, rule, field, matched in zip(*columns, strict=True):
+            yield Violation(row, RULES[rule], PLACES[field], matched)
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Return ``row``, ``rule`` or ``side`` as an array."""
+        """Return ``row``, ``rule`` or ``field`` as an array."""
         return self.table.column(name).to_numpy()  # type: ignore[no-any-return]
 
     def rejected_rows(self) -> npt.NDArray[np.int64]:
-        """Return the rows with a finding against them, each once, in order."""
+        """Return the rows with a violation against them, each once, in order."""
         return np.unique(self.column("row"))
 
     def kept_rows(self, total: int) -> npt.NDArray[np.int64]:
@@ -93,31 +94,31 @@ class Findings:
         new = _starts(rows) | _starts(rules)
         return rows[new], rules[new]
 
-    def at_rows(self, rows: npt.NDArray[np.int64]) -> Findings:
-        """Return the findings with row i called ``rows[i]``, which must ascend."""
+    def at_rows(self, rows: npt.NDArray[np.int64]) -> Violations:
+        """Return the violations with row i called ``rows[i]``, which must ascend."""
         import pyarrow as pa
 
         renamed = pa.array(rows[self.column("row")], pa.int64())
-        return Findings(self.table.set_column(0, "row", renamed), self.seconds)
+        return Violations(self.table.set_column(0, "row", renamed), self.seconds)
 
     def of_rule(self, rule: str) -> pa.Table:
-        """Return the findings of one rule."""
+        """Return the violations of one rule."""
         return self.table.filter(self.column("rule") == RULES.index(rule))
 
 
-def make_findings(
+def make_violations(
     rows: npt.NDArray[np.int64],
     rules: npt.NDArray[np.int64] | str,
-    side: int,
+    field: int,
     matched: list[str],
     seconds: dict[str, float] | None = None,
-) -> Findings:
-    """Return findings in one side, ordered as they are given.
+) -> Violations:
+    """Return violations in one field, ordered as they are given.
 
     Args:
         rows: Shape (n,).
         rules: Positions in ``RULES``, shape (n,), or the id of the one rule.
-        side: Position in ``PLACES``.
+        field: Position in ``PLACES``.
         matched: n texts.
         seconds: What it took, by what was done.
     """
@@ -129,49 +130,49 @@ def make_findings(
         {
             "row": pa.array(rows, pa.int64()),
             "rule": pa.array(rules.astype(np.int8)),
-            "side": pa.array(np.full(len(rows), side, np.int8)),
+            "field": pa.array(np.full(len(rows), field, np.int8)),
             "matched": pa.array(matched, pa.string()),
         }
     )
-    return Findings(table, seconds or {})
+    return Violations(table, seconds or {})
 
 
-def join_findings(parts: Iterable[Findings]) -> Findings:
-    """Return the findings of all parts in their order: by row, rule and side."""
+def join_violations(parts: Iterable[Violations]) -> Violations:
+    """Return the violations of all parts in their order: by row, rule and field."""
     import pyarrow as pa
 
-    empty = make_findings(np.empty(0, np.int64), RULES[0], 0, [])
+    empty = make_violations(np.empty(0, np.int64), RULES[0], 0, [])
     parts = [empty, *parts]
     table = pa.concat_tables([part.table for part in parts])
-    # Arrow's sort is stable: what a rule found in one side stays in the order of the text
-    table = table.sort_by([(name, "ascending") for name in ("row", "rule", "side")])
+    # Arrow's sort is stable: what a rule found in one field stays in the order of the text
+    table = table.sort_by([(name, "ascending") for name in ("row", "rule", "field")])
     seconds: dict[str, float] = {}
     for part in parts:
         for check, spent in part.seconds.items():
             seconds[check] = seconds.get(check, 0.0) + spent
-    return Findings(table.combine_chunks(), seconds)
+    return Violations(table.combine_chunks(), seconds)
 
 
-def build_reasons(findings: Findings) -> pa.Table:
+def build_reasons(violations: Violations) -> pa.Table:
     """Return the columns that explain each rejected pair, one row a pair, in order.
 
     ``reason`` is the first rule against it, ``reasons`` are all rules against it, in the order of
-    ``RULES``, and ``reason_details`` holds for each rule and side what it found: a list of
+    ``RULES``, and ``reason_details`` holds for each rule and field what it found: a list of
     ``{rule, side, matched}``, ``matched`` being a list of texts.
     """
     import pyarrow as pa
 
-    rows, rules, sides = (findings.column(name) for name in ("row", "rule", "side"))
-    names, side_names = pa.array(RULES), pa.array(PLACES)
+    rows, rules, fields = (violations.column(name) for name in ("row", "rule", "field"))
+    names, field_names = pa.array(RULES), pa.array(PLACES)
     new_row = _starts(rows)
     new_rule = new_row | _starts(rules)
-    new_group = new_rule | _starts(sides)
+    new_group = new_rule | _starts(fields)
     groups = np.flatnonzero(new_group)
-    matched = as_one_array(findings.table.column("matched"))
+    matched = as_one_array(violations.table.column("matched"))
     details = pa.StructArray.from_arrays(
         [
             names.take(pa.array(rules[groups])),
-            side_names.take(pa.array(sides[groups])),
+            field_names.take(pa.array(fields[groups])),
             pa.ListArray.from_arrays(_ends(groups, len(rows)), matched),
         ],
         names=["rule", "side", "matched"],
