@@ -92,8 +92,8 @@ def _lack_of_demo() -> str | None:
 def benchmark_module() -> Iterator[Callable[[str], Any]]:
     """Return a function that imports a benchmark by name: they are scripts, no package."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-        yield importlib.import_module
+        patch.syspath_prepend(str(REPOSITORY))
+        yield lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,6 @@
 """How long 'kedro registry list' takes here, against a bare Kedro project in the same venv.
 
-    python benchmarks/bench_cli_start.py
+    python benchmarks/command_line/bench_cli_start.py
 
 The bare project has no pipelines, hooks or settings; kedro-mlflow and kedro-viz are installed for
 both. Runs alternate; the median of each side counts. The last line is JSON.
@@ -16,9 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from recording import record
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.harness.recording import record
+
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "kedro", "registry", "list"]
 
 

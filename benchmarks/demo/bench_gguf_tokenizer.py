@@ -5,7 +5,7 @@ merges; the product builds the BPE. Each encodes the demo's 20 reference answers
 model then reads. Run from the project's root, with
 the extra 'demo' installed:
 
-    python benchmarks/bench_gguf_tokenizer.py
+    python benchmarks/demo/bench_gguf_tokenizer.py
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from recording import PROJECT, record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from transformers import AutoTokenizer
 
+from benchmarks.harness.recording import PROJECT, record
 from ja_instruct.demo.gguf_model_dataset import (
     assemble_gguf,
     read_gemma_tokenizer,

@@ -1,9 +1,9 @@
 """The data filtering pipeline against the recipe written straightforwardly: time, memory, results.
 
-    python benchmarks/bench_data_filtering.py
+    python benchmarks/filtering/bench_data_filtering.py
 
 filters the 11,020 real conversations and 130,000 made of them (``make_conversations.py``) with
-``data_filtering_reference.py`` and with the product in turn, each in a process of its own. The
+``reference.py`` and with the product in turn, each in a process of its own. The
 product runs as its users run it, by its own catalog and parameters, in a copy of the project with
 one more environment, in which only ``raw_conversations`` and ``run_name`` differ; MLflow's hook is
 taken out, so no store is opened, and nothing is downloaded. Both must keep the same records with
@@ -41,10 +41,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from make_conversations import LAW_POWER, LAW_RECORDS, find_real_files, write_corpus
-from process_memory import Usage, describe_memory, run_measured
-from product_run import ENVIRONMENT, OUTPUTS, STAGES, copy_project, run_in_process
-from recording import record
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.filtering.make_conversations import (
+    LAW_POWER,
+    LAW_RECORDS,
+    find_real_files,
+    write_corpus,
+)
+from benchmarks.filtering.product import ENVIRONMENT, OUTPUTS, STAGES, copy_project, run_in_process
+from benchmarks.harness.process_memory import Usage, describe_memory, run_measured
+from benchmarks.harness.recording import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +65,7 @@ REPEATS_WHEN_LARGE = 3
 PER_RECORD = 1.0
 REPEATS_PER_RECORD = 1
 CURVE = (10_000, 100_000, 1_000_000)
-REFERENCE = Path(__file__).with_name("data_filtering_reference.py")
+REFERENCE = Path(__file__).with_name("reference.py")
 FILTERED, REJECTED = (f"data/03_primary/{ENVIRONMENT}/{name}.jsonl" for name in OUTPUTS)
 
 
@@ -278,11 +285,7 @@ def print_profile(raw: Path, folder: Path) -> None:
 def write_curve(rows: list[dict[str, Any]]) -> None:
     """Keep the curve as a file and print it; ``ratio``: records/s of the last to the first size."""
     ratio = round(rows[-1]["records_per_second"] / rows[0]["records_per_second"], 3)
-    record(
-        "data_filtering_curve",
-        {"ratio": ratio, "curve": rows},
-        "python benchmarks/bench_data_filtering.py --curve",
-    )
+    record("data_filtering_curve", {"ratio": ratio, "curve": rows})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Corpora of any size for the filter's benchmark, made of the real conversations.
 
-    python benchmarks/make_conversations.py 130000 /tmp/130000.jsonl
-    python benchmarks/make_conversations.py --law
+    python benchmarks/filtering/make_conversations.py 130000 /tmp/130000.jsonl
+    python benchmarks/filtering/make_conversations.py --law
 
 A record has the instruction of one real conversation and the response of another of the same set;
 in each side one sentence is exchanged for one of a third, so that few sides repeat: 2.3 % of the
@@ -45,10 +45,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETS = ("dolly_ja", "model_answers_ja")
 RARE_COUNT_MAX = 19
 

@@ -1,6 +1,6 @@
 """A run of the data filtering pipeline in a copy of the project, timed and in a process of its own.
 
-    python benchmarks/product_run.py PROJECT RESULT
+    python benchmarks/filtering/product.py PROJECT RESULT
 
 is what ``run_in_process`` starts; it takes a copy that ``copy_project`` made. Seconds and imports
 are counted as ``bench_data_filtering.py`` says.
@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from kedro.framework.hooks import hook_impl
-from process_memory import Usage, read_memory, run_measured
-from recording import PROJECT
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.process_memory import Usage, read_memory, run_measured
+from benchmarks.harness.recording import PROJECT
 
 if TYPE_CHECKING:
     from kedro.pipeline.node import Node

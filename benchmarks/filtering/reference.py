@@ -4,7 +4,7 @@ It shares no code with the product and is what ``bench_data_filtering.py`` holds
 results as in time. Every step works on the whole list before the next begins. From the project's
 root, where the word lists lie:
 
-    python benchmarks/data_filtering_reference.py RAW.jsonl KEPT.jsonl
+    python benchmarks/filtering/reference.py RAW.jsonl KEPT.jsonl
 
 Each step's seconds are printed, and a JSON line last. The clock starts before the raw file is
 opened and stops when the kept records are written: neither imports nor the word lists count, and
@@ -29,7 +29,9 @@ from typing import Any
 import pycld2
 import yaml
 
-WORD_LISTS = Path(__file__).resolve().parent.parent / "conf/base/word_lists"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+WORD_LISTS = Path(__file__).resolve().parents[2] / "conf/base/word_lists"
 RARE_CHAR_COUNT_MAX = 19
 SURVIVOR_CHAR_COUNT_MIN = 10
 LANGUAGE_PERCENT_MIN = 60

@@ -1,8 +1,8 @@
 r"""Answering tasks the contest's way and ours, on a model of Gemma 2 27B's shape: tokens a second.
 
-    python benchmarks/bench_generation.py --model /dev/shm/nf4 --folder /tmp/generation
+    python benchmarks/generation/bench_generation.py --model /dev/shm/nf4 --folder /tmp/generation
 
-``original`` is the notebook's loop (``generation_reference.py``): unsloth, the adapter unmerged,
+``original`` is the notebook's loop (``reference.py``): unsloth, the adapter unmerged,
 one prompt after the other; some tokens of some answers are timed, and the whole job's time follows
 from the seconds that a token of a prompt and one of an answer take. ``ours`` is the product's
 engine with ``conf/base``'s parameters on all tasks; ``ours-nf4`` the same with 4-bit weights,
@@ -31,7 +31,7 @@ one of ours: ``--set ours-16:batching.max_num_seqs=16 --sides ours-16``.
 With ``--device cpu`` transformers
 takes unsloth's place:
 
-    python benchmarks/bench_generation.py --device cpu --environment demo --tasks 8 \
+    python benchmarks/generation/bench_generation.py --device cpu --environment demo --tasks 8 \
         --model data/06_models/demo/quantized_model --adapter data/06_models/demo/adapter \
         --prompts data/07_model_output/demo/prompts.jsonl --new-tokens 64
 """
@@ -47,13 +47,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_training import MEMORY_GB_OF_24, device_name
-from generation_figures import add_ratios, print_table, summarize
-from random_adapter import find_or_make_adapter
-from random_models import SHAPES, find_or_make
-from recording import record
-from side_runs import apply_settings, read_side, run_side
-from training_samples import random_samples
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.generation.figures import add_ratios, print_table, summarize
+from benchmarks.harness.random_adapter import find_or_make_adapter
+from benchmarks.harness.random_models import SHAPES, find_or_make
+from benchmarks.harness.recording import record
+from benchmarks.harness.sides import apply_settings, read_side, run_side
+from benchmarks.training.bench_training import MEMORY_GB_OF_24, device_name
+from benchmarks.training.samples import random_samples
 
 SEED = 3407
 #: Of ``--prompt-tokens``, the shortest and the longest prompt: 2,400 and 3,072 of 3,000.
@@ -61,8 +63,8 @@ SHORTEST, LONGEST = 0.8, 1.024
 EQUAL = "equal"
 EQUAL_PROMPT_TOKENS = 200
 HERE = Path(__file__).parent
-REFERENCE, PRODUCT = HERE / "generation_reference.py", HERE / "generation_product.py"
-EQUALITY = HERE / "generation_equality.py"
+REFERENCE, PRODUCT = HERE / "reference.py", HERE / "product.py"
+EQUALITY = HERE / "equality.py"
 
 Side = dict[str, Any]
 OURS: Side = {"tasks": None, "new_tokens": None, "memory_gb": None, "changes": {}}
@@ -188,8 +190,7 @@ def report(known: list[str], options: argparse.Namespace) -> None:
         print(json.dumps(result))
     else:
         name = "generation" if options.device == "cuda" else "generation_cpu"
-        command = " ".join(["python benchmarks/bench_generation.py", *sys.argv[1:]])
-        record(name, result, command)
+        record(name, result)
 
 
 def parse_arguments() -> argparse.Namespace:

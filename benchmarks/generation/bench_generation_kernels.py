@@ -1,6 +1,6 @@
 """The kernels of a step of generation and of a prompt's piece, each against what it replaces.
 
-    python benchmarks/bench_generation_kernels.py [--cuts "128,2,4,4,joined;64,3,4,3"]
+    python benchmarks/generation/bench_generation_kernels.py [--cuts "128,2,4,4,joined;64,3,4,3"]
 
 All shapes are Gemma 2 27B's, all numbers are random, and all calls are timed on one GPU from CUDA
 graphs (``kernel_timing.py``):
@@ -27,12 +27,14 @@ all matrices for 40 rows over bitsandbytes.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recording import record
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
 
 if TYPE_CHECKING:
     from ja_instruct.engine.kernels.nf4_matmul import Blocks
@@ -90,7 +92,7 @@ def sum_layers(
         By rows and way: milliseconds ``ms``, the largest ``error``, and ``ratio``, how many times
         as fast ours is; nothing of a way that did not run for some matrix.
     """
-    from kernel_matrices import ARRANGING, BF16, BITSANDBYTES, MATRICES, OURS
+    from benchmarks.generation.kernel_matrices import ARRANGING, BF16, BITSANDBYTES, MATRICES, OURS
 
     sums: dict[int, dict[str, dict[str, float | None]]] = {}
     for rows in next(iter(measured.values())):
@@ -175,9 +177,18 @@ def find_lack() -> str | None:
 def measure(cuts: dict[str, Blocks]) -> dict[str, Any]:
     """Time everything, print the tables, and return the result."""
     import torch
-    from kernel_matrices import BITSANDBYTES, compare_writing_out, measure_matrices
-    from kernel_operations import compare_decoding, compare_layers, compare_pieces
-    from kernel_timing import graph_clock
+
+    from benchmarks.generation.kernel_matrices import (
+        BITSANDBYTES,
+        compare_writing_out,
+        measure_matrices,
+    )
+    from benchmarks.generation.kernel_operations import (
+        compare_decoding,
+        compare_layers,
+        compare_pieces,
+    )
+    from benchmarks.generation.kernel_timing import graph_clock
 
     device = torch.device("cuda", 0)
     torch.manual_seed(SEED)
@@ -226,8 +237,7 @@ def main() -> None:
     begun = time.perf_counter()
     result = measure(options.cuts)
     print(f"\n{time.perf_counter() - begun:.0f} s")
-    command = shlex.join(["python", "benchmarks/bench_generation_kernels.py", *sys.argv[1:]])
-    record("generation_kernels", result, command)
+    record("generation_kernels", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many answers of the product's engines are those of one by one, token by token, and why not.
 
-    python benchmarks/generation_equality.py JOB RESULT
+    python benchmarks/generation/equality.py JOB RESULT
 
 is what ``bench_generation.py --equal N`` starts. All engines answer the same prompts, one by one
 last, whose model then tells how far apart it saw the two tokens at which answers part: where that
@@ -13,15 +13,17 @@ import argparse
 import gc
 import json
 import math
+import sys
 import time
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endless_model import EndlessModel, adapter_at
-from generation_product import changes_of, read_parameters
-from side_runs import write_result
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.generation.endless_model import EndlessModel, adapter_at
+from benchmarks.generation.product import changes_of, read_parameters
+from benchmarks.harness.sides import write_result
 from ja_instruct.engine.backends import LOADERS, OneByOne, load_engine
 
 if TYPE_CHECKING:

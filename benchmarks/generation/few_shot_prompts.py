@@ -1,6 +1,6 @@
 """The recipe's prompts for tasks of a pool, with other pairs of it as shots, as ``prompts.jsonl``.
 
-    python benchmarks/few_shot_prompts.py --pool data/01_raw/demo/qa_pairs.jsonl \
+    python benchmarks/generation/few_shot_prompts.py --pool data/01_raw/demo/qa_pairs.jsonl \
         --out /tmp/prompts.jsonl
 
 Real text for ``bench_generation.py --prompts`` where no run has written any: tasks and shots are
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
-from generation_product import read_parameters
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.generation.product import read_parameters
 from ja_instruct.prompts import PromptParameters, few_shot_prompt
 
 SEED = 0

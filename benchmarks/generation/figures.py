@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory_traffic import bytes_to_read
+from benchmarks.generation.memory_traffic import bytes_to_read
 
 
 def summarize(result: dict[str, Any], tasks: int, new_tokens: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import bitsandbytes
 import bitsandbytes.functional as quantized
 import torch
-from kernel_timing import Call, Clock, compare, poisoned, relative_error
 
+from benchmarks.generation.kernel_timing import Call, Clock, compare, poisoned, relative_error
 from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
 from ja_instruct.engine.kernels.nf4_matmul import (
     Blocks,

@@ -9,8 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from kernel_timing import Clock, compare
 
+from benchmarks.generation.kernel_timing import Clock, compare
 from ja_instruct.engine import attention
 from ja_instruct.engine.attention import grouped_attention
 from ja_instruct.engine.kernels.decode_attention import decode_attention

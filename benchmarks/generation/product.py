@@ -1,6 +1,6 @@
 """Generation by the product's engine, loaded as its node ``answer_tasks`` loads it.
 
-    python benchmarks/generation_product.py JOB RESULT
+    python benchmarks/generation/product.py JOB RESULT
 
 is what ``bench_generation.py`` starts. No answer ends early (``endless_model.py``). The engine is
 watched from outside (``forward_clock.py``): *preparing* is all before the model is called first,
@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from catalog_runs import overridden, read_configuration
-from endless_model import EndlessModel, adapter_at
-from forward_clock import ForwardClock
-from memory_traffic import cache_bytes_per_token, measure_bandwidth, weight_bytes
-from peak_memory import PeakMemory
-from side_runs import write_result
-from training_product import limit_memory
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.generation.endless_model import EndlessModel, adapter_at
+from benchmarks.generation.forward_clock import ForwardClock
+from benchmarks.generation.memory_traffic import (
+    cache_bytes_per_token,
+    measure_bandwidth,
+    weight_bytes,
+)
+from benchmarks.harness.kedro_runs import overridden, read_configuration
+from benchmarks.harness.peak_memory import PeakMemory
+from benchmarks.harness.sides import write_result
+from benchmarks.training.product import limit_memory
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters

@@ -1,6 +1,7 @@
-"""Where the time of the batched engine goes: a prompt, by the size of its pieces, and a step.
+r"""Where the time of the batched engine goes: a prompt, by the size of its pieces, and a step.
 
-    python benchmarks/profile_generation.py --model /dev/shm/nf4 --adapter /dev/shm/nf4-adapter
+    python benchmarks/generation/profile_generation.py --model /dev/shm/nf4 \
+        --adapter /dev/shm/nf4-adapter
 
 No comparison, but what to look at before changing something: seconds for a prompt in pieces of each
 size, milliseconds for a step of a full batch, and the kernels of either, by time. The model and
@@ -10,16 +11,20 @@ the adapter are those that ``bench_generation.py`` makes; the prompt is random t
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from endless_model import EndlessModel, adapter_at
-from generation_product import read_parameters
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.generation.endless_model import EndlessModel, adapter_at
+from benchmarks.generation.product import read_parameters
 from ja_instruct.engine.backends import load_engine
 
 if TYPE_CHECKING:

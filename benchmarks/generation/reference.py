@@ -1,6 +1,6 @@
 """Generation as the contest's notebook did it: one prompt after the other, the adapter unmerged.
 
-    python benchmarks/generation_reference.py JOB RESULT
+    python benchmarks/generation/reference.py JOB RESULT
 
 is what ``bench_generation.py`` starts. The model is loaded by unsloth; on a CPU, where it does not
 run, by transformers, dequantized. So that every answer has as many tokens as wanted, no shorter one
@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -125,8 +128,8 @@ def main() -> None:
     job = json.loads(options.job.read_text("utf-8"))
     if job["way"] == "unsloth":
         import unsloth  # noqa: F401  # before transformers, which it patches
-    from peak_memory import PeakMemory
-    from side_runs import write_result
+    from benchmarks.harness.peak_memory import PeakMemory
+    from benchmarks.harness.sides import write_result
 
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))[: job["tasks"]]
     with PeakMemory() as memory:

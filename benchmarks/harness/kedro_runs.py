@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro.validation import ParameterValidator
-from recording import PROJECT
 
+from benchmarks.harness.recording import PROJECT
 from ja_instruct.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-from process_memory import read_memory
+from benchmarks.harness.process_memory import read_memory
 
 SAMPLE_SECONDS = 0.05
 _STATUS = Path("/proc/self/status")

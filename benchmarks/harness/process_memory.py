@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from recording import PROJECT
+
+from benchmarks.harness.recording import PROJECT
 
 
 class Usage(NamedTuple):

@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training_reference import LORA, TARGET_MODULES
-
+from benchmarks.training.reference import LORA, TARGET_MODULES
 from ja_instruct.models.directory import read_provenance, write_provenance
 
 if TYPE_CHECKING:
@@ -98,7 +97,11 @@ def _describe(model: Path, rank: int) -> dict[str, Any]:
             "weights_sha256": provenance.get("weights_sha256"),
             "source_files": source.get("files"),
         },
-        "settings": {"made_by": "benchmarks/random_adapter.py", "seed": SEED, "lora_r": rank},
+        "settings": {
+            "made_by": "benchmarks/harness/random_adapter.py",
+            "seed": SEED,
+            "lora_r": rank,
+        },
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
 

@@ -1,7 +1,7 @@
 """Model directories with random weights in a real model's shape, 16-bit or NF4.
 
-    python benchmarks/random_models.py nf4 gemma-2-27b /dev/shm/nf4
-    python benchmarks/random_models.py bf16 gemma-2-27b /models/bf16
+    python benchmarks/harness/random_models.py nf4 gemma-2-27b /dev/shm/nf4
+    python benchmarks/harness/random_models.py bf16 gemma-2-27b /models/bf16
 
 For speed and memory what the weights are does not matter, and at full size the real ones cannot be
 had everywhere. They are drawn on the GPU where there is one, matrix by matrix, N(0, 0.02) in bf16;
@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from character_tokenizer import make_tokenizer
-from recording import PROJECT
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.character_tokenizer import make_tokenizer
+from benchmarks.harness.recording import PROJECT
 from ja_instruct import __version__
 from ja_instruct.models.directory import write_provenance
 
@@ -274,7 +276,7 @@ def _describe(shape: str, weights: int) -> dict[str, Any]:
             "model_id": f"random-{shape}",
             "revision": None,
             "model_type": "gemma2",
-            "provenance": {"made_by": "benchmarks/random_models.py", "seed": SEED},
+            "provenance": {"made_by": "benchmarks/harness/random_models.py", "seed": SEED},
         },
         "settings": {
             "quant_type": "nf4",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def describe_hardware() -> str:
@@ -33,17 +34,16 @@ def read_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def record(name: str, result: dict[str, Any], command: str | None = None) -> None:
+def record(name: str, result: dict[str, Any]) -> None:
     """Write ``results/<name>.json`` with command, hardware and commit, and print it on one line.
 
     Args:
         name: The benchmark, without ``bench_``.
         result: What was measured, with the key ``ratio``: ours over theirs.
-        command: What measured it, where it is not ``bench_<name>.py`` alone.
     """
     complete = {
         **result,
-        "command": command or f"python benchmarks/bench_{name}.py",
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], PROJECT), *sys.argv[1:]]),
         "hardware": describe_hardware(),
         "commit": read_commit(),
     }

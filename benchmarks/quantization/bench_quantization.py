@@ -1,6 +1,6 @@
 """Quantizing a model of Gemma 2 27B's shape, the original's way and ours: time and memory.
 
-    python benchmarks/bench_quantization.py --model /models/bf16 --out /dev/shm/nf4
+    python benchmarks/quantization/bench_quantization.py --model /models/bf16 --out /dev/shm/nf4
 
 ``original`` is ``from_pretrained`` with ``device_map="auto"`` and a quantization configuration,
 then ``save_pretrained`` of model and tokenizer; ``ours`` the product's pipeline ``quantization``
@@ -26,11 +26,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from random_models import SHAPES, find_or_make
-from recording import record
-from side_runs import read_side, run_side
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-PROGRAM = Path(__file__).with_name("quantization_sides.py")
+from benchmarks.harness.random_models import SHAPES, find_or_make
+from benchmarks.harness.recording import record
+from benchmarks.harness.sides import read_side, run_side
+
+PROGRAM = Path(__file__).with_name("sides.py")
 SIDES = ("ours", "original")
 
 
@@ -111,8 +113,7 @@ def report(options: argparse.Namespace, folder: Path, source_bytes: int) -> None
     if options.shape == "tiny":
         print(json.dumps(result))
     else:
-        command = " ".join(["python benchmarks/bench_quantization.py", *sys.argv[1:]])
-        record("quantization", result, command)
+        record("quantization", result)
 
 
 def parse_arguments() -> argparse.Namespace:

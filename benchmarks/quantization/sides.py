@@ -1,6 +1,6 @@
 """One way to quantize a model, timed, in a process of its own.
 
-    python benchmarks/quantization_sides.py JOB RESULT
+    python benchmarks/quantization/sides.py JOB RESULT
 
 is what ``bench_quantization.py`` starts.
 """
@@ -11,15 +11,19 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from character_tokenizer import japanese_characters
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
-from peak_memory import PeakMemory
-from side_runs import write_result
+
+from benchmarks.harness.character_tokenizer import japanese_characters
+from benchmarks.harness.peak_memory import PeakMemory
+from benchmarks.harness.sides import write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,9 +105,9 @@ def quantize_as_the_original(job: dict[str, Any], clock: PhaseClock) -> None:
 def quantize_as_the_product(job: dict[str, Any], clock: PhaseClock) -> None:
     """Run the pipeline by the product's catalog; only the two directories are the job's."""
     import yaml
-    from catalog_runs import run_pipeline
     from kedro.framework.hooks.manager import _create_hook_manager
 
+    from benchmarks.harness.kedro_runs import run_pipeline
     from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
     from ja_instruct.pipelines.quantization import create_pipeline
 

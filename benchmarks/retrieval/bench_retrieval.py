@@ -6,7 +6,7 @@ needs a model takes long on a CPU, so those are compared on a drawn part of the 
 measured on all of them as well. BM25's matrix is made when the search begins, so its seconds are
 among those of the search. Run from the project's root:
 
-    python benchmarks/bench_retrieval.py --questions 1000
+    python benchmarks/retrieval/bench_retrieval.py --questions 1000
 
 The ratio is nDCG@10 of the best retriever over that of ColBERT, the recipe's.
 """
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from recording import record
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
 from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from ja_instruct.retrieval.index import ColbertCheckpoint
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 JSQUAD = PROJECT.parent / "shared" / "data" / "jsquad"
 SEED = 0
 TOP_K = 20
@@ -168,7 +170,7 @@ def main() -> None:
         "passages": len(passages),
         "encoder": checkpoint.model_id,
     }
-    record("retrieval", result, f"python benchmarks/bench_retrieval.py --questions {count}")
+    record("retrieval", result)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 300 questions of JSQuAD's validation set look for their one passage among 1,145. Both encoders go
 through the product's own path: RAGatouille, in memory. Run from the project's root:
 
-    python benchmarks/bench_retrieval_demo.py
+    python benchmarks/retrieval/bench_retrieval_demo.py
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from recording import record
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
 from ja_instruct.retrieval.colbert import encode_questions, search
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 JSQUAD = PROJECT.parent / "shared" / "data" / "jsquad"
 QUESTIONS = 300
 SEED = 0

@@ -1,6 +1,6 @@
 """What CudaRunner adds to a node, against SequentialRunner.
 
-    python benchmarks/bench_cuda_runner.py [--libraries torch,transformers,peft,trl] [--nodes 3]
+    python benchmarks/runner/bench_cuda_runner.py [--libraries torch,transformers] [--nodes 3]
 
 A chain of nodes with the tag ``gpu``, each of which imports the libraries and multiplies matrices
 on the device, runs under both runners in this process, with an MLflow run open. Under
@@ -26,9 +26,11 @@ import mlflow
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
-from recording import record
-from runner_nodes import add_one, multiply
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
+from benchmarks.runner.nodes import add_one, multiply
 from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.devices import NoDevicesError, default_layer
 
@@ -130,7 +132,6 @@ def main() -> None:
             "nodes": options.nodes,
             "runs": options.runs,
         },
-        command=" ".join(["python benchmarks/bench_cuda_runner.py", *sys.argv[1:]]),
     )
 
 

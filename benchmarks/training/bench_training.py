@@ -1,8 +1,8 @@
 """Training the contest's way and ours, on a model of Gemma 2 27B's shape: tokens a second, memory.
 
-    python benchmarks/bench_training.py --model /dev/shm/nf4 --folder /tmp/training
+    python benchmarks/training/bench_training.py --model /dev/shm/nf4 --folder /tmp/training
 
-``original`` is unsloth with TRL as the notebook had it (``training_reference.py``), batches of 4
+``original`` is unsloth with TRL as the notebook had it (``reference.py``), batches of 4
 padded to their longest; ``ours`` the product's node ``train`` with ``conf/tuned``'s parameters;
 ``ours-24gb`` the same with what a card of 24 GB needs, PyTorch given no more than there would be;
 ``ours-24gb-longest`` a step of it in which every sample is as long as may be; ``peft`` TRL and PEFT
@@ -36,15 +36,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from random_models import SHAPES, find_or_make
-from recording import record
-from side_runs import apply_settings, read_side, run_side
-from training_samples import longest_samples, real_samples, usual_samples
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.random_models import SHAPES, find_or_make
+from benchmarks.harness.recording import record
+from benchmarks.harness.sides import apply_settings, read_side, run_side
+from benchmarks.training.samples import longest_samples, real_samples, usual_samples
 
 STEP_SAMPLES = 32
 MAX_LENGTH = 2048
 HERE = Path(__file__).parent
-REFERENCE, PRODUCT = HERE / "training_reference.py", HERE / "training_product.py"
+REFERENCE, PRODUCT = HERE / "reference.py", HERE / "product.py"
 #: GB (1e9 bytes) that a card of 24 GB, such as an L4 with its 23,034 MiB, has for PyTorch beside
 #: half a gigabyte of CUDA's own.
 MEMORY_GB_OF_24 = 23.5
@@ -216,11 +218,10 @@ def report(known: list[str], options: argparse.Namespace) -> None:
         "sides": sides,
         "losses_beside_" + reference: comparisons,
     }
-    command = " ".join(["python benchmarks/bench_training.py", *sys.argv[1:]])
     if options.shape == "tiny":
         print(json.dumps(result))
     else:
-        record("training" if options.samples is None else "training_losses", result, command)
+        record("training" if options.samples is None else "training_losses", result)
 
 
 def device_name() -> str:

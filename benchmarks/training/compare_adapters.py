@@ -1,6 +1,6 @@
 r"""The held-out loss of several adapters on the same samples: of the answers alone, and of all.
 
-    python benchmarks/compare_adapters.py --model data/06_models/base/quantized_model \
+    python benchmarks/training/compare_adapters.py --model data/06_models/base/quantized_model \
         --samples data/05_model_input/base/eval_dataset.jsonl \
         --adapter base=data/06_models/base/adapter --adapter tuned=data/06_models/tuned/adapter
 
@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recording import record
-from rounded_cache import RoundedCache
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
+from benchmarks.training.rounded_cache import RoundedCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,8 +106,7 @@ def main() -> None:
     if options.result:
         options.result.write_text(json.dumps(result), "utf-8")
     else:
-        command = " ".join(["python benchmarks/compare_adapters.py", *sys.argv[1:]])
-        record("adapters", result, command)
+        record("adapters", result)
 
 
 if __name__ == "__main__":

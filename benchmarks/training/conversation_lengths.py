@@ -1,6 +1,6 @@
 """How long the real conversations are, in tokens of prompt and answer.
 
-    python benchmarks/conversation_lengths.py [--regenerate]
+    python benchmarks/training/conversation_lengths.py [--regenerate]
 
 ``conversation_lengths.json`` holds numbers alone: for each of the 11,020 conversations of dolly_ja
 and model_answers_ja that the recipe's filter (``conf/base``) keeps, in their order, the tokens of
@@ -19,12 +19,16 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.io import MemoryDataset
-from recording import PROJECT
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,9 +54,8 @@ def render(template: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, s
 
 def filter_conversations() -> list[tuple[str, str]]:
     """Return what ``data_filtering`` of ``conf/base`` keeps of the real conversations, rendered."""
-    from catalog_runs import read_configuration, run_pipeline
-    from make_conversations import find_real_files
-
+    from benchmarks.filtering.make_conversations import find_real_files
+    from benchmarks.harness.kedro_runs import read_configuration, run_pipeline
     from ja_instruct.datasets import JSONLinesDataset
     from ja_instruct.pipelines.data_filtering import create_pipeline
 

@@ -1,6 +1,6 @@
 """Training by the product's node ``train``, with the parameters of an environment.
 
-    python benchmarks/training_product.py JOB RESULT
+    python benchmarks/training/product.py JOB RESULT
 
 is what ``bench_training.py`` starts. The node is run by Kedro, on samples that are given; what it
 would save stays in memory. Its trainer is timed from outside, by a callback among transformers'
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from catalog_runs import overridden, read_configuration, run_pipeline
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from kedro.io import MemoryDataset
-from peak_memory import PeakMemory
-from side_runs import write_result
+
+from benchmarks.harness.kedro_runs import overridden, read_configuration, run_pipeline
+from benchmarks.harness.peak_memory import PeakMemory
+from benchmarks.harness.sides import write_result
 
 NODE = "train"
 #: What would write or evaluate meanwhile, and hide single steps. Not every version has all of it.
@@ -41,9 +45,9 @@ def train(job: dict[str, Any], path: Path) -> None:
     if parameters["backend"] == "unsloth":
         import unsloth  # noqa: F401  # before transformers, which it patches
     from datasets import Dataset
-    from step_clock import StepClock
     from transformers import trainer as transformers_trainer
 
+    from benchmarks.training.step_clock import StepClock
     from ja_instruct.datasets import QuantizedModelDataset
     from ja_instruct.pipelines.sft import create_pipeline
 

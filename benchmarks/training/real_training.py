@@ -1,6 +1,6 @@
 r"""A real model through quantization and training, as the recipe has it and in the better mode.
 
-    python benchmarks/real_training.py --base-model data/06_models/demo/base_model \
+    python benchmarks/training/real_training.py --base-model data/06_models/demo/base_model \
         --pairs data/03_primary/base/filtered_pairs.jsonl --pool data/01_raw/demo/qa_pairs.jsonl \
         --folder /tmp/real
 
@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from recording import record
-from side_runs import run_side, write_result
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.recording import record
+from benchmarks.harness.sides import run_side, write_result
 
 HERE = Path(__file__).parent
 MODES = ("base", "tuned")
@@ -50,9 +53,9 @@ def do_job(job: dict[str, Any], path: Path) -> None:
     folder, changes = Path(job["folder"]), job["changes"]
     if job["mode"] != "quantization" and changes.get("sft.backend", "unsloth") == "unsloth":
         import unsloth  # noqa: F401  # before transformers, which it patches
-    from catalog_runs import run_pipeline
     from kedro_datasets.json import JSONDataset
 
+    from benchmarks.harness.kedro_runs import run_pipeline
     from ja_instruct.datasets import (
         AdapterDataset,
         JSONLinesDataset,
@@ -205,8 +208,7 @@ def main() -> None:
             if "train_history" in one
         },
     }
-    command = " ".join(["python benchmarks/real_training.py", *sys.argv[1:]])
-    record("real_training", result, command)
+    record("real_training", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training as the contest's notebook did it, with unsloth and TRL; and with TRL and PEFT alone.
 
-    python benchmarks/training_reference.py JOB RESULT
+    python benchmarks/training/reference.py JOB RESULT
 
 is what ``bench_training.py`` starts. The first way is the recipe's to the letter: unsloth's model
 and adapter, TRL's trainer on a column of texts, batches of 4 padded to their longest. The second
@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 # newer unsloth would join the samples of a batch where the notebook's padded them
 os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
@@ -163,13 +166,13 @@ def build_trainer(model: Any, tokenizer: Any, texts: list[str], changes: dict[st
 
 def train(job: dict[str, Any], path: Path) -> None:
     """Train on the job's samples and write what was measured, step by step, to ``path``."""
-    from peak_memory import PeakMemory
-    from side_runs import write_result
+    from benchmarks.harness.peak_memory import PeakMemory
+    from benchmarks.harness.sides import write_result
 
     with PeakMemory() as memory:
         started = time.perf_counter()
         model, tokenizer = WAYS[job["way"]](job["model"])
-        from step_clock import StepClock
+        from benchmarks.training.step_clock import StepClock
 
         texts = [
             prompt + answer + (tokenizer.eos_token if answer else "")

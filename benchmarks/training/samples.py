@@ -11,9 +11,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import yaml
-from character_tokenizer import japanese_characters
-from conversation_lengths import read_lengths, render
-from recording import PROJECT
+
+from benchmarks.harness.character_tokenizer import japanese_characters
+from benchmarks.harness.recording import PROJECT
+from benchmarks.training.conversation_lengths import read_lengths, render
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -67,7 +67,7 @@ def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
 
     transformers' own ``gguf_file`` route makes a Unigram tokenizer of the BPE ranks, with which
     the demo's model reads Japanese worse, and which, saved and loaded again, has no merges left
-    and cuts every text into characters (``benchmarks/bench_gguf_tokenizer.py``).
+    and cuts every text into characters (``benchmarks/demo/bench_gguf_tokenizer.py``).
     """
     from tokenizers import AddedToken
     from transformers import GemmaTokenizer

@@ -5,12 +5,12 @@ import pytest
 
 @pytest.fixture(scope="module")
 def figures(benchmark_module):
-    return benchmark_module("generation_figures")
+    return benchmark_module("generation.figures")
 
 
 @pytest.fixture(scope="module")
 def bench(benchmark_module):
-    return benchmark_module("bench_generation")
+    return benchmark_module("generation.bench_generation")
 
 
 def measured(**changes):
@@ -92,7 +92,7 @@ def test_ratio_is_ours_over_the_originals(figures):
 
 
 def test_bytes_are_those_of_a_count_token_by_token(benchmark_module):
-    traffic = benchmark_module("memory_traffic")
+    traffic = benchmark_module("generation.memory_traffic")
     lengths = [(5, 1), (7, 4), (1, 9), (3, 0)]
     seen = 0
     for prompt, answer in lengths:
@@ -119,7 +119,7 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
 
 
 def test_product_takes_every_sides_parameters(bench, benchmark_module):
-    product = benchmark_module("generation_product")
+    product = benchmark_module("generation.product")
     sides = {name: side for name, side in bench.SIDES.items() if "way" not in side}
     assert len(sides) > 6
     for name, side in sides.items():
@@ -131,7 +131,7 @@ def test_product_takes_every_sides_parameters(bench, benchmark_module):
 
 
 def test_limit_of_a_side_is_told_to_the_engine(bench, benchmark_module):
-    product = benchmark_module("generation_product")
+    product = benchmark_module("generation.product")
     changes = product.changes_of({**bench.SIDES["ours-24gb"], "new_tokens": 9, "device": "cuda"})
     parameters, _ = product.read_parameters("base", changes)
     assert parameters.batching.memory_gb == bench.MEMORY_GB_OF_24
@@ -139,7 +139,7 @@ def test_limit_of_a_side_is_told_to_the_engine(bench, benchmark_module):
 
 
 def test_prompts_are_about_as_long_as_wanted_and_the_same_every_time(bench, benchmark_module):
-    tokenizer = benchmark_module("character_tokenizer").make_tokenizer()
+    tokenizer = benchmark_module("harness.character_tokenizer").make_tokenizer()
     prompts = bench.draw_prompts(40, 500)
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert min(lengths) >= 400
@@ -149,7 +149,7 @@ def test_prompts_are_about_as_long_as_wanted_and_the_same_every_time(bench, benc
 
 
 def test_equal_tokens_are_counted_to_the_first_difference(benchmark_module):
-    compare = benchmark_module("generation_equality").compare_answers
+    compare = benchmark_module("generation.equality").compare_answers
     beside = compare([[1, 2, 3, 4], [5, 6], [7, 8]], [[1, 2, 9, 4], [5, 6], [8, 8]])
     assert beside["equal_answers"] == 1
     assert beside["first_differences"] == [2, None, 0]
@@ -157,7 +157,7 @@ def test_equal_tokens_are_counted_to_the_first_difference(benchmark_module):
 
 
 def test_reference_has_the_recipes_settings(benchmark_module, read_parameters):
-    reference = benchmark_module("generation_reference")
+    reference = benchmark_module("generation.reference")
     inference = read_parameters("base")["inference"]
     assert inference["repetition_penalty"] == reference.REPETITION_PENALTY
     assert tuple(inference["bad_words"]) == reference.BAD_WORDS

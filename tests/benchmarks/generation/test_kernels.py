@@ -13,22 +13,22 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def bench(benchmark_module):
-    return benchmark_module("bench_generation_kernels")
+    return benchmark_module("generation.bench_generation_kernels")
 
 
 @pytest.fixture(scope="module")
 def timing(benchmark_module):
-    return benchmark_module("kernel_timing")
+    return benchmark_module("generation.kernel_timing")
 
 
 @pytest.fixture(scope="module")
 def matrices(benchmark_module):
-    return benchmark_module("kernel_matrices")
+    return benchmark_module("generation.kernel_matrices")
 
 
 @pytest.fixture(scope="module")
 def operations(benchmark_module):
-    return benchmark_module("kernel_operations")
+    return benchmark_module("generation.kernel_operations")
 
 
 def measured(matrices, **ways):
@@ -88,7 +88,7 @@ def test_without_triton_it_says_so(bench, monkeypatch):
 
 
 def test_matrices_are_those_of_the_model(bench, matrices, operations, benchmark_module):
-    shape = benchmark_module("random_models").SHAPES["gemma-2-27b"]
+    shape = benchmark_module("harness.random_models").SHAPES["gemma-2-27b"]
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     heads, key_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     width = shape["head_dim"]

@@ -15,21 +15,23 @@ NEW_TOKENS = 12
 @pytest.fixture(scope="module")
 def model(benchmark_module, tmp_path_factory):
     directory = tmp_path_factory.mktemp("generation") / "nf4"
-    benchmark_module("random_models").make_nf4_model(directory, "tiny", device="cpu")
+    benchmark_module("harness.random_models").make_nf4_model(directory, "tiny", device="cpu")
     return directory
 
 
 @pytest.fixture(scope="module")
 def adapter(benchmark_module, model):
     directory = model.with_name("adapter")
-    benchmark_module("random_adapter").make_adapter(directory, model, device="cpu")
+    benchmark_module("harness.random_adapter").make_adapter(directory, model, device="cpu")
     return directory
 
 
 @pytest.fixture(scope="module")
 def job(benchmark_module, model, adapter):
     prompts = model.with_name("prompts.json")
-    prompts.write_text(json.dumps(benchmark_module("bench_generation").draw_prompts(5, 40)))
+    prompts.write_text(
+        json.dumps(benchmark_module("generation.bench_generation").draw_prompts(5, 40))
+    )
     return {
         "prompts": str(prompts),
         "model": str(model),
@@ -46,7 +48,7 @@ def job(benchmark_module, model, adapter):
 @pytest.fixture(scope="module")
 def generated(benchmark_module, job, tmp_path_factory):
     path = tmp_path_factory.mktemp("result") / "ours.json"
-    product, traffic = (benchmark_module(n) for n in ("generation_product", "memory_traffic"))
+    product, traffic = (benchmark_module(f"generation.{n}") for n in ("product", "memory_traffic"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(traffic.COPIED_BYTES, "cpu", 1_000_000)
         product.generate(job, path)
@@ -65,7 +67,7 @@ class TestAdapter:
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
         from safetensors.torch import load_file
 
-        reference = benchmark_module("training_reference")
+        reference = benchmark_module("training.reference")
         config = LoraConfig(**reference.LORA, target_modules=reference.TARGET_MODULES)
         expected = get_peft_model_state_dict(get_peft_model(load_plain(model), config))
         made = load_file(adapter / "adapter_model.safetensors")
@@ -96,7 +98,7 @@ class TestAdapter:
     def test_is_made_again_for_other_weights_alone(
         self, benchmark_module, model, adapter, tmp_path
     ):
-        maker = benchmark_module("random_adapter")
+        maker = benchmark_module("harness.random_adapter")
         made = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
         maker.find_or_make_adapter(adapter, model, "cpu")
         assert (adapter / "adapter_model.safetensors").stat().st_mtime_ns == made
@@ -118,13 +120,13 @@ class TestProduct:
         assert 0 < generated["reading_seconds"] < generated["generate_seconds"]
 
     def test_figures_come_of_it(self, benchmark_module, generated):
-        figures = benchmark_module("generation_figures")
+        figures = benchmark_module("generation.figures")
         row = figures.summarize({"status": "done", **generated}, 5, NEW_TOKENS)
         assert row["new_tokens"] == 5 * NEW_TOKENS
         assert row["limit_step_ms"] > 0
 
     def test_engines_are_compared_token_by_token(self, benchmark_module, job, tmp_path):
-        equality = benchmark_module("generation_equality")
+        equality = benchmark_module("generation.equality")
         equality.compare({**job, "engines": {"float32": {}}}, tmp_path / "equal.json")
         result = json.loads((tmp_path / "equal.json").read_text("utf-8"))
         beside = result["beside"]["float32"]
@@ -140,7 +142,7 @@ class TestProduct:
     ):
         """With the fourth token of an answer for EOS, only the engine as it is stops there."""
         equality, endless = (
-            benchmark_module(name) for name in ("generation_equality", "endless_model")
+            benchmark_module(f"generation.{name}") for name in ("equality", "endless_model")
         )
         said = equality.answer_batched(job, {})[0][0]
         copy = shutil.copytree(model, tmp_path / "model")
@@ -148,7 +150,7 @@ class TestProduct:
             content = json.loads((copy / name).read_text("utf-8"))
             (copy / name).write_text(json.dumps({**content, "eos_token_id": said[3]}))
         adapter = endless.adapter_at(Path(job["adapter"]))
-        parameters, texts = benchmark_module("generation_product").read_parameters(
+        parameters, texts = benchmark_module("generation.product").read_parameters(
             "base", {"device": "cpu", "engine": engine, "max_new_tokens": NEW_TOKENS}
         )
         (prompt, *_) = json.loads(Path(job["prompts"]).read_text("utf-8"))
@@ -162,7 +164,7 @@ class TestProduct:
     def test_margin_is_how_much_better_the_own_token_was(self, benchmark_module, model):
         import torch
 
-        equality = benchmark_module("generation_equality")
+        equality = benchmark_module("generation.equality")
         loaded, prompt = load_plain(model), [2, 300, 301]
         scores = loaded(torch.tensor([[*prompt, 400]])).logits[0, -1].detach()
         best, second = scores.topk(2).indices.tolist()
@@ -177,7 +179,7 @@ class TestProduct:
 
 class TestReference:
     def test_answers_have_as_many_tokens_as_wanted(self, benchmark_module, job):
-        reference = benchmark_module("generation_reference")
+        reference = benchmark_module("generation.reference")
         model, tokenizer = reference.load_with_transformers(job["model"], job["adapter"])
         one = reference.answer(model, tokenizer, "亜" * 20, 4)
         assert (one["prompt_tokens"], one["new_tokens"]) == (21, 4)
@@ -198,14 +200,14 @@ class TestTraffic:
         kinds = (".weight", ".absmax", ".nested_absmax")
         expected = sum(one.nbytes for name, one in stored.items() if name.endswith(kinds))
         expected += sum(one.nbytes for one in loaded.buffers())
-        assert benchmark_module("memory_traffic").weight_bytes(loaded) == expected
+        assert benchmark_module("generation.memory_traffic").weight_bytes(loaded) == expected
 
     def test_rows_of_an_embedding_that_is_not_the_head_do_not_count(self, benchmark_module):
         import torch
         from transformers import Gemma2ForCausalLM
 
-        weigh = benchmark_module("memory_traffic").weight_bytes
-        config = benchmark_module("random_models").make_config("tiny")
+        weigh = benchmark_module("generation.memory_traffic").weight_bytes
+        config = benchmark_module("harness.random_models").make_config("tiny")
         config.dtype = torch.float32
         tied = Gemma2ForCausalLM(config)
         config.tie_word_embeddings = False
@@ -214,9 +216,9 @@ class TestTraffic:
     def test_tokens_of_the_cache(self, benchmark_module):
         from transformers import Gemma2ForCausalLM
 
-        model = Gemma2ForCausalLM(benchmark_module("random_models").make_config("tiny"))
+        model = Gemma2ForCausalLM(benchmark_module("harness.random_models").make_config("tiny"))
         # layers, keys and values, heads, their width, float32
-        count = benchmark_module("memory_traffic").cache_bytes_per_token
+        count = benchmark_module("generation.memory_traffic").cache_bytes_per_token
         assert count(model, is_int8=False) == 2 * 2 * 1 * 32 * 4
         assert count(model, is_int8=True) == 2 * 2 * 1 * (32 + 4)
 
@@ -225,7 +227,7 @@ def test_clock_leaves_the_class_as_it_was(benchmark_module, model):
     import torch
     from transformers import Gemma2ForCausalLM
 
-    clock_class = benchmark_module("forward_clock").ForwardClock
+    clock_class = benchmark_module("generation.forward_clock").ForwardClock
     before = Gemma2ForCausalLM.forward, torch.cuda.CUDAGraph.replay
     with clock_class(model) as clock:
         assert inspect.signature(Gemma2ForCausalLM.forward) == inspect.signature(before[0])

@@ -14,7 +14,7 @@ PAIRS = [{"input": f"問い{i}", "output": f"答え{i}" * (1 + 40 * (i == 9))} f
 def run(benchmark_module, monkeypatch):
     def call(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        benchmark_module(name).main()
+        benchmark_module(f"generation.{name}").main()
 
     return call
 
@@ -48,8 +48,8 @@ def test_a_pool_that_is_too_small_is_named(run, tmp_path, capsys):
 
 def test_profile_tells_of_prompt_and_step(run, benchmark_module, tmp_path, capsys):
     model, adapter = tmp_path / "nf4", tmp_path / "adapter"
-    benchmark_module("random_models").make_nf4_model(model, "tiny", device="cpu")
-    benchmark_module("random_adapter").make_adapter(adapter, model, device="cpu")
+    benchmark_module("harness.random_models").make_nf4_model(model, "tiny", device="cpu")
+    benchmark_module("harness.random_adapter").make_adapter(adapter, model, device="cpu")
     numbers = ("--max-num-seqs", 2, "--prompt-tokens", 20, "--answered", 5, "--new-tokens", 12)
     paths = ("--model", model, "--adapter", adapter, "--device", "cpu")
     run("profile_generation", *paths, *numbers, "--pieces", "8,32")

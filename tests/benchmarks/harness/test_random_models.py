@@ -8,7 +8,7 @@ SHARD_BYTES = 100_000
 
 @pytest.fixture(scope="module")
 def random_models(benchmark_module):
-    return benchmark_module("random_models")
+    return benchmark_module("harness.random_models")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
     from ja_instruct.models.directory import ModelDirectory
 
     tokenizer = ModelDirectory(made / "nf4", "random").load_tokenizer()
-    characters = benchmark_module("character_tokenizer").japanese_characters()
+    characters = benchmark_module("harness.character_tokenizer").japanese_characters()
     assert len(set(characters)) == 1000
     assert {"あ", "ア", "亜"} < set(characters)
     text = "".join(random.Random(0).choices(characters, k=300))

@@ -21,7 +21,7 @@ def run(benchmark_module, tmp_path):
 
     def run_it(then, seconds=30.0):
         job = {"number": 7, "then": then}
-        return benchmark_module("side_runs").run_side(program, job, tmp_path, "ours", seconds)
+        return benchmark_module("harness.sides").run_side(program, job, tmp_path, "ours", seconds)
 
     return run_it
 
@@ -54,6 +54,6 @@ def test_earlier_result_is_not_taken_for_that_of_a_side_that_measures_nothing(
     run("end")
     failing = tmp_path / "failing.py"
     failing.write_text("raise SystemExit(3)")
-    result = benchmark_module("side_runs").run_side(failing, {}, tmp_path, "ours", 30.0)
+    result = benchmark_module("harness.sides").run_side(failing, {}, tmp_path, "ours", 30.0)
     assert result["status"] == "failed with code 3"
     assert "measured" not in result

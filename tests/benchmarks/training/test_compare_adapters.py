@@ -21,7 +21,7 @@ def rows():
 
 
 def test_loss_is_the_mean_over_labelled_tokens(benchmark_module, model, rows):
-    found = benchmark_module("compare_adapters").mean_losses(model, {"answers": rows})
+    found = benchmark_module("training.compare_adapters").mean_losses(model, {"answers": rows})
     total = count = 0
     for row in rows:
         labels = torch.tensor([row["labels"]])
@@ -32,7 +32,10 @@ def test_loss_is_the_mean_over_labelled_tokens(benchmark_module, model, rows):
 
 
 def test_keys_in_8_bits_change_it_a_little(benchmark_module, model, rows):
-    compare, cache = benchmark_module("compare_adapters"), benchmark_module("rounded_cache")
+    compare, cache = (
+        benchmark_module("training.compare_adapters"),
+        benchmark_module("training.rounded_cache"),
+    )
     (plain,) = compare.mean_losses(model, {"answers": rows}).values()
     (rounded,) = compare.mean_losses(model, {"answers": rows}, cache.RoundedCache).values()
     assert 0 < abs(rounded - plain) < 0.02 * plain
@@ -40,7 +43,7 @@ def test_keys_in_8_bits_change_it_a_little(benchmark_module, model, rows):
 
 def test_keys_that_are_turned_back_are_those_of_before(benchmark_module):
     keys, values = torch.randn(2, 1, 2, 9, 32)
-    cache = benchmark_module("rounded_cache").RoundedCache()
+    cache = benchmark_module("training.rounded_cache").RoundedCache()
     found = cache.update(keys, values, 0)
     for vectors, given in zip(found, (keys, values), strict=True):
         torch.testing.assert_close(vectors, given, rtol=0, atol=0.03)

@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench(benchmark_module):
-    return benchmark_module("bench_training")
+    return benchmark_module("training.bench_training")
 
 
 def test_rate_leaves_out_the_steps_of_the_warm_up(bench):
@@ -61,8 +61,8 @@ def test_settings_change_one_side_alone_and_may_add_one(bench):
 
 
 def test_samples_have_the_tokens_that_the_lengths_say(benchmark_module):
-    samples = benchmark_module("training_samples")
-    tokenizer = benchmark_module("character_tokenizer").make_tokenizer()
+    samples = benchmark_module("training.samples")
+    tokenizer = benchmark_module("harness.character_tokenizer").make_tokenizer()
     drawn = samples.random_samples([(30, 5), (2, 3)], seed=0)
     counted = [len(tokenizer(prompt + answer + "<eos>")["input_ids"]) for prompt, answer in drawn]
     assert counted == [35, 5]
@@ -74,7 +74,7 @@ def test_samples_have_the_tokens_that_the_lengths_say(benchmark_module):
 
 
 def test_every_side_gets_the_same_samples(benchmark_module):
-    samples = benchmark_module("training_samples")
+    samples = benchmark_module("training.samples")
     drawn = samples.usual_samples(64, 512)
     assert drawn == samples.usual_samples(64, 512)
     assert len({prompt for prompt, _ in drawn}) == 64
@@ -82,7 +82,7 @@ def test_every_side_gets_the_same_samples(benchmark_module):
 
 
 def test_lengths_are_those_of_the_recipes_filter_and_cover_prompt_and_answer(benchmark_module):
-    lengths = benchmark_module("conversation_lengths").read_lengths()
+    lengths = benchmark_module("training.conversation_lengths").read_lengths()
     assert len(lengths) == 6506
     # the prompt's fixed text alone, and EOS
     assert min(prompt for prompt, _ in lengths) > 40
@@ -90,7 +90,7 @@ def test_lengths_are_those_of_the_recipes_filter_and_cover_prompt_and_answer(ben
 
 
 def test_padding_is_counted_by_batch(benchmark_module):
-    lengths = benchmark_module("conversation_lengths")
+    lengths = benchmark_module("training.conversation_lengths")
     assert lengths.padding_at_random([100] * 8) == 0
     assert lengths.padding_at_random([100, 100, 100, 200]) == pytest.approx(1 - 500 / 800)
     assert lengths.padding_in_sorted_steps([100, 100, 200, 200], 400) == 0
@@ -102,7 +102,7 @@ def test_padding_is_counted_by_batch(benchmark_module):
 def test_counting_collator_sums_micro_batches_by_step(benchmark_module):
     import torch
 
-    reference = benchmark_module("training_reference")
+    reference = benchmark_module("training.reference")
     counting = reference.CountingCollator(
         lambda examples: {"input_ids": torch.zeros(len(examples), 10)}
     )
@@ -113,7 +113,7 @@ def test_counting_collator_sums_micro_batches_by_step(benchmark_module):
 
 def test_reference_has_the_recipes_arguments(benchmark_module, read_parameters):
     """What the original's way is asked to do is what ``conf/base`` says, where both name it."""
-    reference = benchmark_module("training_reference")
+    reference = benchmark_module("training.reference")
     sft = read_parameters("base")["sft"]
     same = reference.ARGUMENTS.keys() & sft["training"].keys()
     measured = {"logging_steps", "save_strategy", "report_to"}
