@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sqlite3
+from copy import deepcopy
 from types import SimpleNamespace
 
 import httpx
@@ -17,6 +18,7 @@ from kedro.framework.project import configure_project
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 
+from ja_instruct.config import RENAMED_PARAMETERS
 from ja_instruct.datasets import (
     ConversationsDataset,
     ModelDirectoryDataset,
@@ -26,7 +28,7 @@ from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.preflight import check_run
+from ja_instruct.preflight import check_parameters, check_run
 from kedro_cuda_runner.devices import use_layer
 
 PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
@@ -177,6 +179,8 @@ class TestParameters:
             ("data_filtering.language=jp", "CLD2 has no language 'jp'"),
             ("inference.max_new_tokens=4096", "leaves no room for a prompt in max_seq_length"),
             ("sft.backend=unsloth", "on a CPU use backend 'peft'"),
+            ("inference.batching.slots=3", "'inference.batching.slots' is now 'max_num_seqs'"),
+            ("sft.model_card.licence=mit", "'sft.model_card.licence' is now 'license'"),
         ],
     )
     def test_on_the_command_line(self, refused, override, message):
@@ -197,6 +201,32 @@ class TestParameters:
     def test_even_when_the_pipeline_does_not_use_it(self, refused):
         message = refused("--env=test", "--pipeline=rag_index", "--params=sft.lora.lora_r=0")
         assert "'sft.lora.lora_r' = 0" in message
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_PARAMETERS.items())
+def test_renamed_parameter_stands_beside_its_former_name(old, new, read_parameters):
+    *sections, former = old.split(".")
+    values = read_parameters("base")
+    for section in sections:
+        values = values[section]
+    assert new in values
+    assert former not in values
+
+
+def test_every_renamed_parameter_is_reported(read_parameters):
+    configure_project("ja_instruct")
+    values = deepcopy(dict(read_parameters("base")))
+    for old in RENAMED_PARAMETERS:
+        *sections, former = old.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[former] = 1
+    context = SimpleNamespace(config_loader={"parameters": values}, env=None)
+    with pytest.raises(InputError) as caught:
+        check_parameters(context)
+    for old, new in RENAMED_PARAMETERS.items():
+        assert f"  - '{old}' is now '{new}'\n" in str(caught.value)
 
 
 class TestModels:

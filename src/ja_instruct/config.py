@@ -1,10 +1,13 @@
-"""The base of every typed parameter section, and what several sections share."""
+"""The base of every typed parameter section, what several sections share, and renamed keys."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Dotted names that parameters had before, and the key's new name; an old one is an error.
+# The former name of a parameter, with its sections, and its name today: an error reports the new
+# name. The new key stands beside the old one.
 RENAMED_PARAMETERS = {
     "data_filtering.further_rules": "extra_rules",
+    "inference.batching.prefill_tokens": "prefill_chunk_size",
+    "inference.batching.slots": "max_num_seqs",
     "sft.answer_only_loss": "completion_only_loss",
     "sft.model_card.filtered_pairs.licence": "license",
     "sft.model_card.licence": "license",
@@ -20,27 +23,32 @@ class Parameters(BaseModel):
 
 
 class GpuParameters(Parameters):
-    """What a node shall be given of the GPUs; None is estimated from model and parameters.
+    """GPU resources of a node; a null is estimated from model and parameters.
 
-    It says where a node runs, nothing about its result.
+    They decide where a node runs and do not change its result.
     """
 
-    devices: int | None = Field(ge=1, description="CUDA devices")
-    memory_gb: float | None = Field(gt=0, description="Peak on each device, in 10⁹ bytes")
+    devices: int | None = Field(ge=1, description="Number of CUDA devices")
+    memory_gb: float | None = Field(gt=0, description="Peak memory on each device, in 10⁹ bytes")
     disk_gb: float | None = Field(ge=0, description="Written to disk, in 10⁹ bytes")
 
 
 def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") -> None:
-    """Raise ``ValueError`` when a section asks for GPUs that its node could not use.
+    """Check that a node can use the devices that its section requests.
 
     Args:
-        gpu: What is asked for.
+        gpu: The requested resources.
         device: ``cpu`` or ``cuda``, where the node runs.
-        refuse_several: Why more than one is of no use, for the message; empty where it is.
+        refuse_several: The reason why the node cannot use several devices; empty if it can.
+
+    Raises:
+        ValueError: The node runs on the CPU, or cannot use so many devices.
     """
-    if gpu.devices is not None and device == "cpu":
+    if gpu.devices is None:
+        return
+    if device == "cpu":
         raise ValueError(
             f"gpu.devices = {gpu.devices}, but device 'cpu' uses none; leave gpu.devices null"
         )
-    if gpu.devices is not None and gpu.devices > 1 and refuse_several:
+    if gpu.devices > 1 and refuse_several:
         raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")

@@ -17,6 +17,7 @@ from kedro.runner import SequentialRunner
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel, ValidationError
 
+from ja_instruct.config import RENAMED_PARAMETERS
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
 from kedro_cuda_runner.devices import default_layer
@@ -24,7 +25,7 @@ from kedro_cuda_runner.preflight import device_problems, existing_parent, read_r
 from kedro_cuda_runner.resources import is_gpu_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
@@ -100,7 +101,7 @@ def _problems_of(section: str, values: Any, model: type[BaseModel]) -> list[str]
             key = ".".join([section, *map(str, detail["loc"])])
             if detail["type"] == "extra_forbidden":
                 known = _fields_at(model, detail["loc"][:-1])
-                problems.append(f"'{key}' is unknown{_suggest(str(detail['loc'][-1]), known)}")
+                problems.append(_unknown_key_problem(key, known))
             elif not detail["loc"]:  # of the section as a whole, which need not be shown
                 problems.append(f"'{section}': {detail['msg'].removeprefix('Value error, ')}")
             elif detail["type"] == "missing":
@@ -109,6 +110,12 @@ def _problems_of(section: str, values: Any, model: type[BaseModel]) -> list[str]
                 problems.append(f"'{key}' = {detail['input']!r}: {detail['msg']}")
         return problems
     return []
+
+
+def _unknown_key_problem(key: str, known: Iterable[str]) -> str:
+    if key in RENAMED_PARAMETERS:
+        return f"'{key}' is now '{RENAMED_PARAMETERS[key]}'"
+    return f"'{key}' is unknown{_suggest(key.rpartition('.')[2], known)}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -120,7 +127,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return list(model.model_fields)
 
 
-def _suggest(name: str, known: Any) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
