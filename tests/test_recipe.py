@@ -185,7 +185,7 @@ def test_inference(base):
         "compare_tasks": 0,
         # shots, penalty and bad words as the original has them
         "exclude_same_task": False,
-        "shot_diversity": None,
+        "example_diversity": None,
         "fit_prompt": False,
         "penalty_on": "prompt_and_answer",
         "penalty_spares_end": False,

@@ -13,7 +13,7 @@ import bitsandbytes.functional as quantized
 import torch
 
 from benchmarks.generation.kernel_timing import Call, Clock, compare, poisoned, relative_error
-from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, dequantize
 from ja_instruct.engine.kernels.nf4_matmul import (
     Blocks,
     arrange,
@@ -191,13 +191,13 @@ def compare_writing_out(device: torch.device, clock: Clock) -> dict[str, dict[st
         second = (torch.randn(matrix.outputs, RANK, device=device) * 0.002).bfloat16()
         factors = Factors(first, second, SCALING)
         rows[name] = compare(
-            partial(write_out, one.ours),
+            partial(dequantize, one.ours),
             partial(quantized.dequantize_4bit, one.packed, one.state),
             weight,
             clock,
         )
         rows[f"{name}, adapter"] = compare(
-            partial(write_out, one.ours, factors),
+            partial(dequantize, one.ours, factors),
             lambda one=one, first=first, second=second: quantized.dequantize_4bit(
                 one.packed, one.state
             ).addmm_(second, first, alpha=SCALING),

@@ -14,9 +14,9 @@ from benchmarks.generation.kernel_timing import Clock, compare
 from ja_instruct.engine import attention
 from ja_instruct.engine.attention import grouped_attention
 from ja_instruct.engine.kernels.decode_attention import decode_attention
-from ja_instruct.engine.kernels.int8_kv import Int8Vectors, in_int8, rotated
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, hadamard_rotate, quantize_int8
 from ja_instruct.engine.kernels.norm_rope_gate import gated, rms_norm, rotate
-from ja_instruct.engine.kernels.prefill_attention import prompt_attention
+from ja_instruct.engine.kernels.prefill_attention import prefill_attention
 
 HEADS, KEY_HEADS, WIDTH = 32, 16, 128
 SOFTCAP, SCALING = 50.0, 144**-0.5
@@ -35,7 +35,7 @@ Tensors = tuple[torch.Tensor | Int8Vectors, ...]
 def without_kernels() -> Iterator[None]:
     """Make grouped attention compute with PyTorch's operations, as where no kernel is for it."""
     refuse = mock.Mock(return_value=False)
-    with mock.patch.multiple(attention, takes=refuse, takes_piece=refuse):
+    with mock.patch.multiple(attention, supports_decode=refuse, supports_prefill=refuse):
         yield
 
 
@@ -53,7 +53,7 @@ def attend_in_kernel(kernel: Any, tensors: Tensors) -> torch.Tensor:
 
 def in_float32(tensor: torch.Tensor | Int8Vectors) -> torch.Tensor:
     """Return what a tensor stands for in float32."""
-    return tensor.restored(torch.float32) if isinstance(tensor, Int8Vectors) else tensor.float()
+    return tensor.dequantize(torch.float32) if isinstance(tensor, Int8Vectors) else tensor.float()
 
 
 def compare_attention(kernel: Any, tensors: Tensors, clock: Clock) -> dict[str, float]:
@@ -62,7 +62,7 @@ def compare_attention(kernel: Any, tensors: Tensors, clock: Clock) -> dict[str, 
     def exact() -> torch.Tensor:
         query, *others = map(in_float32, tensors)
         if isinstance(tensors[1], Int8Vectors):
-            query = rotated(query)
+            query = hadamard_rotate(query)
         return attend_in_operations((query, *others))
 
     return compare(
@@ -98,7 +98,7 @@ def compare_pieces(device: torch.device, clock: Clock) -> dict[str, dict[str, fl
     for tokens, span in PIECES:
         positions = torch.arange(span - tokens, span, device=device)[None]
         tensors = draw_attention(positions, span, CACHED)
-        rows[f"{tokens} of {span}"] = compare_attention(prompt_attention, tensors, clock)
+        rows[f"{tokens} of {span}"] = compare_attention(prefill_attention, tensors, clock)
     return rows
 
 
@@ -109,7 +109,7 @@ def compare_decoding(device: torch.device, clock: Clock) -> dict[str, dict[str, 
     """
     lengths = torch.linspace(SHORTEST, LONGEST, SEQUENCES, device=device).long()
     query, keys, values, mask = draw_attention(lengths[:, None] - 1, LONGEST, CACHED)
-    in_8_bits = [in_int8(rotated(keys)), in_int8(values)]
+    in_8_bits = [quantize_int8(hadamard_rotate(keys)), quantize_int8(values)]
     name = f"{SEQUENCES} sequences"
     return {
         name: compare_attention(decode_attention, (query, keys, values, mask), clock),

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from ja_instruct.engine.kernels.int8_kv import in_int8, rotated, rotation
+from ja_instruct.engine.kernels.int8_kv import hadamard_matrix, hadamard_rotate, quantize_int8
 
 
 class RoundedCache(transformers.DynamicCache):
@@ -15,7 +15,7 @@ class RoundedCache(transformers.DynamicCache):
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         """Round the rotated keys and the values, turn the keys back, and keep them."""
         dtype, width = key_states.dtype, key_states.shape[-1]
-        turned = in_int8(rotated(key_states)).restored(dtype)
-        back = rotation(width, dtype, turned.device).T * width**-0.5
-        values = in_int8(value_states).restored(dtype)
+        turned = quantize_int8(hadamard_rotate(key_states)).dequantize(dtype)
+        back = hadamard_matrix(width, dtype, turned.device).T * width**-0.5
+        values = quantize_int8(value_states).dequantize(dtype)
         return super().update(turned @ back, values, *args, **kwargs)

@@ -52,3 +52,11 @@ def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") 
         )
     if gpu.devices > 1 and refuse_several:
         raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")
+
+
+# Old dotted names of parameters, each with the name that takes its place in the same section
+RENAMED_PARAMETERS: dict[str, str] = {
+    "inference.batching.prefill_tokens": "prefill_chunk_size",
+    "inference.batching.slots": "max_num_seqs",
+    "inference.shot_diversity": "example_diversity",
+}

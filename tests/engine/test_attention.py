@@ -209,7 +209,7 @@ def test_the_kernel_is_called_where_it_is_for_the_step(monkeypatch):
             layer, query, key, value, mask, scaling=scaling, softcap=softcap
         )[0].transpose(1, 2)
 
-    monkeypatch.setattr(subject, "takes", lambda query, key: query.shape[2] == 1)
+    monkeypatch.setattr(subject, "supports_decode", lambda query, key: query.shape[2] == 1)
     monkeypatch.setattr(subject, "decode_attention", kernel)
     model = random_model("gemma2")
     ids = torch.randint(0, 300, (2, 12))

@@ -9,7 +9,7 @@ import transformers
 
 from ja_instruct.engine.attention import use_grouped_attention
 from ja_instruct.engine.engine import Engine, Settings
-from ja_instruct.engine.kv_cache import KVCache, bytes_per_token, visible
+from ja_instruct.engine.kv_cache import KVCache, bytes_per_token, causal_mask
 from ja_instruct.engine.sampler import Sampler
 from ja_instruct.models.loading import load_nf4_model
 
@@ -313,6 +313,6 @@ def test_size_of_the_cache(gemma2):
 
 def test_masks_of_windows(gemma2):
     positions = torch.tensor([[5], [90]])
-    masks = visible(gemma2.config, positions, 128, torch.float32)
+    masks = causal_mask(gemma2.config, positions, 128, torch.float32)
     seen = {kind: (mask == 0).sum(dim=-1).flatten().tolist() for kind, mask in masks.items()}
     assert seen == {"full_attention": [6, 91], "sliding_attention": [6, 64]}

@@ -9,7 +9,7 @@ from transformers.models.llama import modeling_llama
 from ja_instruct.engine import fused_layers as subject
 from ja_instruct.engine.attention import use_grouped_attention
 from ja_instruct.engine.fused_layers import gated, rms_norm, rotate, use_fused_layers
-from ja_instruct.engine.kv_cache import visible
+from ja_instruct.engine.kv_cache import causal_mask
 
 LAYERS = 2
 COMMON = {
@@ -375,7 +375,7 @@ def test_a_graph_can_hold_it(family):
     given = {
         "input_ids": torch.arange(3, device="cuda")[:, None],
         "position_ids": positions,
-        "attention_mask": visible(model.config, positions, 1, torch.bfloat16),
+        "attention_mask": causal_mask(model.config, positions, 1, torch.bfloat16),
         "use_cache": False,
     }
     with torch.inference_mode():

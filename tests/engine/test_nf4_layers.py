@@ -48,7 +48,7 @@ def kernel_calls(monkeypatch):
     """
     calls = []
 
-    def write_out(weight, factors=None):
+    def dequantize(weight, factors=None):
         calls.append(f"written out, rank {len(factors.first) if factors else 0}")
         added = factors.scaling * factors.second.float() @ factors.first.float() if factors else 0
         return (written_out(weight) + added).to(torch.bfloat16)
@@ -58,7 +58,7 @@ def kernel_calls(monkeypatch):
         return reference(x, weight, bias, arranged, low_rank)
 
     monkeypatch.setattr(subject, "nf4_matmul", matmul)
-    monkeypatch.setattr(subject, "write_out", write_out)
+    monkeypatch.setattr(subject, "dequantize", dequantize)
     monkeypatch.setattr(subject, "is_available", lambda device: True)
     return calls
 

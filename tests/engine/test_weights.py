@@ -5,10 +5,10 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 
 from ja_instruct.engine.weights import (
-    adapter_beside,
-    dequantize,
+    dequantize_model,
+    keep_adapter_unmerged,
     merge_adapter,
-    merged_in_bf16,
+    merge_in_bf16,
 )
 
 IDS = torch.tensor([[2, 300, 400, 500, 600, 700]])
@@ -39,7 +39,7 @@ def expected(in_4_bits, tiny_adapter):
 
 
 def test_dequantized_weights_are_those_of_transformers(in_4_bits):
-    found = dequantize(in_4_bits(), torch.float32)
+    found = dequantize_model(in_4_bits(), torch.float32)
     assert not [layer for layer in found.modules() if isinstance(layer, Linear4bit)]
     theirs = dict(in_4_bits().dequantize(torch.float32).named_parameters())
     ours = dict(found.named_parameters())
@@ -48,16 +48,16 @@ def test_dequantized_weights_are_those_of_transformers(in_4_bits):
 
 
 def test_merged_model_says_what_the_unmerged_one_does(in_4_bits, tiny_adapter, expected):
-    merged = merge_adapter(dequantize(in_4_bits(), torch.float32), tiny_adapter)
+    merged = merge_adapter(dequantize_model(in_4_bits(), torch.float32), tiny_adapter)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
     assert distance(logits(merged), expected) < 1e-5
     # the adapter is what makes the difference
-    assert distance(logits(dequantize(in_4_bits(), torch.float32)), expected) > 0.01
+    assert distance(logits(dequantize_model(in_4_bits(), torch.float32)), expected) > 0.01
 
 
 def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, tiny_adapter):
-    exact = merge_adapter(dequantize(in_4_bits(), torch.float32), tiny_adapter)
-    merged = merged_in_bf16(in_4_bits(torch.bfloat16), tiny_adapter)
+    exact = merge_adapter(dequantize_model(in_4_bits(), torch.float32), tiny_adapter)
+    merged = merge_in_bf16(in_4_bits(torch.bfloat16), tiny_adapter)
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
     weights = dict(merged.named_parameters())
     for name, weight in exact.named_parameters():
@@ -66,7 +66,7 @@ def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, tiny_adapter):
 
 
 def test_adapter_beside_4_bits(in_4_bits, tiny_adapter, expected):
-    model = adapter_beside(in_4_bits(torch.bfloat16), tiny_adapter)
+    model = keep_adapter_unmerged(in_4_bits(torch.bfloat16), tiny_adapter)
     assert any(isinstance(layer, Linear4bit) for layer in model.modules())
     factors = [weight.dtype for name, weight in model.named_parameters() if "lora_" in name]
     assert set(factors) == {torch.bfloat16}
@@ -74,10 +74,10 @@ def test_adapter_beside_4_bits(in_4_bits, tiny_adapter, expected):
     assert distance(logits(model.eval()), expected) < 0.03
 
 
-@pytest.mark.parametrize("take_up", [merged_in_bf16, adapter_beside])
+@pytest.mark.parametrize("take_up", [merge_in_bf16, keep_adapter_unmerged])
 def test_without_an_adapter(in_4_bits, take_up):
     found = logits(take_up(in_4_bits(torch.bfloat16), None).eval())
-    assert distance(found, logits(dequantize(in_4_bits(), torch.float32))) < 0.03
+    assert distance(found, logits(dequantize_model(in_4_bits(), torch.float32))) < 0.03
 
 
 def test_one_matrix_at_a_time_is_there_twice(in_4_bits, monkeypatch):
@@ -98,6 +98,6 @@ def test_one_matrix_at_a_time_is_there_twice(in_4_bits, monkeypatch):
         return theirs(*args, **kwargs)
 
     monkeypatch.setattr(functional, "dequantize_4bit", watched)
-    dequantize(model, torch.float32)
+    dequantize_model(model, torch.float32)
     # the one before is let go of as the next is looked up
     assert left == list(range(len(held), 0, -1))

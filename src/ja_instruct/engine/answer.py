@@ -9,11 +9,11 @@ from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.prompts import PromptParameters, end_of_turn
 
 # what torch and transformers raise for one input: memory, shapes, ids out of range
-ERRORS_OF_A_PROMPT = (RuntimeError, ValueError, IndexError)
+PROMPT_ERRORS = (RuntimeError, ValueError, IndexError)
 
 
 @dataclass(frozen=True)
-class Generated:
+class Answer:
     """One answer.
 
     Attributes:
@@ -37,7 +37,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class AnswerForm:
+class AnswerDecoder:
     """How answers end and what text they are, for one tokenizer and one format of prompts.
 
     Attributes:
@@ -55,7 +55,7 @@ class AnswerForm:
     @classmethod
     def of(
         cls, tokenizer: Any, parameters: EngineParameters, prompts: PromptParameters
-    ) -> AnswerForm:
+    ) -> AnswerDecoder:
         """Return the form that the parameters ask for; ``prompts`` tells which turns end."""
         turn = end_of_turn(tokenizer) if prompts.format == "chat_template" else None
         return cls(
@@ -69,11 +69,11 @@ class AnswerForm:
             ],
         )
 
-    def answer(self, new_ids: list[int], prompt_tokens: int, seconds: float) -> Generated:
+    def answer(self, new_ids: list[int], prompt_tokens: int, seconds: float) -> Answer:
         """Return the answer that new tokens are."""
         finished = bool(new_ids) and new_ids[-1] in self.ends
         said = new_ids[:-1] if finished else new_ids
-        return Generated(
+        return Answer(
             text=self.tokenizer.decode(said, skip_special_tokens=True).strip(),
             prompt_tokens=prompt_tokens,
             new_tokens=len(new_ids),
@@ -82,7 +82,7 @@ class AnswerForm:
         )
 
 
-def failed_answer(error: Exception, seconds: float) -> Generated:
+def failed_answer(error: Exception, seconds: float) -> Answer:
     """Return the answer of a prompt that raised an error."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Generated("", 0, 0, finished=False, seconds=seconds, error=reason)
+    return Answer("", 0, 0, finished=False, seconds=seconds, error=reason)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from ja_instruct.engine.kernels.decode_attention import decode_attention, takes
-from ja_instruct.engine.kernels.int8_kv import Int8Vectors, rotated
-from ja_instruct.engine.kernels.prefill_attention import prompt_attention
-from ja_instruct.engine.kernels.prefill_attention import takes as takes_piece
+from ja_instruct.engine.kernels.decode_attention import decode_attention, supports_decode
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, hadamard_rotate
+from ja_instruct.engine.kernels.prefill_attention import prefill_attention, supports_prefill
 
 NAME = "grouped"
 
@@ -92,15 +91,15 @@ def grouped_attention(
     if dropout:
         raise ValueError("grouped attention is for inference and has no dropout; call model.eval()")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask is not None and takes(query, key):
+    if attention_mask is not None and supports_decode(query, key):
         attended = decode_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     if isinstance(key, Int8Vectors):
-        query, key = rotated(query), key.restored(query.dtype)
+        query, key = hadamard_rotate(query), key.dequantize(query.dtype)
     if isinstance(value, Int8Vectors):
-        value = value.restored(query.dtype)
-    if softcap is not None and attention_mask is not None and takes_piece(query, key):
-        attended = prompt_attention(query, key, value, attention_mask, scaling, softcap)
+        value = value.dequantize(query.dtype)
+    if softcap is not None and attention_mask is not None and supports_prefill(query, key):
+        attended = prefill_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     if softcap is None and query.shape[2] > 1:
         # PyTorch's own never holds all scores; the keys it repeats are those of a prompt

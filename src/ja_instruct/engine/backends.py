@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ja_instruct.engine.answer import (
-    ERRORS_OF_A_PROMPT,
-    AnswerForm,
-    Generated,
+    PROMPT_ERRORS,
+    Answer,
+    AnswerDecoder,
     failed_answer,
 )
 from ja_instruct.engine.batched import Batched
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 class Backend(Protocol):
     """What turns prompts into answers; one engine serves any number of calls."""
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield every prompt's position and answer once, as it is finished, in any order.
 
-        A prompt that cannot be answered yields a ``Generated`` with its ``error`` and does not stop
+        A prompt that cannot be answered yields a ``Answer`` with its ``error`` and does not stop
         the others.
         """
 
@@ -81,20 +81,20 @@ class OneByOne:
         self._model = model
         self._tokenizer = tokenizer
         self._parameters = parameters
-        self._form = AnswerForm.of(tokenizer, parameters, prompts)
+        self._form = AnswerDecoder.of(tokenizer, parameters, prompts)
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer, in order; see ``Backend``."""
         for position, prompt in enumerate(prompts):
             started = time.perf_counter()
             try:
                 answer = self._answer(prompt)
-            except ERRORS_OF_A_PROMPT as error:
+            except PROMPT_ERRORS as error:
                 logger.exception("generating the answer of prompt %d failed", position)
                 answer = failed_answer(error, time.perf_counter() - started)
             yield position, answer
 
-    def _answer(self, prompt: str) -> Generated:
+    def _answer(self, prompt: str) -> Answer:
         import torch
 
         started = time.perf_counter()

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.engine.answer import (
-    ERRORS_OF_A_PROMPT,
-    AnswerForm,
-    Generated,
+    PROMPT_ERRORS,
+    Answer,
+    AnswerDecoder,
     failed_answer,
 )
 from ja_instruct.engine.batch_size import (
@@ -70,12 +70,12 @@ class Batched:
         self._adapter = adapter
         self._tokenizer = tokenizer
         self._parameters = parameters
-        self._form = AnswerForm.of(tokenizer, parameters, prompts)
+        self._form = AnswerDecoder.of(tokenizer, parameters, prompts)
         self._weights = ""
         self._weights_before = weights_before
         self._prefill = PREFILL_TOKENS[-1]
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer as answers end; see ``Backend``.
 
         An answer has up to ``max_new_tokens``, however long its prompt is.
@@ -102,14 +102,14 @@ class Batched:
         """Bring the model into the form that steps are taken with, and return its name."""
         from ja_instruct.engine.attention import use_grouped_attention
         from ja_instruct.engine.fused_layers import use_fused_layers
-        from ja_instruct.engine.weights import adapter_beside, merged_in_bf16
+        from ja_instruct.engine.weights import keep_adapter_unmerged, merge_in_bf16
 
         weights = str(self._model.dtype).removeprefix("torch.")
         if getattr(self._model, "is_loaded_in_4bit", False):
             weights = self._parameters.batching.weights
             if weights == "auto":
                 weights = self._choose_weights(prompts, length)
-            take_up = merged_in_bf16 if weights == "bf16" else adapter_beside
+            take_up = merge_in_bf16 if weights == "bf16" else keep_adapter_unmerged
             self._model = take_up(self._model, self._adapter)
         self._model.eval()
         use_grouped_attention(self._model)
@@ -219,7 +219,7 @@ class Batched:
                 for position, ids in self._side_by_side(waiting, max_num_seqs):
                     del waiting[position]
                     yield position, ids
-            except ERRORS_OF_A_PROMPT as error:
+            except PROMPT_ERRORS as error:
                 logger.warning(
                     "answering %d prompts %d at a time failed, %d of them are left: %s",
                     len(encoded),
@@ -245,7 +245,7 @@ class Batched:
             found: list[int] | Exception
             try:
                 ((_, found),) = self._side_by_side({position: ids}, 1)
-            except ERRORS_OF_A_PROMPT as error:
+            except PROMPT_ERRORS as error:
                 logger.exception("generating the answer of prompt %d failed", position)
                 found = error.with_traceback(None)
             free_gpu_memory()

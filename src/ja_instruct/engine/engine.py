@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ja_instruct.engine.kv_cache import KVCache, visible
+from ja_instruct.engine.kv_cache import KVCache, causal_mask
 from ja_instruct.engine.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Engine:
         output = self._model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=visible(self._config, positions, span, self._dtype),
+            attention_mask=causal_mask(self._config, positions, span, self._dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

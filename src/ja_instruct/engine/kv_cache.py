@@ -8,10 +8,10 @@ import torch
 
 from ja_instruct.engine.kernels.int8_kv import (
     Int8Vectors,
-    in_int8,
-    rotated,
+    hadamard_rotate,
+    quantize_int8,
     store_int8,
-    takes,
+    supports_store,
 )
 from ja_instruct.memory.estimates import vector_bytes
 
@@ -92,12 +92,12 @@ class KVCache:
         kept = self._keys[layer_idx], self._values[layer_idx]
         if not self._is_int8:
             return self._store(kept[0], keys), self._store(kept[1], values)
-        if takes(keys):
+        if supports_store(keys):
             rows = self._sequences
             store_int8((keys, values), (kept[0].part(rows), kept[1].part(rows)), self._positions)
         else:
-            for vectors, new in zip(kept, (rotated(keys.float()), values), strict=True):
-                for one, rounded in zip(vectors, in_int8(new), strict=True):
+            for vectors, new in zip(kept, (hadamard_rotate(keys.float()), values), strict=True):
+                for one, rounded in zip(vectors, quantize_int8(new), strict=True):
                     self._store(one, rounded)
         return kept[0].part(*self._what_is_seen), kept[1].part(*self._what_is_seen)
 
@@ -131,7 +131,7 @@ def bytes_per_token(config: Any, dtype: torch.dtype, *, is_int8: bool = False) -
     return int(vectors * vector_bytes(head, dtype.itemsize, is_int8=is_int8))
 
 
-def visible(
+def causal_mask(
     config: Any, positions: torch.Tensor, span: int, dtype: torch.dtype
 ) -> dict[str, torch.Tensor] | torch.Tensor:
     """Return what each token may see, as transformers' models take it.

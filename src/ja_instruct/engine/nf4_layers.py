@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, dequantize
 from ja_instruct.engine.kernels.nf4_matmul import (
     MAX_ROWS,
     LowRank,
@@ -61,12 +61,12 @@ class FusedNf4:
         self._arranged = arranged
         self._in_bf16 = layer.compute_dtype in (None, torch.bfloat16)
 
-    def takes(self, x: torch.Tensor) -> bool:
+    def supports_matmul(self, x: torch.Tensor) -> bool:
         """Return whether the kernel that multiplies is for ``x``: 2 to 64 rows in bfloat16."""
         inputs = self._weight.inputs
         return MIN_ROWS * inputs <= x.numel() <= MAX_ROWS * inputs and self._is_of_kind(x)
 
-    def takes_many(self, x: torch.Tensor) -> bool:
+    def supports_dequantized(self, x: torch.Tensor) -> bool:
         """Return whether weights are written out for ``x``: more rows, in bfloat16."""
         return x.numel() > MAX_ROWS * self._weight.inputs and self._is_of_kind(x)
 
@@ -75,14 +75,14 @@ class FusedNf4:
 
     def with_factors(self, x: torch.Tensor, factors: Factors | None) -> torch.Tensor:
         """Return the layer's output with weights written out, an adapter's part among them."""
-        weight = write_out(self._weight, factors)
+        weight = dequantize(self._weight, factors)
         return torch.nn.functional.linear(x, weight, self._layer.bias)
 
     def __call__(self, x: torch.Tensor, low_rank: LowRank | None = None) -> torch.Tensor:
         """Return the layer's output, and what an adapter adds where the kernel takes ``x``."""
-        if self.takes_many(x):
+        if self.supports_dequantized(x):
             return self.with_factors(x, None)
-        if not self.takes(x):
+        if not self.supports_matmul(x):
             return self._theirs(x)
         weight = self._weight
         rows = x.reshape(-1, weight.inputs)
@@ -96,7 +96,7 @@ def use_fused_nf4(model: Any) -> int:
     """Make a model's 4-bit layers multiply a few rows without writing their weights out.
 
     For 2 to 64 rows in bfloat16, a step of generation, that is ``nf4_matmul``. For more, a prompt,
-    ``write_out`` writes weights out; for a single one bitsandbytes' own way stays, which is faster
+    ``dequantize`` writes weights out; for a single one bitsandbytes' own way stays, which is faster
     there. It is for inference: the kernels have no gradients. A model must not be moved or
     quantized anew afterwards, nor an input changed in place between two layers that get it.
 
@@ -233,9 +233,13 @@ def _lean(layer: Any, name: str, theirs: Forward, narrow: Forward) -> Forward:
         if not usual or x.dtype != first.dtype or layer.active_adapters != [name]:
             return theirs(x, *args, **kwargs)
         below = layer.base_layer.forward
-        if isinstance(below, FusedNf4) and below.takes(x) and second.shape[1] % RANK_STEP == 0:
+        if (
+            isinstance(below, FusedNf4)
+            and below.supports_matmul(x)
+            and second.shape[1] % RANK_STEP == 0
+        ):
             return below(x, LowRank(narrow(x), second, scaling))
-        if isinstance(below, FusedNf4) and below.takes_many(x) and factors.can_be_added:
+        if isinstance(below, FusedNf4) and below.supports_dequantized(x) and factors.can_be_added:
             return below.with_factors(x, factors)
         result: torch.Tensor = layer.base_layer(x)
         # in place, as the layer below has just made it

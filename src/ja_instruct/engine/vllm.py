@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.engine.answer import (
-    ERRORS_OF_A_PROMPT,
-    AnswerForm,
-    Generated,
+    PROMPT_ERRORS,
+    Answer,
+    AnswerDecoder,
     failed_answer,
 )
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
@@ -78,10 +78,10 @@ class VllmEngine:
         self._adapter = adapter
         self._parameters = parameters
         self._tokenizer = model.load_tokenizer()
-        self._form = AnswerForm.of(self._tokenizer, parameters, prompts)
+        self._form = AnswerDecoder.of(self._tokenizer, parameters, prompts)
         self._adapter_arguments = _adapter_arguments(adapter)
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Generated]]:
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer as answers end; see ``Backend``.
 
         vLLM starts here, since only the prompts tell how long sequences get, and ends with the last
@@ -125,7 +125,7 @@ class VllmEngine:
         for position, ids in enumerate(encoded):
             try:
                 engine.add_request(str(position), tokens_input(ids), settings, lora_request=adapter)
-            except (*ERRORS_OF_A_PROMPT, VLLMClientError) as error:
+            except (*PROMPT_ERRORS, VLLMClientError) as error:
                 logger.exception("vLLM does not take prompt %d", position)
                 yield position, error.with_traceback(None)
         while engine.has_unfinished_requests():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ja_instruct.models.directory import ModelDirectory
 
 
-def merged_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
+def merge_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
     """Return a 4-bit model as a bfloat16 one that has the adapter in its matrices.
 
     The weights are those that the 4-bit model computes with. Each sum W + scaling · B A is computed
@@ -20,10 +20,10 @@ def merged_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
         model: A transformers model whose matrices bitsandbytes holds in 4 bits; it is used up.
         adapter: A LoRA adapter; None merges none.
     """
-    return merge_adapter(dequantize(model, torch.bfloat16), adapter)
+    return merge_adapter(dequantize_model(model, torch.bfloat16), adapter)
 
 
-def dequantize(model: Any, dtype: torch.dtype) -> Any:
+def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
     """Replace the 4-bit matrices of a model, one after the other, and return it.
 
     transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit ones until the
@@ -69,7 +69,7 @@ def merge_adapter(model: Any, adapter: ModelDirectory | None) -> Any:
     return PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
 
 
-def adapter_beside(model: Any, adapter: ModelDirectory | None) -> Any:
+def keep_adapter_unmerged(model: Any, adapter: ModelDirectory | None) -> Any:
     """Return a 4-bit model with an adapter beside its matrices, both computed without detours.
 
     Args:

@@ -298,11 +298,11 @@ def test_transformers_layers_are_those_of_float32(operations, compare, shape, ke
 
 def test_grouped_attention_has_its_kernels_back(operations):
     attention = operations.attention
-    before = attention.takes, attention.takes_piece
+    before = attention.supports_decode, attention.supports_prefill
     with operations.without_kernels():
-        assert not attention.takes(None, None)
-        assert not attention.takes_piece(None, None)
-    assert (attention.takes, attention.takes_piece) == before
+        assert not attention.supports_decode(None, None)
+        assert not attention.supports_prefill(None, None)
+    assert (attention.supports_decode, attention.supports_prefill) == before
 
 
 @pytest.mark.gpu

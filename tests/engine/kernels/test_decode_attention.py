@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from ja_instruct.engine.attention import grouped_attention
-from ja_instruct.engine.kernels.decode_attention import LONGEST_PART, decode_attention, takes
-from ja_instruct.engine.kernels.int8_kv import Int8Vectors, in_int8, rotated
+from ja_instruct.engine.kernels.decode_attention import (
+    LONGEST_PART,
+    decode_attention,
+    supports_decode,
+)
+from ja_instruct.engine.kernels.int8_kv import Int8Vectors, hadamard_rotate, quantize_int8
 
 
 def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
@@ -14,15 +18,15 @@ def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
 
 
 def test_a_cpu_has_no_kernel():
-    assert not takes(*query_and_key())
+    assert not supports_decode(*query_and_key())
 
 
 @pytest.mark.gpu
 def test_it_takes_steps_in_16_bits():
-    assert takes(*query_and_key(device="cuda"))
-    assert not takes(*query_and_key(tokens=2, device="cuda"))
-    assert not takes(*query_and_key(dtype=torch.float32, device="cuda"))
-    assert not takes(*query_and_key(width=96, device="cuda"))
+    assert supports_decode(*query_and_key(device="cuda"))
+    assert not supports_decode(*query_and_key(tokens=2, device="cuda"))
+    assert not supports_decode(*query_and_key(dtype=torch.float32, device="cuda"))
+    assert not supports_decode(*query_and_key(width=96, device="cuda"))
 
 
 def step(sequences, heads, key_heads, span, width, window, dtype):
@@ -76,14 +80,14 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
 def test_kernel_takes_keys_in_8_bits(shape, window, softcap, dtype):
     query, keys, values, mask = step(*shape, window, dtype)
     # a view of the first positions of a cache, as a step has it
-    whole = [in_int8(rotated(keys.float() * 0.1)), in_int8(values * 0.1)]
+    whole = [quantize_int8(hadamard_rotate(keys.float() * 0.1)), quantize_int8(values * 0.1)]
     keys, values = (Int8Vectors(numbers[:, :, :-8], scales[:, :, :-8]) for numbers, scales in whole)
     mask, scaling = mask[..., :-8], 10 * shape[-1] ** -0.5
-    restored = (vectors.restored(torch.float32) for vectors in (keys, values))
+    restored = (vectors.dequantize(torch.float32) for vectors in (keys, values))
     exact, _ = grouped_attention(
-        None, rotated(query.float()), *restored, mask.float(), scaling, softcap=softcap
+        None, hadamard_rotate(query.float()), *restored, mask.float(), scaling, softcap=softcap
     )
-    assert takes(query, keys)
+    assert supports_decode(query, keys)
     output = decode_attention(query, keys, values, mask, scaling, softcap)
     torch.testing.assert_close(output.transpose(1, 2).float(), exact, rtol=2e-2, atol=1e-3)
     assert torch.equal(output, decode_attention(query, keys, values, mask, scaling, softcap))

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from ja_instruct.engine.kernels.int8_kv import (
     LEAST,
     Int8Vectors,
-    in_int8,
-    rotated,
-    rotation,
+    hadamard_matrix,
+    hadamard_rotate,
+    quantize_int8,
     store_int8,
-    takes,
+    supports_store,
 )
 from ja_instruct.engine.kv_cache import KVCache
 
@@ -24,18 +24,18 @@ TINY = 127 * LEAST
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40))
 def test_each_number_is_off_by_half_a_step_at_most(numbers):
     vector = torch.tensor(numbers)
-    rounded = in_int8(vector)
+    rounded = quantize_int8(vector)
     step = vector.abs().max() / 127
     assert rounded.numbers.dtype == torch.uint8
-    assert (rounded.restored(torch.float32) - vector).abs().max() <= HALF * step + TINY
+    assert (rounded.dequantize(torch.float32) - vector).abs().max() <= HALF * step + TINY
 
 
 def test_every_vector_has_its_own_scale():
     vectors = torch.tensor([[127.0, -3.4, 0.0], [-1.27, 0.05, 0.0], [0.0, 0.0, 0.0]])
-    rounded = in_int8(vectors)
+    rounded = quantize_int8(vectors)
     assert rounded.numbers.tolist() == [[255, 125, 128], [1, 133, 128], [128, 128, 128]]
     torch.testing.assert_close(rounded.scales, torch.tensor([1.0, 0.01, 0.0]))
-    restored = rounded.restored(torch.bfloat16)
+    restored = rounded.dequantize(torch.bfloat16)
     assert restored.dtype == torch.bfloat16
     assert restored[2].tolist() == [0.0, 0.0, 0.0]
 
@@ -44,12 +44,12 @@ def test_every_vector_has_its_own_scale():
 def test_a_rotation_keeps_products(width):
     torch.manual_seed(0)
     one, other = torch.randn(2, 5, width, dtype=torch.float64)
-    turned = rotated(one) @ rotated(other).T
+    turned = hadamard_rotate(one) @ hadamard_rotate(other).T
     torch.testing.assert_close(turned, one @ other.T)
-    signs = rotation(width, torch.float32, torch.device("cpu"))
+    signs = hadamard_matrix(width, torch.float32, torch.device("cpu"))
     block = {96: 32}.get(width, width)
     assert torch.equal(signs.abs().sum(dim=1), torch.full((width,), float(block)))
-    assert rotated(one.bfloat16()).dtype == torch.bfloat16
+    assert hadamard_rotate(one.bfloat16()).dtype == torch.bfloat16
 
 
 def test_numbers_that_stand_out_are_spread():
@@ -60,19 +60,19 @@ def test_numbers_that_stand_out_are_spread():
     vectors[:, 64:] += 3
 
     def error(of):
-        return float((in_int8(of).restored(torch.float32) - of).norm() / of.norm())
+        return float((quantize_int8(of).dequantize(torch.float32) - of).norm() / of.norm())
 
-    assert error(rotated(vectors)) < 0.4 * error(vectors)
+    assert error(hadamard_rotate(vectors)) < 0.4 * error(vectors)
 
 
 def test_vectors_of_zeros():
     zeros = Int8Vectors.zeros((2, 3, 4), torch.device("cpu"))
-    assert torch.equal(zeros.restored(torch.float32), torch.zeros(2, 3, 4))
+    assert torch.equal(zeros.dequantize(torch.float32), torch.zeros(2, 3, 4))
     assert zeros.scales.shape == (2, 3)
 
 
 def test_a_cpu_has_no_kernel():
-    assert not takes(torch.zeros(2, 4, 1, 128, dtype=torch.bfloat16))
+    assert not supports_store(torch.zeros(2, 4, 1, 128, dtype=torch.bfloat16))
 
 
 @pytest.fixture
@@ -92,9 +92,11 @@ def test_a_prompt_in_pieces_is_seen_as_in_one(cache):
             cache.place(torch.arange(start, end)[None], end, slot)
             shown = cache.update(keys[:, :, start:end], values[:, :, start:end], 1)
             start = end
-        seen.append(torch.stack([vectors.restored(torch.float32) for vectors in shown]))
+        seen.append(torch.stack([vectors.dequantize(torch.float32) for vectors in shown]))
     assert torch.equal(*seen)
-    torch.testing.assert_close(seen[0], torch.stack([rotated(keys), values]), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        seen[0], torch.stack([hadamard_rotate(keys), values]), rtol=0, atol=0.02
+    )
     assert not cache._keys[0].scales.any()
     assert not cache._keys[1].scales[1].any()
 
@@ -105,8 +107,8 @@ def test_a_step_puts_each_token_into_its_place(cache):
     cache.place(torch.tensor([[4], [0], [9]]), 10)
     shown = cache.update(keys, values, 0)
     assert all(isinstance(vectors, Int8Vectors) for vectors in shown)
-    for vectors, new in zip(shown, (rotated(keys), values), strict=True):
-        restored = vectors.restored(torch.float32)
+    for vectors, new in zip(shown, (hadamard_rotate(keys), values), strict=True):
+        restored = vectors.dequantize(torch.float32)
         assert restored.shape == (3, heads, 10, width)
         for slot, place in enumerate((4, 0, 9)):
             torch.testing.assert_close(restored[slot, :, place], new[slot, :, 0], rtol=0, atol=0.02)
@@ -116,9 +118,9 @@ def test_a_step_puts_each_token_into_its_place(cache):
 @pytest.mark.gpu
 def test_it_stores_what_is_in_16_bits():
     vectors = torch.zeros(2, 4, 1, 128, device="cuda")
-    assert takes(vectors.bfloat16())
-    assert not takes(vectors)
-    assert not takes(vectors[..., :96].bfloat16())
+    assert supports_store(vectors.bfloat16())
+    assert not supports_store(vectors)
+    assert not supports_store(vectors[..., :96].bfloat16())
 
 
 @pytest.mark.gpu
@@ -130,14 +132,14 @@ def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):
     # as they lie behind their matrices; the last head of the first sequence is nothing
     new = torch.randn(2, 5, tokens, 3, width, device="cuda", dtype=dtype).transpose(2, 3)
     new[:, 0, 2] = 0
-    assert takes(new[0])
+    assert supports_store(new[0])
     kept = [Int8Vectors.zeros((5, 3, 40, width), new.device) for _ in range(2)]
     first = torch.tensor([[0], [36], [7], [8], [9]], device="cuda")
     positions = first + torch.arange(tokens, device="cuda")
     store_int8((new[0], new[1]), (kept[0], kept[1]), positions)
     rows = torch.arange(5, device="cuda")[:, None]
-    for vectors, tensor in zip(kept, (rotated(new[0].float()), new[1]), strict=True):
-        rounded = in_int8(tensor.transpose(1, 2))
+    for vectors, tensor in zip(kept, (hadamard_rotate(new[0].float()), new[1]), strict=True):
+        rounded = quantize_int8(tensor.transpose(1, 2))
         numbers = vectors.numbers[rows, :, positions].int()
         # of the rotation sums have another order
         assert (numbers - rounded.numbers.int()).abs().max() <= 1
@@ -150,7 +152,7 @@ def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("width", [32, 128])
 def test_the_kernel_restores_what_was_stored(width, dtype):
-    vectors = in_int8(torch.randn(3, 2, 200, width))
+    vectors = quantize_int8(torch.randn(3, 2, 200, width))
     part = Int8Vectors(*(one.cuda() for one in vectors)).part(slice(1, 3), slice(None), slice(131))
-    expected = vectors.part(slice(1, 3), slice(None), slice(131)).restored(dtype)
-    assert torch.equal(part.restored(dtype).cpu(), expected)
+    expected = vectors.part(slice(1, 3), slice(None), slice(131)).dequantize(dtype)
+    assert torch.equal(part.dequantize(dtype).cpu(), expected)

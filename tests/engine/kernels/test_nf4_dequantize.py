@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ja_instruct.engine.kernels.nf4_dequantize import Factors, write_out
+from ja_instruct.engine.kernels.nf4_dequantize import Factors, dequantize
 from ja_instruct.engine.kernels.nf4_weight import nf4_weight
 
 
@@ -36,7 +36,7 @@ def test_a_matrix_with_what_an_adapter_adds(quantize, shape, rank):
         second = torch.randn(outputs, rank, device="cuda", dtype=torch.bfloat16) * 0.02
         factors = Factors(first, second, rank**-0.5)
         expected = expected + rank**-0.5 * second.float() @ first.float()
-    written = write_out(weight, factors)
+    written = dequantize(weight, factors)
     assert written.dtype == torch.bfloat16
     error = (written.float() - expected).norm() / expected.norm()
     # a level is rounded, and the sum

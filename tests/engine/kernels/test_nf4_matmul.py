@@ -37,7 +37,7 @@ def reference_nf4_matmul(x, packed, state, bias=None):
     return output if bias is None else output + bias.float()
 
 
-def write_out(weight):
+def dequantize(weight):
     """Return the weights as the kernel multiplies them: a level, and its block's scale."""
     places = (weight.quads[..., None].int() >> SHIFTS) & 15
     values = weight.levels[places.view(weight.outputs, -1)].float()
@@ -52,7 +52,7 @@ def test_quads_hold_bitsandbytes_weights_in_their_order(shape, nested):
     assert (weight.outputs, weight.inputs) == shape
     expected = quantized.dequantize_4bit(packed, state).float()
     # a level is rounded, and so is bitsandbytes' product with its scale
-    torch.testing.assert_close(write_out(weight), expected, rtol=2**-7, atol=0)
+    torch.testing.assert_close(dequantize(weight), expected, rtol=2**-7, atol=0)
 
 
 def test_packed_weights_are_not_copied():
@@ -79,7 +79,7 @@ def test_blocks_of_zeros_have_a_scale_of_zero():
     packed, state = quantized.quantize_4bit(torch.zeros(64, 128), quant_type="nf4", blocksize=64)
     weight = nf4_weight(packed, state)
     assert weight.scales.dtype == torch.float16
-    assert not write_out(weight).any()
+    assert not dequantize(weight).any()
 
 
 def test_rows_are_arranged_as_quads_lie():

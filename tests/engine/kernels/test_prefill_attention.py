@@ -9,8 +9,8 @@ from ja_instruct.engine.kernels.prefill_attention import (
     MOST_HEADS,
     Blocks,
     choose_blocks,
-    prompt_attention,
-    takes,
+    prefill_attention,
+    supports_prefill,
 )
 
 # sequences, heads, key heads, tokens, span, width
@@ -30,17 +30,17 @@ def query_and_key(tokens=9, width=64, dtype=torch.bfloat16, device="cpu", heads=
 
 
 def test_a_cpu_has_no_kernel():
-    assert not takes(*query_and_key())
+    assert not supports_prefill(*query_and_key())
 
 
 @pytest.mark.gpu
 def test_it_takes_pieces_in_16_bits():
-    assert takes(*query_and_key(device="cuda"))
-    assert takes(*query_and_key(tokens=2, dtype=torch.float16, device="cuda"))
-    assert not takes(*query_and_key(tokens=1, device="cuda"))
-    assert not takes(*query_and_key(dtype=torch.float32, device="cuda"))
-    assert not takes(*query_and_key(width=96, device="cuda"))
-    assert not takes(*query_and_key(heads=4 * MOST_HEADS, device="cuda"))
+    assert supports_prefill(*query_and_key(device="cuda"))
+    assert supports_prefill(*query_and_key(tokens=2, dtype=torch.float16, device="cuda"))
+    assert not supports_prefill(*query_and_key(tokens=1, device="cuda"))
+    assert not supports_prefill(*query_and_key(dtype=torch.float32, device="cuda"))
+    assert not supports_prefill(*query_and_key(width=96, device="cuda"))
+    assert not supports_prefill(*query_and_key(heads=4 * MOST_HEADS, device="cuda"))
 
 
 @pytest.mark.parametrize("major", [8, 9, 10, 12])
@@ -63,8 +63,8 @@ def test_grouped_attention_calls_it_for_bounded_scores(softcap, masked, called, 
         calls.append((mask.shape, scaling, softcap))
         return query
 
-    monkeypatch.setattr(caller, "takes_piece", lambda query, key: True)
-    monkeypatch.setattr(caller, "prompt_attention", kernel)
+    monkeypatch.setattr(caller, "supports_prefill", lambda query, key: True)
+    monkeypatch.setattr(caller, "prefill_attention", kernel)
     layer = torch.nn.Module()
     layer.num_key_value_groups = 2
     query, key = query_and_key(dtype=torch.float32)
@@ -89,7 +89,7 @@ def piece(sequences, heads, key_heads, tokens, span, width, window, dtype=torch.
 
 def exact(query, key, value, mask, scaling, softcap):
     tensors = [tensor.float() for tensor in (query, key, value, mask)]
-    assert not takes(*tensors[:2])
+    assert not supports_prefill(*tensors[:2])
     layer = torch.nn.Module()
     layer.num_key_value_groups = query.shape[1] // key.shape[1]
     layer.eval()
@@ -108,10 +108,10 @@ def assert_exact(output, expected):
 def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
     tensors = piece(*shape, window, dtype)
     scaling = shape[-1] ** -0.5
-    output = prompt_attention(*tensors, scaling, softcap)
+    output = prefill_attention(*tensors, scaling, softcap)
     assert output.transpose(1, 2).is_contiguous()
     assert_exact(output, exact(*tensors, scaling, softcap))
-    assert torch.equal(output, prompt_attention(*tensors, scaling, softcap))
+    assert torch.equal(output, prefill_attention(*tensors, scaling, softcap))
 
 
 @pytest.mark.gpu
@@ -119,7 +119,7 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
 def test_other_blocks_give_the_same(blocks):
     tensors = piece(1, 8, 4, 300, 812, 128, 300)
     expected = exact(*tensors, 0.1, 50.0)
-    assert_exact(prompt_attention(*tensors, 0.1, 50.0, Blocks(*blocks)), expected)
+    assert_exact(prefill_attention(*tensors, 0.1, 50.0, Blocks(*blocks)), expected)
 
 
 @pytest.mark.gpu
@@ -127,8 +127,8 @@ def test_grouped_attention_is_no_further_from_exact_than_without_it(monkeypatch)
     tensors = piece(1, 8, 4, 150, 400, 128, 200)
     output, _ = grouped_attention(None, *tensors, 0.1, softcap=50.0)
     assert output.is_contiguous()
-    assert torch.equal(output.transpose(1, 2), prompt_attention(*tensors, 0.1, 50.0))
-    monkeypatch.setattr(caller, "takes_piece", lambda query, key: False)
+    assert torch.equal(output.transpose(1, 2), prefill_attention(*tensors, 0.1, 50.0))
+    monkeypatch.setattr(caller, "supports_prefill", lambda query, key: False)
     without, _ = grouped_attention(None, *tensors, 0.1, softcap=50.0)
     expected = exact(*tensors, 0.1, 50.0).transpose(1, 2)
     assert (output - expected).abs().mean() < (without - expected).abs().mean()
@@ -147,16 +147,16 @@ def test_masks_may_be_any():
     mask[..., 3] = torch.randn(2, 1, 150)
     mask[0, ..., 400:420] = -torch.inf
     mask = mask.to("cuda", torch.bfloat16)
-    output = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    output = prefill_attention(query, keys, values, mask, 0.1, 5.0)
     assert_exact(output, exact(query, keys, values, mask, 0.1, 5.0))
 
 
 @pytest.mark.gpu
 def test_tokens_that_see_nothing_get_finite_numbers():
     query, keys, values, mask = piece(1, 4, 2, 300, 300, 64, None)
-    expected = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    expected = prefill_attention(query, keys, values, mask, 0.1, 5.0)
     mask[:, :, :170] = torch.finfo(torch.bfloat16).min
-    output = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    output = prefill_attention(query, keys, values, mask, 0.1, 5.0)
     assert output.isfinite().all()
     torch.testing.assert_close(output[:, :, 170:], expected[:, :, 170:], rtol=2e-2, atol=1e-2)
 
@@ -165,18 +165,18 @@ def test_tokens_that_see_nothing_get_finite_numbers():
 def test_what_is_hidden_is_not_read():
     query, keys, values, mask = piece(1, 4, 2, 40, 640, 64, None)
     mask[..., :128], mask[..., 512:] = (torch.finfo(torch.bfloat16).min,) * 2
-    expected = prompt_attention(query, keys, values, mask, 0.1, 5.0)
+    expected = prefill_attention(query, keys, values, mask, 0.1, 5.0)
     for tensor in (keys, values):
         tensor[:, :, :128], tensor[:, :, 512:] = torch.nan, torch.nan
-    assert torch.equal(prompt_attention(query, keys, values, mask, 0.1, 5.0), expected)
+    assert torch.equal(prefill_attention(query, keys, values, mask, 0.1, 5.0), expected)
 
 
 @pytest.mark.gpu
 def test_a_graph_can_hold_it():
     tensors = piece(1, 8, 4, 200, 456, 128, None)
-    expected = prompt_attention(*tensors, 0.1, 50.0)
+    expected = prefill_attention(*tensors, 0.1, 50.0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = prompt_attention(*tensors, 0.1, 50.0)
+        output = prefill_attention(*tensors, 0.1, 50.0)
     graph.replay()
     assert torch.equal(output, expected)

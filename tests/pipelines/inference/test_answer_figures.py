@@ -1,6 +1,6 @@
 import pytest
 
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.pipelines.inference.answer_figures import (
     banned_word_hits,
     japanese_share,
@@ -20,7 +20,7 @@ def parameters(read_parameters):
 
 
 def said(text, finished=True, error=""):
-    return Generated(text, 10, 5, finished=finished, seconds=0.5, error=error)
+    return Answer(text, 10, 5, finished=finished, seconds=0.5, error=error)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ja_instruct.pipelines.inference.shots import (
+from ja_instruct.pipelines.inference.few_shot_examples import (
     SAME_TASK_JACCARD,
     PoolQuestions,
-    choose_shots,
+    choose_examples,
     diversify,
-    fit_shots,
+    fit_examples,
     fold_question,
     jaccard,
     split_ngrams,
@@ -129,18 +129,18 @@ class TestChooseShots:
     POOL = ("川", "山", "谷", "海", "空")
 
     def test_the_best(self):
-        assert choose_shots(self.RESULTS, set(), self.POOL, 2, None) == list(self.RESULTS[:2])
+        assert choose_examples(self.RESULTS, set(), self.POOL, 2, None) == list(self.RESULTS[:2])
 
     def test_next_best_takes_the_place_of_the_task_itself(self):
-        assert choose_shots(self.RESULTS, {4, 3}, self.POOL, 2, None) == list(self.RESULTS[1:])
-        assert choose_shots(self.RESULTS, {4, 3}, self.POOL, 2, 0.5) == list(self.RESULTS[1:])
+        assert choose_examples(self.RESULTS, {4, 3}, self.POOL, 2, None) == list(self.RESULTS[1:])
+        assert choose_examples(self.RESULTS, {4, 3}, self.POOL, 2, 0.5) == list(self.RESULTS[1:])
 
 
 @pytest.mark.parametrize(
     ("room", "expected"), [(None, "abc"), (9, "abc"), (5, "abc"), (4, "bc"), (2, ""), (1, "")]
 )
 def test_least_similar_shots_go_first(room, expected):
-    shots, prompt, tokens = fit_shots(
+    shots, prompt, tokens = fit_examples(
         [{"input": one} for one in "abc"],
         lambda some: "".join(shot["input"] for shot in some) + "課題",
         len,

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from ja_instruct.datasets import ColbertCheckpointDataset
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference import nodes
@@ -211,8 +211,8 @@ class TestBuildPrompts:
 
     def test_diverse_shots_are_in_the_order_of_their_scores(self, build):
         nearest = build(top_k=2)
-        assert build(top_k=2, shot_diversity=0.0).to_list() == nearest.to_list()
-        diverse = build(top_k=2, shot_diversity=1.0)
+        assert build(top_k=2, example_diversity=0.0).to_list() == nearest.to_list()
+        diverse = build(top_k=2, example_diversity=1.0)
         assert diverse.to_list() != nearest.to_list()
         for record, other in zip(diverse, nearest, strict=True):
             assert record["shots"][-1] == other["shots"][-1]
@@ -244,7 +244,7 @@ def asked(monkeypatch):
             for number in reversed(range(len(prompts))):
                 text = f"答え{number}" if number else ""
                 finished = number == 1
-                yield number, Generated(text, 10, 4, finished=finished, seconds=0.5)
+                yield number, Answer(text, 10, 4, finished=finished, seconds=0.5)
 
     def load(model, adapter, parameters, texts, weights_before):
         calls.append({"model": model, "adapter": adapter, "weights_before": weights_before})
@@ -419,7 +419,7 @@ class TestAllAnswered:
         ({"max_new_tokens": 4096}, "leaves no room for a prompt"),
         ({"top_k": -1}, "greater than or equal to 0"),
         ({"repetition_penalty": 0}, "greater than 0"),
-        ({"shot_diversity": 1.5}, "less than or equal to 1"),
+        ({"example_diversity": 1.5}, "less than or equal to 1"),
         ({"bad_words": ["質問", ""]}, "bad_words holds an empty one"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from ja_instruct.datasets import AdapterDataset
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import OneByOne
 from ja_instruct.engine.batched import Batched
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
@@ -179,7 +179,7 @@ class TestKeys:
             {"top_k": 9},
             {"max_query_tokens": 9},
             {"exclude_same_task": True},
-            {"shot_diversity": 0.5},
+            {"example_diversity": 0.5},
             {"fit_prompt": True},
             {"compare_tasks": 9},
             {"fail_on_failed_tasks": True},
@@ -241,7 +241,7 @@ class TestAnswerAll:
 
     @staticmethod
     def said(text, error=""):
-        return Generated(text, 3, 2, finished=True, seconds=0.1, error=error)
+        return Answer(text, 3, 2, finished=True, seconds=0.1, error=error)
 
     def test_answers_in_any_order_come_to_their_tasks(self, ask):
         answers, store = ask((i, self.said(f"答{i}")) for i in (2, 0, 1))

@@ -21,8 +21,8 @@ from ja_instruct.engine.kernels.decode_kernels import (
     attend_in_int8,
     join,
 )
-from ja_instruct.engine.kernels.int8_kv import TURNED_AT_ONCE, Int8Vectors, rotation
-from ja_instruct.engine.kernels.triton import speaks_ptx, takes_heads, traits
+from ja_instruct.engine.kernels.int8_kv import TURNED_AT_ONCE, Int8Vectors, hadamard_matrix
+from ja_instruct.engine.kernels.triton import supports_heads, supports_ptx, traits
 
 # Numbers of keys that a program reads at once
 TILE = 64 * 128
@@ -32,13 +32,13 @@ PROGRAMS, LEAST_PARTS = 4, 2
 LONGEST_PART = 4096
 
 
-def takes(query: torch.Tensor, key: torch.Tensor | Int8Vectors) -> bool:
+def supports_decode(query: torch.Tensor, key: torch.Tensor | Int8Vectors) -> bool:
     """Return whether the kernel is for such a step: one token a sequence, in 16 bits, on CUDA.
 
     Keys and values may be in 8 bits.
     """
     computed = query if isinstance(key, Int8Vectors) else key
-    return query.shape[2] == 1 and takes_heads(query, computed)
+    return query.shape[2] == 1 and supports_heads(query, computed)
 
 
 def decode_attention(
@@ -83,7 +83,7 @@ def decode_attention(
     query = query.contiguous()
     sums = torch.empty((pairs, parts, group, width), dtype=torch.float32, device=query.device)
     totals = torch.empty((2, pairs, parts, group), dtype=torch.float32, device=query.device)
-    speaks = speaks_ptx(query.device)
+    speaks = supports_ptx(query.device)
     # scores are powers of two, and those that are bounded come as twice themselves by the bound
     factor = scaling * math.log2(math.e) * (2 / softcap if softcap else 1)
     if isinstance(key, Int8Vectors):
@@ -127,7 +127,7 @@ def decode_attention(
 @cache
 def _rotation(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the rotation's even columns and then its odd ones, as the kernel has queries."""
-    whole = rotation(width, dtype, device)
+    whole = hadamard_matrix(width, dtype, device)
     return torch.cat([whole[:, ::2], whole[:, 1::2]], dim=1)
 
 
@@ -142,7 +142,7 @@ def _in_8_bits(key: Any, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
     width = query.shape[-1]
     given = (*pairs, key.scales, value.scales, _rotation(width, query.dtype, query.device))
     more = {
-        "assembly": NUMBERS if speaks_ptx(query.device) else None,
+        "assembly": NUMBERS if supports_ptx(query.device) else None,
         "root": width**-0.5,
         "turned_at_once": min(width, TURNED_AT_ONCE),
     }

@@ -50,15 +50,15 @@ class Int8Vectors(NamedTuple):
         """Return a view of some of the vectors."""
         return Int8Vectors(self.numbers[index], self.scales[index])
 
-    def restored(self, dtype: torch.dtype) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the vectors, (sequences, heads, tokens, width) on a GPU."""
         if _is_for_kernels(self.numbers):
-            return _restored(self, dtype)
+            return _dequantize(self, dtype)
         return ((self.numbers.float() - OFFSET) * self.scales[..., None]).to(dtype)
 
 
 @cache
-def rotation(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def hadamard_matrix(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return a matrix of 1 and -1, (width, width), that rotates, and stretches by the width's root.
 
     Where the width is no power of 2, it rotates blocks of a width that is, and is 0 between them.
@@ -87,14 +87,14 @@ def _block(width: int) -> int:
     return width & -width
 
 
-def rotated(vectors: torch.Tensor) -> torch.Tensor:
+def hadamard_rotate(vectors: torch.Tensor) -> torch.Tensor:
     """Return vectors, (..., width), rotated."""
     width = vectors.shape[-1]
     root: float = _block(width) ** -0.5
-    return vectors @ rotation(width, vectors.dtype, vectors.device) * root
+    return vectors @ hadamard_matrix(width, vectors.dtype, vectors.device) * root
 
 
-def in_int8(vectors: torch.Tensor) -> Int8Vectors:
+def quantize_int8(vectors: torch.Tensor) -> Int8Vectors:
     """Return vectors, (..., width), rounded to 8 bits each by its own largest number."""
     vectors = vectors.float()
     scales = vectors.abs().amax(dim=-1) * (1 / LARGEST)
@@ -102,7 +102,7 @@ def in_int8(vectors: torch.Tensor) -> Int8Vectors:
     return Int8Vectors((numbers + OFFSET).to(torch.uint8), scales)
 
 
-def takes(vectors: torch.Tensor) -> bool:
+def supports_store(vectors: torch.Tensor) -> bool:
     """Return whether a kernel stores such vectors: in 16 bits, of a head's width, on CUDA."""
     return vectors.dtype in (torch.bfloat16, torch.float16) and _is_for_kernels(vectors)
 
@@ -118,8 +118,8 @@ def store_int8(
 ) -> None:
     """Write sequences' new keys and values into their places of a cache, in 8 bits.
 
-    It is ``in_int8`` of the rotated keys and of the values, and an assignment, in one kernel. There
-    is nothing to wait for, and after a first call, which compiles, a CUDA graph can hold it.
+    One kernel does ``quantize_int8`` of the rotated keys and of the values, and the assignment. It
+    needs no host synchronization, and after a first call, which compiles, a CUDA graph can hold it.
 
     Args:
         new: Keys and values, each (sequences, heads, tokens, width), the numbers of a vector one
@@ -131,7 +131,7 @@ def store_int8(
     keys, values = kept
     _store[(-(-sequences * tokens // STORED_AT_ONCE), heads)](
         *new,
-        rotation(width, new[0].dtype, new[0].device),
+        hadamard_matrix(width, new[0].dtype, new[0].device),
         *keys,
         *values,
         positions.contiguous(),
@@ -152,7 +152,7 @@ def store_int8(
     )
 
 
-def _restored(vectors: Int8Vectors, dtype: torch.dtype) -> torch.Tensor:
+def _dequantize(vectors: Int8Vectors, dtype: torch.dtype) -> torch.Tensor:
     numbers, scales = vectors
     sequences, heads, tokens, width = numbers.shape
     output = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)

@@ -14,7 +14,7 @@ import torch
 
 from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY, decode
 from ja_instruct.engine.kernels.nf4_weight import BLOCK, Nf4Weight
-from ja_instruct.engine.kernels.triton import jit, speaks_ptx, tl
+from ja_instruct.engine.kernels.triton import jit, supports_ptx, tl
 
 OUTPUTS_AT_ONCE = 64
 # of 64 inputs, of a program: it reads the adapter's second factor once
@@ -43,7 +43,7 @@ class Factors(NamedTuple):
         return LEAST_RANK <= rank <= LARGEST_RANK and rank & (rank - 1) == 0
 
 
-def write_out(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor:
+def dequantize(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor:
     """Return a matrix in bfloat16, (outputs, inputs), and what an adapter adds to it.
 
     Args:
@@ -54,7 +54,7 @@ def write_out(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor
         (weight.outputs, weight.inputs), dtype=torch.bfloat16, device=weight.quads.device
     )
     chunks = weight.inputs // BLOCK
-    _write_out[(-(-chunks // CHUNKS), -(-weight.outputs // OUTPUTS_AT_ONCE))](
+    _dequantize[(-(-chunks // CHUNKS), -(-weight.outputs // OUTPUTS_AT_ONCE))](
         weight.quads,
         weight.scales,
         weight.levels,
@@ -65,7 +65,7 @@ def write_out(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor
         weight.outputs,
         chunks,
         rank=factors.first.shape[0] if factors else 0,
-        assembly=ASSEMBLY if speaks_ptx(output.device) else None,
+        assembly=ASSEMBLY if supports_ptx(output.device) else None,
         block_outputs=OUTPUTS_AT_ONCE,
         chunks_at_once=CHUNKS,
         num_warps=4,
@@ -75,7 +75,7 @@ def write_out(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor
 
 
 @jit("chunks")
-def _write_out(
+def _dequantize(
     quads: tl.tensor,
     scales: tl.tensor,
     levels: tl.tensor,

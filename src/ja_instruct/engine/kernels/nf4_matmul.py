@@ -18,7 +18,7 @@ import torch
 
 from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY, decode
 from ja_instruct.engine.kernels.nf4_weight import BLOCK, Nf4Weight
-from ja_instruct.engine.kernels.triton import jit, speaks_ptx, tl, traits
+from ja_instruct.engine.kernels.triton import jit, supports_ptx, tl, traits
 
 MAX_ROWS = 64
 ADDED_AT_ONCE = 512
@@ -132,7 +132,7 @@ def nf4_matmul(
         cut.share,
         low_rank.second.shape[1] if low_rank else 0,
         low_rank.narrow.stride(0) if low_rank else 0,
-        assembly=ASSEMBLY if speaks_ptx(x.device) else None,
+        assembly=ASSEMBLY if supports_ptx(x.device) else None,
         block_rows=max(16, 1 << (rows - 1).bit_length()),
         block_outputs=blocks.outputs,
         joined=blocks.joined,

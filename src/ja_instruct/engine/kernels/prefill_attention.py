@@ -16,8 +16,8 @@ import torch
 from ja_instruct.engine.kernels.triton import (
     is_available,
     jit,
-    speaks_ptx,
-    takes_heads,
+    supports_heads,
+    supports_ptx,
     tl,
     traits,
 )
@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def takes(query: torch.Tensor, key: torch.Tensor) -> bool:
+def supports_prefill(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Return whether the kernel is for such a piece: more than one token, in 16 bits, on CUDA.
 
     It wants Ampere or newer, which have bfloat16.
@@ -54,9 +54,9 @@ def takes(query: torch.Tensor, key: torch.Tensor) -> bool:
     return (
         query.shape[2] > 1
         and query.shape[1] <= MOST_HEADS * key.shape[1]
-        and takes_heads(query, key)
+        and supports_heads(query, key)
         and is_available(query.device)
-        and speaks_ptx(query.device)
+        and supports_ptx(query.device)
     )
 
 
@@ -72,7 +72,7 @@ def choose_blocks(width: int, major: int) -> Blocks:
     return Blocks(64, 32, 4, 2) if width > 128 else Blocks(128, 32, 8, 3)
 
 
-def prompt_attention(
+def prefill_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -15,7 +15,7 @@ try:
 except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernels
     triton = tl = None
 
-__all__ = ["Traits", "is_available", "jit", "speaks_ptx", "takes_heads", "tl", "traits"]
+__all__ = ["Traits", "is_available", "jit", "supports_heads", "supports_ptx", "tl", "traits"]
 
 # of a head, for the kernels of attention
 WIDTHS = (32, 64, 128, 256)
@@ -47,7 +47,7 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cuda" and triton is not None and traits(device).major >= 8
 
 
-def speaks_ptx(device: torch.device) -> bool:
+def supports_ptx(device: torch.device) -> bool:
     """Return whether a device takes NVIDIA's assembly.
 
     AMD's devices are called cuda, too, and Triton's interpreter reads none.
@@ -55,7 +55,7 @@ def speaks_ptx(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
-def takes_heads(query: torch.Tensor, key: torch.Tensor) -> bool:
+def supports_heads(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Return whether kernels of attention are for such heads: in 16 bits, on CUDA, of a width."""
     return (
         triton is not None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.pipelines.inference.answering import find_failure
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
@@ -58,7 +58,7 @@ def banned_word_hits(text: str, words: Sequence[str]) -> dict[str, int]:
 
 def report_answers(
     tasks: Sequence[Mapping[str, Any]],
-    answers: Sequence[Generated],
+    answers: Sequence[Answer],
     parameters: InferenceParameters,
 ) -> dict[str, Any]:
     """Return ``inference_report``: ``summary``, ``failed``, ``banned_words`` and ``tasks``.
@@ -103,7 +103,7 @@ def report_answers(
 
 
 def _row(
-    task: Mapping[str, Any], answer: Generated, parameters: InferenceParameters
+    task: Mapping[str, Any], answer: Answer, parameters: InferenceParameters
 ) -> dict[str, Any]:
     return {
         "task_id": task["task_id"],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import Backend
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import recorded_files
@@ -30,7 +30,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "top_k": True,
     "max_query_tokens": True,
     "exclude_same_task": True,
-    "shot_diversity": True,
+    "example_diversity": True,
     "fit_prompt": True,
     "compare_tasks": True,
     "fail_on_failed_tasks": True,
@@ -85,7 +85,7 @@ def answer_all(
     store: AnswerStore,
     load: Callable[[], Backend],
     description: str,
-) -> list[Generated]:
+) -> list[Answer]:
     """Return an answer for every task, in order; each is in ``store`` before the next is taken.
 
     Tasks whose answer the store has already are not asked again, and the model is not even loaded
@@ -104,13 +104,13 @@ def answer_all(
     """
     from tqdm import tqdm
 
-    answers: dict[int, Generated] = {}
+    answers: dict[int, Answer] = {}
     for position, (task, key) in enumerate(zip(tasks, keys, strict=True)):
         kept = store.get(key)
         if not task["input"].strip():
-            answers[position] = Generated("", 0, 0, False, 0.0, error="the task is empty")
+            answers[position] = Answer("", 0, 0, False, 0.0, error="the task is empty")
         elif kept is not None:
-            answers[position] = Generated(**kept)
+            answers[position] = Answer(**kept)
     missing = [position for position in range(len(tasks)) if position not in answers]
     found = sum(not answer.error for answer in answers.values())
     if found:
@@ -137,7 +137,7 @@ def answer_all(
     return [answers[position] for position in range(len(tasks))]
 
 
-def find_failure(answer: Generated, parameters: InferenceParameters) -> str:
+def find_failure(answer: Answer, parameters: InferenceParameters) -> str:
     """Return why an answer is none; empty where it is one.
 
     An answer that was cut off counts as the parameters say.

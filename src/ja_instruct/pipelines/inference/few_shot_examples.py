@@ -21,7 +21,7 @@ SAME_TASK_NGRAM_CHARS = 5
 DIVERSITY_NGRAM_CHARS = 2
 # Among so many candidates a shot is diversity sought; further down they have little to do with the
 # task.
-CANDIDATES_PER_SHOT = 4
+CANDIDATES_PER_EXAMPLE = 4
 
 
 def fold_question(text: str) -> str:
@@ -124,7 +124,7 @@ def _scale(scores: Sequence[float]) -> list[float]:
     return [(score - low) / (high - low) if high > low else 1.0 for score in scores]
 
 
-def choose_shots(
+def choose_examples(
     results: Sequence[Result],
     same_task: Collection[int],
     questions: Sequence[str],
@@ -148,7 +148,7 @@ def choose_shots(
     )
 
 
-def find_shots(
+def find_examples(
     questions: list[str],
     pool: list[str],
     index: RetrievalIndex,
@@ -174,9 +174,9 @@ def find_shots(
     if parameters.exclude_same_task:
         compared = PoolQuestions(pool)
         same = [compared.positions_of(question) for question in questions]
-    diverse = parameters.shot_diversity is not None
+    diverse = parameters.example_diversity is not None
     # as many more as may be left out, but not so many that retrieval complains of the pool's size
-    wanted = count * (CANDIDATES_PER_SHOT if diverse else 1) + max(map(len, same), default=0)
+    wanted = count * (CANDIDATES_PER_EXAMPLE if diverse else 1) + max(map(len, same), default=0)
     results = retrieve(
         index,
         checkpoint,
@@ -185,12 +185,12 @@ def find_shots(
         max_query_tokens=parameters.max_query_tokens,
     )
     return [
-        choose_shots(found, excluded, pool, count, parameters.shot_diversity)
+        choose_examples(found, excluded, pool, count, parameters.example_diversity)
         for found, excluded in zip(results, same, strict=True)
     ]
 
 
-def fit_shots(
+def fit_examples(
     shots: Sequence[dict[str, Any]],
     render: Callable[[Sequence[dict[str, Any]]], str],
     count_tokens: Callable[[str], int],

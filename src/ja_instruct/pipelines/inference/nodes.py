@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.engine.answer import Generated
+from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
@@ -21,9 +21,9 @@ from ja_instruct.pipelines.inference.answering import (
     require_unique_tasks,
     weights_of_answers,
 )
+from ja_instruct.pipelines.inference.few_shot_examples import find_examples, fit_examples
 from ja_instruct.pipelines.inference.gpu_resources import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.pipelines.inference.shots import find_shots, fit_shots
 from ja_instruct.prompts import PromptParameters, inference_prompt
 from ja_instruct.retrieval.index import require_same_pool
 from ja_instruct.tables.columns import as_dataset, require_columns
@@ -54,7 +54,7 @@ def build_prompts(
 
     The ``top_k`` pairs of the pool that are most similar to the task become its shots, worst
     first and best last, in the format that ``prompts.format`` names. ``exclude_same_task`` and
-    ``shot_diversity`` change which pairs they are, ``fit_prompt`` how many.
+    ``example_diversity`` change which pairs they are, ``fit_prompt`` how many.
 
     Returns:
         ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots``
@@ -72,7 +72,7 @@ def build_prompts(
     require_columns(tasks, ("task_id", "input"), "tasks")
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     require_same_pool(retrieval_index, list(qa_pairs["input"]))
-    found = find_shots(
+    found = find_examples(
         list(tasks["input"]),
         list(qa_pairs["input"]),
         retrieval_index,
@@ -90,7 +90,7 @@ def build_prompts(
             }
             for result in reversed(best_first)
         ]
-        shots, prompt, tokens = fit_shots(
+        shots, prompt, tokens = fit_examples(
             shots,
             partial(inference_prompt, prompts, task["input"], tokenizer=tokenizer),
             lambda text: len(tokenizer(text)["input_ids"]),
@@ -161,7 +161,7 @@ def _generate(
     texts: PromptParameters,
     parameters: InferenceParameters,
     description: str,
-) -> list[Generated]:
+) -> list[Answer]:
     keys = answer_keys(list(prompts["prompt"]), model, adapter, parameters, texts)
     before = weights_of_answers(store, keys)
     load = partial(load_engine, model, adapter, parameters, texts, weights_before=before)
@@ -213,7 +213,7 @@ def answer_tasks(
 
 
 def _submission(
-    tasks: Sequence[dict[str, Any]], generated: Sequence[Generated]
+    tasks: Sequence[dict[str, Any]], generated: Sequence[Answer]
 ) -> list[dict[str, Any]]:
     return [
         {"task_id": task["task_id"], "input": task["input"], "output": answer.text}

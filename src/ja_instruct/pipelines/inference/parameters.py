@@ -13,7 +13,7 @@ class InferenceParameters(EngineParameters):
         ge=1, description="Tokens of a task that the retriever reads; None: RAGatouille's choice"
     )
     exclude_same_task: bool = Field(description="No shot whose question is the task itself")
-    shot_diversity: float | None = Field(
+    example_diversity: float | None = Field(
         ge=0, le=1, description="Weight of unlikeness among the shots; None takes the most similar"
     )
     fit_prompt: bool = Field(
