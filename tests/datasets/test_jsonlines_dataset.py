@@ -186,7 +186,7 @@ def test_compressed(tmp_path):
 
 def test_column_that_has_no_form_in_json(tmp_path):
     dataset = JSONLinesDataset(filepath=tmp_path / "images.jsonl")
-    with pytest.raises(InputError, match="column 'image' holds binary, for which JSON has no form"):
+    with pytest.raises(InputError, match="column 'image' holds binary, which JSON cannot"):
         dataset.save(Dataset.from_dict({"image": [b"\x89PNG"]}))
     assert not dataset.exists()
 

@@ -28,4 +28,4 @@ def test_half_a_surrogate_pair(caplog):
         dataset = as_dataset(records, "pairs")
     assert dataset["input"][:] == ["空は何色?", "x\ufdd0y"]
     assert dataset["turns"][1] == [{"role": "user"}, {"role": "\ufdd0"}]
-    assert "'pairs' holds half a surrogate pair" in caplog.text
+    assert "'pairs' contains a lone surrogate" in caplog.text

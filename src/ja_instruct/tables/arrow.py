@@ -19,38 +19,37 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from datasets import Dataset
+    from datasets.table import Table
 
 MEMORY_BYTES_MAX = 64 * 2**20
 RELEASED_BYTES = 64 * 2**20
 FILE_BUFFER_BYTES = 2**20
 
-
-#: The files that hold what did not fit into memory, as long as a dataset maps them.
+#: The memory maps of the spilled data of all datasets in use.
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 def collect(tables: Iterable[pa.Table], *, memory_bytes_max: int = MEMORY_BYTES_MAX) -> Dataset:
     """Return the rows of all tables, in order, as one ``Dataset``.
 
-    Up to ``memory_bytes_max`` they stay in memory. Beyond it they go to one nameless file in the
-    folder where ``datasets`` keeps its files (the environment variable ``HF_DATASETS_CACHE`` moves
-    it), which the dataset maps into memory. Being nameless it is gone with the dataset, even after
-    a kill.
+    Up to ``memory_bytes_max`` the rows stay in memory. Beyond it they go to one nameless file in
+    the cache folder of ``datasets`` (set by the environment variable ``HF_DATASETS_CACHE``), which
+    the dataset maps into memory. The system deletes the nameless file with the dataset, even if the
+    process is killed.
 
-    Later tables may widen the columns: a new column is null in the rows before it, null becomes
-    any type, integers become floats, structs gain fields. A table without rows still gives its
-    columns. Schema metadata is dropped: the features are those of the Arrow types.
+    Later tables may widen the columns: a new column is null in earlier rows, null becomes any type,
+    integers become floats, structs gain fields. A table without rows still adds its columns. Schema
+    metadata is dropped, so the features follow from the Arrow types.
 
-    The dataset's fingerprint is random, as ``datasets`` would otherwise hash every byte to make
-    one.
+    The dataset's fingerprint is random, because ``datasets`` would hash every byte to compute one.
 
     Args:
         tables: Read once, one at a time.
         memory_bytes_max: Bytes of Arrow data above which a file is used.
 
     Raises:
-        InputError: Two tables give a column types that do not go together, integers above 2**53
-            meet floats, or the file cannot be written; the folder and its setting are named.
+        InputError: Two tables give a column incompatible types, integers above 2**53 meet floats,
+            or the file cannot be written; the folder and its setting are named.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -83,33 +82,27 @@ def iterate_tables(
 ) -> Iterator[pa.Table]:
     """Yield the dataset's rows, in order, as plain Arrow tables.
 
-    Consecutive rows are not copied; those picked by ``select``, ``shuffle`` or ``filter`` are,
-    table by table.
+    Consecutive rows are not copied; rows picked by ``select``, ``shuffle`` or ``filter`` are
+    copied table by table.
 
     Args:
         dataset: Its format and its transforms (``set_format``) are ignored.
-        columns: Those wanted, in this order; None for all.
-        rows: Of every table but the last.
+        columns: Names of the columns to return, in this order; None for all.
+        rows: Rows of every table but the last.
 
     Yields:
-        Tables of ``rows`` rows without schema metadata; none when there are no rows.
+        Tables of ``rows`` rows without schema metadata; none if the dataset has no rows.
     """
-    table = dataset.data.table
-    if columns is not None:
-        table = table.select(list(columns))
+    table = dataset.data if columns is None else dataset.data.select(list(columns))
     table = table.replace_schema_metadata(None)
-    batches = table.to_batches()
-    # starts[i] is the first row of batch i, starts[-1] the number of rows
-    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     picked = None if dataset._indices is None else dataset._indices.column(0)
     read_bytes = 0
     for first in range(0, len(dataset), rows):
-        last = min(first + rows, len(dataset))
+        count = min(rows, len(dataset) - first)
         if picked is None:
-            piece = _window(table.schema, batches, starts, first, last)
+            piece = table.fast_slice(first, count)
         else:
-            indices = picked.slice(first, last - first).to_numpy()
-            piece = _gather(table.schema, batches, starts, indices)
+            piece = _gather(table, picked.slice(first, count).to_numpy().astype(np.int64))
         read_bytes += piece.nbytes if _mapped else 0
         yield piece
         if read_bytes > RELEASED_BYTES:
@@ -119,61 +112,37 @@ def iterate_tables(
 
 
 def _release_mapped() -> None:
-    """Give back the memory of what was read of spilled data; read again, it comes from the file.
+    """Release the memory of spilled data that was read; another read takes it from the file.
 
-    The system would take it back only when memory runs short, and counts it as the process's until
-    then.
+    Otherwise the system counts it as the process's memory until memory runs short.
     """
     if hasattr(mmap, "MADV_DONTNEED"):
         for mapped in list(_mapped):
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _window(
-    schema: pa.Schema,
-    batches: list[pa.RecordBatch],
-    starts: np.ndarray[Any, Any],
-    first: int,
-    last: int,
-) -> pa.Table:
-    """Return rows ``first`` to ``last`` (exclusive) without copying them."""
-    import pyarrow as pa
-
-    pieces = []
-    index = int(np.searchsorted(starts, first, side="right")) - 1
-    while first < last:
-        end = min(last, int(starts[index + 1]))
-        pieces.append(batches[index].slice(first - int(starts[index]), end - first))
-        first = end
-        index += 1
-    return pa.Table.from_batches([piece for piece in pieces if piece.num_rows], schema=schema)
-
-
-def _gather(
-    schema: pa.Schema,
-    batches: list[pa.RecordBatch],
-    starts: np.ndarray[Any, Any],
-    indices: np.ndarray[Any, Any],
-) -> pa.Table:
+def _gather(table: Table, indices: np.ndarray[Any, Any]) -> pa.Table:
     """Return the rows of these numbers, in their order.
 
-    ``Table.take`` would first join all chunks of a column, which copies the whole data and fails
-    beyond 2 GiB of text, so every batch is asked for its own rows.
+    ``pyarrow.Table.take`` first joins all chunks of a column, which copies the whole data and fails
+    beyond 2 GiB of text, and ``Table.fast_gather`` of ``datasets`` makes one batch a row; so each
+    batch takes its own rows.
     """
     import pyarrow as pa
 
-    steps = np.diff(indices.astype(np.int64))
+    steps = np.diff(indices)
     if (steps == 1).all():
-        return _window(schema, batches, starts, int(indices[0]), int(indices[-1]) + 1)
-    ascending = bool((steps >= 0).all())
-    order = None if ascending else np.argsort(indices, kind="stable")
+        return table.fast_slice(int(indices[0]), len(indices))
+    order = None if (steps >= 0).all() else np.argsort(indices, kind="stable")
     wanted = indices if order is None else indices[order]
-    owners = np.searchsorted(starts, wanted, side="right") - 1
-    pieces = []
-    for owner in np.unique(owners):
-        local = wanted[owners == owner].astype(np.int64) - starts[owner]
-        pieces.append(batches[owner].take(pa.array(local)))
-    gathered = pa.Table.from_batches(pieces, schema=schema)
+    # offsets[i] is the first row of batch i, the last offset is the number of rows
+    batches, offsets = table._batches, table._offsets
+    owners = np.searchsorted(offsets, wanted, side="right") - 1
+    pieces = [
+        batches[owner].take(pa.array(wanted[owners == owner] - offsets[owner]))
+        for owner in np.unique(owners)
+    ]
+    gathered = pa.Table.from_batches(pieces, schema=table.schema)
     if order is None:
         return gathered
     back = np.empty_like(order)
@@ -182,7 +151,7 @@ def _gather(
 
 
 def _widen(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """Return a schema that holds both, in the order of appearance."""
+    """Return a schema that includes both, in the order of appearance."""
     import pyarrow as pa
 
     other = other.remove_metadata()
@@ -198,7 +167,7 @@ def _widen(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
 
 
 def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with the columns and types of a schema that holds its own."""
+    """Return the table with the columns and types of a schema that includes its own."""
     import pyarrow as pa
 
     table = table.replace_schema_metadata(None)
@@ -206,27 +175,23 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table
     columns = []
     for field in schema:
-        if field.name in table.column_names:
-            column = table.column(field.name)
-            if not column.type.equals(field.type):
-                try:
-                    chunks = [_promote_array(chunk, field.type) for chunk in column.chunks]
-                except pa.ArrowInvalid as error:
-                    raise InputError(
-                        f"column '{field.name}' mixes values that one type cannot hold ({error}); "
-                        f"write them all alike, for example as text"
-                    ) from error
-                column = pa.chunked_array(chunks, type=field.type)
-        else:
-            column = pa.nulls(table.num_rows, field.type)
-        columns.append(column)
+        is_there = field.name in table.column_names
+        chunks = table[field.name].chunks if is_there else [pa.nulls(table.num_rows)]
+        try:
+            chunks = [_promote_array(chunk, field.type) for chunk in chunks]
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"column '{field.name}' mixes values that one type cannot hold ({error}); write "
+                f"them all alike, for example as text"
+            ) from error
+        columns.append(pa.chunked_array(chunks, type=field.type))
     return pa.table(columns, schema=schema)
 
 
 def _promote_array(array: pa.Array, wide: pa.DataType) -> pa.Array:
-    """Return the array as one of a type that holds its own; what needs no change is not copied.
+    """Return the array as a wider type; parts that keep their type are not copied.
 
-    ``Array.cast`` of pyarrow 25 makes lists of nulls shorter than their offsets say.
+    ``Array.cast`` of pyarrow 25 makes lists of nulls shorter than their offsets.
     """
     import pyarrow as pa
     from pyarrow import types
@@ -246,19 +211,26 @@ def _promote_array(array: pa.Array, wide: pa.DataType) -> pa.Array:
         mask = array.is_null() if array.null_count else None
         return pa.StructArray.from_arrays(children, fields=list(wide), mask=mask)
     if types.is_list(wide) and types.is_list(array.type):
-        return pa.Array.from_buffers(
-            wide,
-            len(array),
-            array.buffers()[:2],
-            null_count=array.null_count,
-            offset=array.offset,
-            children=[_promote_array(array.values, wide.value_type)],
-        )
+        return with_list_values(array, _promote_array(array.values, wide.value_type))
     return array.cast(wide)
 
 
+def with_list_values(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
+    """Return lists of the same lengths with other values; the offsets are not copied."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(
+        pa.list_(values.type),
+        len(lists),
+        lists.buffers()[:2],
+        null_count=lists.null_count,
+        offset=lists.offset,
+        children=[values],
+    )
+
+
 class _Spill:
-    """Arrow IPC streams, one behind the other, in a nameless file of the folder of ``datasets``."""
+    """Arrow IPC streams in one nameless file in the cache folder of ``datasets``."""
 
     def __init__(self) -> None:
         from datasets import config
@@ -276,7 +248,7 @@ class _Spill:
             raise self._refusal(error) from error
 
     def write(self, table: pa.Table) -> None:
-        """Add the rows; a schema unlike the last one begins a new stream."""
+        """Append the rows; a changed schema starts a new stream."""
         import pyarrow as pa
 
         try:
@@ -290,7 +262,7 @@ class _Spill:
             raise self._give_up(error) from error
 
     def read(self) -> list[pa.Table]:
-        """Return one table for each schema, mapped from the file."""
+        """Return one table for each stream, mapped from the file."""
         import pyarrow as pa
 
         try:
@@ -309,13 +281,13 @@ class _Spill:
             self._stream.close()
 
     def _give_up(self, error: OSError) -> InputError:
-        with suppress(OSError):  # what its buffer still holds fits as little as what came before
+        with suppress(OSError):  # closing writes the rest of the buffer
             self._file.close()
         return self._refusal(error)
 
     def _refusal(self, error: OSError) -> InputError:
         return InputError(
-            f"{self._folder}: more data than memory should hold goes there, but it cannot be "
+            f"{self._folder}: data that does not fit into memory goes there, but it cannot be "
             f"written ({error.strerror or error}); make room, or set the environment variable "
             f"HF_DATASETS_CACHE to a folder on a larger disk"
         )

@@ -24,10 +24,10 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a sibling path to write to; on success it takes the place of ``target``.
+    """Yield a sibling path to write to; it replaces ``target`` when the block succeeds.
 
-    Works for files and directories. ``target`` keeps its old content until the very end, and for
-    good when the block raises or the process dies.
+    Works for files and directories. ``target`` keeps its old content until the end of the block,
+    and permanently if the block raises or the process is killed.
 
     Args:
         target: The file or directory to replace; its parents are created.
@@ -42,7 +42,7 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield new
         if target.is_dir():
-            # A directory cannot be renamed over another that holds files.
+            # a directory cannot be renamed over another that holds files
             target.rename(old)
         new.replace(target)
     except BaseException:
@@ -54,15 +54,15 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def discard_unfinished(target: Path) -> None:
-    """Remove what a ``replacing`` left behind whose process was killed, and put back the old.
+    """Remove the remains of a ``replacing`` whose process was killed; restore the old content.
 
-    Only for when nobody writes ``target`` any more: the leavings of the living look the same.
+    No process may be writing ``target``: its temporary files look the same.
     """
-    leavings = f".{glob.escape(target.name)}.{TOKEN_PATTERN}"
-    for old in target.parent.glob(f"{leavings}.old"):
+    remains = f".{glob.escape(target.name)}.{TOKEN_PATTERN}"
+    for old in target.parent.glob(f"{remains}.old"):
         if target.exists():
             _remove(old)
-        else:  # killed between its two renames
+        else:  # killed between the two renames
             old.rename(target)
-    for new in target.parent.glob(f"{leavings}.new"):
+    for new in target.parent.glob(f"{remains}.new"):
         _remove(new)

@@ -1,4 +1,4 @@
-"""Tabular records as every pipeline receives them: one Hugging Face ``Dataset``."""
+"""Inputs of pipelines: converted to one Hugging Face ``Dataset``, their columns checked."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) -> Dataset:
-    """Return ``data`` as one ``Dataset``, whichever way its catalog entry loads it.
+    """Return ``data`` as one ``Dataset``, whichever type its catalog entry loads.
 
     Args:
-        data: A ``Dataset``, a ``DatasetDict`` with a single split (what ``datasets`` makes of
-            one file), or a list of records, in whose texts half a surrogate pair becomes U+FDD0
-            as in ``ja_instruct.tables.json_lines.read_tables``.
+        data: A ``Dataset``, a ``DatasetDict`` with a single split (``datasets`` makes one of a
+            file), or a list of records, in whose texts U+FDD0 replaces a lone surrogate as in
+            ``ja_instruct.tables.json_lines.read_tables``.
         name: The catalog name, for the error.
 
     Raises:
-        InputError: When there are several splits.
+        InputError: There are several splits.
     """
     from datasets import Dataset, DatasetDict
 
@@ -42,13 +42,13 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
         try:
             return Dataset.from_list(data)
         except UnicodeEncodeError:
-            logger.warning("'%s' holds half a surrogate pair; U+FDD0 stands for it", name)
+            logger.warning("'%s' contains a lone surrogate; U+FDD0 replaces it", name)
             return Dataset.from_list(replace_surrogates(data))
     return data
 
 
 def require_columns(data: Dataset, columns: Iterable[str], name: str) -> None:
-    """Raise ``InputError`` when ``data`` lacks one of ``columns``."""
+    """Raise ``InputError`` if ``data`` lacks one of ``columns``."""
     missing = [column for column in columns if column not in data.column_names]
     if missing:
         raise InputError(

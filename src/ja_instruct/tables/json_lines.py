@@ -1,4 +1,9 @@
-"""JSON Lines: the one reader of files with a record a line."""
+"""JSON Lines: the reader of files with one record a line.
+
+It replaces the one of ``datasets``, which turns date-like texts into timestamps, loses integers
+beyond 2**53, fails on a lone surrogate, and names no line in its errors. pyarrow parses the blocks
+that it reads as ``json.loads`` would; ``json.loads`` itself reads all others.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,16 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import numpy as np
+
 from ja_instruct.errors import InputError
-from ja_instruct.tables.json_blocks import parse_plain
-from ja_instruct.tables.json_types import JSONType, TypeClashError, to_arrow, widen
+from ja_instruct.tables.json_types import (
+    EXACT_INTEGER_MAX,
+    JSONType,
+    TypeClashError,
+    to_arrow,
+    widen,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The types of the columns are learnt from the first block, record by record, so it is small.
+# The first block sets the types of the columns and is parsed record by record, so it is small.
 FIRST_BLOCK_BYTES = 2**16
 # 1 MiB stays in the processor's cache: 4 MiB took a tenth longer
 BLOCK_BYTES = 2**20
@@ -37,12 +49,14 @@ BAD_RECORD_TYPE: dict[str, JSONType] = {"source": str, "line": int, "error": str
 BAD_RECORD_CHARS = 200
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# CLD2 refuses a text with a noncharacter as it would refuse one with the surrogate itself
+# CLD2 rejects a text with a noncharacter, as it would reject one with the surrogate itself
 SURROGATE_STAND_IN = "\ufdd0"
+
+NEWLINE, CARRIAGE_RETURN, OPENING, CLOSING = b"\n\r{}"
 
 
 class BadRecordError(ValueError):
-    """A line that is no record; the text says why."""
+    """A line that is not a record; the message gives the reason."""
 
 
 def open_lines(path: Path) -> BinaryIO:
@@ -60,30 +74,31 @@ def read_tables(
 ) -> Iterator[pa.Table]:
     r"""Yield the records of a file, in order, as Arrow tables, in bounded memory.
 
-    The rows are what ``json.loads`` makes of each line, null where a record lacks a key. Lines are
-    split on ``\n`` alone, as Japanese texts hold U+2028; blank ones are skipped. A column gets the
-    type of its first value; later tables may widen it (``ja_instruct.tables.json_types.widen``), so
-    ``ja_instruct.tables.arrow.collect`` can join them.
+    The rows are the results of ``json.loads`` for each line, null where a record lacks a key. Lines
+    are split at ``\n`` alone, because Japanese texts contain U+2028; blank ones are skipped. A
+    column gets the type of its first value; later tables may widen it
+    (``ja_instruct.tables.json_types.widen``), so ``ja_instruct.tables.arrow.collect`` can join
+    them.
 
-    A bad record is a line that is not UTF-8, no JSON object, or has a value of another type than
-    its column. Half a surrogate pair (``"\ud83d"`` alone), which is no text and which Arrow cannot
-    hold, becomes the noncharacter U+FDD0; a warning tells how many records had one.
+    A bad record is a line that is not UTF-8, is not a JSON object, or has a value of another type
+    than its column. A lone surrogate (``"\ud83d"``), which Arrow cannot store, becomes the
+    noncharacter U+FDD0; a warning gives the number of such records.
 
     Args:
-        file: Open for reading bytes.
-        name: Its name in messages.
-        declared: Types that columns have from the start, whatever their first value is.
-        tolerant: Make a bad record a row that holds nothing but the column ``bad_record``, an
-            object of ``source`` (the name), ``line`` (from 1), ``error`` and ``text`` (the line's
-            first 200 characters). Tables without a bad record have no such column.
-        block_bytes: How much is read at a time.
+        file: Opened for reading bytes.
+        name: The file's name in messages.
+        declared: The types of columns, whatever their first value is.
+        tolerant: Return a bad record as a row that has only the column ``bad_record``, an object
+            of ``source`` (the name), ``line`` (from 1), ``error`` and ``text`` (the line's first
+            200 characters). Tables without a bad record do not have that column.
+        block_bytes: Bytes to read at a time.
 
     Yields:
-        One table a block, with the columns in the order in which they first appeared.
+        One table for each block, with the columns in their order of appearance.
 
     Raises:
-        InputError: A bad record (file, line and column are named) unless ``tolerant``; a file that
-            is no whole gzip file or has a line beyond 256 MiB; a column named ``bad_record`` where
+        InputError: A bad record (file, line and column are named) unless ``tolerant``; a truncated
+            or invalid gzip file; a line longer than 256 MiB; a column named ``bad_record`` if
             ``tolerant``.
     """
     reader = _Reader(name, declared or {}, tolerant)
@@ -91,24 +106,24 @@ def read_tables(
     with ThreadPoolExecutor(BLOCKS_AHEAD) as pool:
         for block in _blocks(file, name, block_bytes):
             waiting.append((block, pool.submit(parse_plain, block, reader.types)))
-            # nothing can be read ahead before there are types
+            # reading ahead needs the types
             if len(waiting) > BLOCKS_AHEAD or not reader.types:
                 yield from reader.read(*waiting.popleft())
         while waiting:
             yield from reader.read(*waiting.popleft())
     if reader.repaired:
         logger.warning(
-            "%s: %d record(s) hold half a surrogate pair, which is no text; U+FDD0 stands for it",
+            "%s: %d record(s) contain a lone surrogate, which is not text; U+FDD0 replaces it",
             name,
             reader.repaired,
         )
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the records one by one, whatever their types; the slow way, which needs no Arrow.
+    """Yield the records one by one, whatever their types; slow, without Arrow.
 
     Raises:
-        InputError: Names the file and line of the first record that is no JSON object.
+        InputError: Names the file and line of the first record that is not a JSON object.
     """
     for number, line in enumerate(file, start=1):
         if line.strip():
@@ -122,7 +137,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
     """Return the JSON object of a line.
 
     Raises:
-        BadRecordError: It is not UTF-8, not JSON, or no object.
+        BadRecordError: The line is not UTF-8, not JSON, or not an object.
     """
     try:
         record = json.loads(line.decode("utf-8"))
@@ -145,6 +160,24 @@ def parse_record(line: bytes) -> dict[str, Any]:
     return record
 
 
+def bad_record(source: str, line: int, error: str, raw: bytes) -> dict[str, Any]:
+    """Return the value of the column ``bad_record``."""
+    # a character has at most four bytes
+    text = raw[: 4 * BAD_RECORD_CHARS].decode("utf-8", errors="replace").strip()
+    return {"source": source, "line": line, "error": error, "text": text[:BAD_RECORD_CHARS]}
+
+
+def replace_surrogates(value: Any) -> Any:
+    """Return a JSON value with U+FDD0 in place of every surrogate, which is half a character."""
+    if isinstance(value, str):
+        return LONE_SURROGATE.sub(SURROGATE_STAND_IN, value)
+    if isinstance(value, list):
+        return [replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+    return value
+
+
 def _blocks(file: BinaryIO, name: str, block_bytes: int) -> Iterator[bytes]:
     """Yield whole lines, about ``block_bytes`` at a time."""
     size = min(FIRST_BLOCK_BYTES, block_bytes)
@@ -162,26 +195,28 @@ def _blocks(file: BinaryIO, name: str, block_bytes: int) -> Iterator[bytes]:
             yield block.removeprefix(prefix)
             size, prefix = block_bytes, b""
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{name}: no whole gzip file ({error}); make or copy it anew") from error
+        raise InputError(
+            f"{name}: truncated or invalid gzip file ({error}); re-create or re-copy it"
+        ) from error
 
 
 class _Reader:
-    """What reading a file has learnt so far."""
+    """The state of reading one file: column types, line number, repaired records."""
 
     def __init__(self, name: str, declared: Mapping[str, JSONType], tolerant: bool) -> None:
         self.repaired = 0
+        self.types: dict[str, JSONType] = {}
         self._name = name
         self._declared = declared
         self._tolerant = tolerant
-        self.types: dict[str, JSONType] = {}
         self._next_line = 1
 
     def read(self, block: bytes, parsed: Future[pa.Table | None]) -> Iterator[pa.Table]:
-        """Yield the records of a block of whole lines; a table unless there are none.
+        """Yield the table of a block of whole lines, unless it has no records.
 
         Args:
-            block: Comes behind the one before it.
-            parsed: From ``parse_plain`` with the types of then or of some blocks before.
+            block: The block that follows the previous one.
+            parsed: The result of ``parse_plain``; the types may have widened since.
         """
         table = parsed.result()
         if table is None:
@@ -217,7 +252,7 @@ class _Reader:
         return pa.table(columns, schema=schema)
 
     def _fit(self, line: bytes) -> dict[str, Any]:
-        """Return the line's record, having widened the types by it."""
+        """Return the line's record after widening the types by it."""
         record = parse_record(line)
         if b"\\u" in line:
             if _has_nul_key(record):
@@ -227,8 +262,8 @@ class _Reader:
             record = repaired
         if self._tolerant and BAD_RECORD in record:
             raise InputError(
-                f"{self._name}: has a column '{BAD_RECORD}', which is where bad records are put; "
-                f"rename it in the file"
+                f"{self._name}: has a column '{BAD_RECORD}', the name of the column for bad "
+                f"records; rename it in the file"
             )
         known = self.types
         if not record.keys() <= known.keys():
@@ -250,19 +285,88 @@ def _has_nul_key(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_nul_key, value))
 
 
-def bad_record(source: str, line: int, error: str, raw: bytes) -> dict[str, Any]:
-    """Return the value of the column ``bad_record``."""
-    # four bytes are the longest character
-    text = raw[: 4 * BAD_RECORD_CHARS].decode("utf-8", errors="replace").strip()
-    return {"source": source, "line": line, "error": error, "text": text[:BAD_RECORD_CHARS]}
+def parse_plain(block: bytes, types: Mapping[str, JSONType]) -> pa.Table | None:
+    """Return the records as pyarrow reads them, or None where ``json.loads`` might differ.
+
+    Without given types pyarrow turns texts into dates; it accepts bytes that are not UTF-8, rounds
+    integers in a column of floats, and reads two records on a line or one on two lines.
+
+    Args:
+        block: Whole lines; the last need not end.
+        types: The columns' types so far; a block that would widen them gives None.
+    """
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    count = _count_objects(block) if types else None
+    if count is None or not _is_utf8(block):
+        return None
+    schema = pa.schema(to_arrow(dict(types)))
+    try:
+        table = arrow_json.read_json(
+            pa.BufferReader(block),
+            # one block, or pyarrow would join every text that crosses a boundary
+            read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=arrow_json.ParseOptions(
+                explicit_schema=schema, unexpected_field_behavior="error"
+            ),
+        )
+        # pyarrow 25 makes lists of nulls that are shorter than their offsets
+        table.validate()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    if table.num_rows != count or not table.schema.equals(schema):
+        return None
+    for column, known in zip(table.columns, types.values(), strict=True):
+        if _has_numbers(known) and not all(_is_exact(chunk, known) for chunk in column.chunks):
+            return None
+    return table
 
 
-def replace_surrogates(value: Any) -> Any:
-    """Return a JSON value with U+FDD0 for every surrogate, which is half a character."""
-    if isinstance(value, str):
-        return LONE_SURROGATE.sub(SURROGATE_STAND_IN, value)
-    if isinstance(value, list):
-        return [replace_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
-    return value
+def _count_objects(block: bytes) -> int | None:
+    """Return the number of lines if each begins and ends as an object, else None.
+
+    No JSON value continues between ``}`` and ``{``, so equal numbers of records and lines mean one
+    record a line. pyarrow 25 crashes on a block that begins with null, which gives None here.
+    """
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == NEWLINE)
+    if not len(ends) or ends[-1] != len(data) - 1:
+        ends = np.append(ends, len(data))
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    if not (data[starts] == OPENING).all():
+        return None
+    lasts = ends - 1
+    lasts = lasts - (data[lasts] == CARRIAGE_RETURN)
+    return len(ends) if (data[lasts] == CLOSING).all() else None
+
+
+def _is_utf8(block: bytes) -> bool:
+    import pyarrow as pa
+
+    offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
+    text = pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(block)])
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _has_numbers(known: JSONType) -> bool:
+    if isinstance(known, dict):
+        return any(map(_has_numbers, known.values()))
+    return _has_numbers(known[0]) if isinstance(known, list) else known in (int, float)
+
+
+def _is_exact(array: pa.Array, known: JSONType) -> bool:
+    """Return whether no number lost digits, neither as an integer nor as a float."""
+    if isinstance(known, dict):
+        fields = array.flatten()
+        return all(_is_exact(*pair) for pair in zip(fields, known.values(), strict=True))
+    if isinstance(known, list):
+        return _is_exact(array.flatten(), known[0])
+    if known is int or known is float:
+        numbers = array.drop_null().to_numpy(zero_copy_only=False)
+        return bool((np.abs(numbers) < EXACT_INTEGER_MAX).all())
+    return True

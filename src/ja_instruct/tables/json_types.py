@@ -1,4 +1,4 @@
-"""The types of JSON values: learning them record by record, as Arrow types and in words."""
+"""The types of JSON values: inferred record by record, as Arrow types and in words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-# Above it a float no longer holds every integer.
+# A float holds every integer up to it.
 EXACT_INTEGER_MAX = 2**53
 
 
 class LongInteger:
-    """The type of integers of which one at least is above ``EXACT_INTEGER_MAX``."""
+    """The type of integers of which at least one is above ``EXACT_INTEGER_MAX``."""
 
 
-# None (null only), bool, int, LongInteger, float, str, [type of the items] or {key: type}
+# None (nulls alone), bool, int, LongInteger, float, str, [type of the items] or {key: type}
 JSONType = type[Any] | list[Any] | dict[str, Any] | None
 
 _WORDS = {
@@ -31,10 +31,10 @@ _WORDS = {
 
 
 class TypeClashError(ValueError):
-    """A value that does not fit the type of its column.
+    """A value does not fit the type of its column.
 
     Attributes:
-        path: Where it is, such as ``.conversations[].content``.
+        path: The value's place, such as ``.conversations[].content``.
     """
 
     def __init__(self, reason: str) -> None:
@@ -43,10 +43,10 @@ class TypeClashError(ValueError):
 
 
 def widen(known: JSONType, value: Any) -> JSONType:
-    """Return the type that holds the values so far and this one; ``known`` itself if it does.
+    """Return the type that fits the values so far and this one; ``known`` itself if it fits.
 
-    Null fits every type, an object may bring new keys, integers and floats may mix as long as a
-    float holds every integer.
+    Null fits every type, an object may add keys, and integers and floats may mix if a float holds
+    every integer.
 
     Raises:
         TypeClashError: The value is of another type, or an integer beyond 64 bits.

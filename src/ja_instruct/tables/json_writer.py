@@ -18,13 +18,13 @@ WRITTEN_ROWS = 1000
 
 
 def write_tables(tables: Iterable[pa.Table], file: BinaryIO) -> None:
-    """Write the rows as JSON Lines: UTF-8, not escaped, compact, null where there is no value.
+    """Write the rows as JSON Lines: UTF-8, not escaped, compact, null where a value is missing.
 
-    Dates and times are written as ISO 8601 texts, which are texts when read again. NaN and the
-    infinities are written as ``json.dumps`` writes them.
+    Dates and times become ISO 8601 texts and are read back as texts. NaN and the infinities are
+    written as ``json.dumps`` writes them.
 
     Raises:
-        InputError: A column's type has no form in JSON, such as bytes; the column is named.
+        InputError: JSON cannot represent a column's type, such as bytes; the column is named.
     """
     import pyarrow as pa
     from arro3.io import write_ndjson
@@ -36,7 +36,7 @@ def write_tables(tables: Iterable[pa.Table], file: BinaryIO) -> None:
             for field in schema:
                 _require_json_form(field.name, field.type)
         for batch in table.to_batches(max_chunksize=WRITTEN_ROWS):
-            # its own file objects turn every OSError into a nameless Exception
+            # given a file, arro3 turns every OSError into a bare Exception
             lines = io.BytesIO()
             if all(map(_is_finite, batch.columns)):
                 write_ndjson(batch, lines, explicit_nulls=True)
@@ -46,7 +46,7 @@ def write_tables(tables: Iterable[pa.Table], file: BinaryIO) -> None:
 
 
 def dump_rows(batch: pa.RecordBatch) -> bytes:
-    """Return the rows as ``json`` writes them: slower, but it knows NaN and the infinities."""
+    """Return the rows as ``json`` writes them: slower, but with NaN and the infinities."""
     lines = (
         json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=_as_iso) + "\n"
         for row in batch.to_pylist()
@@ -63,29 +63,29 @@ def _require_json_form(name: str, type_: pa.DataType) -> None:
 
     for index in range(type_.num_fields):
         _require_json_form(name, type_.field(index).type)
-    has_form = (
-        types.is_null(type_)
-        or types.is_boolean(type_)
-        or types.is_integer(type_)
-        or types.is_floating(type_)
-        or types.is_string(type_)
-        or types.is_large_string(type_)
-        or types.is_date(type_)
-        or (types.is_timestamp(type_) and type_.tz is None)
-        or types.is_list(type_)
-        or types.is_large_list(type_)
-        or types.is_fixed_size_list(type_)
-        or types.is_struct(type_)
+    writable = (
+        types.is_null,
+        types.is_boolean,
+        types.is_integer,
+        types.is_floating,
+        types.is_string,
+        types.is_large_string,
+        types.is_date,
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_struct,
     )
-    if not has_form:
+    is_naive_time = types.is_timestamp(type_) and type_.tz is None
+    if not (is_naive_time or any(is_type(type_) for is_type in writable)):
         raise InputError(
-            f"column '{name}' holds {type_}, for which JSON has no form; turn it into text, or "
+            f"column '{name}' holds {type_}, which JSON cannot represent; turn it into text, or "
             f"remove it"
         )
 
 
 def _is_finite(array: pa.Array) -> bool:
-    """Tell whether every float, how deep it may lie, is a number."""
+    """Return whether every float, at any depth, is neither NaN nor infinite."""
     import pyarrow.compute as pc
     from pyarrow import types
 
