@@ -202,17 +202,6 @@ def test_configuration_that_is_not_nf4_is_refused(dataset, monkeypatch, quantiza
     refused(dataset, r"config\.json: quantization_config is not that of a 4-bit nf4 model")
 
 
-def test_directory_written_before_every_file_was_hashed(dataset):
-    dataset.save(artifact())
-    directory = dataset.load().path
-    provenance = json.loads((directory / "ja_instruct.json").read_text("utf-8"))
-    del provenance["files"]
-    (directory / "ja_instruct.json").write_text(json.dumps(provenance), "utf-8")
-    dataset.check()
-    (directory / "model.safetensors").write_bytes(b"WEIGHTS")
-    refused(dataset, f"{directory}/model.safetensors: SHA-256")
-
-
 def test_card_is_written_and_may_be_edited(dataset):
     dataset.save(artifact(card="# 名札\n"))
     path = dataset.load().path / "README.md"

@@ -11,7 +11,6 @@ from ja_instruct.models.directory import (
     PROVENANCE_FILE,
     ModelDirectory,
     read_provenance,
-    recorded_files,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class AdapterDataset(ModelArtifactDataset):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (self._filepath / name).is_file():
                 raise InputError(f"{self._filepath}: no {name}; {_REMEDY}")
-        noted = recorded_files(read_provenance(self._filepath))
+        noted = read_provenance(self._filepath).get("files")
         if noted:
             description = f"sft: checking {self._filepath.name}"
             require_files(self._filepath, noted, description, _REMEDY)

@@ -16,7 +16,6 @@ from ja_instruct.models.directory import (
     PROVENANCE_FILE,
     ModelDirectory,
     read_provenance,
-    recorded_files,
     require_model_files,
     write_provenance,
 )
@@ -82,7 +81,7 @@ class MergedModelDataset(AbstractDataset["LoraMerge", ModelDirectory]):
                 f"directory; {_REMEDY}"
             )
         description = f"export: checking {self._filepath.name}"
-        require_files(self._filepath, recorded_files(provenance), description, _REMEDY)
+        require_files(self._filepath, provenance.get("files", {}), description, _REMEDY)
 
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; weights are read when a node asks for them."""

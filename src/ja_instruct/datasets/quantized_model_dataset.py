@@ -12,7 +12,6 @@ from ja_instruct.models.directory import (
     ModelDirectory,
     parameter_count,
     read_provenance,
-    recorded_files,
     require_model_files,
 )
 
@@ -70,7 +69,7 @@ class QuantizedModelDataset(ModelArtifactDataset):
         self._require_4_bits(provenance.get("settings", {}).get("quant_type", "nf4"))
         require_files(
             self._filepath,
-            recorded_files(provenance),
+            provenance.get("files", {}),
             f"quantization: checking {self._filepath.name}",
             _REMEDY,
         )

@@ -1,129 +1,177 @@
-"""SHA-256 of files by the gigabyte: in threads, with progress, each file once a process."""
+"""SHA-256 of model files, computed in threads and cached for all processes of a run.
+
+Every GPU node runs in a process of its own and verifies the model directories that it loads.
+Digests of large files are therefore cached in ``ja_instruct/checksums.json`` below ``HF_HOME``
+(``~/.cache/huggingface``). A cached digest is valid for a day, and only while the file's inode,
+size and times stay the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from ja_instruct.errors import InputError
+from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping
 
-    from tqdm import tqdm
+logger = logging.getLogger(__name__)
 
-# hashlib lets go of the interpreter's lock, so that threads hash at once; more than a few wait for
-# the disk
+# hashlib releases the interpreter's lock; more threads than this wait for the disk.
 THREADS = 4
 BLOCK_BYTES = 1 << 22
-# The kernel's clock for file times ticks up to every 10 ms: a file that was changed more recently
-# may be changed again without its times showing it.
+# A smaller file is hashed in less than 0.1 s.
+CACHED_BYTES_MIN = 1 << 26
+CACHED_SECONDS_MAX = 24 * 3600
+# The kernel updates file times only every 10 ms or so. A file modified more recently than this
+# could be modified again without a visible change of its times.
 UNSETTLED_NS = 50_000_000
 
 
-class _Version(NamedTuple):
-    """What changes when a file's content does; ``ctime_ns`` cannot be set back."""
+class FileRecord(TypedDict):
+    """SHA-256 (hexadecimal) and size of a file, as ``ja_instruct.json`` lists it."""
 
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
+    sha256: str
+    bytes: int
 
 
-_known: dict[_Version, str] = {}
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_checksums(directory: Path, names: Iterable[str], description: str) -> dict[str, Any]:
-    """Return ``{name: {"sha256": hexadecimal, "bytes": size}}`` for files of a directory.
-
-    A file that this process has hashed before and that has not changed since is not read again.
+def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """Return the hexadecimal SHA-256 of a file.
 
     Args:
-        directory: Where the files are; links, such as the hub's cache has, are followed.
-        names: Their paths in it.
-        description: Shown beside the progress: ``quantization: hashing the source``.
+        path: The file; it is read in blocks.
+        progress: Called with the number of bytes after each block.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            if progress is not None:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+def file_checksums(
+    directory: Path, names: Iterable[str], description: str
+) -> dict[str, FileRecord]:
+    """Return the SHA-256 and the size in bytes of files in a directory, by name.
+
+    Args:
+        directory: Where the files are; symbolic links, as in the hub's cache, are followed.
+        names: Their paths in the directory.
+        description: The label of the progress bar: ``quantization: hashing the source``.
     """
     from tqdm import tqdm
 
     paths = {name: directory / name for name in names}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
+    cache = _DigestCache()
     with (
         tqdm(
             desc=description,
             total=sum(sizes.values()),
             unit="B",
             unit_scale=True,
-            # small files are hashed before anybody could read it
-            delay=1,
+            delay=1,  # no bar for small files
             disable=None,
         ) as progress,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        digests = pool.map(lambda path: _digest(path, progress), paths.values())
-        return {
-            name: {"sha256": digest, "bytes": sizes[name]}
-            for name, digest in zip(paths, digests, strict=True)
-        }
+        digests = list(pool.map(lambda path: cache.digest(path, progress.update), paths.values()))
+    cache.write()
+    return {
+        name: {"sha256": digest, "bytes": sizes[name]}
+        for name, digest in zip(paths, digests, strict=True)
+    }
 
 
-def _digest(path: Path, progress: tqdm[Any]) -> str:
-    stat = path.stat()
-    version = _Version(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if version in _known:
-        progress.update(stat.st_size)
-        return _known[version]
-    settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > UNSETTLED_NS
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            progress.update(len(block))
-    if settled:
-        _known[version] = digest.hexdigest()
-    return digest.hexdigest()
+class _DigestCache:
+    """The digests of large files that this or another process has computed in the last day.
+
+    Two processes that write at the same time may lose each other's entries, which are then computed
+    again.
+    """
+
+    def __init__(self) -> None:
+        from huggingface_hub import constants
+
+        self._path = Path(constants.HF_HOME) / "ja_instruct" / "checksums.json"
+        self._known = self._read()
+        self._is_changed = False
+
+    def digest(self, path: Path, progress: Callable[[int], object]) -> str:
+        """Return the SHA-256 of a file, from the cache if the file has not changed."""
+        stat = path.stat()
+        # ctime cannot be set back, so a changed file is noticed even if its mtime is restored
+        version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = "-".join(map(str, version))
+        if key in self._known:
+            progress(stat.st_size)
+            return self._known[key][0]
+        is_settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > UNSETTLED_NS
+        digest = sha256_of(path, progress)
+        if is_settled and stat.st_size >= CACHED_BYTES_MIN:
+            self._known[key] = (digest, time.time())
+            self._is_changed = True
+        return digest
+
+    def write(self) -> None:
+        """Write new digests for other processes; without a writable cache they hash again."""
+        if not self._is_changed:
+            return
+        try:
+            with replacing(self._path) as new:
+                new.write_text(json.dumps({**self._read(), **self._known}), "utf-8")
+        except OSError as error:
+            logger.debug("Digests are not cached: %s", error)
+
+    def _read(self) -> dict[str, tuple[str, float]]:
+        try:
+            entries = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        oldest = time.time() - CACHED_SECONDS_MAX
+        return {key: (digest, at) for key, (digest, at) in entries.items() if at >= oldest}
 
 
 def require_files(
-    directory: Path, expected: Mapping[str, Mapping[str, Any]], description: str, remedy: str
+    directory: Path, expected: Mapping[str, FileRecord], description: str, remedy: str
 ) -> None:
-    """Raise ``InputError`` unless a directory's weights and listed files are those expected.
+    """Raise ``InputError`` unless a directory holds the recorded files, unchanged.
 
     Args:
         directory: A model directory.
-        expected: Path in it to ``sha256`` and, where it was noted, ``bytes``.
-        description: Shown beside the progress.
-        remedy: What to do about it, appended to the message.
+        expected: Path in the directory to the record of the file.
+        description: The label of the progress bar.
+        remedy: What to do about a missing or changed file; the message ends with it.
     """
-    for name, noted in expected.items():
+    for name, record in expected.items():
         path = directory / name
         if not path.is_file():
             raise InputError(f"{path}: this file of the model is missing; {remedy}")
         size = path.stat().st_size
-        if size != noted.get("bytes", size):
+        if size != record["bytes"]:
             raise InputError(
-                f"{path}: {size:,} bytes, but {noted['bytes']:,} were written; the file was "
+                f"{path}: {size:,} bytes, but {record['bytes']:,} were written; the file was "
                 f"changed or is incomplete; {remedy}"
             )
     unknown = {path.name for path in directory.glob("*.safetensors")} - set(expected)
     if unknown:
         raise InputError(
-            f"{directory / min(unknown)}: these weights were not written with the model, and "
-            f"would be loaded with it; remove the file, or {remedy}"
+            f"{directory / min(unknown)}: these weights were not written with the model, but would "
+            f"be loaded with it; remove the file, or {remedy}"
         )
     found = file_checksums(directory, expected, description)
-    for name, noted in expected.items():
-        if found[name]["sha256"] != noted["sha256"]:
+    for name, record in expected.items():
+        if found[name]["sha256"] != record["sha256"]:
             raise InputError(
-                f"{directory / name}: SHA-256 {found[name]['sha256']}, but {noted['sha256']} was "
+                f"{directory / name}: SHA-256 {found[name]['sha256']}, but {record['sha256']} was "
                 f"written; the file was changed; {remedy}"
             )

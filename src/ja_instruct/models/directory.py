@@ -191,9 +191,3 @@ def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
     (directory / PROVENANCE_FILE).write_text(
         json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
-
-
-def recorded_files(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what ``ja_instruct.json`` notes of its directory's files; of an older one weights."""
-    weights = {name: {"sha256": one} for name, one in provenance.get("weights_sha256", {}).items()}
-    return provenance.get("files") or weights

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import Backend
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import recorded_files
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
 
@@ -68,7 +67,7 @@ def answer_keys(
 
 def _checksums(model: ModelDirectory) -> dict[str, str]:
     # a directory of another maker has none noted
-    files = recorded_files(model.provenance) or model.checksums("hashing the model")
+    files = model.provenance.get("files") or model.checksums("hashing the model")
     return {name: str(noted["sha256"]) for name, noted in files.items()}
 
 
