@@ -1,13 +1,13 @@
-# Two commands for everybody: 'make demo' and 'make test'. 'make help' lists the rest.
+# Two commands for everybody: 'make demo' and 'make test'. 'make help' lists the others.
 VENV := .venv
 BIN := $(VENV)/bin
-# the first Python of a supported version
+# the first supported Python on the path
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed
-# a test process for each core, four at most: each of them holds PyTorch and more in memory
+# one test process per core, at most four: each holds PyTorch and its libraries in memory
 TEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-# make demo FORCE=1 runs finished stages again
+# 'make demo FORCE=1' runs finished stages again
 DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
 DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)
 
@@ -17,7 +17,7 @@ help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(INSTALLED): pyproject.toml requirements.txt
-	@test -n "$(PYTHON)" || { echo "ja-instruct needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "ja-instruct needs Python 3.11 or 3.12; install one, or pass it: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[demo,dev]'
@@ -29,28 +29,28 @@ demo: $(INSTALLED) ## Run everything on the CPU with the embedded model and data
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
-check: lint test ## Everything that must hold before a commit lands
+check: lint test ## Everything CI runs: style, types, import rules, tests
 
-lint: $(INSTALLED) ## Style, types, import rules
+lint: $(INSTALLED) ## Check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## Put the code into the project's format
+format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-viz: $(INSTALLED) ## Look at the pipelines in the browser
+viz: $(INSTALLED) ## Show the pipelines in the browser
 	$(BIN)/kedro viz run --env=demo
 
-mlflow: $(INSTALLED) ## Look at the tracked runs in the browser
+mlflow: $(INSTALLED) ## Show the tracked runs in the browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" kedro mlflow ui
 
 tiny-models: $(INSTALLED) ## Write the tiny random models of --env=test
 	$(BIN)/python tests/tiny_models.py
 
-clean-demo: ## Forget everything the demo made
+clean-demo: ## Remove the demo's outputs
 	rm -rf $(DEMO_OUTPUTS)
 
 requirements: $(INSTALLED) ## Pin the newest versions that fit pyproject.toml
