@@ -99,8 +99,9 @@ def draw() -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}">',
             f"<style>{STYLE}</style>",
-            '<marker id="arrow" markerWidth="8" markerHeight="8" refX="2" refY="4" orient="auto">'
-            '<path d="M0 0 L7 4 L0 8 z" style="fill:#5b6b82;stroke:none;marker-end:none"/></marker>',
+            '<marker id="arrow" markerWidth="8" markerHeight="8" refX="2" refY="4" orient="auto">',
+            '<path d="M0 0 L7 4 L0 8 z" style="fill:#5b6b82;stroke:none;marker-end:none"/>',
+            "</marker>",
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
             *parts,
             "</svg>\n",
