@@ -29,7 +29,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.recording import record
-from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
+from ja_instruct.datasets import RetrievalIndexDataset
+from ja_instruct.demo import E5ColbertDataset
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval.index import retrieve
@@ -145,10 +146,9 @@ def main() -> None:
     pool = Dataset.from_list([{"input": passage["text"], "output": ""} for passage in passages])
     positions = {passage["id"]: position for position, passage in enumerate(passages)}
     entry = yaml.safe_load((PROJECT / "conf/demo/catalog_rag_index.yml").read_text("utf-8"))
-    checkpoint = ColbertCheckpointDataset(
-        filepath=PROJECT / entry["retriever_checkpoint"]["filepath"],
-        packaged_e5=entry["retriever_checkpoint"]["packaged_e5"],
-    ).load()
+    source = {key: entry["retriever_checkpoint"][key] for key in ("package", "file", "sha256")}
+    directory = PROJECT / entry["retriever_checkpoint"]["filepath"]
+    checkpoint = E5ColbertDataset(filepath=directory, **source).load()
     _ = checkpoint.sha256  # converted and hashed before the clock starts
 
     def compare(names: tuple[str, ...], asked: list[dict]) -> dict[str, dict[str, float]]:

