@@ -164,7 +164,8 @@ class TestLoading:
         path = jsonl(tmp_path / "a.jsonl", *({"n": n, "conversations": TURNS} for n in range(9)))
         preview = ConversationsDataset(sources=[{"files": path}]).preview(nrows=2)
         assert preview["columns"] == ["n", "conversations"]
-        assert [row[0] for row in preview["data"]] == ["0", "1"]
+        assert [row[0] for row in preview["data"]] == [0, 1]
+        assert [json.loads(row[1]) for row in preview["data"]] == [TURNS, TURNS]
 
     def test_exists(self, tmp_path):
         dataset = ConversationsDataset(sources=[{"files": str(tmp_path / "*.jsonl")}])
@@ -255,7 +256,7 @@ class TestMistakes:
     def test_roles_that_nobody_told(self, tmp_path):
         turns = [{"role": "human", "content": "はい"}]
         message = refusal({"files": jsonl(tmp_path / "a.jsonl", {"conversations": turns})})
-        assert "no turn is of the role 'user' or 'assistant'; there are human. Say" in message
+        assert "no turn has the role 'user' or 'assistant'; the roles are human. Name" in message
 
     def test_clashing_columns(self, tmp_path):
         first = jsonl(tmp_path / "a.jsonl", {"conversations": TURNS, "score": 1})

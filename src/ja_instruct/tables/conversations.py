@@ -1,13 +1,16 @@
-"""The tables of one source of conversations, with our columns."""
+"""Conversations, lists of turns with role and content, from the columns of any source."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.arrow import iterate_tables
+from ja_instruct.tables.arrow import iterate_tables, with_list_values
 from ja_instruct.tables.columns import as_dataset
-from ja_instruct.tables.conversation_columns import conversations_of_pairs, conversations_of_turns
 from ja_instruct.tables.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
 from ja_instruct.tables.json_lines import (
     BAD_RECORD,
@@ -19,51 +22,69 @@ from ja_instruct.tables.json_lines import (
 from ja_instruct.tables.json_types import JSONType, to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
     from ja_instruct.tables.conversation_sources import ConversationSource
 
-# Beside the sources' own columns; with its noncharacter it is no file's own.
+# The column with the name of the source; no file uses a noncharacter in a name.
 SOURCE = "\ufdd1source"
 PARQUET_ROWS = 2000
 
 
-def read_file(path: Path, source: ConversationSource) -> Iterator[pa.Table]:
-    """Yield the tables of a file, as ``_with_our_columns`` makes them.
+class Place(NamedTuple):
+    """A file (``Path``) or a data set of the hub (``str``), and its entry in ``sources``."""
+
+    number: int
+    path: str | Path
+    source: ConversationSource
+
+
+def read_places(places: Sequence[Place]) -> Iterator[pa.Table]:
+    """Yield the tables of all places, with ``conversations``, our column names, and ``SOURCE``.
 
     Raises:
-        InputError: The file cannot be read, or has not the columns that the source says.
+        InputError: Names the source, from 1, that cannot be read, has several splits and names
+            none, lacks a column or has one that cannot be converted, has no turn with a known role
+            and a text, or gives a column another type than the sources before it.
     """
-    if path.name.endswith(PARQUET_SUFFIX):
-        yield from _with_our_columns(_read_parquet(path), str(path), source)
-        return
-    with open_lines(path) as file:
-        tables = read_tables(file, str(path), declared=_declared(source), tolerant=True)
-        yield from _with_our_columns(tables, str(path), source)
+    types = _ColumnTypes()
+    for place in places:
+        for table in _read_place(place):
+            types.add(table.schema, f"source {place.number}: {place.path}")
+            yield table
 
 
-def read_hub(source: ConversationSource) -> Iterator[pa.Table]:
-    """Yield the tables of a data set of the hub, or of its local folder.
+def _read_place(place: Place) -> Iterator[pa.Table]:
+    path, source, name = place.path, place.source, str(place.path)
+    with _prefix_errors(f"source {place.number}"):
+        if isinstance(path, str):
+            from datasets import load_dataset
 
-    Raises:
-        InputError: It has several splits and none is chosen, or not the columns that the source
-            says.
-    """
-    from datasets import load_dataset
+            splits = load_dataset(
+                path, name=source.name, split=source.split, revision=source.revision
+            )
+            yield from _convert(iterate_tables(as_dataset(splits, name)), name, source)
+        elif path.name.endswith(PARQUET_SUFFIX):
+            yield from _convert(_read_parquet(path), name, source)
+        else:
+            with open_lines(path) as file:
+                tables = read_tables(file, name, declared=_declared_types(source), tolerant=True)
+                yield from _convert(tables, name, source)
 
-    name = str(source.hub)
-    dataset = as_dataset(
-        load_dataset(name, name=source.name, split=source.split, revision=source.revision), name
-    )
-    yield from _with_our_columns(iterate_tables(dataset), name, source)
+
+@contextmanager
+def _prefix_errors(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}: {error}") from error
 
 
-def _declared(source: ConversationSource) -> dict[str, JSONType]:
+def _declared_types(source: ConversationSource) -> dict[str, JSONType]:
     if source.is_pairs:
-        return {source.columns[side]: str for side in PAIR}
+        return {source.columns[field]: str for field in PAIR}
     turn: dict[str, JSONType] = {source.turn_keys.get(key, key): str for key in TURN}
     return {source.columns.get(CONVERSATIONS, CONVERSATIONS): [turn]}
 
@@ -76,16 +97,16 @@ def _read_parquet(path: Path) -> Iterator[pa.Table]:
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                yield from _without_invalid(batch, str(path), row)
+                yield from _separate_invalid(batch, str(path), row)
                 row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            f"{path}: cannot be read as Parquet ({error}); make or copy it anew"
+            f"{path}: cannot be read as Parquet ({error}); re-create or re-copy it"
         ) from error
 
 
-def _without_invalid(batch: pa.RecordBatch, name: str, first_row: int) -> Iterator[pa.Table]:
-    """Yield the rows, those whose texts are not UTF-8 as bad records: pyarrow reads them all."""
+def _separate_invalid(batch: pa.RecordBatch, name: str, first_row: int) -> Iterator[pa.Table]:
+    """Yield the rows; pyarrow reads texts that are not UTF-8, so those become bad records."""
     import pyarrow as pa
 
     try:
@@ -93,8 +114,8 @@ def _without_invalid(batch: pa.RecordBatch, name: str, first_row: int) -> Iterat
     except pa.ArrowInvalid as error:
         if batch.num_rows > 1:
             half = batch.num_rows // 2
-            yield from _without_invalid(batch.slice(0, half), name, first_row)
-            yield from _without_invalid(batch.slice(half), name, first_row + half)
+            yield from _separate_invalid(batch.slice(0, half), name, first_row)
+            yield from _separate_invalid(batch.slice(half), name, first_row + half)
             return
         bad = bad_record(name, first_row, f"a value that cannot be read ({error})", b"")
         yield pa.table({BAD_RECORD: pa.array([bad], to_arrow(BAD_RECORD_TYPE))})
@@ -102,58 +123,52 @@ def _without_invalid(batch: pa.RecordBatch, name: str, first_row: int) -> Iterat
     yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def _with_our_columns(
+def _convert(
     tables: Iterator[pa.Table], name: str, source: ConversationSource
 ) -> Iterator[pa.Table]:
-    """Yield the tables with ``conversations``, our names, and ``SOURCE``.
+    """Yield the tables of one place as ``read_places`` describes them.
 
-    Raises:
-        InputError: At the end, when a column that the source names never came, or when no turn
-            has a role and a text that this project knows; before, when a column cannot be taken.
+    Missing columns and unknown roles raise at the end, because any table may bring them.
     """
     import pyarrow as pa
 
     seen: dict[str, None] = {}
-    turns = _TurnsSeen()
+    turns = _SeenTurns()
     for table in tables:
         seen.update(dict.fromkeys(table.column_names))
-        try:
-            ours = _rename(table, source)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+        with _prefix_errors(name):
+            ours = _rename_columns(table, source)
         if CONVERSATIONS in ours.column_names:
             turns.add(ours[CONVERSATIONS])
         yield ours.append_column(SOURCE, pa.repeat(name, ours.num_rows))
     seen.pop(BAD_RECORD, None)
-    if seen:
-        _require_columns(list(seen), name, source)
-        turns.require_known(name)
+    with _prefix_errors(name):
+        if seen:
+            _require_columns(list(seen), source)
+            turns.require_known()
 
 
-def _rename(table: pa.Table, source: ConversationSource) -> pa.Table:
-    import pyarrow as pa
-
+def _rename_columns(table: pa.Table, source: ConversationSource) -> pa.Table:
     table = table.drop_columns([key for key in source.drop_columns if key in table.column_names])
-    ours = {theirs: ours for ours, theirs in source.columns.items()}
-    names = [ours.get(name, name) for name in table.column_names]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
+    our_names = {theirs: ours for ours, theirs in source.columns.items()}
+    names = [our_names.get(name, name) for name in table.column_names]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
         raise InputError(
-            f"has a column '{twice[0]}' beside '{source.columns[twice[0]]}', which is to have that "
-            f"name; leave it out by 'drop_columns: [{twice[0]}]'"
+            f"has a column '{repeated}' beside '{source.columns[repeated]}', which 'columns' "
+            f"renames to it; leave it out by 'drop_columns: [{repeated}]'"
         )
-    table = _without_encodings(table.rename_columns(names))
+    table = _decode_texts(table.rename_columns(names))
     if source.is_pairs:
         return _join_pairs(table)
     if CONVERSATIONS not in names:
         return table
-    turns = conversations_of_turns(table[CONVERSATIONS], source.turn_keys, source.roles)
-    field = pa.field(CONVERSATIONS, turns.type)
-    return table.set_column(names.index(CONVERSATIONS), field, turns)
+    turns = convert_turns(table[CONVERSATIONS], source.turn_keys, source.roles)
+    return table.set_column(names.index(CONVERSATIONS), CONVERSATIONS, turns)
 
 
-def _without_encodings(table: pa.Table) -> pa.Table:
-    """Return texts as plain text, however a Parquet file encodes them."""
+def _decode_texts(table: pa.Table) -> pa.Table:
+    """Return dictionary-encoded and large texts of a Parquet file as plain ones."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -167,45 +182,150 @@ def _without_encodings(table: pa.Table) -> pa.Table:
 
 
 def _join_pairs(table: pa.Table) -> pa.Table:
+    """Return the table with a user's and an assistant's turn in place of the two columns."""
     import pyarrow as pa
+    from pyarrow import types
 
-    if not any(side in table.column_names for side in PAIR):
+    there = [field for field in PAIR if field in table.column_names]
+    if not there:
         return table
     if CONVERSATIONS in table.column_names:
         raise InputError(
             f"has a column '{CONVERSATIONS}' beside those for {' and '.join(PAIR)}; leave it out "
             f"by 'drop_columns: [{CONVERSATIONS}]'"
         )
-    nothing = pa.chunked_array([pa.nulls(table.num_rows)])
-    sides = [table[side] if side in table.column_names else nothing for side in PAIR]
-    if BAD_RECORD in table.column_names:
-        absent = table[BAD_RECORD].is_valid().combine_chunks()
-    else:
-        absent = pa.repeat(False, table.num_rows)
-    at = min(table.column_names.index(side) for side in PAIR if side in table.column_names)
-    joined = conversations_of_pairs(sides[0], sides[1], absent)
-    rest = table.drop_columns([side for side in PAIR if side in table.column_names])
-    return rest.add_column(at, CONVERSATIONS, joined)
+    count = table.num_rows
+    texts = []
+    for field in PAIR:
+        column = table[field] if field in there else pa.chunked_array([pa.nulls(count)])
+        if not (types.is_null(column.type) or types.is_string(column.type)):
+            raise InputError(f"its column for '{field}' holds {column.type}, not text")
+        texts.append(column.cast(pa.string()).combine_chunks())
+    # rows 0, count, 1, count + 1, … of the instructions followed by the responses
+    contents = pa.concat_arrays(texts).take(pa.array(np.arange(2 * count).reshape(2, -1).T.ravel()))
+    roles = pa.array(["user", "assistant"] * count, pa.string())
+    bad = table[BAD_RECORD].is_valid() if BAD_RECORD in table.column_names else None
+    conversations = pa.ListArray.from_arrays(
+        pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)),
+        pa.StructArray.from_arrays([roles, contents], names=list(TURN)),
+        mask=None if bad is None else bad.combine_chunks(),
+    )
+    position = min(map(table.column_names.index, there))
+    return table.drop_columns(there).add_column(position, CONVERSATIONS, conversations)
 
 
-def _require_columns(seen: list[str], name: str, source: ConversationSource) -> None:
-    there = f"it has {', '.join(seen)}"
-    wanted = [*source.columns.values(), *source.drop_columns]
-    missing = [column for column in wanted if column not in seen]
+def convert_turns(
+    column: pa.ChunkedArray, turn_keys: Mapping[str, str], roles: Mapping[str, str]
+) -> pa.ChunkedArray:
+    """Return lists of turns with our keys and roles.
+
+    Args:
+        column: Lists of structs.
+        turn_keys: Our keys and theirs where they differ; other keys are kept.
+        roles: Our roles and theirs where they differ; other roles are kept.
+
+    Returns:
+        Lists of structs with ``role`` and ``content``, both text, before all other keys. Parts
+        that need no change are not copied.
+
+    Raises:
+        InputError: The column does not hold lists of turns, or a turn lacks role or content.
+    """
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_null(column.type):
+        return column.cast(pa.list_(pa.struct([(key, pa.string()) for key in TURN])))
+    is_list = types.is_list(column.type) or types.is_large_list(column.type)
+    turn = column.type.value_type if is_list else column.type
+    if not is_list or not (types.is_struct(turn) or types.is_null(turn)):
+        raise InputError(
+            f"holds {column.type}, not lists of turns such as "
+            f"[{{'role': 'user', 'content': '…'}}]; name the column of turns by "
+            f"'columns: {{conversations: …}}'"
+        )
+    their_keys = _require_turn_keys(turn, turn_keys)
+    our_keys = {theirs: ours for ours, theirs in turn_keys.items()}
+    others = [(our_keys.get(key, key), turn.field(key).type) for key in their_keys[len(TURN) :]]
+    our_turn = pa.struct([*((key, pa.string()) for key in TURN), *others])
+    chunks = (column.cast(pa.list_(turn)) if types.is_large_list(column.type) else column).chunks
+    if roles or not turn.equals(our_turn):
+        chunks = [
+            with_list_values(lists, _build_turns(lists.values, their_keys, our_turn, roles))
+            for lists in chunks
+        ]
+    return pa.chunked_array(chunks, type=pa.list_(our_turn))
+
+
+def _build_turns(
+    theirs: pa.Array, keys: list[str], our_turn: pa.StructType, roles: Mapping[str, str]
+) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_null(theirs.type):
+        return pa.nulls(len(theirs), our_turn)
+    values = [theirs.field(key).cast(field.type) for key, field in zip(keys, our_turn, strict=True)]
+    values[0] = _rename_roles(values[0], roles)
+    mask = theirs.is_null() if theirs.null_count else None
+    return pa.StructArray.from_arrays(values, fields=list(our_turn), mask=mask)
+
+
+def _require_turn_keys(turn: pa.DataType, turn_keys: Mapping[str, str]) -> list[str]:
+    """Return the keys of a source's turns, those for role and content first."""
+    from pyarrow import types
+
+    fields = {} if types.is_null(turn) else {field.name: field.type for field in turn}
+    main = [turn_keys.get(key, key) for key in TURN]
+    missing = [key for key in main if fields and key not in fields]
     if missing:
         raise InputError(
-            f"{name}: has no column {' and no '.join(map(repr, missing))}; {there}. Correct "
-            f"'columns' or 'drop_columns'"
+            f"its turns have no {' and no '.join(map(repr, missing))}, but {', '.join(fields)}; "
+            f"name the keys by 'turn_keys: {{role: …, content: …}}'"
+        )
+    for key in main:
+        if key in fields and not _is_text(fields[key]):
+            raise InputError(f"the '{key}' of its turns is {fields[key]}, not text")
+    return [*main, *(key for key in fields if key not in main)]
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    from pyarrow import types
+
+    plain = type_.value_type if types.is_dictionary(type_) else type_
+    return any(
+        is_type(plain)
+        for is_type in (types.is_null, types.is_string, types.is_large_string, types.is_string_view)
+    )
+
+
+def _rename_roles(names: pa.StringArray, roles: Mapping[str, str]) -> pa.StringArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not roles:
+        return names
+    found = pc.index_in(names, value_set=pa.array(roles.values(), pa.string()))
+    return pc.coalesce(pa.array(roles.keys(), pa.string()).take(found), names)
+
+
+def _require_columns(seen: list[str], source: ConversationSource) -> None:
+    there = f"it has {', '.join(seen)}"
+    expected = [*source.columns.values(), *source.drop_columns]
+    missing = [column for column in expected if column not in seen]
+    if missing:
+        raise InputError(
+            f"has no column {' and no '.join(map(repr, missing))}; {there}. Correct 'columns' or "
+            f"'drop_columns'"
         )
     if not source.is_pairs and source.columns.get(CONVERSATIONS, CONVERSATIONS) not in seen:
         raise InputError(
-            f"{name}: has no column '{CONVERSATIONS}'; {there}. Say which it is by 'columns: "
+            f"has no column '{CONVERSATIONS}'; {there}. Name the column by 'columns: "
             f"{{conversations: …}}', or by 'columns: {{instruction: …, response: …}}'"
         )
 
 
-class _TurnsSeen:
-    """Whether any turn has a role that the filter knows, and a text."""
+class _SeenTurns:
+    """The roles and keys of all turns so far, and whether any has a text."""
 
     def __init__(self) -> None:
         self._roles: dict[str, None] = {}
@@ -224,43 +344,38 @@ class _TurnsSeen:
         texts = pc.struct_field(turns, "content")
         self._any_text = self._any_text or texts.null_count < len(texts)
 
-    def require_known(self, name: str) -> None:
+    def require_known(self) -> None:
+        """Raise ``InputError`` unless a turn has a role that the filter knows, and one a text."""
         if self._keys and not (self._roles and self._any_text):
             others = [key for key in self._keys if key not in TURN]
             raise InputError(
-                f"{name}: no turn has both 'role' and 'content'; there are "
-                f"{', '.join(others) or 'no other keys'}. Say which they are by 'turn_keys: "
-                f"{{role: …, content: …}}'"
+                f"no turn has both 'role' and 'content'; the other keys are "
+                f"{', '.join(others) or 'none'}. Name the keys by 'turn_keys: {{role: …, "
+                f"content: …}}'"
             )
         if self._roles and not self._roles.keys() & {"user", "assistant"}:
             raise InputError(
-                f"{name}: no turn is of the role 'user' or 'assistant'; there are "
-                f"{', '.join(list(self._roles)[:8])}. Say which they are by 'roles: {{user: …, "
+                f"no turn has the role 'user' or 'assistant'; the roles are "
+                f"{', '.join(list(self._roles)[:8])}. Name them by 'roles: {{user: …, "
                 f"assistant: …}}'"
             )
 
 
-class ColumnTypes:
-    """The type of every column so far, and where it came from."""
+class _ColumnTypes:
+    """The type of every column so far, and the place that it came from."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[pa.Field, str]] = {}
         self._last: pa.Schema | None = None
 
-    def add(self, schema: pa.Schema, label: str) -> None:
-        """Widen the types.
-
-        Raises:
-            InputError: A column's type does not go with that of a source before it; both are
-                named.
-        """
+    def add(self, schema: pa.Schema, place: str) -> None:
         import pyarrow as pa
 
         if self._last is not None and schema.equals(self._last):
             return
         self._last = schema
         for field in schema:
-            known, origin = self._known.get(field.name, (field, label))
+            known, origin = self._known.get(field.name, (field, place))
             try:
                 (merged,) = pa.unify_schemas(
                     [pa.schema([known]), pa.schema([field])], promote_options="permissive"
@@ -268,7 +383,7 @@ class ColumnTypes:
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise InputError(
                     f"column '{field.name}' is {known.type} in {origin}, but {field.type} in "
-                    f"{label}; rename one by 'columns: {{other_name: {field.name}}}', or leave it "
+                    f"{place}; rename one by 'columns: {{other_name: {field.name}}}', or leave it "
                     f"out by 'drop_columns: [{field.name}]'"
                 ) from error
             self._known[field.name] = (merged, origin)
