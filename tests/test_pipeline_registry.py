@@ -37,7 +37,7 @@ CONTRACT = {
         {"train_dataset", "eval_dataset", "adapter", "train_metrics"},
     ),
     "rag_index": (
-        {"qa_pairs", "retriever_checkpoint", "previous_retrieval_index"},
+        {"qa_pairs", "retriever_checkpoint", "encoding_cache"},
         {"retrieval_index"},
     ),
     "inference": (
@@ -129,7 +129,7 @@ def test_default_is_all_of_them(pipelines):
         "qa_pairs",
         "tasks",
         "retriever_checkpoint",
-        "previous_retrieval_index",
+        "encoding_cache",
         "answer_store",
     }
 

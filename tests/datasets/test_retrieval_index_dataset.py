@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.datasets.retrieval_index_dataset import RetrievalIndexDataset
-from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert import EncodedQuestions, encode_questions, search
 from ja_instruct.retrieval.index import RetrievalIndex
 
@@ -63,24 +62,7 @@ def test_an_index_without_its_embeddings_is_refused(dataset, index, tmp_path):
         dataset.load()
 
 
-def test_an_optional_index_is_none_where_there_is_none(dataset, index, tmp_path, caplog):
-    caplog.set_level("INFO", logger="ja_instruct")
-    path = tmp_path / "feature" / "retrieval_index"
-    optional = RetrievalIndexDataset(filepath=path, optional=True)
-    assert optional.load() is None
-    optional.check()
-    with pytest.raises(InputError, match="does not exist"):
-        dataset.check()
-    dataset.save(index)
-    dataset.check()
-    assert optional.load().questions == QUESTIONS
-    assert not caplog.records
-    (path / "index.json").write_text("{}")
-    assert optional.load() is None
-    assert "earlier index cannot be reused" in caplog.text
-
-
-def test_a_loaded_index_gives_the_hits_of_a_fresh_one(dataset, tmp_path):
+def test_a_loaded_index_gives_the_results_of_a_fresh_one(dataset, tmp_path):
     make_tiny_colbert(tmp_path / "tiny", list(QUESTIONS))
     encoded = encode_questions(tmp_path / "tiny", list(QUESTIONS))
     dataset.save(RetrievalIndex("colbert", QUESTIONS, encoded, "tiny", "abc"))

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.errors import InputError
@@ -15,8 +16,8 @@ from ja_instruct.retrieval.index import (
     RetrievalIndex,
     require_same_pool,
     retrieve,
-    reusable_encoding,
 )
+from ja_instruct.retrieval.index_files import EncodingCache
 from ja_instruct.retrieval.ranking import fuse_rankings
 
 QUESTIONS = (
@@ -137,27 +138,44 @@ def test_a_checkpoint_is_fetched_once_and_when_it_is_needed(checkpoint):
     assert fetched == [1]
 
 
-class TestReusableEncoding:
-    def reuse(self, previous, checkpoint, **changes):
-        settings = {"max_document_tokens": None, "versions": {"torch": "2"}} | changes
-        return reusable_encoding(previous, checkpoint, **settings)
+class TestEncodingCache:
+    @pytest.fixture
+    def read(self, tmp_path, colbert):
+        cache = EncodingCache(tmp_path / "cache")
+        cache.write(colbert)
 
-    def test_same_means(self, checkpoint, colbert):
-        assert self.reuse(colbert, checkpoint) is colbert.encoded
-        # a hybrid index holds the same vectors
-        hybrid = replace(colbert, retriever="hybrid")
-        assert self.reuse(hybrid, checkpoint) is colbert.encoded
+        def read(checkpoint, max_document_tokens=None, versions=(("torch", "2"),)):
+            return cache.read(checkpoint, max_document_tokens, dict(versions))
 
-    def test_other_means(self, checkpoint, colbert):
-        other = ColbertCheckpoint(checkpoint.directory, "other", "def")
-        assert self.reuse(colbert, other) is None
-        assert self.reuse(colbert, checkpoint, max_document_tokens=20) is None
-        assert self.reuse(colbert, checkpoint, versions={"torch": "3"}) is None
-        assert self.reuse(colbert, checkpoint, versions={"torch": "2", "more": "1"}) is None
+        return read
 
-    def test_nothing_earlier(self):
-        assert self.reuse(None, UNTOUCHABLE) is None
-        assert self.reuse(RetrievalIndex("bm25", QUESTIONS), UNTOUCHABLE) is None
+    def test_the_same_encoder(self, checkpoint, colbert, read):
+        found = read(checkpoint)
+        assert found.questions == colbert.questions
+        assert torch.equal(found.embeddings, colbert.encoded.embeddings)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"max_document_tokens": 20},
+            {"versions": {"torch": "3"}.items()},
+            {"versions": {"torch": "2", "more": "1"}.items()},
+        ],
+    )
+    def test_other_settings(self, checkpoint, read, changes):
+        assert read(checkpoint, **changes) is None
+
+    def test_another_encoder(self, checkpoint, read):
+        assert read(ColbertCheckpoint(checkpoint.directory, "other", "def")) is None
+
+    def test_nothing_cached(self, tmp_path):
+        assert EncodingCache(tmp_path / "none").read(UNTOUCHABLE, None, {}) is None
+
+    def test_an_unreadable_cache_is_ignored(self, tmp_path, checkpoint, read, caplog):
+        caplog.set_level("INFO", logger="ja_instruct")
+        (tmp_path / "cache" / "index.json").write_text("{}")
+        assert read(checkpoint) is None
+        assert "the cache cannot be used" in caplog.text
 
 
 def test_bm25_loads_no_model_library(tmp_path):

@@ -167,32 +167,3 @@ def _encoded_with(index: RetrievalIndex, checkpoint: ColbertCheckpoint) -> Encod
             f"compared. Make the index again with 'kedro run --pipelines=rag_index'"
         )
     return index.encoded
-
-
-def reusable_encoding(
-    previous: RetrievalIndex | None,
-    checkpoint: ColbertCheckpoint,
-    *,
-    max_document_tokens: int | None,
-    versions: dict[str, str],
-) -> EncodedQuestions | None:
-    """Return the embeddings of an earlier index that an encoding now would give again.
-
-    Args:
-        previous: The earlier index, if any.
-        checkpoint: What would encode now.
-        max_document_tokens: Tokens of a question that would be encoded.
-        versions: The packages that would encode; an index of other versions is not reused.
-
-    Returns:
-        Its embeddings, or None where anything differs or there are none.
-    """
-    if (
-        previous is None
-        or previous.encoded is None
-        or previous.max_document_tokens != max_document_tokens
-        or any(previous.versions.get(name) != version for name, version in versions.items())
-        or previous.checkpoint_sha256 != checkpoint.sha256
-    ):
-        return None
-    return previous.encoded

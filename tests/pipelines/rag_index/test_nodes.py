@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from ja_instruct.pipelines.rag_index import create_pipeline
 from ja_instruct.pipelines.rag_index.nodes import encode_pool, find_weak_questions
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval.index import ColbertCheckpoint
+from ja_instruct.retrieval.index_files import EncodingCache
 
 PARAMS = RagIndexParameters(retriever="colbert", batch_size=4, max_document_tokens=None)
 PAIRS = [
@@ -78,16 +80,17 @@ def test_hybrid_is_made_of_both(checkpoint, caplog):
     assert "first 124 tokens" in caplog.text
 
 
-def test_an_earlier_index_is_reused(checkpoint):
-    before = encode_pool(Dataset.from_list(PAIRS[:2]), checkpoint, PARAMS)[0]
+def test_only_new_questions_are_encoded(checkpoint, tmp_path):
+    cache = EncodingCache(tmp_path / "cache")
     pairs = Dataset.from_list(PAIRS)
-    index, report = encode_pool(pairs, checkpoint, PARAMS, before)
+    encode_pool(pairs.select(range(2)), checkpoint, PARAMS, cache)
+    index, report = encode_pool(pairs, checkpoint, PARAMS, cache)
     assert (report["summary"]["encoded"], report["summary"]["reused"]) == (1, 2)
     scratch = encode_pool(pairs, checkpoint, PARAMS)[0]
     assert index.encoded.lengths.tolist() == scratch.encoded.lengths.tolist()
     assert index.encoded.embeddings.allclose(scratch.encoded.embeddings, atol=1e-5)
     other = ColbertCheckpoint(checkpoint.directory, "tiny", "def")
-    summary = encode_pool(pairs, other, PARAMS, before)[1]["summary"]
+    summary = encode_pool(pairs, other, PARAMS, cache)[1]["summary"]
     assert (summary["encoded"], summary["reused"]) == (3, 0)
 
 
@@ -127,7 +130,7 @@ def test_pipeline_contract():
         "qa_pairs",
         "retriever_checkpoint",
         "params:rag_index",
-        "previous_retrieval_index",
+        "encoding_cache",
     }
     assert pipeline.outputs() == {"retrieval_index", "rag_index_report"}
     assert all(node.tags == {"rag_index"} for node in pipeline.nodes)
@@ -164,4 +167,14 @@ def test_a_second_run_encodes_only_what_is_new(run_on):
     assert counts(run_on(PAIRS, "--params=rag_index.retriever=hybrid")) == (0, 3)
     assert counts(run_on(PAIRS, "--params=rag_index.max_document_tokens=20")) == (3, 0)
     assert "encoded" not in run_on(PAIRS, "--params=rag_index.retriever=bm25")["summary"]
+    assert counts(run_on(PAIRS, "--params=rag_index.max_document_tokens=20")) == (0, 3)
     assert counts(run_on(PAIRS)) == (3, 0)
+
+
+def test_missing_outputs_are_made_from_the_cache(run_on, project):
+    run_on(PAIRS)
+    index = project / "data/04_feature/growing-pool/retrieval_index"
+    shutil.rmtree(index)
+    report = run_on(PAIRS, "--only-missing-outputs")
+    assert (report["summary"]["encoded"], report["summary"]["reused"]) == (0, 3)
+    assert index.is_dir()

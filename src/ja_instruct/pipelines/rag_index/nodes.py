@@ -1,4 +1,4 @@
-"""Making the pool's questions ready for retrieval, as the recipe does or without a model."""
+"""Nodes of ``rag_index``."""
 
 from __future__ import annotations
 
@@ -12,47 +12,44 @@ from ja_instruct.errors import InputError
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval.bm25 import normalize
 from ja_instruct.retrieval.colbert import encode_questions
-from ja_instruct.retrieval.index import (
-    ColbertCheckpoint,
-    RetrievalIndex,
-    Retriever,
-    reusable_encoding,
-)
+from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex, Retriever
+from ja_instruct.retrieval.index_files import EncodingCache
 from ja_instruct.tables.columns import as_dataset, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from datasets import Dataset
-
-    from ja_instruct.retrieval.colbert import EncodedQuestions
-else:
-    # Kedro validates the parameters of a node only when all its hints resolve at run time, and
-    # importing datasets takes a second that `kedro registry list` need not wait for.
+else:  # Kedro resolves the hints of a node, and importing datasets takes a second
     Dataset = Any
 
 logger = logging.getLogger(__name__)
 
 ENCODER_PACKAGES = ("ragatouille", "colbert-ai", "transformers", "torch")
 NAMED_IN_WARNINGS = 10
+CONSEQUENCES = {
+    "colbert": "they are near to any query",
+    "bm25": "no query finds them",
+    "hybrid": "the encoder takes them to be near to any query",
+}
 
 
 def encode_pool(
     qa_pairs: Dataset,
     retriever_checkpoint: ColbertCheckpoint,
     params: RagIndexParameters,
-    previous_retrieval_index: RetrievalIndex | None = None,
+    encoding_cache: EncodingCache | None = None,
 ) -> tuple[RetrievalIndex, dict[str, Any]]:
-    """Index every question of the pool; warn about those that retrieval cannot do well with.
+    """Index every question of the pool, and warn about questions that retrieval handles badly.
 
-    ``bm25`` encodes nothing and leaves the checkpoint alone.
+    ``bm25`` uses neither checkpoint nor cache.
 
     Args:
         qa_pairs: The pool, with the columns ``input`` and ``output``.
         retriever_checkpoint: The encoder.
         params: Section ``rag_index``.
-        previous_retrieval_index: What an earlier run made; the questions that it encoded by the
-            same means are not encoded again.
+        encoding_cache: Questions that it holds, encoded by the same encoder and package versions,
+            are not encoded again; new ones are added.
 
     Returns:
         The index, whose position i is record i of ``qa_pairs``, and the report.
@@ -65,30 +62,23 @@ def encode_pool(
     questions: list[str] = list(pairs["input"])
     if not questions:
         raise InputError("there is no question to index: 'qa_pairs' is empty")
-    known = None
+    reused: set[str] = set()
     if params.retriever == "bm25":
         index = RetrievalIndex("bm25", tuple(questions), versions=_versions("bm25s"))
     else:
-        known = reusable_encoding(
-            previous_retrieval_index,
-            retriever_checkpoint,
-            max_document_tokens=params.max_document_tokens,
-            versions=_versions(*ENCODER_PACKAGES),
-        )
-        index = _encode(questions, retriever_checkpoint, params, known)
-    findings = find_weak_questions(questions, params.retriever)
+        index, reused = _encode(questions, retriever_checkpoint, params, encoding_cache)
+    weak = find_weak_questions(questions, params.retriever)
     if index.encoded is not None:
-        findings["truncated"] = list(index.encoded.truncated)
+        weak["truncated"] = list(index.encoded.truncated)
     names = [str(name) for name in pairs["id"]] if "id" in pairs.column_names else None
-    _warn_of(findings, names, index)
-    reused = set() if known is None else set(known.questions)
+    _warn_of(weak, names, index)
     report = {
-        "summary": _summarize(index, findings, reused),
+        "summary": _summarize(index, weak, reused),
         "retriever": index.retriever,
         "model_id": index.model_id,
         "checkpoint_sha256": index.checkpoint_sha256,
         "versions": index.versions,
-        "positions": findings,
+        "positions": weak,
     }
     return index, report
 
@@ -101,8 +91,13 @@ def _encode(
     questions: list[str],
     checkpoint: ColbertCheckpoint,
     params: RagIndexParameters,
-    known: EncodedQuestions | None,
-) -> RetrievalIndex:
+    cache: EncodingCache | None,
+) -> tuple[RetrievalIndex, set[str]]:
+    """Return the index, and the texts whose encoding was in the cache."""
+    versions = _versions(*ENCODER_PACKAGES)
+    known = None
+    if cache is not None:
+        known = cache.read(checkpoint, params.max_document_tokens, versions)
     encoded = encode_questions(
         checkpoint.directory,
         questions,
@@ -110,19 +105,26 @@ def _encode(
         max_document_tokens=params.max_document_tokens,
         known=known,
     )
-    return RetrievalIndex(
+    index = RetrievalIndex(
         params.retriever,
         tuple(questions),
         encoded=encoded,
         model_id=checkpoint.model_id,
         checkpoint_sha256=checkpoint.sha256,
         max_document_tokens=params.max_document_tokens,
-        versions=_versions(*ENCODER_PACKAGES, *(["bm25s"] if params.retriever == "hybrid" else [])),
+        versions=versions | (_versions("bm25s") if params.retriever == "hybrid" else {}),
     )
+    reused: set[str] = set()
+    # a GPU encodes to another data type than a CPU
+    if known is not None and known.embeddings.dtype == encoded.embeddings.dtype:
+        reused = set(known.questions)
+    if cache is not None and not reused.issuperset(questions):
+        cache.write(index)
+    return index, reused
 
 
 def _summarize(
-    index: RetrievalIndex, findings: dict[str, list[int]], reused: set[str]
+    index: RetrievalIndex, weak: dict[str, list[int]], reused: set[str]
 ) -> dict[str, int]:
     summary = {"questions": len(index.questions)}
     if index.encoded is not None:
@@ -132,15 +134,15 @@ def _summarize(
             "encoded": len(set(index.questions) - reused),
             "reused": len(set(index.questions) & reused),
         }
-    return summary | {what: len(positions) for what, positions in findings.items()}
+    return summary | {weakness: len(positions) for weakness, positions in weak.items()}
 
 
 def find_weak_questions(
     questions: list[str], retriever: Retriever = "colbert"
 ) -> dict[str, list[int]]:
-    """Return the positions of questions without text, and of those asked earlier already.
+    """Return the positions of questions without text, and of repeated questions.
 
-    BM25 takes questions for the same that an encoder tells apart.
+    BM25 does not distinguish width, case and white space, so more questions repeat each other.
 
     >>> pool = ["日本の首都は?", " ", "富士山の高さは?", "日本の首都は? ", "日本の首都は？"]
     >>> find_weak_questions(pool)
@@ -151,28 +153,21 @@ def find_weak_questions(
     same_as: Callable[[str], str] = normalize if retriever == "bm25" else str.strip
     positions = defaultdict(list)
     for position, question in enumerate(questions):
-        # nothing to compare by is empty for an encoder too
+        # without a character to compare, a question is empty for an encoder too
         positions[same_as(question) if normalize(question) else ""].append(position)
     empty = positions.pop("", [])
     later = [position for same in positions.values() for position in same[1:]]
     return {"empty": empty, "duplicated": sorted(later)}
 
 
-def _warn_of(
-    findings: dict[str, list[int]], names: list[str] | None, index: RetrievalIndex
-) -> None:
-    found_by = {
-        "colbert": "they are near to any query",
-        "bm25": "no query finds them",
-        "hybrid": "the encoder takes them to be near to any query",
-    }
+def _warn_of(weak: dict[str, list[int]], names: list[str] | None, index: RetrievalIndex) -> None:
     window = 0 if index.encoded is None else index.encoded.padded_length
     consequences = {
-        "empty": found_by[index.retriever],
+        "empty": CONSEQUENCES[index.retriever],
         "duplicated": "they take the place of other examples in a prompt",
         "truncated": f"the encoder reads their first {window} tokens",
     }
-    for what, positions in findings.items():
+    for weakness, positions in weak.items():
         if not positions:
             continue
         first = positions[:NAMED_IN_WARNINGS]
@@ -180,8 +175,8 @@ def _warn_of(
         logger.warning(
             "%d question(s) of 'qa_pairs' are %s: %s. Positions from 0: %s%s",
             len(positions),
-            what,
-            consequences[what],
+            weakness,
+            consequences[weakness],
             ", ".join(where),
             ", …" if len(positions) > len(first) else "",
         )

@@ -17,7 +17,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "qa_pairs",
                     "retriever_checkpoint",
                     "params:rag_index",
-                    "previous_retrieval_index",
+                    "encoding_cache",
                 ],
                 outputs=["retrieval_index", "rag_index_report"],
                 name="encode_pool",
