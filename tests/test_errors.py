@@ -20,6 +20,7 @@ from kedro.pipeline import node, pipeline
 
 from ja_instruct.config import RENAMED_PARAMETERS
 from ja_instruct.datasets import (
+    ColbertCheckpointDataset,
     ConversationsDataset,
     ModelDirectoryDataset,
     QuantizedModelDataset,
@@ -117,13 +118,9 @@ class TestData:
         source = ConversationsDataset(sources=[{"files": str(path)}])
 
         def check(**parameters):
-            section = SimpleNamespace(**parameters)
-            catalog = DataCatalog(
-                {
-                    "raw_conversations": source,
-                    "params:data_filtering": MemoryDataset(section, copy_mode="assign"),
-                }
-            )
+            catalog = DataCatalog({"raw_conversations": source})
+            for name, value in parameters.items():
+                catalog[f"params:data_filtering.{name}"] = value
             one = node(lambda conversations: conversations, "raw_conversations", "filtered")
             check_run(pipeline([one]), catalog, only_missing_outputs=False)
 
@@ -135,6 +132,18 @@ class TestData:
             told = f"'raw_conversations': 2 bad record(s), {allowed} allowed: {path}:1: not JSON ("
             assert told in str(caught.value)
             assert "Repair or remove them, or raise data_filtering.bad_rec" in str(caught.value)
+
+    def test_only_bm25_runs_without_a_checkpoint(self, tmp_path):
+        one = node(lambda checkpoint: checkpoint, "retriever_checkpoint", "index")
+        missing = ColbertCheckpointDataset(filepath=tmp_path / "none")
+        for retriever in ("bm25", "colbert", "hybrid"):
+            catalog = DataCatalog({"retriever_checkpoint": missing})
+            catalog["params:rag_index.retriever"] = retriever
+            if retriever == "bm25":
+                check_run(pipeline([one]), catalog, only_missing_outputs=False)
+                continue
+            with pytest.raises(InputError, match="ColBERT checkpoint"):
+                check_run(pipeline([one]), catalog, only_missing_outputs=False)
 
     def test_everything_is_told_at_once(self, refused, add_environment, tmp_path):
         environment = add_environment(

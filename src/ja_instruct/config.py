@@ -8,6 +8,7 @@ RENAMED_PARAMETERS = {
     "data_filtering.further_rules": "extra_rules",
     "inference.batching.prefill_tokens": "prefill_chunk_size",
     "inference.batching.slots": "max_num_seqs",
+    "inference.shot_diversity": "example_diversity",
     "sft.answer_only_loss": "completion_only_loss",
     "sft.model_card.filtered_pairs.licence": "license",
     "sft.model_card.licence": "license",
@@ -52,11 +53,3 @@ def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") 
         )
     if gpu.devices > 1 and refuse_several:
         raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")
-
-
-# Old dotted names of parameters, each with the name that takes its place in the same section
-RENAMED_PARAMETERS: dict[str, str] = {
-    "inference.batching.prefill_tokens": "prefill_chunk_size",
-    "inference.batching.slots": "max_num_seqs",
-    "inference.shot_diversity": "example_diversity",
-}

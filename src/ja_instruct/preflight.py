@@ -17,6 +17,7 @@ from kedro.runner import SequentialRunner
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel, ValidationError
 
+from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords, DescribesModel
 from ja_instruct.config import RENAMED_PARAMETERS
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from kedro.framework.context import KedroContext
-    from kedro.io import DataCatalog
+    from kedro.io import AbstractDataset, DataCatalog
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
@@ -170,9 +171,7 @@ def check_run(
         problem
         for name in sorted(inputs)
         if not name.startswith("params:")
-        for problem in _input_problems(
-            name, catalog, read=is_long or name not in READ_BEFORE_LONG_RUNS
-        )
+        for problem in _input_problems(name, catalog, is_long=is_long)
     ]
     problems += _output_problems(nodes, catalog)
     problems += _device_problems(nodes, catalog, cpu_environments, runner)
@@ -184,62 +183,61 @@ def check_run(
         )
 
 
-def _input_problems(name: str, catalog: DataCatalog, *, read: bool) -> list[str]:
-    dataset: Any = catalog.get(name) if name in catalog else None
+def filepath_of(dataset: Any) -> Path | None:
+    """Return a dataset's file or directory, which Kedro's datasets keep in ``_filepath``."""
+    filepath = getattr(dataset, "_filepath", None)
+    return None if filepath is None else Path(str(filepath))
+
+
+def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[str]:
+    dataset = catalog.get(name)
     if dataset is None:
         return [f"'{name}' is not in the catalog{_remedy_to_make(name)}"]
-    filepath = getattr(dataset, "_filepath", None)
-    check = getattr(dataset, "check", None)
-    if not read and filepath is not None and dataset.exists():
+    path = filepath_of(dataset)
+    if not is_long and name in READ_BEFORE_LONG_RUNS and path is not None and dataset.exists():
+        return []
+    retriever = _parameter(catalog, "rag_index.retriever", "colbert")
+    if name == "retriever_checkpoint" and retriever == "bm25":  # BM25 uses no checkpoint
         return []
     columns = REQUIRED_COLUMNS.get(name, ())
-    if check is None and filepath is not None:
-        if "*" in str(filepath):  # a pattern: its dataset knows what to make of it
-            return []
-        path = Path(str(filepath))
-        if path.suffix == ".jsonl" and path.is_file():
-            check = JSONLinesDataset(filepath=path).check
     try:
-        if check is not None:
-            wanted = {
-                "columns": columns,
-                "bad_records_max": _bad_records_max(catalog),
-                "retriever": _retriever(catalog),
-            }
-            takes = inspect.signature(check).parameters
-            check(**{key: value for key, value in wanted.items() if key in takes})
-        elif filepath is not None and not dataset.exists():
-            return [f"'{name}': {filepath} does not exist{_remedy_to_make(name)}"]
+        if isinstance(dataset, ChecksRecords):
+            bad_records_max = _parameter(catalog, "data_filtering.bad_records_max", 0)
+            dataset.check_records(columns, bad_records_max)
+        elif isinstance(dataset, ChecksInput):
+            dataset.check()
+        elif path is not None:
+            _check_file(path, dataset, columns)
     except InputError as error:
-        missing = filepath is not None and not Path(str(filepath)).exists()
-        unanswered = missing and "--pipeline=" not in str(error)
-        return [f"'{name}': {error}{_remedy_to_make(name) if unanswered else ''}"]
+        needs_remedy = path is not None and not path.exists() and "--pipeline=" not in str(error)
+        return [f"'{name}': {error}{_remedy_to_make(name) if needs_remedy else ''}"]
     return []
 
 
+def _check_file(path: Path, dataset: AbstractDataset[Any, Any], columns: Sequence[str]) -> None:
+    """Raise ``InputError`` if the file of another library's dataset cannot be used."""
+    if "*" in str(path):  # a pattern of several files, which only its dataset can read
+        return
+    if path.suffix == ".jsonl" and path.is_file():
+        JSONLinesDataset(filepath=path).check_records(columns)
+    elif not dataset.exists():
+        raise InputError(f"{path} does not exist")
+
+
 def _output_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
-    """Ask the outputs that can tell beforehand why saving them would fail."""
     problems = []
     for name in sorted({output for node in nodes for output in node.outputs}):
-        check = getattr(catalog.get(name) if name in catalog else None, "check_output", None)
+        dataset = catalog.get(name)
         try:
-            if check is not None:
-                check()
+            if isinstance(dataset, ChecksOutput):
+                dataset.check_output()
         except InputError as error:
             problems.append(f"'{name}': {error}")
     return problems
 
 
-def _bad_records_max(catalog: DataCatalog) -> int:
-    section = "params:data_filtering"
-    values = catalog.load(section) if section in catalog else None
-    return int(getattr(values, "bad_records_max", 0))
-
-
-def _retriever(catalog: DataCatalog) -> str:
-    section = "params:rag_index"
-    values = catalog.load(section) if section in catalog else None
-    return str(getattr(values, "retriever", "colbert"))
+def _parameter(catalog: DataCatalog, name: str, default: Any) -> Any:
+    return catalog.load(f"params:{name}") if f"params:{name}" in catalog else default
 
 
 def _remedy_to_make(name: str) -> str:
@@ -324,8 +322,8 @@ def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
     source = "base_model" if names & {"quantize", "measure_quantization"} else "quantized_model"
     if not names & MODEL_NODES:
         return []
-    size_of = getattr(catalog.get(source), "parameter_count", None)
-    count = size_of() if size_of is not None else None
+    model = catalog.get(source)
+    count = model.parameter_count() if isinstance(model, DescribesModel) else None
     if count is None:
         return []
     problems = []
@@ -353,15 +351,16 @@ def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
 def _disk_problems(catalog: DataCatalog, parameter_count: int) -> list[str]:
     from huggingface_hub import constants
 
-    pending = getattr(catalog.get("base_model"), "pending_download_bytes", None)
-    target = Path(getattr(catalog.get("quantized_model"), "_filepath", "."))
+    model = catalog.get("base_model")
+    pending = model.pending_download_bytes() if isinstance(model, DescribesModel) else 0
+    target = filepath_of(catalog.get("quantized_model")) or Path()
     needs = [
         # 4-bit linear layers, 16-bit embeddings
         ("quantized_model", target, parameter_count * 1.5, "point its catalog entry elsewhere"),
         (
             "the download of base_model",
             Path(constants.HF_HUB_CACHE),
-            pending() if pending is not None else 0,
+            pending,
             "set HF_HOME to a folder on a larger disk",
         ),
     ]

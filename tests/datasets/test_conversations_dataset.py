@@ -128,7 +128,7 @@ class TestLoading:
         loaded = load({"hub": str(folder), "split": "train"})
         assert loaded.to_list() == [{"conversations": TURNS, "meta": "x"}]
         assert "has 2 splits" in refusal({"hub": str(folder)})
-        ConversationsDataset(sources=[{"hub": str(folder)}]).check()
+        ConversationsDataset(sources=[{"hub": str(folder)}]).check_records()
 
     def test_bad_records(self, tmp_path):
         good = {"q": "空は何色?", "a": "青です。"}
@@ -185,7 +185,7 @@ class TestLoading:
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("method", ["load", "check"])
+    @pytest.mark.parametrize("method", ["load", "check_records"])
     @pytest.mark.parametrize(
         ("source", "message"),
         [
@@ -233,7 +233,7 @@ class TestMistakes:
         assert ".jsonl.gz" in message
 
     @pytest.mark.parametrize("write", [jsonl, table])
-    @pytest.mark.parametrize("method", ["load", "check"])
+    @pytest.mark.parametrize("method", ["load", "check_records"])
     def test_column_that_is_not_there(self, tmp_path, write, method):
         suffix = ".jsonl" if write is jsonl else ".parquet"
         path = write(tmp_path / f"a{suffix}", {"messages": TURNS, "id": 1})
@@ -296,18 +296,18 @@ class TestCheck:
         first = jsonl(tmp_path / "a.jsonl", *records)
         second = jsonl(tmp_path / "b.jsonl", *records)
         dataset = ConversationsDataset(sources=[{"files": [first, second]}])
-        dataset.check(bad_records_max=8)
+        dataset.check_records(bad_records_max=8)
         with pytest.raises(InputError) as caught:
-            dataset.check(bad_records_max=7)
+            dataset.check_records(bad_records_max=7)
         message = str(caught.value)
         assert message.startswith(f"8 bad record(s), 7 allowed: {first}:2: not JSON (")
         assert f"{second}:2: " in message
         assert f"{second}:3: " not in message
         assert "; and 3 more. Repair or remove them, or raise data_filtering.bad" in message
         with pytest.raises(InputError, match=r"8 bad record\(s\), 0 allowed"):
-            dataset.check()
+            dataset.check_records()
         assert len(dataset.load()) == 10
 
     def test_hub_is_asked(self):
-        message = refusal({"hub": "owner/name"}, method="check")
+        message = refusal({"hub": "owner/name"}, method="check_records")
         assert "dataset 'owner/name' cannot be reached (offline mode is on)" in message

@@ -88,17 +88,17 @@ def test_empty_file_will_do_where_no_column_is_needed(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.touch()
     dataset = JSONLinesDataset(filepath=path)
-    dataset.check()
+    dataset.check_records()
     with pytest.raises(InputError, match=r"tasks\.jsonl: holds no records"):
-        dataset.check(columns=("task_id", "input"))
+        dataset.check_records(columns=("task_id", "input"))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"tasks\.jsonl: no such file"):
-        JSONLinesDataset(filepath=tmp_path / "tasks.jsonl").check()
+        JSONLinesDataset(filepath=tmp_path / "tasks.jsonl").check_records()
 
 
-@pytest.mark.parametrize("read", ["load", "check"])
+@pytest.mark.parametrize("read", ["load", "check_records"])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -123,26 +123,26 @@ def test_other_encoding_is_named(tmp_path):
 
 def test_missing_column_is_named(tmp_path):
     dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0, "input": "一"}', '{"task_id": 1}')
-    dataset.check(columns=("task_id",))
+    dataset.check_records(columns=("task_id",))
     with pytest.raises(InputError, match=r"record 2 lacks input; it has task_id"):
-        dataset.check(columns=("task_id", "input"))
+        dataset.check_records(columns=("task_id", "input"))
 
 
 def test_text_that_is_none_is_named(tmp_path):
     dataset = write(tmp_path / "qa.jsonl", '{"input": "一", "output": "二"}', '{"input": null}')
-    dataset.check(columns=())
+    dataset.check_records(columns=())
     with pytest.raises(InputError, match=r"qa\.jsonl: record 2: input must be text, not null"):
-        dataset.check(columns=("input",))
+        dataset.check_records(columns=("input",))
 
 
 def test_task_ids_that_repeat_are_named(tmp_path):
     lines = [json.dumps({"task_id": number}) for number in (3, 1, 3)]
     dataset = write(tmp_path / "tasks.jsonl", *lines)
     with pytest.raises(InputError, match=r"records 1 and 3 have the same task_id 3"):
-        dataset.check(columns=("task_id",))
+        dataset.check_records(columns=("task_id",))
 
 
-@pytest.mark.parametrize("read", ["load", "check"])
+@pytest.mark.parametrize("read", ["load", "check_records"])
 def test_columns_of_two_types(tmp_path, read):
     dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0}', '{"task_id": "一"}')
     message = r"tasks\.jsonl:2: the records disagree on the type of a column: 'task_id' is text "
@@ -180,7 +180,7 @@ def test_compressed(tmp_path):
     assert gzip.decompress(written).decode().count("\n") == len(RECORDS)
     assert written == (tmp_path / "2.jsonl.gz").read_bytes()
     assert first.load().to_list() == RECORDS
-    first.check(columns=("id", "input"))
+    first.check_records(columns=("id", "input"))
     assert first.preview(nrows=1)["data"][0][0] == 1
 
 
@@ -193,7 +193,7 @@ def test_column_that_has_no_form_in_json(tmp_path):
 
 def test_explicit_null_is_no_missing_column(tmp_path):
     dataset = write(tmp_path / "tasks.jsonl", '{"task_id": 0, "note": null}')
-    dataset.check(columns=("task_id", "note"))
+    dataset.check_records(columns=("task_id", "note"))
 
 
 def test_large_file_lies_in_the_folder_of_datasets(tmp_path, monkeypatch):

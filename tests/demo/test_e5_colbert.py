@@ -23,7 +23,6 @@ needs_e5 = pytest.mark.skipif(
 
 def test_missing_package(tmp_path):
     dataset = E5ColbertDataset(filepath=tmp_path / "e5", **E5 | {"package": "no_such_package"})
-    dataset.check(retriever="bm25")
     for use in (dataset.check, lambda: dataset.load().directory):
         with pytest.raises(InputError, match=r"ja-instruct\[demo\]"):
             use()

@@ -71,14 +71,8 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
         self._revision = revision
         self.metadata = metadata
 
-    def check(self, *, retriever: str = "colbert") -> None:
-        """Raise ``InputError`` when the checkpoint is not available; download nothing.
-
-        Args:
-            retriever: What is to use the checkpoint; ``bm25`` needs none.
-        """
-        if retriever == "bm25":
-            return
+    def check(self) -> None:
+        """Raise ``InputError`` when the checkpoint is not available; download nothing."""
         if self._filepath is None:
             check_repository(self._repo_id, self._revision, repo_type="model")
         else:

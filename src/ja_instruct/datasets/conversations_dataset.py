@@ -17,6 +17,8 @@ from ja_instruct.tables.conversations import SOURCE, Place, read_places
 from ja_instruct.tables.json_lines import BAD_RECORD
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
     from kedro_datasets._typing import TablePreview
 
@@ -81,7 +83,7 @@ class ConversationsDataset(AbstractDataset[None, "Dataset"]):
         self._sources = sources
         self.metadata = metadata
 
-    def check(self, bad_records_max: int = 0) -> None:
+    def check_records(self, columns: Sequence[str] = (), bad_records_max: int = 0) -> None:
         """Read every file without keeping it, and ask the hub for its data sets.
 
         Raises:

@@ -18,6 +18,8 @@ from ja_instruct.tables.json_lines import GZIP_SUFFIX, open_lines, read_records,
 from ja_instruct.tables.json_writer import write_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
     from datasets import Dataset
     from kedro_datasets._typing import TablePreview
@@ -89,8 +91,8 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         self._filepath = Path(filepath)
         self.metadata = metadata
 
-    def check(self, columns: tuple[str, ...] = ()) -> None:
-        """Read the whole file without keeping it.
+    def check_records(self, columns: Sequence[str] = (), bad_records_max: int = 0) -> None:
+        """Read the whole file without keeping it; every bad record is an error.
 
         Raises:
             InputError: The file is missing, a line is malformed, or the records disagree on a
@@ -109,11 +111,11 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
                 if "task_id" in columns and not suspicious:
                     task_ids.append(table["task_id"])
         if suspicious or _may_repeat(task_ids):
-            self._check_records(columns)
+            self._check_one_by_one(columns)
         if columns and not count:
             raise InputError(f"{self._filepath}: holds no records")
 
-    def _check_records(self, columns: tuple[str, ...]) -> None:
+    def _check_one_by_one(self, columns: Sequence[str]) -> None:
         """Check the records one by one: in Arrow a missing column equals null."""
         first_with: dict[Any, int] = {}
         with open_lines(self._filepath) as file:

@@ -65,6 +65,10 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
 
+    def pending_download_bytes(self) -> int:
+        """Return 0: nothing is downloaded."""
+        return 0
+
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, None where it is missing; nothing is checked or loaded."""
         if not self._exists():

@@ -92,6 +92,10 @@ class QuantizedModelDataset(ModelArtifactDataset):
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
 
+    def pending_download_bytes(self) -> int:
+        """Return 0: nothing is downloaded."""
+        return 0
+
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, None before the model is made; nothing is loaded."""
         if not self._exists() or not (self._filepath / "config.json").is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
+from ja_instruct.checks import ChecksInput
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
@@ -128,8 +129,8 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
             _require_file(self._filepath)
         elif self._model is None:
             _check_hub(self._repo_id, self._revision)
-        elif (check := getattr(self._model, "check", None)) is not None:
-            check()
+        elif isinstance(self._model, ChecksInput):
+            self._model.check()
 
     def load(self) -> Tokenizer | None:
         """Return the tokenizer; None, with a warning, when it cannot be had nor is required.

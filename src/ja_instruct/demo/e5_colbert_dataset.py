@@ -60,14 +60,8 @@ class E5ColbertDataset(AbstractDataset[Any, ColbertCheckpoint]):
         self._source = {"package": package, "file": file, "sha256": sha256}
         self.metadata = metadata
 
-    def check(self, *, retriever: str = "colbert") -> None:
-        """Raise ``InputError`` when the checkpoint cannot be made or used; convert nothing.
-
-        Args:
-            retriever: What is to use the checkpoint; ``bm25`` needs none.
-        """
-        if retriever == "bm25":
-            return
+    def check(self) -> None:
+        """Raise ``InputError`` when the checkpoint cannot be made or used; convert nothing."""
         if self._filepath.exists():
             check_checkpoint(self._filepath)
         else:

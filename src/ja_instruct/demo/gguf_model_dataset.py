@@ -179,6 +179,10 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return self._parameters
 
+    def pending_download_bytes(self) -> int:
+        """Return 0: nothing is downloaded."""
+        return 0
+
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, None before the conversion; nothing is converted or loaded."""
         if not self._exists():

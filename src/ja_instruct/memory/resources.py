@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ja_instruct.checks import DescribesModel
 from ja_instruct.memory.estimates import ModelShape
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def model_shape_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> ModelShape
     )
     base_model = name.removesuffix(_last_part(name)) + "base_model"
     for source in dict.fromkeys((name, base_model, "base_model")):
-        peek = getattr(catalog.get(source) if source in catalog else None, "peek_config", None)
-        config = peek() if peek is not None else None
+        dataset = catalog.get(source) if source in catalog else None
+        config = dataset.peek_config() if isinstance(dataset, DescribesModel) else None
         if config is not None:
             return ModelShape.from_config(config)
     return None
