@@ -1,6 +1,7 @@
-"""Which word lists are refused, by what name, and what an accepted table promises."""
+"""Which word lists are rejected, with which message, and the promise of an accepted table."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import assume, given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from ja_instruct.errors import InputError
 from ja_instruct.tables.word_lists import (
     Replacement,
-    find_covered,
+    parse_word_list,
     read_replacements,
     read_substrings,
 )
@@ -19,31 +20,34 @@ def table(*pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [{"find": find, "replace": replace} for find, replace in pairs]
 
 
-def refusal_of(read, entries, name="replacements", lines=None, **found) -> str:
+def refusal_of(read, *arguments) -> str:
     with pytest.raises(InputError) as caught:
-        read(entries, name, lines, **found)
+        read(*arguments)
     return str(caught.value)
 
 
 def test_substrings_keep_their_order_and_their_spaces() -> None:
-    entries = ["翻訳", " - Arigatou ", "yes", "\n"]
-    assert read_substrings(entries, "banned") == tuple(entries)
-    assert read_substrings([], "banned") == ()
+    entries = ["翻訳", " - Arigatou ", "yes", "\n", "英語訳", "英語"]
+    assert read_substrings(entries, "banned") == entries
+    assert read_substrings([], "banned") == []
 
 
 def test_replacements_keep_their_order() -> None:
     pairs = [("♪", ""), ("よしmitsu", "よしみつ"), (" ", "　")]
     read = read_replacements(table(*pairs), "replacements")
-    assert read == tuple(Replacement(*pair) for pair in pairs)
-    assert read_replacements([], "replacements") == ()
+    assert read == [Replacement(*pair) for pair in pairs]
+    assert read_replacements([], "replacements") == []
 
 
-def test_lists_can_be_asked_twice() -> None:
-    substrings = read_substrings(["翻訳"], "banned")
-    assert read_substrings(substrings, "banned") == substrings
+def test_checked_list_is_returned_as_it_is() -> None:
+    substrings = read_substrings(("翻訳",), "banned")
+    assert read_substrings(substrings, "banned") is substrings
     replacements = read_replacements(table(("甲", "乙")), "replacements")
-    assert read_replacements(replacements, "replacements") == replacements
+    assert read_replacements(replacements, "replacements") is replacements
     assert read_replacements(list(replacements), "replacements") == replacements
+    assert "entry 1 is Replacement(" in refusal_of(read_substrings, replacements, "banned")
+    with pytest.raises(InputError, match="entry 3 is empty"):
+        read_substrings([*substrings, "英訳", ""], "banned")
 
 
 @pytest.mark.parametrize(
@@ -51,10 +55,10 @@ def test_lists_can_be_asked_twice() -> None:
     [
         (["翻訳", ""], r"entry 2 is empty: every text contains it.*Remove"),
         (["翻訳", "英訳", "翻訳"], r"entry 3 \('翻訳'\) repeats entry 1: remove one"),
-        (["翻訳", 110], r"entry 2 is 110, not a text: .*in quotes"),
-        (["翻訳", True], r"entry 2 is True, not a text: .*in quotes"),
-        ([None], r"entry 1 is None, not a text: .*in quotes"),
-        ([["翻訳"]], r"entry 1 is \['翻訳'\], not a text"),
+        (["翻訳", 110], r"entry 2 is 110, not text: .*in quotes"),
+        (["翻訳", True], r"entry 2 is True, not text: .*in quotes"),
+        ([None], r"entry 1 is None, not text: .*in quotes"),
+        ([["翻訳"]], r"entry 1 is \['翻訳'\], not text"),
         (None, r"'banned' is empty, not a list: .*or \[\]"),
         ("翻訳", r"'banned' is a str, not a list: .*or \[\]"),
         ({"翻訳": 1}, r"'banned' is a dict, not a list"),
@@ -74,26 +78,25 @@ def test_refused_substrings(entries, message) -> None:
         ([{"find": "♪", "replase": ""}], r"lacks 'replace' and has the unknown key 'replase'"),
         ([{"find": "♪", "replace": "", 1: ""}], r"entry 1 has the unknown key 1"),
         ([{"find": "♪", "replace": None}], r"has None under 'replace', .*quotes \('' removes"),
-        ([{"find": True, "replace": "一"}], r"has True under 'find', not a text: .*in quotes$"),
+        ([{"find": True, "replace": "一"}], r"has True under 'find', not text: .*in quotes$"),
         (["♪"], r"entry 1 is '♪': write a mapping"),
         ([("甲", "乙")], r"entry 1 is \('甲', '乙'\): write a mapping"),
         ({"♪": ""}, r"is a dict, not a list"),
-        (table(("甲", "甲")), r"entry 1 replaces '甲' by itself, which changes nothing"),
-        (table(("甲", "丙甲")), r"entry 1 puts in '丙甲', which holds its own 'find' '甲'"),
+        (table(("甲", "甲")), r"entry 1 replaces '甲' by itself, without effect"),
+        (table(("甲", "丙甲")), r"entry 1 inserts '丙甲', which contains its own 'find' '甲'"),
     ],
 )
 def test_refused_replacements(entries, message) -> None:
-    refusal = refusal_of(read_replacements, entries)
+    refusal = refusal_of(read_replacements, entries, "replacements")
     assert re.search(message, refusal)
-    assert "problems" not in refusal, "one fault must be told once"
+    assert "problems" not in refusal, "one mistake gives one message"
 
 
 def test_chain_names_both_lines_and_both_remedies() -> None:
-    entries = table(("甲", "丙乙"), ("丁", "戊"), ("乙", "己"))
-    assert refusal_of(read_replacements, entries, "table.yml", [3, 5, 9]) == (
-        "table.yml:3 puts in '丙乙', in which line 9 replaces '乙' again: write what is meant in "
-        "the end, '丙己', under 'replace' of line 3, or put line 9 before line 3 if '丙乙' is to "
-        "stay"
+    text = "\n\n- {find: 甲, replace: 丙乙}\n\n- {find: 丁, replace: 戊}\n- {find: 乙, replace: 己}"
+    assert refusal_of(parse_word_list, text, "replacements", "table.yml") == (
+        "table.yml:3 inserts '丙乙', in which line 6 replaces '乙' again: write the final text "
+        "'丙己' under 'replace' of line 3, or move line 6 before line 3 to keep '丙乙'"
     )
 
 
@@ -105,51 +108,30 @@ def test_remedies_of_a_chain_are_accepted(remedied) -> None:
 
 
 def test_chain_that_leads_back_has_another_remedy() -> None:
-    refusal = refusal_of(read_replacements, table(("甲", "乙"), ("乙", "甲")))
+    refusal = refusal_of(read_replacements, table(("甲", "乙"), ("乙", "甲")), "replacements")
     assert "remove one of the two" in refusal
     assert "before" not in refusal
 
 
-def test_every_fault_is_told_at_once_by_line() -> None:
-    entries = ["翻訳", "", 3, "翻訳", "英訳", "英訳"]
-    refusal = refusal_of(read_substrings, entries, "a.yml", [2, 4, 5, 7, 8, 9], found=["a.yml:1 x"])
-    first, *faults = refusal.splitlines()
+def test_all_mistakes_are_listed_at_once() -> None:
+    text = "- 一\n  二\n- 翻訳\n- ''\n- 3\n- 翻訳\n- 英訳\n- 英訳"
+    first, *mistakes = refusal_of(parse_word_list, text, "substrings", "a.yml").splitlines()
     assert first == "a.yml has 5 problems:"
-    assert [re.match(r"    - a\.yml:(\d) ", fault).group(1) for fault in faults] == list("14579")
-    assert faults[-2].endswith("('翻訳') repeats line 2: remove one")
+    assert [re.match(r"    - a\.yml:(\d) ", one).group(1) for one in mistakes] == list("14568")
+    assert mistakes[-2].endswith("('翻訳') repeats line 3: remove one")
 
     entries = [{"find": "", "replace": ""}, *table(("甲", "乙"), ("乙", "丙"), ("丙", "丙丙"))]
-    refusal = refusal_of(read_replacements, entries, "b.yml", [1, 3, 5, 7])
-    places = [fault.split()[1] for fault in refusal.splitlines()[1:]]
-    assert places == ["b.yml:1", "b.yml:7", "b.yml:3"]
-
-
-def test_what_the_reader_of_the_file_found_is_enough_to_refuse() -> None:
-    assert refusal_of(read_substrings, ["翻訳"], found=["a.yml:1 is odd"]) == "a.yml:1 is odd"
-    assert refusal_of(read_replacements, [], found=["a.yml:1 is odd"]) == "a.yml:1 is odd"
-    assert "a.yml:1 is odd" in refusal_of(read_substrings, None, found=["a.yml:1 is odd"])
-
-
-def test_covered_substrings_are_accepted_and_found() -> None:
-    entries = ["英語訳", "翻訳", "英語", "語"]
-    assert read_substrings(entries, "banned") == tuple(entries)
-    assert find_covered(entries) == {"英語訳": "英語", "英語": "語"}
+    first, *mistakes = refusal_of(read_replacements, entries, "b").splitlines()
+    assert [re.match(r"    - 'b', entry (\d) ", one).group(1) for one in mistakes] == list("142")
 
 
 texts = st.text("甲乙丙", max_size=4)
-texts_of_entries = st.lists(st.text("甲乙", max_size=4), max_size=6)
 
 
-@given(entries=texts_of_entries, text=st.text("甲乙", max_size=8))
-def test_covered_substrings_ban_nothing_more(entries: list[str], text: str) -> None:
-    rest = set(entries) - set(find_covered(entries))
-    assert any(entry in text for entry in entries) == any(entry in text for entry in rest)
+def apply_with_origins(lines: Sequence[Replacement], text: str) -> tuple[str, bool]:
+    """Apply a table one occurrence at a time, recording the entry that inserted each character.
 
-
-def apply_with_origins(lines: tuple[Replacement, ...], text: str) -> tuple[str, bool]:
-    """Apply a table one occurrence at a time, knowing of each character which line put it in.
-
-    Returns the result, and whether a line ever replaced what one other line had put in as a whole.
+    Returns the result, and whether an entry replaced a part that one entry had inserted.
     """
     characters: list[tuple[str, object]] = [(character, None) for character in text]
     fired_twice = False
@@ -163,14 +145,14 @@ def apply_with_origins(lines: tuple[Replacement, ...], text: str) -> tuple[str, 
             origins = {id(origin) for _, origin in piece}
             fired_twice |= len(origins) == 1 and piece[0][1] is not None
             chunk = object()
-            put_in = [(character, chunk) for character in replace]
-            characters[position : position + len(find)] = put_in
-            position += len(put_in)
+            inserted = [(character, chunk) for character in replace]
+            characters[position : position + len(find)] = inserted
+            position += len(inserted)
     return "".join(character for character, _ in characters), fired_twice
 
 
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), text=texts)
-def test_an_accepted_table_never_replaces_what_it_put_in(pairs, text: str) -> None:
+def test_an_accepted_table_never_replaces_what_it_inserted(pairs, text: str) -> None:
     try:
         lines = read_replacements(table(*pairs), "replacements")
     except InputError:

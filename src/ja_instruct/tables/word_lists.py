@@ -1,217 +1,294 @@
-"""Word lists that a person edits, checked entry by entry: an error names them all, and the remedy.
+"""Word lists that a person edits as YAML: an error names every wrong entry, its line and remedy.
 
-Entries come from YAML, where an unquoted ``yes``, ``3`` or nothing at all is no text.
+PyYAML's nodes give the lines and the source texts; its values would show an unquoted ``yes`` as
+``True``, and some cannot be made, such as the day 2024-13-45.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import yaml
 
 from ja_instruct.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+WordListKind = Literal["substrings", "replacements"]
 
 _IN_QUOTES = "YAML reads yes, 3 or null without quotes as something else, so put it in quotes"
 
 
 class Replacement(NamedTuple):
-    """One line of a replacement table: every ``find`` in a text becomes ``replace``."""
+    """One entry of a replacement table: every ``find`` in a text becomes ``replace``."""
 
     find: str
     replace: str
 
 
-class _Places(NamedTuple):
-    """How a message names an entry, given its position from 0."""
-
-    name: str
-    lines: Sequence[int] | None
-
-    def at(self, position: int) -> str:
-        if self.lines is None:
-            return f"'{self.name}', entry {position + 1}"
-        return f"{self.name}:{self.lines[position]}"
-
-    def short(self, position: int) -> str:
-        if self.lines is None:
-            return f"entry {position + 1}"
-        return f"line {self.lines[position]}"
+class Substrings(list[str]):
+    """A checked list of banned substrings."""
 
 
-def read_substrings(
-    entries: object, name: str, lines: Sequence[int] | None = None, *, found: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Check a list of banned substrings.
+class Replacements(list[Replacement]):
+    """A checked replacement table."""
+
+
+class _Entry(NamedTuple):
+    """An entry with the names of its place in messages, and problems that only YAML shows."""
+
+    place: str
+    short_place: str
+    value: Any
+    problems: tuple[str, ...] = ()
+
+
+def read_substrings(entries: object, name: str) -> Substrings:
+    """Return a list of banned substrings, checked unless ``parse_word_list`` made it.
 
     >>> read_substrings(["翻訳", "英訳"], "banned_substrings")
-    ('翻訳', '英訳')
-    >>> read_substrings(["翻訳", ""], "conf/banned.yml", lines=[2, 5])
+    ['翻訳', '英訳']
+    >>> read_substrings(["翻訳", ""], "banned_substrings")
     Traceback (most recent call last):
         ...
-    ja_instruct.errors.InputError: conf/banned.yml:5 is empty: ...
-
-    Args:
-        entries: What YAML made of the list.
-        name: Of the list, for messages; of its file where ``lines`` are known.
-        lines: The line of each entry, from 1.
-        found: Problems that whoever read the file has found already, to be told with the others.
+    ja_instruct.errors.InputError: 'banned_substrings', entry 2 is empty: ...
 
     Raises:
-        InputError: Listing every entry that is empty, doubled or no text.
+        InputError: Lists every entry that is empty, repeated or not text.
     """
-    places = _Places(name, lines)
-    listed = _require_list(entries, places, found)
-    problems = [*found]
-    for position, entry in enumerate(listed):
-        if not isinstance(entry, str):
-            problems.append(f"{places.at(position)} is {entry!r:.60}, not a text: {_IN_QUOTES}")
-        elif not entry:
-            problems.append(
-                f"{places.at(position)} is empty: every text contains it, so every pair would be "
-                f"dropped. Remove the entry"
-            )
-    texts = {at: text for at, text in enumerate(listed) if text and isinstance(text, str)}
-    problems += _find_doubles(texts, places)
-    if problems:
-        raise _tell(problems, name)
-    return tuple(texts.values())
+    if isinstance(entries, Substrings):
+        return entries
+    return _check_substrings(_number_entries(entries, name), name)
 
 
-def read_replacements(
-    entries: object, name: str, lines: Sequence[int] | None = None, *, found: Sequence[str] = ()
-) -> tuple[Replacement, ...]:
-    """Check a replacement table, whose lines are applied to a text one after the other.
+def read_replacements(entries: object, name: str) -> Replacements:
+    """Return a replacement table, checked unless ``parse_word_list`` made it.
 
-    What one line puts in must be left alone by the lines after it, and by itself in a second run.
-    (A text may still come to hold a ``find`` by what surrounds the replaced part; no table shows
-    that.)
+    Its entries are applied to a text one after the other. No later entry, and no second run of the
+    table, may change what an entry inserts. (A text may still come to contain a ``find`` across the
+    borders of an inserted part; no check of the table can exclude that.)
 
     >>> read_replacements([{"find": "よしmitsu", "replace": "よしみつ"}], "replacements")
-    (Replacement(find='よしmitsu', replace='よしみつ'),)
+    [Replacement(find='よしmitsu', replace='よしみつ')]
     >>> chain = [Replacement("语", "語"), Replacement("語", "ご")]
     >>> read_replacements(chain, "replacements")
     Traceback (most recent call last):
         ...
-    ja_instruct.errors.InputError: 'replacements', entry 1 puts in '語', in which entry 2 replaces
-    '語' again: write what is meant in the end, 'ご', under 'replace' of entry 1, or put entry 2
-    before entry 1 if '語' is to stay
+    ja_instruct.errors.InputError: 'replacements', entry 1 inserts '語', in which entry 2 replaces
+    '語' again: write the final text 'ご' under 'replace' of entry 1, or move entry 2 before entry 1
+    to keep '語'
 
     Args:
-        entries: What YAML made of the table, mappings with ``find`` and ``replace``; or
-            ``Replacement`` tuples.
-        name: Of the table, for messages; of its file where ``lines`` are known.
-        lines: The line of each entry, from 1.
-        found: Problems that whoever read the file has found already, to be told with the others.
+        entries: Mappings with ``find`` and ``replace``, or ``Replacement`` tuples.
+        name: The list's name in messages.
 
     Raises:
-        InputError: Listing every entry with other keys, without text, with an empty ``find``,
-            doubled, without effect, or part of a chain.
+        InputError: Lists every entry with other keys, with something else than text, with an empty
+            ``find``, repeated, without effect, or part of a chain.
     """
-    places = _Places(name, lines)
-    problems = [*found]
-    table: dict[int, Replacement] = {}
-    for position, entry in enumerate(_require_list(entries, places, found)):
-        fields = entry._asdict() if isinstance(entry, Replacement) else entry
-        against = [f"{places.at(position)} {problem}" for problem in _judge_fields(fields)]
-        problems += against
-        if not against:
-            table[position] = Replacement(fields["find"], fields["replace"])
-    problems += _find_doubles({position: line.find for position, line in table.items()}, places)
-    problems += _find_chains(table, places)
-    if problems:
-        raise _tell(problems, name)
-    return tuple(table.values())
-
-
-def find_covered(substrings: Sequence[str]) -> dict[str, str]:
-    """Return the substrings that ban nothing more, each with another one that it contains.
-
-    >>> find_covered(["英語", "英語訳", "翻訳"])
-    {'英語訳': '英語'}
-    """
-    return {
-        text: other
-        for text in substrings
-        if (other := next((o for o in substrings if o != text and o in text), None)) is not None
-    }
-
-
-def _require_list(entries: object, places: _Places, found: Sequence[str]) -> Sequence[Any]:
-    if isinstance(entries, list | tuple):
+    if isinstance(entries, Replacements):
         return entries
-    where = f"'{places.name}'" if places.lines is None else places.name
-    what = "empty" if entries is None else f"a {type(entries).__name__}"
-    problem = (
+    return _check_replacements(_number_entries(entries, name), name)
+
+
+def parse_word_list(text: str, kind: WordListKind, name: str) -> Substrings | Replacements:
+    """Return the checked entries of a YAML file.
+
+    Args:
+        text: The content of the file.
+        kind: Whether the entries are texts or mappings with ``find`` and ``replace``.
+        name: The file's name in messages.
+
+    Raises:
+        InputError: Names the line that is not valid YAML, or lists every wrong entry as
+            ``read_substrings`` and ``read_replacements`` do, with its line.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise _explain(error, text, name) from error
+    if not isinstance(root, yaml.SequenceNode):
+        is_empty = root is None or root.tag == "tag:yaml.org,2002:null"
+        raise _not_a_list(name, "empty" if is_empty else f"a {root.id}")
+    entries = [_parse_entry(node, name) for node in root.value]
+    check = _check_substrings if kind == "substrings" else _check_replacements
+    return check(entries, name)
+
+
+def _number_entries(entries: object, name: str) -> list[_Entry]:
+    if not isinstance(entries, list | tuple):
+        what = "empty" if entries is None else f"a {type(entries).__name__}"
+        raise _not_a_list(f"'{name}'", what)
+    return [
+        _Entry(f"'{name}', entry {number}", f"entry {number}", entry)
+        for number, entry in enumerate(entries, start=1)
+    ]
+
+
+def _not_a_list(where: str, what: str) -> InputError:
+    return InputError(
         f"{where} is {what}, not a list: write one entry a line, each after '- ', or [] for an "
         f"empty list"
     )
-    raise _tell([*found, problem], places.name)
 
 
-def _judge_fields(fields: object) -> Iterator[str]:
-    """Yield what is wrong with one line of a table, to follow the name of its place."""
-    if not isinstance(fields, dict):
-        yield f"is {fields!r:.60}: write a mapping with the keys 'find' and 'replace'"
-        return
-    missing = [key for key in Replacement._fields if key not in fields]
-    unknown = [key for key in fields if key not in Replacement._fields]
-    if missing or unknown:
-        faults = [f"lacks '{key}'" for key in missing]
-        faults += [f"has the unknown key {key!r}" for key in unknown]
-        yield f"{' and '.join(faults)}: write the keys 'find' and 'replace', and no other"
-        return
-    no_text = [key for key in Replacement._fields if not isinstance(fields[key], str)]
-    for key in no_text:
-        removing = " ('' removes what is found)" if key == "replace" else ""
-        yield f"has {fields[key]!r:.60} under '{key}', not a text: {_IN_QUOTES}{removing}"
-    find, replace = fields["find"], fields["replace"]
-    if find == "":
-        yield (
-            f"has an empty 'find', which would put {replace!r:.60} between all characters. Fill it "
-            f"or remove the entry"
+class _NotText:
+    """A value that YAML reads as a number, a date or the like, shown as in the file."""
+
+    def __init__(self, node: yaml.Node) -> None:
+        is_scalar = isinstance(node, yaml.ScalarNode)
+        self._source = (node.value or "nothing") if is_scalar else "a list within the list"
+
+    def __repr__(self) -> str:
+        return self._source
+
+
+def _parse_text(node: yaml.Node) -> Any:
+    is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
+    return node.value if is_text else _NotText(node)
+
+
+def _parse_entry(node: yaml.Node, name: str) -> _Entry:
+    line = node.start_mark.line + 1
+    place, short_place = f"{name}:{line}", f"line {line}"
+    if not isinstance(node, yaml.MappingNode):
+        return _Entry(place, short_place, _parse_text(node), tuple(_find_joined([node], name)))
+    problems = list(_find_joined([value for _, value in node.value], name))
+    keys = [str(_parse_text(key)) for key, _ in node.value]
+    repeated = [f"'{key}'" for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    if repeated:
+        problems.append(
+            f"{place} has {' and '.join(repeated)} more than once: begin every entry with '- '"
         )
-    elif no_text:
-        return
-    elif find == replace:
-        yield f"replaces {find!r} by itself, which changes nothing: correct it or remove the entry"
-    elif find in replace:
-        yield (
-            f"puts in {replace!r}, which holds its own 'find' {find!r}, so that a second run would "
-            f"change the text again: write more of the text around it under both, until 'replace' "
-            f"no longer holds 'find'"
-        )
+    values = [_parse_text(value) for _, value in node.value]
+    return _Entry(place, short_place, dict(zip(keys, values, strict=True)), tuple(problems))
 
 
-def _find_doubles(texts: dict[int, str], places: _Places) -> Iterator[str]:
-    first: dict[str, int] = {}
-    for position, text in texts.items():
-        if first.setdefault(text, position) != position:
+def _find_joined(nodes: Iterable[yaml.Node], name: str) -> Iterator[str]:
+    """Yield a problem for each text that YAML silently joins from several lines."""
+    for node in nodes:
+        # with | and > several lines are intended
+        may_join = isinstance(node, yaml.ScalarNode) and node.style not in ("|", ">")
+        if may_join and node.start_mark.line != node.end_mark.line:
             yield (
-                f"{places.at(position)} ({text!r}) repeats {places.short(first[text])}: remove one"
+                f"{name}:{node.start_mark.line + 1} continues in line {node.end_mark.line + 1}, "
+                f"and YAML joins them to one text: begin every entry with '- ', and write a line "
+                f"break as \\n in double quotes"
             )
 
 
-def _find_chains(table: dict[int, Replacement], places: _Places) -> Iterator[str]:
-    for position, line in table.items():
-        for later, other in table.items():
-            if later > position and other.find in line.replace:
-                yield _describe_chain(
-                    line, other, places.at(position), places.short(position), places.short(later)
-                )
+def _explain(error: yaml.YAMLError, text: str, name: str) -> InputError:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return InputError(
+            f"{name}:{line}: contains the control character U+{int(error.character):04X}, which "
+            f"YAML forbids: write it as an escape such as \\x01 in double quotes, or remove it"
+        )
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = name if mark is None else f"{name}:{mark.line + 1}"
+    what = getattr(error, "problem", None) or str(error)
+    return InputError(
+        f'{where}: not valid YAML ({what}); most often a text must be put in quotes, with a " in '
+        f"it as \\\" and a \\ as \\\\, or a line lacks its '- ' or its indentation (of spaces)"
+    )
 
 
-def _describe_chain(line: Replacement, later: Replacement, at: str, here: str, there: str) -> str:
-    final = line.replace.replace(later.find, later.replace)
-    chain = f"{at} puts in {line.replace!r}, in which {there} replaces {later.find!r} again"
-    if line.find in final:
-        return f"{chain}, so that a second run would change the text again: remove one of the two"
-    merge = f"write what is meant in the end, {final!r}, under 'replace' of {here}"
-    return f"{chain}: {merge}, or put {there} before {here} if {line.replace!r} is to stay"
+def _check_substrings(entries: Sequence[_Entry], name: str) -> Substrings:
+    problems = []
+    for entry in entries:
+        problems += entry.problems
+        if not isinstance(entry.value, str):
+            problems.append(f"{entry.place} is {entry.value!r:.60}, not text: {_IN_QUOTES}")
+        elif not entry.value:
+            problems.append(
+                f"{entry.place} is empty: every text contains it, so every pair would be dropped. "
+                f"Remove the entry"
+            )
+    texts = [(entry, entry.value) for entry in entries if isinstance(entry.value, str)]
+    problems += _find_repeated((entry, text) for entry, text in texts if text)
+    _raise_problems(problems, name)
+    return Substrings(text for _, text in texts)
 
 
-def _tell(problems: Sequence[str], name: str) -> InputError:
+def _check_replacements(entries: Sequence[_Entry], name: str) -> Replacements:
+    problems = []
+    table: list[tuple[_Entry, Replacement]] = []
+    for entry in entries:
+        problems += entry.problems
+        is_checked = isinstance(entry.value, Replacement)
+        fields = entry.value._asdict() if is_checked else entry.value
+        found = [f"{entry.place} {problem}" for problem in _find_problems(fields)]
+        problems += found
+        if not found:
+            table.append((entry, Replacement(fields["find"], fields["replace"])))
+    problems += _find_repeated((entry, line.find) for entry, line in table)
+    problems += _find_chains(table)
+    _raise_problems(problems, name)
+    return Replacements(line for _, line in table)
+
+
+def _raise_problems(problems: Sequence[str], name: str) -> None:
     if len(problems) == 1:
-        return InputError(problems[0])
-    listing = "\n".join(f"    - {problem}" for problem in problems)
-    return InputError(f"{name} has {len(problems)} problems:\n{listing}")
+        raise InputError(problems[0])
+    if problems:
+        listing = "\n".join(f"    - {problem}" for problem in problems)
+        raise InputError(f"{name} has {len(problems)} problems:\n{listing}")
+
+
+def _find_problems(fields: object) -> Iterator[str]:
+    """Yield the problems of one entry of a table; the name of its place goes before them."""
+    if not isinstance(fields, dict):
+        yield f"is {fields!r:.60}: write a mapping with the keys 'find' and 'replace'"
+        return
+    faults = [f"lacks '{key}'" for key in Replacement._fields if key not in fields]
+    faults += [f"has the unknown key {key!r}" for key in fields if key not in Replacement._fields]
+    if faults:
+        yield f"{' and '.join(faults)}: write the keys 'find' and 'replace', and no other"
+        return
+    find, replace = fields["find"], fields["replace"]
+    if not isinstance(find, str):
+        yield f"has {find!r:.60} under 'find', not text: {_IN_QUOTES}"
+    if not isinstance(replace, str):
+        yield (
+            f"has {replace!r:.60} under 'replace', not text: {_IN_QUOTES} ('' removes each 'find')"
+        )
+    if find == "":
+        yield (
+            f"has an empty 'find', which would insert {replace!r:.60} between all characters. "
+            f"Fill it or remove the entry"
+        )
+    elif isinstance(find, str) and isinstance(replace, str) and find in replace:
+        if find == replace:
+            yield f"replaces {find!r} by itself, without effect: correct it or remove the entry"
+        else:
+            yield (
+                f"inserts {replace!r}, which contains its own 'find' {find!r}, so a second run "
+                f"would change the text again: write more of the surrounding text under both, "
+                f"until 'replace' no longer contains 'find'"
+            )
+
+
+def _find_repeated(texts: Iterable[tuple[_Entry, str]]) -> Iterator[str]:
+    first: dict[str, _Entry] = {}
+    for entry, text in texts:
+        if first.setdefault(text, entry) is not entry:
+            yield f"{entry.place} ({text!r}) repeats {first[text].short_place}: remove one"
+
+
+def _find_chains(table: Sequence[tuple[_Entry, Replacement]]) -> Iterator[str]:
+    for position, (entry, line) in enumerate(table):
+        for later, other in table[position + 1 :]:
+            if other.find in line.replace:
+                here, there = entry.short_place, later.short_place
+                final = line.replace.replace(other.find, other.replace)
+                remedy = (
+                    f": write the final text {final!r} under 'replace' of {here}, or move {there} "
+                    f"before {here} to keep {line.replace!r}"
+                )
+                if line.find in final:
+                    remedy = ", so a second run would change the text again: remove one of the two"
+                yield (
+                    f"{entry.place} inserts {line.replace!r}, in which {there} replaces "
+                    f"{other.find!r} again{remedy}"
+                )
