@@ -70,7 +70,7 @@ CONTRACT = {
 # run when asked for by name, never by ``__default__``
 ON_REQUEST = {
     "export": ({"base_model", "adapter"}, {"merged_model", "export_report"}),
-    "gguf_export": ({"merged_model"}, {"gguf_model"}),
+    "gguf_export": ({"gguf_converter", "merged_model"}, {"gguf_model"}),
     "publishing": (
         {"quantized_model", "adapter", "merged_model", "export_report"},
         {"published_quantized_model", "published_adapter", "published_merged_model"},

@@ -1,6 +1,6 @@
 import pytest
 
-from ja_instruct.datasets import GGUFFileDataset
+from ja_instruct.datasets import GGUFConverterDataset, GGUFFileDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.gguf import GGUFConversion
 
@@ -12,8 +12,8 @@ parser.add_argument("model", type=Path)
 parser.add_argument("--outfile", type=Path)
 parser.add_argument("--outtype")
 arguments = parser.parse_args()
-said = [arguments.outtype, arguments.model.name, os.environ["HF_HUB_OFFLINE"]]
-arguments.outfile.write_text("GGUF" + " ".join(said))
+words = [arguments.outtype, arguments.model.name, os.environ["HF_HUB_OFFLINE"]]
+arguments.outfile.write_text("GGUF" + " ".join(words))
 """
 FAILS = "print('loading'); raise SystemExit('Model Gemma9 is not supported')"
 HALF = "import sys; open(sys.argv[3], 'w').write('GG'); raise SystemExit(3)"
@@ -21,29 +21,26 @@ NOTHING = "print('done')"
 
 
 @pytest.fixture
-def conversion(tmp_path):
-    (tmp_path / "merged_model").mkdir()
-    return GGUFConversion(tmp_path / "merged_model", "bf16")
+def dataset(tmp_path):
+    return GGUFFileDataset(filepath=tmp_path / "out/model.gguf")
 
 
 @pytest.fixture
-def make(tmp_path):
-    """A function to a dataset with a converter that does something else."""
+def conversion(tmp_path):
+    """A function to a conversion by a script with the given code."""
 
     def with_converter(code):
-        directory = tmp_path / "llama.cpp"
-        directory.mkdir(exist_ok=True)
-        (directory / "convert_hf_to_gguf.py").write_text(code)
-        return GGUFFileDataset(filepath=tmp_path / "out/model.gguf", llama_cpp_dir=directory)
+        (tmp_path / "convert_hf_to_gguf.py").write_text(code)
+        converter = GGUFConverterDataset(llama_cpp_dir=tmp_path)
+        converter.check()
+        return GGUFConversion(tmp_path / "merged_model", converter.load(), "bf16")
 
     return with_converter
 
 
-def test_converter_is_run(make, conversion, tmp_path):
-    dataset = make(WRITES)
+def test_converter_writes_the_file(dataset, conversion, tmp_path):
     assert not dataset.exists()
-    dataset.check_output()
-    dataset.save(conversion)
+    dataset.save(conversion(WRITES))
     assert dataset.exists()
     assert dataset.load() == tmp_path / "out/model.gguf"
     assert dataset.load().read_text() == "GGUFbf16 merged_model 1"
@@ -57,29 +54,32 @@ def test_converter_is_run(make, conversion, tmp_path):
         (NOTHING, "exit status 0"),
     ],
 )
-def test_failure_shows_what_it_said_and_keeps_the_old(make, conversion, code, message, tmp_path):
-    make(WRITES).save(conversion)
+def test_failure_shows_the_output_and_keeps_the_old(dataset, conversion, code, message, tmp_path):
+    dataset.save(conversion(WRITES))
     with pytest.raises(InputError, match=message):
-        make(code).save(conversion)
-    assert make(code).load().read_text().startswith("GGUF")
+        dataset.save(conversion(code))
+    assert dataset.load().read_text().startswith("GGUF")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]
 
 
-def test_missing_converter_is_told_before(tmp_path, conversion):
-    filepath = tmp_path / "model.gguf"
-    unset = GGUFFileDataset(filepath=filepath)
-    for ask in (unset.check_output, lambda: unset.save(conversion)):
-        with pytest.raises(InputError, match="'llama_cpp_dir' of this catalog entry is not set"):
-            ask()
-    wrong = GGUFFileDataset(filepath=filepath, llama_cpp_dir=tmp_path)
-    with pytest.raises(InputError, match=r"no convert_hf_to_gguf\.py in llama_cpp_dir"):
-        wrong.check_output()
+@pytest.mark.parametrize(
+    ("directory", "message"),
+    [
+        (None, "'llama_cpp_dir' of this catalog entry is not set"),
+        ("elsewhere", r"no convert_hf_to_gguf\.py in llama_cpp_dir elsewhere"),
+    ],
+)
+def test_missing_converter_is_refused(directory, message):
+    dataset = GGUFConverterDataset(llama_cpp_dir=directory)
+    for read in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=message):
+            read()
 
 
-def test_other_files_are_refused(tmp_path):
-    dataset = GGUFFileDataset(filepath=tmp_path / "model.gguf")
+def test_other_files_are_refused(dataset, tmp_path):
     with pytest.raises(InputError, match=r"no such file; .*--pipeline=gguf_export"):
         dataset.load()
-    (tmp_path / "model.gguf").write_bytes(b"PK")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model.gguf").write_bytes(b"PK")
     with pytest.raises(InputError, match="not a GGUF file"):
         dataset.load()

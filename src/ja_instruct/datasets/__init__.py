@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "colbert_checkpoint_dataset": ["ColbertCheckpointDataset"],
         "conversations_dataset": ["ConversationsDataset"],
         "encoding_cache_dataset": ["EncodingCacheDataset"],
+        "gguf_converter_dataset": ["GGUFConverterDataset"],
         "gguf_file_dataset": ["GGUFFileDataset"],
         "hub_dataset": ["HubDataset"],
         "hub_model_dataset": ["HubModelDataset"],

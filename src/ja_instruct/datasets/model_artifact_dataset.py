@@ -1,29 +1,41 @@
-"""``ModelArtifactDataset``: what the model directories that this project writes have in common."""
+"""``ModelArtifactDataset``: the base of the model directories that this project writes."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kedro.io import AbstractDataset
 
+from ja_instruct.errors import InputError
+from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
     CARD_FILE,
     PROVENANCE_FILE,
     ModelArtifact,
     ModelDirectory,
+    SavesPretrained,
+    read_provenance,
+    require_model_files,
     write_provenance,
 )
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 
 class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
-    """Saves weights, tokenizer and provenance to a directory; all of it or nothing.
+    """Saves weights, tokenizer, card and provenance to a directory; loads a handle on it.
 
-    The base of ``QuantizedModelDataset`` and ``AdapterDataset``, which say what a complete
-    directory holds (``check``) and how it is loaded.
+    ``ja_instruct.json`` in the directory records its pipeline, its source and the checksums of
+    every file. A directory is refused if it has none, if another pipeline wrote it, or if a file
+    has changed.
+
+    Attributes:
+        STAGE: The pipeline that writes the directory.
+        SOURCE: The key of the provenance that names the model it was made of.
     """
+
+    STAGE: ClassVar[str]
+    SOURCE: ClassVar[str]
 
     def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Create the dataset.
@@ -33,27 +45,53 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
         self._filepath = Path(filepath)
+        self._remedy = f"make it with 'kedro run --pipeline={self.STAGE}' (and the same --env)"
         self.metadata = metadata
 
-    @abstractmethod
     def check(self) -> None:
-        """Raise ``InputError`` unless the directory is complete and of this project."""
+        """Raise ``InputError`` unless the directory is complete, of this stage and unchanged."""
+        require_model_files(self._filepath, self._remedy)
+        provenance = read_provenance(self._filepath)
+        if provenance.get("stage") != self.STAGE:
+            found = f"{PROVENANCE_FILE} says stage '{provenance.get('stage')}'"
+            raise InputError(
+                f"{self._filepath}: {found if provenance else f'no {PROVENANCE_FILE}'}, so this "
+                f"directory was not written by '{self.STAGE}'; {self._remedy}"
+            )
+        self._check_files(provenance)
+
+    def _check_files(self, provenance: dict[str, Any]) -> None:
+        description = f"{self.STAGE}: checking {self._filepath.name}"
+        require_files(self._filepath, provenance.get("files", {}), description, self._remedy)
+
+    def load(self) -> ModelDirectory:
+        """Return a handle on the directory; a node that uses it reads the weights."""
+        self.check()
+        provenance = read_provenance(self._filepath)
+        source = provenance.get(self.SOURCE, {})
+        return ModelDirectory(
+            # unsloth and transformers would take a relative path for a hub name
+            self._filepath.resolve(),
+            source.get("model_id", self._filepath.name),
+            source.get("revision"),
+            provenance,
+        )
 
     def save(self, data: ModelArtifact) -> None:
         """Write weights, configuration, tokenizer, card and ``ja_instruct.json``."""
         with replacing(self._filepath) as new:
             self._save_model(data.model, new)
             data.tokenizer.save_pretrained(new)
-            if data.card:  # after the model: PEFT writes a template of its own
+            if data.card:  # after the model, because PEFT writes a card of its own
                 (new / CARD_FILE).write_text(data.card, encoding="utf-8")
             write_provenance(new, data.provenance)
 
-    def _save_model(self, model: Any, directory: Path) -> None:
-        """Write weights and configuration; the directory is made if it is not there."""
+    def _save_model(self, model: SavesPretrained, directory: Path) -> None:
+        """Write weights and configuration; ``directory`` does not exist yet."""
         model.save_pretrained(directory)
 
     def discard_unfinished(self) -> None:
-        """Tidy up after a process that was killed while it saved."""
+        """Remove what a process left behind that was killed while it saved."""
         discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:

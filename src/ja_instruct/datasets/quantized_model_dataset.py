@@ -6,32 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
-    PROVENANCE_FILE,
-    ModelDirectory,
+    CONFIG_FILE,
+    SavesPretrained,
     parameter_count,
-    read_provenance,
-    require_model_files,
+    read_config,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A shard is copied to host memory before it is written; transformers' own limit of 50 GB would
-# copy the whole model.
+# A shard is copied to host memory before it is written; transformers' default of 50 GB would copy
+# the whole model.
 MAX_SHARD_SIZE = "5GB"
-STAGE = "quantization"
-_REMEDY = "make it with 'kedro run --pipeline=quantization' (and the same --env)"
 
 
 class QuantizedModelDataset(ModelArtifactDataset):
     """Saves a quantized model with its tokenizer; loads a handle on the directory.
 
-    ``ja_instruct.json`` in the directory says what was quantized, how, and the checksums of every
-    file written. A directory without it, of another stage, or whose files are not those that were
-    written is refused: asked for a well-known name, unsloth would load its own 4-bit upload
-    instead of the weights that the user quantized, and nobody would notice.
+    Its checks matter because of unsloth, which replaces well-known model names by its own 4-bit
+    uploads: only a verified directory holds the weights that the user quantized.
 
     Examples:
         YAML API:
@@ -49,43 +43,22 @@ class QuantizedModelDataset(ModelArtifactDataset):
         False
     """
 
-    def check(self) -> None:
-        """Raise ``InputError`` unless the directory is an unchanged product of ``quantization``.
+    STAGE = "quantization"
+    SOURCE = "source"
 
-        Every file is hashed, once a process: 15 GB take some ten seconds.
-        """
-        require_model_files(self._filepath, _REMEDY)
-        provenance = read_provenance(self._filepath)
-        if not provenance:
-            raise InputError(
-                f"{self._filepath}: no {PROVENANCE_FILE}, so this directory was not written by "
-                f"'quantization'; {_REMEDY}"
-            )
-        if provenance.get("stage") != STAGE:
-            raise InputError(
-                f"{self._filepath}: {PROVENANCE_FILE} says stage '{provenance.get('stage')}', so "
-                f"this directory was not written by 'quantization'; {_REMEDY}"
-            )
-        self._require_4_bits(provenance.get("settings", {}).get("quant_type", "nf4"))
-        require_files(
-            self._filepath,
-            provenance.get("files", {}),
-            f"quantization: checking {self._filepath.name}",
-            _REMEDY,
-        )
-
-    def _require_4_bits(self, quant_type: str) -> None:
-        config = ModelDirectory(self._filepath, self._filepath.name).load_config()
-        quantization = config.get("quantization_config") or {}
+    def _check_files(self, provenance: dict[str, Any]) -> None:
+        quant_type = provenance.get("settings", {}).get("quant_type", "nf4")
+        quantization = (read_config(self._filepath) or {}).get("quantization_config") or {}
         found = (quantization.get("load_in_4bit"), quantization.get("bnb_4bit_quant_type"))
         if found != (True, quant_type):
             raise InputError(
-                f"{self._filepath / 'config.json'}: quantization_config is not that of a 4-bit "
+                f"{self._filepath / CONFIG_FILE}: quantization_config is not that of a 4-bit "
                 f"{quant_type} model (load_in_4bit {found[0]}, bnb_4bit_quant_type {found[1]}); "
-                f"{_REMEDY}"
+                f"{self._remedy}"
             )
+        super()._check_files(provenance)
 
-    def _save_model(self, model: Any, directory: Path) -> None:
+    def _save_model(self, model: SavesPretrained, directory: Path) -> None:
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
 
     def parameter_count(self) -> int:
@@ -97,20 +70,5 @@ class QuantizedModelDataset(ModelArtifactDataset):
         return 0
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, None before the model is made; nothing is loaded."""
-        if not self._exists() or not (self._filepath / "config.json").is_file():
-            return None
-        return ModelDirectory(self._filepath, self._filepath.name).load_config()
-
-    def load(self) -> ModelDirectory:
-        """Return a handle on the directory; weights are read when a node asks for them."""
-        self.check()
-        provenance = read_provenance(self._filepath)
-        source = provenance.get("source", {})
-        return ModelDirectory(
-            # unsloth and transformers take a relative path for a hub name
-            self._filepath.resolve(),
-            source.get("model_id", self._filepath.name),
-            source.get("revision"),
-            provenance,
-        )
+        """Return ``config.json``, or None before the model exists; no weights are read."""
+        return read_config(self._filepath) if self._exists() else None

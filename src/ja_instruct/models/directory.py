@@ -1,14 +1,14 @@
-"""Models as the catalog hands them to nodes: directories to load from, objects to save."""
+"""Model directories: the handles that nodes load from, and the artifacts that they return."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.checksums import file_checksums
+from ja_instruct.models.checksums import FileRecord, file_checksums
 from ja_instruct.models.safetensors import SIXTEEN_BITS_OR_MORE, read_headers
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CONFIG_FILE = "config.json"
 PROVENANCE_FILE = "ja_instruct.json"
 CARD_FILE = "README.md"
-# people edit the card; the other cannot hold its own checksum
+# The card may be edited; the provenance cannot contain its own checksum.
 _NOT_HASHED = frozenset((PROVENANCE_FILE, CARD_FILE))
-_BY_THIS_PROJECT = (
+_REMEDY_16_BITS = (
     "give the publisher's 16-bit weights, so that the 4-bit model is the product of this project "
     "alone"
 )
@@ -29,13 +30,13 @@ _BY_THIS_PROJECT = (
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A local model directory and where its weights come from.
+    """A local model directory and the origin of its weights.
 
     Attributes:
         path: Directory with ``config.json``, safetensors and the tokenizer.
-        model_id: The name of the model, as its publisher gives it.
-        revision: Commit, tag or checksum of the source, where known.
-        provenance: What ``ja_instruct.json`` in the directory says; empty for foreign directories.
+        model_id: The publisher's name of the model.
+        revision: Commit, tag or checksum of the source, if known.
+        provenance: The content of ``ja_instruct.json``; empty if the directory has none.
     """
 
     path: Path
@@ -43,22 +44,22 @@ class ModelDirectory:
     revision: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def checksums(self, description: str) -> dict[str, dict[str, Any]]:
-        """Return SHA-256 and bytes of every file: weights, configuration, tokenizer.
+    def checksums(self, description: str) -> dict[str, FileRecord]:
+        """Return the SHA-256 and the size of every file: weights, configuration, tokenizer.
 
         Args:
-            description: Shown beside the progress.
+            description: The label of the progress bar.
         """
         names = sorted(path.name for path in self.path.iterdir() if path.is_file())
         return file_checksums(self.path, names, description)
 
     def load_config(self) -> dict[str, Any]:
         """Return ``config.json``."""
-        config: dict[str, Any] = json.loads((self.path / "config.json").read_text("utf-8"))
+        config: dict[str, Any] = json.loads((self.path / CONFIG_FILE).read_text("utf-8"))
         return config
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer saved beside the weights."""
+        """Return the tokenizer saved with the weights."""
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -67,7 +68,7 @@ class ModelDirectory:
         return tokenizer
 
     def load_model(self, **kwargs: Any) -> PreTrainedModel:
-        """Return the causal language model; ``kwargs`` go to ``from_pretrained``."""
+        """Return the causal language model; ``kwargs`` are passed to ``from_pretrained``."""
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -76,32 +77,39 @@ class ModelDirectory:
         return model
 
 
+class SavesPretrained(Protocol):
+    """Whatever saves itself to a directory as transformers' models do."""
+
+    def save_pretrained(self, save_directory: Path, /, **kwargs: Any) -> Any:
+        """Write weights and configuration; create the directory if it does not exist."""
+
+
 @dataclass(frozen=True)
 class ModelArtifact:
-    """A model in memory on its way to a directory.
+    """A model to be saved to a directory.
 
     Attributes:
-        model: A transformers model, or a PEFT model whose adapter is to be saved.
-        tokenizer: Saved beside the weights.
-        provenance: Written to ``ja_instruct.json``: source, settings, library versions.
-        card: Written as ``README.md``, in the place of what a library puts there; empty for none.
+        model: A transformers model, a PEFT model whose adapter is saved, or a ``MergedModel``.
+        tokenizer: Saved with the weights.
+        provenance: Saved as ``ja_instruct.json``: source, settings, library versions.
+        card: Saved as ``README.md``, replacing a library's own card; empty for none.
     """
 
-    model: Any
-    tokenizer: Any
+    model: SavesPretrained
+    tokenizer: PreTrainedTokenizerBase
     provenance: dict[str, Any]
     card: str = ""
 
 
 def parameter_count(directory: Path) -> int:
-    """Return the number of weights in a directory's safetensors files, from their headers.
+    """Return the number of weights in a model directory, without reading them.
 
-    For a quantized directory the count that quantization noted is returned: 4-bit weights are
-    stored two to an element.
+    A quantized directory stores two 4-bit weights in an element; its count is the one that
+    quantization recorded.
     """
-    noted = read_provenance(directory).get("parameters")
-    if noted is not None:
-        return int(noted)
+    recorded = read_provenance(directory).get("parameters")
+    if recorded is not None:
+        return int(recorded)
     return sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
 
 
@@ -110,84 +118,89 @@ def require_model_files(directory: Path, remedy: str) -> None:
 
     Args:
         directory: A model directory.
-        remedy: What to do about it, appended to the message.
+        remedy: What to do about missing files; the message ends with it.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such model directory; {remedy}")
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{directory}: no config.json, so this is no model directory; {remedy}")
+    if not (directory / CONFIG_FILE).is_file():
+        raise InputError(f"{directory}: no {CONFIG_FILE}, so not a model directory; {remedy}")
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
 
 
 def refuse_quantized_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise ``InputError`` when a ``config.json`` says that somebody has quantized the model.
+    """Raise ``InputError`` if ``config.json`` describes a quantized model.
 
     Args:
-        config: The file's content; of a multimodal checkpoint the language model's part counts
-            too.
-        where: The model, for the message: ``'google/gemma-2-27b' at /models/gemma``.
+        config: The content of the file; for a multimodal model the language model's part is
+            checked too.
+        where: Names the model in the message: ``'google/gemma-2-27b' at /models/gemma``.
     """
-    found = config.get("quantization_config") or config.get("text_config", {}).get(
-        "quantization_config"
-    )
+    text = config.get("text_config", {})
+    found = config.get("quantization_config") or text.get("quantization_config")
     if found:
         method = found.get("quant_method", "unknown")
-        raise InputError(f"base_model {where} is quantized already ({method}); {_BY_THIS_PROJECT}")
+        raise InputError(f"base_model {where} is quantized already ({method}); {_REMEDY_16_BITS}")
 
 
 def refuse_quantized_types(dtypes: Iterable[str], where: str) -> None:
-    """Raise ``InputError`` when weights are of fewer than 16 bits.
+    """Raise ``InputError`` if weights have fewer than 16 bits.
 
     Args:
-        dtypes: As safetensors names them: ``BF16``.
-        where: The model or the tensor, for the message.
+        dtypes: In safetensors' notation: ``BF16``.
+        where: Names the model or the tensor in the message.
     """
     found = sorted(set(dtypes) - SIXTEEN_BITS_OR_MORE)
     if found:
         raise InputError(
-            f"base_model {where} has weights of type {', '.join(found)}, not of "
-            f"{', '.join(sorted(SIXTEEN_BITS_OR_MORE))} alone: it is quantized already; "
-            f"{_BY_THIS_PROJECT}"
+            f"base_model {where} has weights of type {', '.join(found)}, not only "
+            f"{', '.join(sorted(SIXTEEN_BITS_OR_MORE))}: it is quantized already; {_REMEDY_16_BITS}"
         )
 
 
 def refuse_quantized(model: ModelDirectory) -> None:
-    """Raise ``InputError`` when somebody has quantized ``model`` already.
+    """Raise ``InputError`` if ``model`` is quantized, by its configuration or its weights' types.
 
-    Not only its configuration is asked: weights of fewer than 16 bits give themselves away by
-    their type, whatever the configuration claims.
+    Weights of fewer than 16 bits are detected even if the configuration does not mention them.
     """
     refuse_quantized_config(model.load_config(), f"'{model.model_id}' at {model.path}")
     for name, tensor in read_headers(model.path).items():
         refuse_quantized_types([tensor.dtype], f"'{model.model_id}': '{name}' in {tensor.path}")
 
 
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """Return ``config.json`` of a directory, or None if it has none."""
+    path = directory / CONFIG_FILE
+    config: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return config
+
+
 def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return ``ja_instruct.json`` of a directory, or an empty dictionary where it has none."""
+    """Return ``ja_instruct.json`` of a directory, or an empty dictionary if it has none."""
     path = directory / PROVENANCE_FILE
-    if not path.is_file():
-        return {}
-    provenance: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    provenance: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return provenance
 
 
 def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
-    """Write ``ja_instruct.json`` with the checksums of the files already in ``directory``.
+    """Write ``ja_instruct.json`` with the checksums of all files already in ``directory``.
 
-    ``files`` has every file but the card and itself, ``weights_sha256`` the weights alone, by
-    which an adapter knows its base.
+    ``files`` lists every file except the card and ``ja_instruct.json`` itself; ``weights_sha256``
+    lists the weights, which identify the base of an adapter.
     """
     names = [
         path.relative_to(directory).as_posix()
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in _NOT_HASHED
     ]
-    files = file_checksums(directory, names, "hashing what was saved")
+    files = file_checksums(directory, names, "hashing the saved files")
     weights = {
-        name: noted["sha256"] for name, noted in files.items() if name.endswith(".safetensors")
+        name: record["sha256"] for name, record in files.items() if name.endswith(".safetensors")
     }
     content = {**provenance, "weights_sha256": weights, "files": files}
-    (directory / PROVENANCE_FILE).write_text(
-        json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-    )
+    (directory / PROVENANCE_FILE).write_text(as_json(content), "utf-8")
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file as this project writes it."""
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

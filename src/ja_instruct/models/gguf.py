@@ -1,7 +1,8 @@
-"""A model directory as a GGUF file, by the converter that llama.cpp keeps."""
+"""A model directory as a GGUF file, written by llama.cpp's own converter."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,34 +11,23 @@ from pathlib import Path
 
 from ja_instruct.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 CONVERTER = "convert_hf_to_gguf.py"
-_SHOWN_LINES = 12
-
-
-@dataclass(frozen=True)
-class GGUFConversion:
-    """What is to be converted, on its way to a GGUF file.
-
-    Attributes:
-        model: A 16-bit model directory with its tokenizer.
-        outtype: Type of the weights, as the converter's ``--outtype`` takes it.
-    """
-
-    model: Path
-    outtype: str
+_LINES_SHOWN = 12
 
 
 def find_converter(llama_cpp_dir: Path | None) -> Path:
-    """Return the converter's script in a copy of llama.cpp.
+    """Return the path of the converter in a copy of llama.cpp.
 
     Raises:
-        InputError: No copy is named, or it does not hold the converter.
+        InputError: No copy is configured, or it does not contain the converter.
     """
     if llama_cpp_dir is None:
         raise InputError(
             "'llama_cpp_dir' of this catalog entry is not set; name a copy of "
-            "https://github.com/ggml-org/llama.cpp, whose converter writes GGUF files (its "
-            "sources are enough, nothing is compiled)"
+            "https://github.com/ggml-org/llama.cpp, whose converter writes GGUF files (the sources "
+            "are enough, nothing is compiled)"
         )
     script = llama_cpp_dir / CONVERTER
     if not script.is_file():
@@ -48,24 +38,42 @@ def find_converter(llama_cpp_dir: Path | None) -> Path:
     return script
 
 
-def convert(conversion: GGUFConversion, script: Path, target: Path) -> None:
-    """Have the converter write ``target``, in a process of its own and without network.
+@dataclass(frozen=True)
+class GGUFConversion:
+    """A GGUF file that is converted while it is written.
 
-    Raises:
-        InputError: The converter failed; the message shows how.
+    Attributes:
+        model: A 16-bit model directory with its tokenizer.
+        converter: llama.cpp's script.
+        outtype: The type of the weights, as the script's ``--outtype`` accepts it.
     """
-    command = [sys.executable, str(script), str(conversion.model)]
-    command += ["--outfile", str(target), "--outtype", conversion.outtype]
-    done = subprocess.run(  # noqa: S603  (the user names the copy of llama.cpp)
-        command,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode or not target.is_file():
-        said = "\n".join((done.stdout + done.stderr).strip().split("\n")[-_SHOWN_LINES:])
-        raise InputError(
-            f"{script} could not convert {conversion.model} (exit status {done.returncode}); "
-            f"a newer copy of llama.cpp may know this model. It said:\n{said}"
+
+    model: Path
+    converter: Path
+    outtype: str
+
+    def write(self, target: Path) -> None:
+        """Run the converter in a process of its own, without network access.
+
+        Args:
+            target: The GGUF file to write.
+
+        Raises:
+            InputError: The converter failed; the message shows its last lines.
+        """
+        logger.info("Converting %s to GGUF (%s)", self.model, self.outtype)
+        command = [sys.executable, str(self.converter), str(self.model)]
+        command += ["--outfile", str(target), "--outtype", self.outtype]
+        done = subprocess.run(  # noqa: S603  (the user names the copy of llama.cpp)
+            command,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
+        if done.returncode or not target.is_file():
+            output = "\n".join((done.stdout + done.stderr).strip().split("\n")[-_LINES_SHOWN:])
+            raise InputError(
+                f"{self.converter} could not convert {self.model} (exit status {done.returncode}); "
+                f"a newer copy of llama.cpp may support this model. Its output:\n{output}"
+            )

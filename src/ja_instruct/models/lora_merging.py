@@ -1,10 +1,15 @@
-"""A LoRA adapter merged into its 16-bit base, one matrix at a time (LoRA, arXiv:2106.09685)."""
+"""A LoRA adapter merged into its 16-bit base, one shard at a time (LoRA, arXiv:2106.09685).
+
+PEFT's ``merge_and_unload`` holds the whole model in memory, 54 GB for Gemma 2 27B, so the merge
+itself is our own; the tests compare every weight with PEFT's.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +17,26 @@ from ja_instruct.errors import InputError
 from ja_instruct.models.safetensors import read_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
+    from torch import Tensor
 
     from ja_instruct.models.directory import ModelDirectory
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
-# What else PEFT's LoraConfig can ask for, each of which would merge by another formula.
+# The tokenizer is saved from the adapter, except for the SentencePiece model: transformers no
+# longer writes it, and llama.cpp's converter reads it.
+_COPIED_FROM_BASE = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.model",
+)
+
+# Options of PEFT's LoraConfig that merge by another formula.
 _OTHER_FORMULAS = (
     "rank_pattern",
     "alpha_pattern",
@@ -52,43 +66,77 @@ class LoraFactors:
 
 
 @dataclass(frozen=True)
-class LoraMerge:
-    """A merged model on its way to a directory: read and computed while it is written.
+class MergedModel:
+    """A base model with an adapter merged into it, computed while it is saved.
 
     Attributes:
         base: The 16-bit model.
-        adapter: The adapter; its tokenizer goes with the merged model.
-        scaling: What B A is multiplied by.
-        factors: Key of a matrix in the base's checkpoint to the adapter's keys.
-        provenance: Written to ``ja_instruct.json``.
-        card: Written to ``README.md``.
+        adapter: The adapter.
+        scaling: The factor of B A.
+        factors: Key of each adapted matrix in the base's checkpoint to the adapter's keys.
     """
 
     base: ModelDirectory
     adapter: ModelDirectory
     scaling: float
     factors: Mapping[str, LoraFactors]
-    provenance: dict[str, Any]
-    card: str
 
-    def merged_matrices(self, shard: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield key and merged matrix, in the base's type, of every adapted matrix of a shard.
+    def save_pretrained(self, save_directory: Path, /, **kwargs: Any) -> None:
+        """Write the merged weights in the base's shards, and the base's configuration.
 
-        W + scaling · B A is computed in float32 and rounded once, as PEFT merges.
+        The merged matrices of one shard are in memory at a time.
+
+        Raises:
+            InputError: The disk has not enough free space.
         """
         from safetensors import safe_open
+        from safetensors.torch import save_file
+        from tqdm import tqdm
 
-        with (
-            safe_open(self.base.path / shard, framework="pt") as base,
-            safe_open(self.adapter.path / ADAPTER_WEIGHTS, framework="pt") as adapter,
-        ):
-            for key in base.keys():  # noqa: SIM118  (safe_open is no dictionary)
-                if key in self.factors:
-                    weight = base.get_tensor(key)
-                    a = adapter.get_tensor(self.factors[key].a).float()
-                    b = adapter.get_tensor(self.factors[key].b).float()
-                    update = (b @ a).mul_(self.scaling)
-                    yield key, update.add_(weight).to(weight.dtype)
+        shards = checkpoint_shards(self.base)
+        sizes = [(self.base.path / name).stat().st_size for name in shards]
+        _require_room(sum(sizes), save_directory.parent)
+        save_directory.mkdir()
+        with safe_open(self.adapter.path / ADAPTER_WEIGHTS, framework="pt") as lora:
+            for name in tqdm(shards, desc="export: merging", unit="shard", disable=None):
+                with safe_open(self.base.path / name, framework="pt") as base:
+                    tensors = {
+                        key: self._merged(key, base.get_tensor(key), lora)
+                        for key in base.keys()  # noqa: SIM118  (safe_open is not a dictionary)
+                    }
+                    save_file(tensors, save_directory / name, base.metadata())
+        for name in _COPIED_FROM_BASE:
+            if (self.base.path / name).is_file():
+                shutil.copyfile(self.base.path / name, save_directory / name)
+
+    def _merged(self, key: str, weight: Tensor, lora: Any) -> Tensor:
+        """Return W + scaling · B A, computed in float32 and rounded once, as PEFT merges."""
+        if key not in self.factors:
+            return weight
+        update = lora_update(lora, self.factors[key], self.scaling)
+        return update.add_(weight).to(weight.dtype)
+
+
+def _require_room(needed: int, directory: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise InputError(
+            f"about {needed / 1e9:.1f} GB of disk are needed for the merged model in {directory}, "
+            f"{free / 1e9:.1f} GB are free; make room, or point its catalog entry elsewhere"
+        )
+
+
+def lora_update(lora: Any, factors: LoraFactors, scaling: float) -> Tensor:
+    """Return scaling · B A of one matrix, (out, in) in float32.
+
+    Args:
+        lora: The adapter's weights, opened by ``safetensors.safe_open``.
+        factors: The keys of A and B.
+        scaling: As ``lora_scaling`` returns it.
+    """
+    a, b = lora.get_tensor(factors.a).float(), lora.get_tensor(factors.b).float()
+    update: Tensor = (b @ a).mul_(scaling)
+    return update
 
 
 def read_adapter_config(adapter: ModelDirectory) -> dict[str, Any]:
@@ -98,13 +146,13 @@ def read_adapter_config(adapter: ModelDirectory) -> dict[str, Any]:
 
 
 def lora_scaling(config: Mapping[str, Any]) -> float:
-    """Return what B A is multiplied by: alpha / r, with rsLoRA (arXiv:2312.03732) alpha / √r.
+    """Return the factor of B A: alpha / r, or with rsLoRA (arXiv:2312.03732) alpha / √r.
 
     Args:
         config: PEFT's ``adapter_config.json``.
 
     Raises:
-        InputError: The adapter is none of plain LoRA, or it trained more than its factors.
+        InputError: The adapter is not plain LoRA, or weights besides its factors were trained.
 
     >>> lora_scaling({"peft_type": "LORA", "r": 16, "lora_alpha": 8})
     0.5
@@ -129,25 +177,8 @@ def lora_scaling(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def tensor_offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Return key to first byte and end, within the file, of a safetensors file's tensors.
-
-    The format: 8 bytes with the length of the header (little-endian), the header in JSON, the
-    data, to whose beginning the header's ``data_offsets`` refer
-    (https://huggingface.co/docs/safetensors/index#format).
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {
-        key: (8 + length + tensor["data_offsets"][0], 8 + length + tensor["data_offsets"][1])
-        for key, tensor in header.items()
-    }
-
-
 def checkpoint_shards(model: ModelDirectory) -> list[str]:
-    """Return the names of the files that hold a model's weights, as its index has them.
+    """Return the names of a model's weight files, from its index if it has one.
 
     Raises:
         InputError: A file that the index names is missing.
@@ -158,73 +189,81 @@ def checkpoint_shards(model: ModelDirectory) -> list[str]:
     names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     for name in names:
         if not (model.path / name).is_file():
-            raise InputError(f"{model.path}: no {name}, which {index.name} names; get it again")
+            raise InputError(
+                f"{model.path}: {name} is missing, which {index.name} names; download it again"
+            )
     return names
 
 
 def match_factors(adapter: ModelDirectory, base: ModelDirectory) -> dict[str, LoraFactors]:
-    """Return, for each matrix of the base that the adapter changes, its two factors.
+    """Return the two factors of each matrix of the base that the adapter changes.
 
     Raises:
-        InputError: The adapter holds something else than pairs of factors, adapts a layer that
-            the base does not have, or has factors of other shapes than the layer's.
+        InputError: The adapter contains other weights than pairs of factors, adapts a layer that
+            the base does not have, or its factors do not have the layer's shape.
     """
-    found: dict[str, dict[str, str]] = {}
-    shapes = {key: tensor.shape for key, tensor in read_headers(adapter.path).items()}
-    for key in shapes:
-        match = _FACTOR.fullmatch(key)
-        if match is None:
-            raise InputError(
-                f"{adapter.path / ADAPTER_WEIGHTS}: '{key}' is no factor of a LoRA update; only "
-                f"lora_A and lora_B of linear layers can be merged"
-            )
-        found.setdefault(f"{match['module']}.weight", {})[match["factor"]] = key
+    adapter_shapes = {key: tensor.shape for key, tensor in read_headers(adapter.path).items()}
     shards = set(checkpoint_shards(base))
-    targets = {
+    base_shapes = {
         key: tensor.shape
         for key, tensor in read_headers(base.path).items()
         if tensor.path.name in shards
     }
-    factors = {}
-    for target, pair in found.items():
-        if set(pair) != {"A", "B"}:
-            raise InputError(
-                f"{adapter.path / ADAPTER_WEIGHTS}: of '{target}' there is only "
-                f"{next(iter(pair.values()))}; train the adapter again"
-            )
-        if target not in targets:
+    factors = _pair_factors(adapter_shapes, adapter)
+    for target, pair in factors.items():
+        if target not in base_shapes:
             raise InputError(
                 f"the adapter changes '{target}', which base_model '{base.model_id}' at "
                 f"{base.path} does not have; give the base that the adapter was trained on"
             )
-        (rank, columns), (rows, other) = shapes[pair["A"]], shapes[pair["B"]]
-        if targets[target] != (rows, columns) or rank != other:
+        (rank, columns), (rows, other) = adapter_shapes[pair.a], adapter_shapes[pair.b]
+        if base_shapes[target] != (rows, columns) or rank != other:
             raise InputError(
-                f"'{target}' is {targets[target]} in base_model '{base.model_id}', but the "
-                f"adapter's update of it has the shape {(rows, columns)}; give the base that the "
-                f"adapter was trained on"
+                f"'{target}' is {base_shapes[target]} in base_model '{base.model_id}', but the "
+                f"adapter's update has the shape {(rows, columns)}; give the base that the adapter "
+                f"was trained on"
             )
-        factors[target] = LoraFactors(pair["A"], pair["B"])
     return factors
 
 
+def _pair_factors(keys: Mapping[str, Any], adapter: ModelDirectory) -> dict[str, LoraFactors]:
+    weights = adapter.path / ADAPTER_WEIGHTS
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        match = _FACTOR.fullmatch(key)
+        if match is None:
+            raise InputError(
+                f"{weights}: '{key}' is not a factor of a LoRA update; only lora_A and lora_B of "
+                f"linear layers can be merged"
+            )
+        found.setdefault(f"{match['module']}.weight", {})[match["factor"]] = key
+    for target, pair in found.items():
+        if set(pair) != {"A", "B"}:
+            raise InputError(
+                f"{weights}: '{target}' has only {next(iter(pair.values()))}; train the adapter "
+                f"again"
+            )
+    return {target: LoraFactors(pair["A"], pair["B"]) for target, pair in found.items()}
+
+
 def refuse_useless_factors(adapter: ModelDirectory, factors: Mapping[str, LoraFactors]) -> None:
-    """Raise ``InputError`` when no B holds anything but zeros, or a factor is not finite."""
+    """Raise ``InputError`` if every update is zero, or if a factor is not finite."""
     import torch
     from safetensors import safe_open
 
-    nonzero = False
-    with safe_open(adapter.path / ADAPTER_WEIGHTS, framework="pt") as weights:
+    path = adapter.path / ADAPTER_WEIGHTS
+    is_trained = False
+    with safe_open(path, framework="pt") as lora:
         for pair in factors.values():
-            a, b = weights.get_tensor(pair.a), weights.get_tensor(pair.b)
-            for key, factor in ((pair.a, a), (pair.b, b)):
+            tensors = {key: lora.get_tensor(key) for key in (pair.a, pair.b)}
+            for key, factor in tensors.items():
                 if not torch.isfinite(factor).all():
                     raise InputError(
-                        f"{adapter.path / ADAPTER_WEIGHTS}: '{key}' holds values that are not "
-                        f"finite; training diverged, see train_metrics and train again"
+                        f"{path}: '{key}' holds values that are not finite; training diverged, see "
+                        f"train_metrics and train again"
                     )
-            nonzero = nonzero or bool(b.any() and a.any())
-    if not nonzero:
+            is_trained = is_trained or all(bool(factor.any()) for factor in tensors.values())
+    if not is_trained:
         raise InputError(
             f"the adapter at {adapter.path} changes nothing: every B A is zero, as before "
             f"training; train it with 'kedro run --pipeline=sft'"

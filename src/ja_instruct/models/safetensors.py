@@ -1,4 +1,4 @@
-"""What the safetensors files of a model directory hold, by their headers: no weights are read."""
+"""The tensors of a model directory's safetensors files: headers without weights, single tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SIXTEEN_BITS_OR_MORE = frozenset(("BF16", "F16", "F32"))
-# bitsandbytes stores beside a matrix what it takes to read it
+# bitsandbytes stores the quantization state of a matrix under the matrix's name with this suffix
 STATE_MARK = ".quant_state.bitsandbytes__"
 
 
@@ -26,7 +26,7 @@ class TensorHeader:
 
     Attributes:
         path: The file.
-        dtype: As the format names it: ``BF16``, ``U8``.
+        dtype: In the format's notation: ``BF16``, ``U8``.
         shape: Its sizes.
     """
 
@@ -36,10 +36,11 @@ class TensorHeader:
 
 
 def read_headers(directory: Path) -> dict[str, TensorHeader]:
-    """Return every tensor of a directory's safetensors files by its name, in order.
+    """Return the header of every tensor in a directory's safetensors files, by name, in order.
 
     Raises:
-        InputError: A file is no safetensors file, such as one whose download was cut off.
+        InputError: A file is not a complete safetensors file, for example after an interrupted
+            download.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -52,12 +53,12 @@ def read_headers(directory: Path) -> dict[str, TensorHeader]:
                     shape = tuple(tensor.get_shape())
                     headers[name] = TensorHeader(path, tensor.get_dtype(), shape)
         except SafetensorError as error:
-            raise InputError(f"{path}: no complete safetensors file ({error})") from error
+            raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     return headers
 
 
 def packed_matrices(headers: Iterable[str]) -> dict[str, str]:
-    """Return the matrices that bitsandbytes packed, by name, with their 4-bit type.
+    """Return the 4-bit type of every matrix that bitsandbytes packed, by name.
 
     Examples:
         >>> packed_matrices(["a.weight", "a.weight.absmax",
@@ -69,10 +70,10 @@ def packed_matrices(headers: Iterable[str]) -> dict[str, str]:
 
 
 class TensorReader:
-    """Reads single tensors of a model directory, each file opened once and mapped to memory.
+    """Reads single tensors of a model directory; each file is opened once and memory-mapped.
 
     Args:
-        headers: What ``read_headers`` found in the directory.
+        headers: The result of ``read_headers`` for the directory.
 
     Examples:
         ``with TensorReader(read_headers(path)) as read: weight = read("model.norm.weight")``
@@ -92,7 +93,7 @@ class TensorReader:
         self._stack.close()
 
     def __call__(self, name: str) -> Tensor:
-        """Return a tensor on the CPU; its bytes are read from the file as they are used."""
+        """Return a tensor on the CPU; its bytes are read from the file on use."""
         from safetensors import safe_open
 
         path = self._headers[name].path
@@ -104,10 +105,10 @@ class TensorReader:
 
 
 def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Return the names of a checkpoint's tensors with those of the model's weights.
+    """Return the model's name of each tensor of a checkpoint, by the checkpoint's name.
 
-    They differ in families whose modules were renamed since they were published, such as the
-    multimodal Gemma 3. transformers' own table of renamings is asked, as ``from_pretrained`` does.
+    The names differ in families whose modules were renamed after publication, such as the
+    multimodal Gemma 3. The renamings are those that ``from_pretrained`` applies.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key

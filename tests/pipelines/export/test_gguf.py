@@ -1,14 +1,13 @@
-"""The real converter, where a copy of llama.cpp is named: ``LLAMA_CPP_DIR=/opt/llama.cpp``."""
+"""The real converter, if ``LLAMA_CPP_DIR=/opt/llama.cpp`` names a copy of llama.cpp."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import read_demo_texts
 
-from ja_instruct.datasets import GGUFFileDataset
+from ja_instruct.datasets import GGUFConverterDataset, GGUFFileDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.export.nodes import export_gguf
@@ -18,12 +17,12 @@ VOCABULARY = 2560
 
 
 @pytest.fixture(scope="module")
-def llama_cpp_dir():
+def converter():
     directory = os.environ.get("LLAMA_CPP_DIR")
     if not directory:
         pytest.skip("no copy of llama.cpp is named in LLAMA_CPP_DIR")
     pytest.importorskip("gguf", reason="the package 'gguf' of the extra 'demo' is not installed")
-    return Path(directory)
+    return GGUFConverterDataset(llama_cpp_dir=directory).load()
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +62,11 @@ def model(tmp_path_factory, clean_project):
     return ModelDirectory(path, "owner/model")
 
 
-def test_weights_and_vocabulary_are_the_models(llama_cpp_dir, model, parameters, tmp_path):
+def test_weights_and_vocabulary_are_the_models(converter, model, parameters, tmp_path):
     from gguf import GGUFReader
 
-    dataset = GGUFFileDataset(filepath=tmp_path / "model.gguf", llama_cpp_dir=llama_cpp_dir)
-    dataset.save(export_gguf(model, parameters))
+    dataset = GGUFFileDataset(filepath=tmp_path / "model.gguf")
+    dataset.save(export_gguf(model, converter, parameters))
     reader = GGUFReader(dataset.load())
     assert reader.fields["general.architecture"].contents() == "gemma2"
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == VOCABULARY
@@ -83,18 +82,18 @@ def test_weights_and_vocabulary_are_the_models(llama_cpp_dir, model, parameters,
         assert tensors[f"{theirs}.weight"].data.tobytes() == expected
 
 
-def test_other_types(llama_cpp_dir, model, parameters, tmp_path):
+def test_other_types(converter, model, parameters, tmp_path):
     sizes = {}
     for outtype in ("f32", "q8_0"):
-        dataset = GGUFFileDataset(filepath=tmp_path / outtype, llama_cpp_dir=llama_cpp_dir)
+        dataset = GGUFFileDataset(filepath=tmp_path / outtype)
         changed = parameters.model_copy(update={"gguf_outtype": outtype})
-        dataset.save(export_gguf(model, changed))
+        dataset.save(export_gguf(model, converter, changed))
         sizes[outtype] = dataset.load().stat().st_size
     assert sizes["q8_0"] < sizes["f32"] / 2
 
 
-def test_tokenizer_that_it_does_not_know(llama_cpp_dir, tiny_gemma2, parameters, tmp_path):
-    dataset = GGUFFileDataset(filepath=tmp_path / "model.gguf", llama_cpp_dir=llama_cpp_dir)
+def test_unsupported_tokenizer_is_reported(converter, tiny_gemma2, parameters, tmp_path):
+    dataset = GGUFFileDataset(filepath=tmp_path / "model.gguf")
     with pytest.raises(InputError, match=r"could not convert .*(?s:.)*tokenizer\.model"):
-        dataset.save(export_gguf(tiny_gemma2, parameters))
+        dataset.save(export_gguf(tiny_gemma2, converter, parameters))
     assert not dataset.exists()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from ja_instruct.datasets import AdapterDataset, MergedModelDataset
 from ja_instruct.errors import InputError
+from ja_instruct.models import lora_merging
 from ja_instruct.models.directory import ModelDirectory, write_provenance
-from ja_instruct.models.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards, tensor_offsets
-from ja_instruct.pipelines.export.merge_check import row_blocks
+from ja_instruct.models.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards
 from ja_instruct.pipelines.export.nodes import check_merged_model, merge_adapter
-from ja_instruct.pipelines.export.parameters import ExportParameters
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL = {
@@ -35,11 +35,6 @@ CARD = {
     "filtered_pairs": {"name": "owner/pairs", "license": "MIT"},
     "qa_pairs": {"name": "mine", "license": "MIT"},
 }
-
-
-@pytest.fixture(scope="module")
-def parameters(read_parameters):
-    return ExportParameters(**read_parameters("base")["export"])
 
 
 @pytest.fixture(scope="module")
@@ -210,30 +205,31 @@ class TestDirectory:
     def merged(self, base, adapter, export):
         return export(base, adapter)
 
-    def test_layout_is_the_bases(self, merged, base):
+    def test_shards_and_configuration_are_the_bases(self, merged, base):
         shards = checkpoint_shards(base)
         assert checkpoint_shards(merged) == shards
         for shard in shards:
-            assert tensor_offsets(merged.path / shard) == tensor_offsets(base.path / shard)
+            old, new = load_file(base.path / shard), load_file(merged.path / shard)
+            assert set(old) == set(new)
+            for key in old:
+                assert old[key].dtype == new[key].dtype
+                assert torch.equal(old[key], new[key]) != any(layer in key for layer in LAYERS), key
         for name in ("config.json", "model.safetensors.index.json"):
             assert (merged.path / name).read_bytes() == (base.path / name).read_bytes()
 
-    def test_bytes_of_everything_else_are_the_bases(self, merged, base):
-        for shard in checkpoint_shards(base):
-            old, new = (one.path.joinpath(shard).read_bytes() for one in (base, merged))
-            offsets = tensor_offsets(base.path / shard)
-            assert (
-                old[: min(start for start, _ in offsets.values())]
-                == new[: min(start for start, _ in offsets.values())]
-            )
-            for key, (start, end) in offsets.items():
-                adapted = any(layer in key for layer in LAYERS)
-                assert (old[start:end] != new[start:end]) == adapted, key
+    def test_too_little_disk_is_reported_before_anything_is_written(
+        self, base, adapter, export, monkeypatch, tmp_path
+    ):
+        free = SimpleNamespace(free=10)
+        monkeypatch.setattr(lora_merging.shutil, "disk_usage", lambda path: free)
+        with pytest.raises(InputError, match=rf"GB of disk are needed .* in {tmp_path}, 0.0 GB"):
+            export(base, adapter)
+        assert list(tmp_path.iterdir()) == []
 
     def test_tokenizer_is_the_adapters(self, merged):
         assert merged.load_tokenizer().chat_template == "{{ messages[0]['content'] }}"
 
-    def test_sentencepiece_model_comes_along(self, base, adapter, export, tmp_path):
+    def test_sentencepiece_model_is_copied(self, base, adapter, export, tmp_path):
         copy = shutil.copytree(base.path, tmp_path / "base")
         (copy / "tokenizer.model").write_bytes(b"pieces")
         merged = export(ModelDirectory(copy, base.model_id, base.revision), adapter)
@@ -265,7 +261,7 @@ class TestRefused:
     def test_other_weights(self, base, changed_adapter):
         files = base.checksums("hashing")
         known = {"model_id": base.model_id, "revision": None, "source_files": files}
-        assert merge_adapter(base, changed_adapter(base=known)).factors
+        assert merge_adapter(base, changed_adapter(base=known)).model.factors
         files[checkpoint_shards(base)[2]] = {"sha256": "0" * 64, "bytes": 1}
         adapter = ModelDirectory(base.path, "adapter", provenance={"base": known})
         with pytest.raises(InputError, match=r"model-00003-of-.* not the file that was quantized"):
@@ -273,7 +269,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("known", [{}, {"model_id": "owner/gemma2", "revision": None}])
     def test_unknown_origin_is_no_error(self, known, base, changed_adapter):
-        assert merge_adapter(base, changed_adapter(base=known)).factors
+        assert merge_adapter(base, changed_adapter(base=known)).model.factors
 
     def test_quantized_base(self, tiny_nf4, adapter):
         with pytest.raises(InputError, match="quantized already"):
@@ -310,21 +306,21 @@ class TestRefused:
         adapter = changed_adapter(
             weights=lambda weights: {**weights, "base_model.model.lm_head.weight": torch.ones(1)}
         )
-        with pytest.raises(InputError, match=r"lm_head\.weight' is no factor"):
+        with pytest.raises(InputError, match=r"lm_head\.weight' is not a factor"):
             merge_adapter(base, adapter)
 
     def test_adapted_head(self, make_base, make_adapter):
         """PEFT saves the whole head beside its factors."""
         base = make_base("llama", tie_word_embeddings=False)
         adapter = make_adapter(base, target_modules=["lm_head", "q_proj"])
-        with pytest.raises(InputError, match=r"lm_head\.base_layer\.weight' is no factor"):
+        with pytest.raises(InputError, match=r"lm_head\.base_layer\.weight' is not a factor"):
             merge_adapter(base, adapter)
 
     def test_half_a_pair(self, base, changed_adapter):
         adapter = changed_adapter(
             weights=lambda weights: dict(item for item in weights.items() if "lora_A" in item[0])
         )
-        with pytest.raises(InputError, match=r"there is only .*lora_A"):
+        with pytest.raises(InputError, match=r"has only .*lora_A"):
             merge_adapter(base, adapter)
 
     def test_untrained(self, base, changed_adapter):
@@ -352,40 +348,35 @@ class TestRefused:
     def test_missing_shard(self, base, adapter, tmp_path):
         copy = shutil.copytree(base.path, tmp_path / "base")
         (copy / checkpoint_shards(base)[1]).unlink()
-        with pytest.raises(InputError, match=r"no model-00002-of-.*index\.json names"):
+        with pytest.raises(InputError, match=r"model-00002-of-.* is missing.*index\.json"):
             merge_adapter(ModelDirectory(copy, base.model_id, base.revision), adapter)
 
 
 class TestCheck:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-    def test_report(self, dtype, make_base, make_adapter, export, parameters):
+    def test_report(self, dtype, make_base, make_adapter, export):
         base = make_base(dtype=dtype)
         adapter = make_adapter(base)
         merged = export(base, adapter)
-        report = check_merged_model(base, adapter, merged, parameters)
+        report = check_merged_model(base, adapter, merged)
         summary = report["summary"]
         old, new = read_weights(base), read_weights(merged)
         changed = sum(int((old[key] != new[key]).sum()) for key in old)
         total = sum(one.numel() for one in old.values())
         assert summary["matrices"] == summary["matrices_changed"] == 3 * len(LAYERS)
         assert summary["weights_changed_percent"] == round(100 * changed / total, 2)
-        assert 0 < summary["worst_deviation"] < 1
-        roundoff = torch.finfo(dtype).eps / 2
-        assert summary["worst_relative_deviation"] < 1.1 * roundoff
         assert summary["update_kept_percent"] == pytest.approx(100, abs=1)
         assert report["unchanged_matrices"] == []
         assert report["weights_sha256"] == merged.provenance["weights_sha256"]
         json.dumps(report, allow_nan=False)
 
-    def test_update_that_rounding_loses_is_told(
-        self, base, make_adapter, export, parameters, caplog
-    ):
+    def test_update_lost_to_rounding_is_logged(self, base, make_adapter, export, caplog):
         adapter = make_adapter(base, size=1e-6)
-        report = check_merged_model(base, adapter, export(base, adapter), parameters)
+        report = check_merged_model(base, adapter, export(base, adapter))
         assert report["summary"]["update_kept_percent"] < 50
         assert "too coarse" in caplog.text
 
-    def test_matrix_that_stays_is_counted(self, base, changed_adapter, export, parameters):
+    def test_unchanged_matrix_is_counted(self, base, changed_adapter, export):
         name = "model.layers.0.mlp.up_proj"
         adapter = changed_adapter(
             weights=lambda weights: {
@@ -393,15 +384,15 @@ class TestCheck:
                 for key, one in weights.items()
             }
         )
-        report = check_merged_model(base, adapter, export(base, adapter), parameters)
+        report = check_merged_model(base, adapter, export(base, adapter))
         assert report["unchanged_matrices"] == [f"{name}.weight"]
         assert report["summary"]["matrices_changed"] == 3 * len(LAYERS) - 1
 
     @pytest.mark.parametrize(
         "key", ["model.layers.2.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"]
     )
-    @pytest.mark.parametrize("fault", ["base", "doubled", "nan", "one row"])
-    def test_wrong_matrix_is_found(self, key, fault, base, adapter, export, parameters):
+    @pytest.mark.parametrize("fault", ["base", "doubled", "nan", "one row", "float32"])
+    def test_wrong_matrix_is_detected(self, key, fault, base, adapter, export):
         merged = export(base, adapter)
         old = read_weights(base)[key]
 
@@ -410,26 +401,21 @@ class TestCheck:
                 return old
             if fault == "doubled":
                 return (2 * new.float() - old.float()).to(new.dtype)
+            if fault == "float32":
+                return new.float()
             spoiled = new.clone()
             spoiled[-1] = torch.nan if fault == "nan" else 0
             return spoiled
 
         rewrite(merged, key, spoil)
-        with pytest.raises(InputError, match=f"'{key}' gives other results"):
-            check_merged_model(base, adapter, merged, parameters)
+        with pytest.raises(InputError, match=f"'{key}' differs from base plus adapter"):
+            check_merged_model(base, adapter, merged)
 
-    def test_change_elsewhere_is_found(self, base, adapter, export, parameters):
+    def test_change_elsewhere_is_detected(self, base, adapter, export):
         merged = export(base, adapter)
         rewrite(merged, "model.norm.weight", lambda weight: weight + 1)
-        with pytest.raises(InputError, match=r"'model\.norm\.weight' differs"):
-            check_merged_model(base, adapter, merged, parameters)
-
-    def test_blocks_of_rows_give_the_same(self, base, adapter, export, parameters, monkeypatch):
-        merged = export(base, adapter)
-        whole = check_merged_model(base, adapter, merged, parameters)
-        monkeypatch.setattr("ja_instruct.pipelines.export.merge_check._BLOCK_ELEMENTS", 100)
-        assert len(list(row_blocks(48, 32))) == 16
-        assert check_merged_model(base, adapter, merged, parameters) == whole
+        with pytest.raises(InputError, match=r"'model\.norm\.weight' differs from the base's"):
+            check_merged_model(base, adapter, merged)
 
 
 def rewrite(model, key, change):

@@ -69,10 +69,10 @@ def test_report_is_there(exported):
 def test_gguf_needs_a_copy_of_llama_cpp(exported, copied, invoke_kedro, set_entry, tmp_path):
     result = invoke_kedro("--pipeline=gguf_export", "--env=test", cwd=copied)
     assert result.exit_code
-    assert "gguf_model" in message(result)
+    assert "gguf_converter" in message(result)
     assert "'llama_cpp_dir' of this catalog entry is not set" in message(result)
     (tmp_path / "convert_hf_to_gguf.py").write_text(CONVERTER)
-    set_entry("catalog_export.yml", "gguf_model", llama_cpp_dir=str(tmp_path))
+    set_entry("catalog_export.yml", "gguf_converter", llama_cpp_dir=str(tmp_path))
     result = invoke_kedro("--pipeline=gguf_export", "--env=test", cwd=copied)
     assert result.exit_code == 0, result.output
     assert (exported / "06_models/test/model.gguf").read_bytes() == b"GGUF"

@@ -1,18 +1,19 @@
-"""Nodes of ``export``."""
+"""Nodes of ``export`` and ``gguf_export``."""
 
 from __future__ import annotations
 
 import logging
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ja_instruct import __version__
 from ja_instruct.errors import InputError
 from ja_instruct.models.cards import ModelCardParameters, merged_card
-from ja_instruct.models.directory import ModelDirectory, refuse_quantized
+from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
 from ja_instruct.models.gguf import GGUFConversion
 from ja_instruct.models.lora_merging import (
-    LoraMerge,
+    MergedModel,
     lora_scaling,
     match_factors,
     read_adapter_config,
@@ -21,19 +22,23 @@ from ja_instruct.models.lora_merging import (
 from ja_instruct.pipelines.export.merge_check import compare_with_base
 from ja_instruct.pipelines.export.parameters import ExportParameters
 
+if TYPE_CHECKING:
+    from ja_instruct.models.checksums import FileRecord
+
 logger = logging.getLogger(__name__)
 
 _UPDATE_KEPT_PERCENT_MIN = 90
 
 
-def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> LoraMerge:
-    """Describe the 16-bit base with the adapter merged into it; its dataset merges as it writes.
+def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> ModelArtifact:
+    """Merge the adapter into the 16-bit base: W + scaling · B A for each adapted matrix W.
 
     Returns:
-        What to merge: W + scaling · B A for each adapted matrix, everything else as it is.
+        The merged model, whose matrices are computed shard by shard while it is saved, with the
+        adapter's tokenizer.
 
     Raises:
-        InputError: The adapter was trained on another base, is no plain LoRA, does not fit, or
+        InputError: The adapter was trained on another base, is not plain LoRA, does not fit, or
             would change nothing.
     """
     refuse_quantized(base_model)
@@ -41,15 +46,13 @@ def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> LoraMe
     scaling = lora_scaling(read_adapter_config(adapter))
     factors = match_factors(adapter, base_model)
     refuse_useless_factors(adapter, factors)
-    settings = adapter.provenance.get("settings", {})
-    known = adapter.provenance.get("model_card")
     provenance = {
         "stage": "export",
         "base": {"model_id": base_model.model_id, "revision": base_model.revision},
         "adapter": {
             "weights_sha256": adapter.provenance.get("weights_sha256"),
             "trained_on": adapter.provenance.get("base"),
-            "lora": settings.get("lora"),
+            "lora": adapter.provenance.get("settings", {}).get("lora"),
         },
         "summary": {"matrices": len(factors), "scaling": scaling},
         "versions": {
@@ -57,8 +60,10 @@ def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> LoraMe
             **{name: version(name) for name in ("torch", "safetensors")},
         },
     }
+    known = adapter.provenance.get("model_card")
     card = merged_card(provenance, None if known is None else ModelCardParameters(**known))
-    return LoraMerge(base_model, adapter, scaling, factors, provenance, card)
+    model = MergedModel(base_model, adapter, scaling, factors)
+    return ModelArtifact(model, adapter.load_tokenizer(), provenance, card)
 
 
 def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> None:
@@ -66,8 +71,7 @@ def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> N
     model_id = trained_on.get("model_id")
     if model_id is None:
         logger.warning(
-            "%s does not say what it was trained on; whether '%s' is the right base for it "
-            "cannot be told",
+            "%s does not name the model it was trained on, so '%s' may be the wrong base for it",
             adapter.path,
             base_model.model_id,
         )
@@ -79,7 +83,7 @@ def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> N
         )
     revisions = (trained_on.get("revision"), base_model.revision)
     if None in revisions:
-        logger.info("Revisions of the base are not known on both sides: %s, %s", *revisions)
+        logger.info("The revisions of the base are not both known: %s, %s", *revisions)
     elif revisions[0] != revisions[1]:
         raise InputError(
             f"base_model '{model_id}' is revision {revisions[1]}, but the adapter at "
@@ -90,14 +94,16 @@ def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> N
 
 
 def _require_same_weights(
-    base_model: ModelDirectory, noted: dict[str, dict[str, Any]], adapter: ModelDirectory
+    base_model: ModelDirectory, recorded: dict[str, FileRecord], adapter: ModelDirectory
 ) -> None:
-    weights = {name: one["sha256"] for name, one in noted.items() if name.endswith(".safetensors")}
+    weights = {
+        name: record["sha256"] for name, record in recorded.items() if name.endswith(".safetensors")
+    }
     if not weights:
         return
     found = base_model.checksums("export: hashing the base")
     for name, sha256 in weights.items():
-        if found.get(name, {}).get("sha256") != sha256:
+        if name not in found or found[name]["sha256"] != sha256:
             raise InputError(
                 f"base_model '{base_model.model_id}' at {base_model.path}: {name} is not the file "
                 f"that was quantized for the adapter at {adapter.path} (SHA-256 {sha256}); give "
@@ -106,22 +112,19 @@ def _require_same_weights(
 
 
 def check_merged_model(
-    base_model: ModelDirectory,
-    adapter: ModelDirectory,
-    merged_model: ModelDirectory,
-    parameters: ExportParameters,
+    base_model: ModelDirectory, adapter: ModelDirectory, merged_model: ModelDirectory
 ) -> dict[str, Any]:
-    """Read the merged model back and compare it, matrix by matrix, with base and adapter.
+    """Read the merged model back and compare every tensor with base and adapter.
 
     Returns:
-        ``export_report``: how many matrices changed, how far the merged ones are from base plus
-        adapter, how much of the update the base's type has kept, sizes, checksums.
+        ``export_report``: how many matrices and weights changed, how much of the update the base's
+        type has kept, sizes (10⁶ bytes), checksums.
 
     Raises:
-        InputError: A matrix is further away than rounding explains, or a weight changed that
-            the adapter does not adapt.
+        InputError: A matrix differs from base plus adapter by more than rounding, or a weight
+            changed that the adapter does not adapt.
     """
-    report = compare_with_base(base_model, adapter, merged_model, parameters)
+    report = compare_with_base(base_model, adapter, merged_model)
     kept = report["summary"]["update_kept_percent"]
     if kept < _UPDATE_KEPT_PERCENT_MIN:
         logger.warning(
@@ -129,14 +132,16 @@ def check_merged_model(
             "for the rest. Base and adapter unmerged keep all of it",
             kept,
         )
-    return {
-        **report,
-        "settings": parameters.model_dump(mode="json", include={"check_inputs", "seed"}),
-        **{key: merged_model.provenance.get(key) for key in ("base", "adapter", "versions")},
-        "weights_sha256": merged_model.provenance.get("weights_sha256"),
-    }
+    copied = ("base", "adapter", "versions", "weights_sha256")
+    return {**report, **{key: merged_model.provenance.get(key) for key in copied}}
 
 
-def export_gguf(merged_model: ModelDirectory, parameters: ExportParameters) -> GGUFConversion:
-    """Describe the GGUF file of the merged model; its dataset has llama.cpp convert it."""
-    return GGUFConversion(merged_model.path, parameters.gguf_outtype)
+def export_gguf(
+    merged_model: ModelDirectory, gguf_converter: Path, parameters: ExportParameters
+) -> GGUFConversion:
+    """Convert the merged model to a GGUF file.
+
+    Returns:
+        The conversion; llama.cpp's script runs while the file is saved, and writes it in place.
+    """
+    return GGUFConversion(merged_model.path, gguf_converter, parameters.gguf_outtype)

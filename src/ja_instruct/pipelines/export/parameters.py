@@ -1,4 +1,4 @@
-"""Typed parameters of ``export``."""
+"""Typed parameters of ``gguf_export``."""
 
 from typing import Literal
 
@@ -8,12 +8,8 @@ from ja_instruct.config import Parameters
 
 
 class ExportParameters(Parameters):
-    """How the merged model is checked and converted."""
+    """How the merged model is converted."""
 
-    check_inputs: int = Field(
-        gt=0, description="Random inputs that every merged matrix is multiplied with in the check"
-    )
-    seed: int = Field(description="Draws these inputs")
     gguf_outtype: Literal["f32", "f16", "bf16", "q8_0"] = Field(
         description="Type of the weights in the GGUF file; float16 overflows in Gemma"
     )

@@ -19,7 +19,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             node(
                 check_merged_model,
-                inputs=["base_model", "adapter", "merged_model", "params:export"],
+                inputs=["base_model", "adapter", "merged_model"],
                 outputs="export_report",
                 name="check_merged_model",
             ),
@@ -29,12 +29,12 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
 
 
 def create_gguf_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the pipeline: merged model in, GGUF file out; it needs a copy of llama.cpp."""
+    """Return the pipeline: merged model and llama.cpp's converter in, GGUF file out."""
     return pipeline(
         [
             node(
                 export_gguf,
-                inputs=["merged_model", "params:export"],
+                inputs=["merged_model", "gguf_converter", "params:export"],
                 outputs="gguf_model",
                 name="export_gguf",
             ),

@@ -1,0 +1,60 @@
+"""``GGUFConverterDataset``: llama.cpp's script that writes GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+from ja_instruct.models.gguf import find_converter
+
+
+class GGUFConverterDataset(AbstractDataset[Path, Path]):
+    """The converter in a copy of llama.cpp; loads the path of the script.
+
+    Examples:
+        YAML API:
+
+        ```yaml
+        gguf_converter:
+          type: ja_instruct.datasets.GGUFConverterDataset
+          llama_cpp_dir: /opt/llama.cpp
+        ```
+
+        Python API:
+
+        >>> GGUFConverterDataset().check()
+        Traceback (most recent call last):
+        ja_instruct.errors.InputError: 'llama_cpp_dir' of this catalog entry is not set; ...
+    """
+
+    def __init__(
+        self,
+        *,
+        llama_cpp_dir: str | Path | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Create the dataset.
+
+        Args:
+            llama_cpp_dir: A copy of llama.cpp's sources; None until the user names one.
+            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
+        """
+        self._llama_cpp_dir = None if llama_cpp_dir is None else Path(llama_cpp_dir)
+        self.metadata = metadata
+
+    def check(self) -> None:
+        """Raise ``InputError`` unless the configured directory contains the converter."""
+        find_converter(self._llama_cpp_dir)
+
+    def load(self) -> Path:
+        """Return the path of the script."""
+        return find_converter(self._llama_cpp_dir)
+
+    def save(self, data: Path) -> NoReturn:
+        """Refuse: this entry is an input."""
+        raise DatasetError(f"{self._llama_cpp_dir} is an input and is never written to")
+
+    def _describe(self) -> dict[str, Any]:
+        return {"llama_cpp_dir": str(self._llama_cpp_dir)}
