@@ -117,7 +117,13 @@ def answer_batched(job: dict[str, Any], changes: dict[str, Any]) -> tuple[Answer
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))
     model = EndlessModel.at(Path(job["model"]))
     answers = read_answers(
-        load_engine(model, adapter_at(Path(job["adapter"])), parameters, texts), prompts
+        load_engine(
+            model,
+            adapter_at(Path(job["adapter"])),
+            parameters,
+            stop_at_end_of_turn=texts.format == "chat_template",
+        ),
+        prompts,
     )
     gc.collect()
     if torch.cuda.is_available():
@@ -139,7 +145,9 @@ def compare(job: dict[str, Any], path: Path) -> None:
     model, tokenizer = LOADERS["transformers"](
         EndlessModel.at(Path(job["model"])), adapter_at(Path(job["adapter"])), parameters
     )
-    engine = OneByOne(model, tokenizer, parameters, texts)
+    engine = OneByOne(
+        model, tokenizer, parameters, stop_at_end_of_turn=texts.format == "chat_template"
+    )
     ones, result["seconds"]["one-by-one"] = read_answers(engine, prompts)
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     for name, answers in others.items():

@@ -66,7 +66,9 @@ def generate(job: dict[str, Any], path: Path) -> None:
         model = EndlessModel.at(Path(job["model"]))
         adapter = adapter_at(Path(job["adapter"]))
         started = time.perf_counter()
-        engine = load_engine(model, adapter, parameters, texts)
+        engine = load_engine(
+            model, adapter, parameters, stop_at_end_of_turn=texts.format == "chat_template"
+        )
         loaded = time.perf_counter()
         result["load_seconds"] = round(loaded - started, 2)
         for position, one in engine.generate(prompts):

@@ -70,7 +70,7 @@ def print_kernels(title: str, call: Callable[[], object]) -> None:
 
 def build(engine: Batched, max_num_seqs: int, length: int, prefill: int) -> Any:
     """Return an engine with a fixed batch size."""
-    engine._prefill = prefill
+    engine._prefill_chunk_size = prefill
     return engine._build(max_num_seqs, length)
 
 
@@ -103,15 +103,17 @@ def main() -> None:
     }
     parameters, texts = read_parameters(options.environment, changes)
     model, adapter = EndlessModel.at(options.model), adapter_at(options.adapter)
-    engine: Any = load_engine(model, adapter, parameters, texts)
+    engine: Any = load_engine(
+        model, adapter, parameters, stop_at_end_of_turn=texts.format == "chat_template"
+    )
     length = options.prompt_tokens + options.new_tokens
-    engine._weights = engine._take_up_weights(options.max_num_seqs, length)
-    engine._count_max_num_seqs(options.max_num_seqs, length)
+    engine._weights = engine._prepare_model(options.max_num_seqs, length)
+    engine._choose_sizes(options.max_num_seqs, length)
     vocabulary = engine._model.config.get_text_config().vocab_size
     prompt = torch.randint(10, vocabulary, (options.prompt_tokens,)).tolist()
     for pieces in map(int, options.pieces.split(",")):
         reader = build(engine, 1, length, pieces)
-        seconds = seconds_of(lambda reader=reader: reader._begin(0, prompt), REPEATS)
+        seconds = seconds_of(lambda reader=reader: reader._prefill(0, prompt), REPEATS)
         print(f"prompt of {len(prompt)} tokens in pieces of {pieces}: {seconds:.3f} s", flush=True)
     del reader
     stepper = build(engine, options.max_num_seqs, length, pieces)
@@ -121,7 +123,7 @@ def main() -> None:
     print(f"step of {options.max_num_seqs} sequences near {seen} tokens: {milliseconds:.2f} ms")
     if options.device == "cuda":
         print_kernels("step", lambda: stepper._take_step(length))
-        print_kernels("prompt", lambda: stepper._begin(0, prompt))
+        print_kernels("prompt", lambda: stepper._prefill(0, prompt))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.quantization.nodes import quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.prompts import PromptParameters
 
 PROMPTS = ["日本の首都は", "富士山の高さを教えてください。\n\n", "春", "季節は四つあります。"]
 NEW_TOKENS = 12
@@ -28,17 +27,12 @@ def parameters(read_parameters):
 
 
 @pytest.fixture(scope="module")
-def texts(read_parameters):
-    return PromptParameters(**read_parameters("base")["prompts"])
-
-
-@pytest.fixture(scope="module")
-def answer_in_order(texts):
+def answer_in_order():
     """A function that returns an iterator of the recipe's engine's answers."""
 
     def generate(prompts, model, adapter, parameters, **changes):
         parameters = parameters.model_copy(update={"engine": "one_by_one"})
-        engine = load_engine(model, adapter, parameters, texts.model_copy(update=changes))
+        engine = load_engine(model, adapter, parameters, **changes)
         for expected, (position, answer) in enumerate(engine.generate(prompts)):
             assert position == expected
             yield answer
@@ -47,12 +41,12 @@ def answer_in_order(texts):
 
 
 @pytest.fixture(scope="module", params=["one_by_one", "batched"])
-def generate_answers(texts, request):
+def generate_answers(request):
     """A function that returns an engine's answers, in the order of the prompts."""
 
     def generate(prompts, model, adapter, parameters, **changes):
         parameters = parameters.model_copy(update={"engine": request.param})
-        engine = load_engine(model, adapter, parameters, texts.model_copy(update=changes))
+        engine = load_engine(model, adapter, parameters, **changes)
         answers = list(engine.generate(prompts))
         assert sorted(position for position, _ in answers) == list(range(len(prompts)))
         return [answer for _, answer in sorted(answers, key=lambda one: one[0])]
@@ -259,9 +253,9 @@ def test_end_that_the_prompt_holds_is_spared_on_request(
 
 def test_end_of_turn_ends_an_answer_of_a_chat_alone(generate_answers, model_that_says, parameters):
     model = model_that_says("<end_of_turn>", PROMPTS[0])
-    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, format="chat_template")
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, stop_at_end_of_turn=True)
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
-    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, format="training_prompt")
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
     assert answer.new_tokens > 1
 
 
@@ -283,11 +277,11 @@ def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
     assert "generating the answer of prompt 1 failed" in caplog.text
 
 
-def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, texts, monkeypatch):
+def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, monkeypatch):
     """Byte for byte the recipe's decoding: its own arguments and none of the further ones."""
     section = read_parameters("base")["inference"]
     base = InferenceParameters(**{**section, "engine": "one_by_one", "device": "cpu"})
-    engine = load_engine(tiny_nf4, None, base, texts)
+    engine = load_engine(tiny_nf4, None, base)
     calls = []
 
     def generate(input_ids, attention_mask, **kwargs):

@@ -66,7 +66,9 @@ def test_a_prompt_is_read_in_pieces_that_leave_room_for_sequences(sizes, free_gb
 @given(max_num_seqs=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
 def test_as_many_fit_as_have_room(max_num_seqs, length, prefill):
     sizes = EngineSizes.of_shape(ModelShape.from_config(GEMMA_2_27B))
-    needed = sizes.working_bytes(prefill, length) + (max_num_seqs + 0.5) * sizes.slot_bytes(length)
+    needed = sizes.working_bytes(prefill, length) + (max_num_seqs + 0.5) * sizes.sequence_bytes(
+        length
+    )
     assert sizes.max_num_seqs_that_fit(int(needed / USABLE_SHARE), prefill, length) == max_num_seqs
 
 
@@ -148,6 +150,6 @@ class TestFreeBytes:
 
 
 def test_a_slot_of_twice_the_length_takes_twice_the_cache(sizes):
-    one, two = sizes.slot_bytes(1000), sizes.slot_bytes(2000)
+    one, two = sizes.sequence_bytes(1000), sizes.sequence_bytes(2000)
     assert two - one > sizes.cache_bytes(1, 1000)
-    assert dataclasses.replace(sizes, cache_token_bytes=0).slot_bytes(1000) < 0.2 * one
+    assert dataclasses.replace(sizes, cache_token_bytes=0).sequence_bytes(1000) < 0.2 * one

@@ -84,7 +84,9 @@ def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, text
 
 def test_what_one_by_one_would_not_do_is_told(change):
     assert change(kv_cache_dtype="int8").batching.has_int8_cache
-    with pytest.raises(ValueError, match="kv_cache_dtype 'int8' would do nothing; set engine: bat"):
+    with pytest.raises(
+        ValueError, match="kv_cache_dtype 'int8' would have no effect; set engine: bat"
+    ):
         change(kv_cache_dtype="int8", engine="one_by_one")
 
 
@@ -102,9 +104,9 @@ def test_report_counts_the_wall_time_once(answer, change):
 
 
 @pytest.fixture
-def engine(tiny_nf4, change, texts):
+def engine(tiny_nf4, change):
     def make(**changes):
-        return load_engine(tiny_nf4, None, change(**changes), texts)
+        return load_engine(tiny_nf4, None, change(**changes))
 
     return make
 
@@ -186,7 +188,9 @@ class TestOutOfMemory:
         answers = run(memory)
         assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [16, 12, 9, 6, 4]
         assert not any(one.error for one in answers.values())
-        assert "answering 20 prompts 16 at a time failed, 19 of them are left: CUDA" in caplog.text
+        assert (
+            "answering 20 prompts in batches of 16 failed, 19 of them are left: CUDA" in caplog.text
+        )
 
     def test_no_more_slots_are_tried_than_prompts_are_left(self, run):
         memory = Memory(holds=1, before=3)
@@ -230,14 +234,14 @@ class TestOutOfMemory:
         assert batched._is_out_of_memory(error) is is_memory
 
 
-class TestSlots:
+class TestBatchSize:
     @pytest.fixture
     def count(self, engine, monkeypatch):
         def call(prompts, free=10**12, **changes):
             monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
             one = engine(**changes)
             one._weights = "float32"
-            return one._count_max_num_seqs(prompts, 100)
+            return one._choose_sizes(prompts, 100)
 
         return call
 
@@ -253,15 +257,15 @@ class TestSlots:
 
     def test_as_many_as_fit(self, count, engine, caplog, monkeypatch):
         sizes = batched.EngineSizes.of_model(engine()._model)
-        free = int((sizes.working_bytes(1024, 100) + 3.5 * sizes.slot_bytes(100)) / 0.95)
+        free = int((sizes.working_bytes(1024, 100) + 3.5 * sizes.sequence_bytes(100)) / 0.95)
         assert count(100, free=free) == 3
         assert not [one for one in caplog.records if one.levelname == "WARNING"]
         assert count(100, free=free, max_num_seqs=7) == 3
-        assert "memory holds 3 prompts of 100 tokens at a time by estimate, not 7" in caplog.text
+        assert "memory holds an estimated 3 sequences of 100 tokens, not 7" in caplog.text
 
     def test_one_is_tried_in_any_case(self, count, caplog):
         assert count(100, free=0) == 1
-        assert "memory holds 0 prompts" in caplog.text
+        assert "memory holds an estimated 0 sequences" in caplog.text
 
     @pytest.mark.parametrize(
         ("memory_gb", "node_gb", "limit"),
@@ -279,7 +283,7 @@ class TestWeights:
     """Of a model in 4 bits, here computed by bitsandbytes on the CPU."""
 
     @pytest.fixture
-    def take_up(self, tiny_nf4, tiny_adapter, change, texts, monkeypatch):
+    def take_up(self, tiny_nf4, tiny_adapter, change, monkeypatch):
         def call(free, prompts=4, before="", **changes):
             monkeypatch.setattr(batched, "free_bytes", lambda device, limit: free)
             model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
@@ -288,7 +292,6 @@ class TestWeights:
                 model,
                 tiny_nf4.load_tokenizer(),
                 parameters,
-                texts,
                 adapter=tiny_adapter,
                 weights_before=before,
             )
@@ -313,12 +316,12 @@ class TestWeights:
             len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
         )
         grown, _ = batched.bytes_of_merging(model, None)
-        needed = sizes.working_bytes(1024, length) + 4.5 * sizes.slot_bytes(length)
+        needed = sizes.working_bytes(1024, length) + 4.5 * sizes.sequence_bytes(length)
         enough = int(grown + needed / 0.95)
         assert take_up(enough)[0] == "bf16"
-        assert take_up(enough - sizes.slot_bytes(length))[0] == "nf4"
+        assert take_up(enough - sizes.sequence_bytes(length))[0] == "nf4"
         # fewer max_num_seqs are wanted
-        assert take_up(enough - sizes.slot_bytes(length), max_num_seqs=3)[0] == "bf16"
+        assert take_up(enough - sizes.sequence_bytes(length), max_num_seqs=3)[0] == "bf16"
 
     @pytest.mark.parametrize(
         ("prompts", "in_16_bits", "in_4_bits", "max_num_seqs", "expected"),
@@ -338,8 +341,8 @@ class TestWeights:
         self, engine, monkeypatch, prompts, in_16_bits, in_4_bits, max_num_seqs, expected
     ):
         one = engine(max_num_seqs=max_num_seqs)
-        monkeypatch.setattr(one, "_slots_of_bf16", lambda length: in_16_bits)
-        monkeypatch.setattr(one, "_max_num_seqs_that_fit", lambda free, length: (in_4_bits, 1024))
+        monkeypatch.setattr(one, "_num_seqs_in_bf16", lambda length: in_16_bits)
+        monkeypatch.setattr(one, "_fit", lambda free, length: (in_4_bits, 1024))
         assert one._choose_weights(prompts, 4096) == expected
 
     def test_those_of_answers_before_are_kept_to(self, take_up, tiny_nf4, caplog):
@@ -351,11 +354,13 @@ class TestWeights:
             len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
         )
         grown, _ = batched.bytes_of_merging(model, None)
-        for_one = int(grown + (sizes.working_bytes(1024, length) + sizes.slot_bytes(length)) / 0.95)
+        for_one = int(
+            grown + (sizes.working_bytes(1024, length) + sizes.sequence_bytes(length)) / 0.95
+        )
         assert take_up(for_one + 1000)[0] == "nf4"
         assert take_up(for_one + 1000, before="bf16")[0] == "bf16"
         assert "earlier answers" not in caplog.text
-        assert take_up(for_one - sizes.slot_bytes(length), before="bf16")[0] == "nf4"
+        assert take_up(for_one - sizes.sequence_bytes(length), before="bf16")[0] == "nf4"
         assert "earlier answers were given with bf16 weights" in caplog.text
 
     def test_they_are_chosen_once(self, take_up):

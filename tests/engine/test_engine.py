@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from ja_instruct.engine.attention import use_grouped_attention
-from ja_instruct.engine.engine import Engine, Settings
+from ja_instruct.engine.engine import Engine
 from ja_instruct.engine.kv_cache import KVCache, bytes_per_token, causal_mask
 from ja_instruct.engine.sampler import Sampler
 from ja_instruct.models.loading import load_nf4_model
@@ -98,7 +98,7 @@ def one_by_one(model, prompts, end, processors=lambda ids: [], cache=transformer
 
 def engine_of(model, end, **settings):
     settings = {"max_num_seqs": 4, "max_length": 200, **settings}
-    rules = Sampler(
+    sampler = Sampler(
         vocab_size=model.config.vocab_size,
         max_num_seqs=settings["max_num_seqs"],
         max_length=settings["max_length"],
@@ -108,7 +108,7 @@ def engine_of(model, end, **settings):
         exempt_ids=[],
         device=model.device,
     )
-    return Engine(model, Settings(**settings), rules, end_ids=[end])
+    return Engine(model, sampler, stop_ids=[end], **settings)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
         tried.append(span)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(engine, "_use_graph", True)
+    monkeypatch.setattr(engine, "_use_cuda_graphs", True)
     monkeypatch.setattr(engine, "_capture", capture)
     answers = dict(engine.generate(prompts, NEW_TOKENS))
     assert [answers[position] for position in range(5)] == expected
@@ -259,7 +259,7 @@ def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
     def capture(span):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine, "_use_graph", True)
+    monkeypatch.setattr(engine, "_use_cuda_graphs", True)
     monkeypatch.setattr(engine, "_capture", capture)
     with pytest.raises(torch.OutOfMemoryError):
         list(engine.generate([[2, 300]], NEW_TOKENS))
@@ -273,7 +273,11 @@ def test_recorded_steps_are_those_taken(others, int8):
     use_grouped_attention(model)
     prompts = random_prompts(600, count=6, longest=60)
     taken, recorded = (
-        dict(engine_of(model, 599, use_graph=use, int8_cache=int8).generate(prompts, NEW_TOKENS))
+        dict(
+            engine_of(model, 599, use_cuda_graphs=use, int8_cache=int8).generate(
+                prompts, NEW_TOKENS
+            )
+        )
         for use in (False, True)
     )
     assert recorded == taken

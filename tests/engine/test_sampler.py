@@ -80,7 +80,7 @@ def test_steps_beyond_the_end_of_a_slot_do_no_harm():
 def test_more_refused_tokens_than_can_be_tried_are_told():
     rules = rules_of()
     rules.start(1, [1], [4], list(range(MAX_REFUSED)))
-    with pytest.raises(RuntimeError, match="behind 1 tokens of an answer 1025 others are banned"):
+    with pytest.raises(RuntimeError, match="1025 tokens are banned after 1 tokens of an answer"):
         rules.start(1, [1], [4], list(range(MAX_REFUSED + 1)))
 
 

@@ -227,8 +227,8 @@ def said(vllm, tiny_nf4):
     ]
 
 
-def test_answers_come_as_they_end(vllm, said, tiny_nf4, change, texts):
-    engine = load_engine(tiny_nf4, None, change(), texts)
+def test_answers_come_as_they_end(vllm, said, tiny_nf4, change):
+    engine = load_engine(tiny_nf4, None, change())
     assert isinstance(engine, VllmEngine)
     assert not vllm.arguments, "nobody knows the prompts yet"
     answers = engine.generate(PROMPTS)
@@ -248,8 +248,8 @@ def test_answers_come_as_they_end(vllm, said, tiny_nf4, change, texts):
     assert vllm.shutdowns == 1
 
 
-def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change, texts):
-    dict(load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS))
+def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change):
+    dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
     tokenizer = tiny_nf4.load_tokenizer()
     longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS)
     (found,) = vllm.arguments
@@ -282,11 +282,11 @@ def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change,
     )
 
 
-def test_batching_is_handed_on(vllm, said, tiny_nf4, change, texts):
+def test_batching_is_handed_on(vllm, said, tiny_nf4, change):
     parameters = change(
         {"max_num_seqs": 2, "prefill_chunk_size": 1, "cuda_graphs": False, "memory_gb": 20.0}
     )
-    dict(load_engine(tiny_nf4, None, parameters, texts).generate(PROMPTS))
+    dict(load_engine(tiny_nf4, None, parameters).generate(PROMPTS))
     (found,) = vllm.arguments
     assert (found.max_num_seqs, found.enforce_eager) == (2, True)
     # a step gives every sequence a token at least
@@ -304,10 +304,10 @@ def test_batching_is_handed_on(vllm, said, tiny_nf4, change, texts):
         (78.0, None, 0.95 * 69.4 / 80),
     ],
 )
-def test_memory_is_limited(vllm, said, tiny_nf4, change, texts, batching, whole, expected):
+def test_memory_is_limited(vllm, said, tiny_nf4, change, batching, whole, expected):
     gpu = {"devices": None, "memory_gb": whole, "disk_gb": None}
     parameters = change({"memory_gb": batching}, gpu=gpu)
-    dict(load_engine(tiny_nf4, None, parameters, texts).generate(PROMPTS))
+    dict(load_engine(tiny_nf4, None, parameters).generate(PROMPTS))
     assert vllm.arguments[0].gpu_memory_utilization == pytest.approx(expected)
 
 
@@ -320,9 +320,9 @@ def test_memory_is_limited(vllm, said, tiny_nf4, change, texts, batching, whole,
         ({"r": 8, "rank_pattern": {"q_proj": 300}}, 320),
     ],
 )
-def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, texts, adapter, config, most):
+def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, adapter, config, most):
     found = adapter(**config)
-    dict(load_engine(tiny_nf4, found, change(), texts).generate(PROMPTS))
+    dict(load_engine(tiny_nf4, found, change()).generate(PROMPTS))
     (arguments,) = vllm.arguments
     assert (arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank) == (True, 1, most)
     for _, _, request in vllm.requests.values():
@@ -330,18 +330,18 @@ def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, texts, ada
         assert request.lora_int_id > 0
 
 
-def test_rank_that_vllm_does_not_take_is_refused_at_once(vllm, tiny_nf4, change, texts, adapter):
+def test_rank_that_vllm_does_not_take_is_refused_at_once(vllm, tiny_nf4, change, adapter):
     with pytest.raises(InputError, match=r"adapter_config.json: the adapter's rank is 513"):
-        load_engine(tiny_nf4, adapter(r=513), change(), texts)
+        load_engine(tiny_nf4, adapter(r=513), change())
 
 
-def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, texts, monkeypatch):
+def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, monkeypatch):
     monkeypatch.setattr(
         type(tiny_nf4), "load_config", lambda model: {"max_position_embeddings": 40}
     )
     vllm.answers[3] = vllm.answers[1]
     prompts = [*PROMPTS[:2], "山" * 50, PROMPTS[1]]
-    answers = dict(load_engine(tiny_nf4, None, change(), texts).generate(prompts))
+    answers = dict(load_engine(tiny_nf4, None, change()).generate(prompts))
     assert vllm.arguments[0].max_model_len == 40
     assert set(answers) == {0, 1, 2, 3}
     assert answers[2].error.startswith("VLLMClientError: The decoder prompt (length ")
@@ -349,15 +349,15 @@ def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, text
     assert not any(answers[one].error for one in (0, 1, 3))
 
 
-def test_request_that_vllm_gives_up_has_its_reason(vllm, said, tiny_nf4, change, texts):
+def test_request_that_vllm_gives_up_has_its_reason(vllm, said, tiny_nf4, change):
     vllm.reasons[0] = "error"
-    answers = dict(load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS))
+    answers = dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
     assert answers[0].error == "RuntimeError: vLLM ended the answer with 'error'"
     assert answers[1].text == said[1]
 
 
-def test_no_prompts_start_nothing(vllm, tiny_nf4, change, texts):
-    assert list(load_engine(tiny_nf4, None, change(), texts).generate([])) == []
+def test_no_prompts_start_nothing(vllm, tiny_nf4, change):
+    assert list(load_engine(tiny_nf4, None, change()).generate([])) == []
     assert not vllm.arguments
 
 
@@ -368,7 +368,7 @@ def test_what_was_answered_before_vllm_dies_is_kept(vllm, said, tiny_nf4, change
     path = tmp_path / "answers.jsonl"
 
     def run():
-        load = partial(load_engine, tiny_nf4, None, parameters, texts)
+        load = partial(load_engine, tiny_nf4, None, parameters)
         return answer_all(tasks, keys, AnswerStore(path), load, "")
 
     vllm.dies_after = len(vllm.answers[1])
@@ -385,8 +385,8 @@ def test_what_was_answered_before_vllm_dies_is_kept(vllm, said, tiny_nf4, change
     assert set(vllm.requests) == {"0", "1"}
 
 
-def test_vllm_ends_with_who_stops_listening(vllm, said, tiny_nf4, change, texts):
-    answers = load_engine(tiny_nf4, None, change(), texts).generate(PROMPTS)
+def test_vllm_ends_with_who_stops_listening(vllm, said, tiny_nf4, change):
+    answers = load_engine(tiny_nf4, None, change()).generate(PROMPTS)
     next(answers)
     answers.close()
     assert vllm.shutdowns == 1
@@ -407,10 +407,10 @@ def test_answers_of_another_backend_are_not_taken(tiny_nf4, change, texts):
     assert keys[0] == keys[2]
 
 
-def test_missing_package_is_named(monkeypatch, tiny_nf4, change, texts):
+def test_missing_package_is_named(monkeypatch, tiny_nf4, change):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"'vllm' and 'vllm_bnb_plugin' not installed; pip"):
-        load_engine(tiny_nf4, None, change(), texts)
+        load_engine(tiny_nf4, None, change())
     # vLLM itself does not read 4-bit weights
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name if name == "vllm" else None)
     with pytest.raises(InputError, match=r"'vllm_bnb_plugin' not .*'ja-instruct\[vllm\]'"):
@@ -451,17 +451,17 @@ def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
     [
         ({"device": "cpu"}, "backend 'vllm' needs device 'cuda'"),
         ({"engine": "one_by_one"}, "set engine: batched, or backend: transformers"),
-        ({"penalty_on": "answer"}, "cannot do penalty_on: answer; change"),
-        ({"penalty_spares_end": True}, "cannot do penalty_spares_end: true"),
-        ({"bad_words_in": "text"}, "cannot do bad_words_in: text"),
-        ({"batching": {"weights": "bf16"}}, "cannot do batching.weights: bf16"),
+        ({"penalty_on": "answer"}, "does not support penalty_on: answer; change"),
+        ({"penalty_spares_end": True}, "does not support penalty_spares_end: true"),
+        ({"bad_words_in": "text"}, "does not support bad_words_in: text"),
+        ({"batching": {"weights": "bf16"}}, "does not support batching.weights: bf16"),
         (
             {"batching": {"kv_cache_dtype": "int8"}},
-            "cannot do batching.kv_cache_dtype: int8",
+            "does not support batching.kv_cache_dtype: int8",
         ),
         (
             {"penalty_on": "answer", "bad_words_in": "text"},
-            "cannot do penalty_on: answer, bad_words_in: text",
+            "does not support penalty_on: answer, bad_words_in: text",
         ),
     ],
 )

@@ -1,14 +1,20 @@
-"""One answer, as every engine gives it."""
+"""An answer, and how token ids become one."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
-from ja_instruct.engine.parameters import EngineParameters
-from ja_instruct.prompts import PromptParameters, end_of_turn
+from ja_instruct.prompts import end_of_turn
 
-# what torch and transformers raise for one input: memory, shapes, ids out of range
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ja_instruct.engine.parameters import EngineParameters
+
+# What torch and transformers raise for a single input: memory, shapes, ids out of range
 PROMPT_ERRORS = (RuntimeError, ValueError, IndexError)
 
 
@@ -19,12 +25,12 @@ class Answer:
     Attributes:
         text: The new tokens as text, without special tokens, stripped.
         prompt_tokens: Length of the prompt.
-        new_tokens: Length of the answer, the end-of-sequence token included.
+        new_tokens: Length of the answer, including the token that ends it.
         finished: Whether the model ended the answer itself.
-        seconds: Wall time. Where several answers are generated at the same time, what has passed
-            since the one before was finished: all answers' add up to what generating them took.
-        error: Why there is no answer; empty where there is one.
-        weights: Those that its tokens were computed with, where the engine has several kinds.
+        seconds: Wall time since the previous answer was finished, so that the sum over all answers
+            is the time that generation took.
+        error: Why there is no answer, or an empty string.
+        weights: The kind of weights that computed it, for engines that have several.
     """
 
     text: str
@@ -38,26 +44,40 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerDecoder:
-    """How answers end and what text they are, for one tokenizer and one format of prompts.
+    """Turns token ids into answers.
 
     Attributes:
         tokenizer: The model's.
-        ends: Tokens with which the model ends an answer itself.
-        stops_at_turn: Whether a turn's end is one of them.
-        bad_words_ids: Token sequences that may not be generated.
+        stop_ids: Tokens with which the model ends an answer.
+        stops_at_turn: Whether the chat template's end of turn is one of them.
+        bad_words_ids: Token sequences that must not be generated.
     """
 
-    tokenizer: Any
-    ends: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
     stops_at_turn: bool
     bad_words_ids: list[list[int]]
 
     @classmethod
     def of(
-        cls, tokenizer: Any, parameters: EngineParameters, prompts: PromptParameters
-    ) -> AnswerDecoder:
-        """Return the form that the parameters ask for; ``prompts`` tells which turns end."""
-        turn = end_of_turn(tokenizer) if prompts.format == "chat_template" else None
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        parameters: EngineParameters,
+        *,
+        stop_at_end_of_turn: bool,
+    ) -> Self:
+        """Return the decoder of a tokenizer.
+
+        Args:
+            tokenizer: The model's.
+            parameters: The bad words.
+            stop_at_end_of_turn: Whether the chat template's end of turn ends an answer, like EOS.
+
+        Raises:
+            InputError: ``stop_at_end_of_turn`` is set, but the tokenizer's chat template is missing
+                or unusable.
+        """
+        turn = end_of_turn(tokenizer) if stop_at_end_of_turn else None
         return cls(
             tokenizer,
             tuple(token for token in (tokenizer.eos_token_id, turn) if token is not None),
@@ -69,20 +89,45 @@ class AnswerDecoder:
             ],
         )
 
-    def answer(self, new_ids: list[int], prompt_tokens: int, seconds: float) -> Answer:
-        """Return the answer that new tokens are."""
-        finished = bool(new_ids) and new_ids[-1] in self.ends
-        said = new_ids[:-1] if finished else new_ids
+    def decode(
+        self, new_ids: Sequence[int], prompt_tokens: int, seconds: float, weights: str = ""
+    ) -> Answer:
+        """Return the answer whose tokens are ``new_ids``."""
+        finished = bool(new_ids) and new_ids[-1] in self.stop_ids
+        kept = new_ids[:-1] if finished else new_ids
         return Answer(
-            text=self.tokenizer.decode(said, skip_special_tokens=True).strip(),
+            text=str(self.tokenizer.decode(list(kept), skip_special_tokens=True)).strip(),
             prompt_tokens=prompt_tokens,
             new_tokens=len(new_ids),
             finished=finished,
             seconds=seconds,
+            weights=weights,
         )
+
+    def decode_timed(
+        self,
+        results: Iterable[tuple[int, list[int] | Exception]],
+        prompts: Sequence[Sequence[int]],
+        weights: str = "",
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield position and answer for each result, with the seconds since the one before.
+
+        Args:
+            results: Position of the prompt, with the answer's token ids or the prompt's error.
+            prompts: Token ids.
+            weights: See ``Answer``.
+        """
+        before = time.perf_counter()
+        for position, result in results:
+            now = time.perf_counter()
+            seconds, before = now - before, now
+            if isinstance(result, Exception):
+                yield position, failed_answer(result, seconds)
+            else:
+                yield position, self.decode(result, len(prompts[position]), seconds, weights)
 
 
 def failed_answer(error: Exception, seconds: float) -> Answer:
-    """Return the answer of a prompt that raised an error."""
+    """Return the answer to a prompt that raised an error."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return Answer("", 0, 0, finished=False, seconds=seconds, error=reason)

@@ -1,8 +1,8 @@
-"""Attention of queries that share keys, which are read where they lie.
+"""Grouped-query attention that reads the KV cache in place.
 
-transformers' own implementations repeat keys and values for each query head that shares them. For a
-step of generation with many sequences these copies are more than all else the step reads, so here
-the queries of a key head are rows of one matrix, and the cache is multiplied as it is.
+transformers' own implementations repeat keys and values for each query head that shares them. In a
+decoding step with many sequences these copies are larger than everything else that the step reads.
+Here the queries of a key head are rows of one matrix, and the cache is multiplied as it is.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ja_instruct.engine.kernels.prefill_attention import prefill_attention, supp
 
 NAME = "grouped"
 
-# Scores computed at once, in numbers: with four bytes each 64 MB, twice that while the softmax is
-# taken. A prompt's piece of 1,024 tokens has 134 million against 4,096 in gemma-2-27b.
+# Attention scores computed at once: 64 MB in float32, twice that during the softmax. A prefill
+# chunk of 1,024 tokens has 134 million scores against 4,096 keys in gemma-2-27b.
 SCORES_AT_ONCE = 2**24
 
 
 def use_grouped_attention(model: Any) -> None:
     """Make a model compute its attention with ``grouped_attention``.
 
-    It is for inference: steps are taken in place, so there are no gradients. Masks that the caller
-    gives ready, (sequences, 1, tokens, span) or a dict of them by kind of layer, reach it as they
-    are; from others transformers makes those it makes for its eager attention.
+    For inference only: it works in place, without gradients. Masks of shape (sequences, 1, tokens,
+    span), or a dictionary of them by layer type, reach it unchanged; from other masks transformers
+    makes those of its eager attention.
 
     Args:
         model: A transformers model, or one wrapped by PEFT.
 
     Raises:
-        ValueError: The model's attention is written so that it cannot be replaced.
+        ValueError: The model's attention cannot be replaced.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -61,32 +61,31 @@ def grouped_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return what each query attends to, as transformers calls an attention function.
+    """Return the attention output, with the signature that transformers calls.
 
-    Grouped-query attention (arXiv:2305.13245) with Gemma 2's bound on the scores
-    (arXiv:2408.00118). Products are rounded to the queries' type and the softmax is computed in
-    float32, as in transformers' eager attention. On a GPU a step of generation is one kernel, which
-    rounds less and reads keys only as far as each sequence goes, and so is a prompt's piece where
-    scores are bounded, which else would be written out. No operation depends on data, so a CUDA
-    graph can hold it.
+    Grouped-query attention (arXiv:2305.13245) with Gemma 2's soft cap (arXiv:2408.00118). Products
+    are rounded to the queries' dtype and the softmax is computed in float32, as in transformers'
+    eager attention. On a GPU decoding is one kernel, which rounds less and reads each sequence's
+    keys only as far as they reach. So is prefill with a soft cap, which PyTorch's own attention
+    does not support. No operation depends on data, so a CUDA graph can capture it.
 
     Args:
         module: The layer.
         query: (sequences, heads, tokens, width).
-        key: (sequences, key heads, span, width), also a view of a longer cache; the heads that
-            share a key head follow each other. Also in 8 bits, the keys rotated.
+        key: (sequences, key heads, span, width), possibly a view of a longer cache; the heads that
+            share a key head are adjacent. An int8 cache has rotated keys.
         value: As the keys.
-        attention_mask: Added to the scores, (sequences or 1, 1, tokens, span); None adds nothing.
-        scaling: Of the scores; None: one by the root of the width.
-        dropout: Refused where it is more than 0.
-        softcap: What scores are bounded by; None leaves them.
-        kwargs: What other implementations want to know, windows among it: they are in the mask.
+        attention_mask: Added to the scores, (sequences or 1, 1, tokens, span); or None.
+        scaling: Of the scores; None for the inverse root of the width.
+        dropout: Must be 0.
+        softcap: Gemma 2's bound on the scores; or None.
+        kwargs: Arguments of other implementations, such as windows, which are in the mask here.
 
     Returns:
-        (sequences, tokens, heads, width), and None instead of the weights.
+        (sequences, tokens, heads, width), and None in place of the attention weights.
 
     Raises:
-        ValueError: Dropout is asked for.
+        ValueError: ``dropout`` is not 0.
     """
     if dropout:
         raise ValueError("grouped attention is for inference and has no dropout; call model.eval()")
@@ -102,7 +101,7 @@ def grouped_attention(
         attended = prefill_attention(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     if softcap is None and query.shape[2] > 1:
-        # PyTorch's own never holds all scores; the keys it repeats are those of a prompt
+        # PyTorch's own never holds all scores, and only a prompt's keys are repeated
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         given = {**kwargs, "is_causal": False}
@@ -126,10 +125,10 @@ def grouped_attention(
 
 
 def _pieces(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield sequences, key heads and heads that are few enough to be computed at once.
+    """Yield slices of sequences, key heads and heads whose scores are computed at once.
 
-    Whole sequences where one is few enough: of several, all key heads, or they would not lie
-    evenly in memory and be copied.
+    Several sequences always have all their key heads: other slices are not evenly strided, and
+    would be copied.
     """
     sequences, heads, tokens, _ = query.shape
     key_heads = key.shape[1]
@@ -158,7 +157,7 @@ def _attend(
     _, key_heads, span, _ = key.shape
     pairs = sequences * key_heads
     rows = query.reshape(pairs, -1, width)
-    # sequences and key heads of a cache are one dimension without a copy
+    # flattening sequences and key heads of a cache does not copy
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     scores = query.new_empty(pairs, rows.shape[1], span)
     if softcap is None:
@@ -168,6 +167,6 @@ def _attend(
         scores.tanh_().mul_(softcap)
     if mask is not None:
         scores.view(sequences, heads, tokens, span).add_(mask)
-    # computed in float32 inside, whatever the type
+    # PyTorch computes it in float32 for 16-bit dtypes too
     weights = torch.softmax(scores, dim=-1)
     return torch.bmm(weights, values).view(sequences, heads, tokens, width)

@@ -1,44 +1,42 @@
-"""Generating answers: what an engine is, and the recipe's, which asks for one prompt at a time."""
+"""Load an engine; and the recipe's engine, which calls ``generate`` for one prompt at a time."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ja_instruct.engine.answer import (
-    PROMPT_ERRORS,
-    Answer,
-    AnswerDecoder,
-    failed_answer,
-)
+from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder, failed_answer
 from ja_instruct.engine.batched import Batched
 from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.engine.vllm import VllmEngine
+from ja_instruct.models.directory import ModelDirectory, read_provenance, require_model_files
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
-from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
-    from ja_instruct.models.directory import ModelDirectory
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What turns prompts into answers; one engine serves any number of calls."""
+    """An engine: turns prompts into answers, in any number of calls."""
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
-        """Yield every prompt's position and answer once, as it is finished, in any order.
+        """Yield each prompt's position and answer once, as answers end, in any order.
 
-        A prompt that cannot be answered yields a ``Answer`` with its ``error`` and does not stop
+        A prompt that cannot be answered yields an ``Answer`` with its ``error`` and does not stop
         the others.
         """
 
 
 def _load_with_unsloth(
     model: ModelDirectory, adapter: ModelDirectory | None, parameters: EngineParameters
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    loaded: Any
     loaded, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
     from peft import PeftModel
     from unsloth import FastLanguageModel
@@ -51,14 +49,14 @@ def _load_with_unsloth(
 
 def _load_with_transformers(
     model: ModelDirectory, adapter: ModelDirectory | None, parameters: EngineParameters
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     loaded: Any = load_nf4_model(model, parameters.device)
     if adapter is not None:
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, str(adapter.path))
         if parameters.device == "cpu":
-            # the weights are float32 there: merging costs nothing and spares every step
+            # the weights are float32 there: merging is free and makes every step faster
             loaded = loaded.merge_and_unload()
     loaded.eval()
     return loaded, model.load_tokenizer()
@@ -72,16 +70,19 @@ class OneByOne:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
         parameters: EngineParameters,
-        prompts: PromptParameters,
+        *,
+        stop_at_end_of_turn: bool = False,
     ) -> None:
-        """Take a loaded model; ``prompts`` tells which turns end."""
-        self._model = model
+        """Use a loaded model; see ``load_engine``."""
+        self._model: Any = model
         self._tokenizer = tokenizer
         self._parameters = parameters
-        self._form = AnswerDecoder.of(tokenizer, parameters, prompts)
+        self._decoder = AnswerDecoder.of(
+            tokenizer, parameters, stop_at_end_of_turn=stop_at_end_of_turn
+        )
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer, in order; see ``Backend``."""
@@ -106,14 +107,14 @@ class OneByOne:
                 max_new_tokens=self._parameters.max_new_tokens,
                 do_sample=False,
                 use_cache=True,
-                bad_words_ids=self._form.bad_words_ids or None,
+                bad_words_ids=self._decoder.bad_words_ids or None,
                 **self._settings(length),
             )
         seconds = time.perf_counter() - started
-        return self._form.answer(output[0, length:].tolist(), length, seconds)
+        return self._decoder.decode(output[0, length:].tolist(), length, seconds)
 
     def _settings(self, prompt_tokens: int) -> dict[str, Any]:
-        """Return what ``generate`` gets beyond the recipe's own arguments."""
+        """Return the arguments of ``generate`` that depend on the parameters."""
         from ja_instruct.engine.banned_words import BannedText, SparingPenalty
 
         parameters = self._parameters
@@ -122,45 +123,65 @@ class OneByOne:
         if parameters.penalty_on == "answer" or parameters.penalty_spares_end:
             settings["repetition_penalty"] = 1.0
             ignored = prompt_tokens if parameters.penalty_on == "answer" else 0
-            spared = self._form.ends if parameters.penalty_spares_end else ()
+            spared = self._decoder.stop_ids if parameters.penalty_spares_end else ()
             processors.append(SparingPenalty(parameters.repetition_penalty, ignored, spared))
         if parameters.bad_words and parameters.bad_words_in == "text":
             processors.append(BannedText(self._tokenizer, parameters.bad_words, prompt_tokens))
         if processors:
             settings["logits_processor"] = processors
-        if self._form.stops_at_turn:
-            settings["eos_token_id"] = list(self._form.ends)
+        if self._decoder.stops_at_turn:
+            settings["eos_token_id"] = list(self._decoder.stop_ids)
         return settings
 
 
 def load_engine(
-    model: ModelDirectory,
-    adapter: ModelDirectory | None,
-    parameters: EngineParameters,
-    prompts: PromptParameters,
+    model: ModelDirectory | Path | str,
+    adapter: ModelDirectory | Path | str | None = None,
+    parameters: EngineParameters | None = None,
+    *,
+    stop_at_end_of_turn: bool = False,
     weights_before: str = "",
 ) -> Backend:
-    """Load model and adapter, and return what answers with them.
+    """Load a model and an adapter, and return the engine that answers with them.
 
     Args:
-        model: The quantized model.
-        adapter: The fine-tuned adapter; None asks the base model.
-        parameters: Engine, backend, device, length and decoding settings.
-        prompts: Their format; that of a chat has turns that end.
-        weights_before: Those of answers that are kept from an earlier run; ``auto`` keeps to them.
+        model: The NF4 model, as a directory with ``config.json``, safetensors and tokenizer.
+        adapter: The LoRA adapter; None for the base model.
+        parameters: Backend, device, lengths and decoding; None for the defaults.
+        stop_at_end_of_turn: Whether the chat template's end of turn ends an answer, like EOS.
+        weights_before: The kind of weights of an earlier run's answers, which
+            ``batching.weights: auto`` then keeps.
 
     Raises:
-        InputError: The backend is not installed, or cannot use the adapter.
+        InputError: A directory is not a model's, the backend is not installed or does not support
+            the adapter, or the tokenizer lacks the chat template that gives the end of turn.
     """
+    if not isinstance(model, ModelDirectory):
+        require_model_files(Path(model), "give the directory of a quantized model")
+    model = _directory_of(model)
+    adapter = None if adapter is None else _directory_of(adapter)
+    parameters = parameters or EngineParameters()
     if parameters.backend == "vllm":
-        return VllmEngine(model, adapter, parameters, prompts)
+        return VllmEngine(model, adapter, parameters, stop_at_end_of_turn=stop_at_end_of_turn)
     load = LOADERS[parameters.backend]
     if parameters.engine == "one_by_one":
-        return OneByOne(*load(model, adapter, parameters), parameters, prompts)
-    if parameters.device == "cpu":
-        return Batched(*load(model, adapter, parameters), parameters, prompts)
-    # how the adapter is taken up depends on the memory that the prompts leave
-    loaded, tokenizer = load(model, None, parameters)
+        loaded, tokenizer = load(model, adapter, parameters)
+        return OneByOne(loaded, tokenizer, parameters, stop_at_end_of_turn=stop_at_end_of_turn)
+    # On CUDA the free memory decides how Batched applies the adapter.
+    is_applied = parameters.device == "cpu"
+    loaded, tokenizer = load(model, adapter if is_applied else None, parameters)
     return Batched(
-        loaded, tokenizer, parameters, prompts, adapter=adapter, weights_before=weights_before
+        loaded,
+        tokenizer,
+        parameters,
+        adapter=None if is_applied else adapter,
+        stop_at_end_of_turn=stop_at_end_of_turn,
+        weights_before=weights_before,
     )
+
+
+def _directory_of(model: ModelDirectory | Path | str) -> ModelDirectory:
+    if isinstance(model, ModelDirectory):
+        return model
+    path = Path(model)
+    return ModelDirectory(path, path.name, provenance=read_provenance(path))

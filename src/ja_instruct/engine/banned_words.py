@@ -1,8 +1,8 @@
-"""What greedy decoding may not say, and what it shall not say again.
+"""Logits processors for penalties and bans that transformers does not have.
 
-The logits processors work on any number of sequences, all of whose prompts end at the same column
-(padded on the left). Both belong behind the processors of ``generate`` itself, where it puts those
-it is given.
+The processors work on any number of sequences whose prompts all end at the same column, because
+they are padded on the left. They must run after the processors of ``generate`` itself, where
+``logits_processor`` puts them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The last tokens before a banned word may hold the first bytes of a character of up to four
+# The last tokens before a banned word can hold the first bytes of a character of up to four
 BYTES_OF_A_CHARACTER = 4
-# What decoding puts in the place of bytes that are no character
+# What decoding writes for bytes that are not a character
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 class SparingPenalty(RepetitionPenaltyLogitsProcessor):
-    """CTRL's repetition penalty (arXiv:1909.05858) that leaves some tokens or the prompt alone."""
+    """CTRL's repetition penalty (arXiv:1909.05858) with exempt tokens, or without the prompt."""
 
     def __init__(self, penalty: float, ignored_columns: int, spared: Collection[int]) -> None:
         """Set what is penalized.
 
         Args:
             penalty: Divides positive logits, multiplies negative ones.
-            ignored_columns: Tokens at the beginning, padding included, that do not count.
+            ignored_columns: Tokens at the beginning, including padding, that do not count.
             spared: Ids of tokens that are never penalized.
         """
         super().__init__(penalty, prompt_ignore_length=ignored_columns)
@@ -47,25 +47,25 @@ class SparingPenalty(RepetitionPenaltyLogitsProcessor):
 
 
 class BannedWords:
-    """Words that no answer may hold, whichever tokens spell them."""
+    """Words that no answer may contain, however they are tokenized."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> None:
-        """Take the words, none of them empty, and the model's tokenizer."""
+        """Use the model's tokenizer; no word may be empty."""
         self._tokenizer = tokenizer
         self._words = tuple(words)
         self._silent = frozenset(tokenizer.all_special_ids)
-        # a token that is not silent adds a byte at least
+        # each token that is not silent adds at least one byte
         longest = max((len(word.encode("utf-8", "replace")) for word in words), default=0)
         self._tail_tokens = longest + BYTES_OF_A_CHARACTER
-        # Else a text may hold a word that one token more hides: whole characters stay as they are,
-        # but bytes that are none, and blanks that are cleaned up, do not
-        self._stays = not (
+        # Otherwise the next token can change the text before it, by completing a character or by
+        # a cleaned-up space, and so hide a word that an earlier text contained.
+        self._is_append_only = not (
             getattr(tokenizer, "clean_up_tokenization_spaces", False)
             or any(UNDECODABLE in word for word in words)
         )
 
     def tail_of(self, answer: Sequence[int]) -> list[int]:
-        """Return the last tokens of an answer that can be a part of a word with the next one."""
+        """Return the last tokens of an answer that, with the next one, can be part of a word."""
         tail: list[int] = []
         for token in reversed(answer):
             if len(tail) == self._tail_tokens:
@@ -75,23 +75,22 @@ class BannedWords:
         return tail[::-1]
 
     def are_completed(self, tail: Sequence[int], token: int) -> bool:
-        """Tell whether a banned word is in the text of ``tail`` with ``token`` behind it."""
+        """Return whether the text of ``tail`` followed by ``token`` contains a banned word."""
         return token not in self._silent and self._are_in(self._decode([*tail, token]))
 
     def find_banned(self, answer: Sequence[int], start: int) -> int | None:
         """Return the index of the first token that completes a banned word; None if none does.
 
-        The new tokens are decoded together, and one after the other only where that tells too
-        little.
+        All new tokens are decoded together; one after the other only if that text is not enough.
 
         Args:
             answer: Token ids of an answer so far.
-            start: The tokens before are known to complete none.
+            start: The tokens before this index are known to complete none.
         """
         tail = self.tail_of(answer[:start])
         new = [token for token in answer[start:] if token not in self._silent]
         text = self._decode([*tail, *new])
-        if self._stays and UNDECODABLE not in text and not self._are_in(text):
+        if self._is_append_only and UNDECODABLE not in text and not self._are_in(text):
             return None
         return next(
             (
@@ -110,11 +109,10 @@ class BannedWords:
 
 
 class BannedText(LogitsProcessor):
-    """Bans the tokens whose text, behind the answer so far, completes a banned word.
+    """Bans the tokens whose text, appended to the answer so far, completes a banned word.
 
-    Of each sequence only the most likely tokens are tried, until one may be said: that is exact for
-    greedy decoding, which looks at nothing else, and costs a short decoding a step. A word is found
-    whichever tokens spell it, and if its beginning came long before.
+    In each sequence the most likely tokens are tried until one is allowed. That is exact for greedy
+    decoding, which looks only at the best token, and costs one short decoding per step.
     """
 
     supports_continuous_batching = False
@@ -122,20 +120,20 @@ class BannedText(LogitsProcessor):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompt_columns: int
     ) -> None:
-        """Take the words.
+        """Set the words.
 
         Args:
             tokenizer: The model's.
-            words: What no answer may hold; not empty ones.
-            prompt_columns: Tokens of the prompt, padding included; only what follows is looked at.
+            words: Not empty; no answer contains them.
+            prompt_columns: Tokens of the prompt, including padding, which are not looked at.
         """
         self._words = BannedWords(tokenizer, words)
         self._prompt_columns = prompt_columns
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return scores of shape (sequences, vocabulary) whose highest may be said."""
+        """Return scores of shape (sequences, vocabulary) whose best token is allowed."""
         answers: list[list[int]] = input_ids[:, self._prompt_columns :].tolist()
-        # nearly always the most likely token may be said: one transfer for all rows
+        # the most likely token is nearly always allowed: one transfer for all rows
         best: list[int] = scores.argmax(dim=-1).tolist()
         banned = [
             (row, token)
@@ -157,7 +155,7 @@ class BannedText(LogitsProcessor):
 
 
 def _best_first(best: int, scores: torch.Tensor) -> Iterator[int]:
-    """Yield the tokens from the most likely on; sorted only if ``best`` will not do."""
+    """Yield the tokens by decreasing score; they are sorted only after the first one."""
     yield best
     for token in scores.argsort(descending=True, stable=True).tolist():
         if token != best:

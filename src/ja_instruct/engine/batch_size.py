@@ -1,7 +1,7 @@
-"""How many sequences fit into memory side by side, by arithmetic on the model's sizes.
+"""How many sequences fit into memory, by arithmetic on the model's sizes.
 
-Everything is in bytes. It is an estimate from above, with a margin for what an allocator cannot
-use; who finds it too low tries again with fewer.
+All sizes are in bytes. The estimate is high, with a margin for fragmentation; if it is too low
+nevertheless, ``Batched`` retries with a smaller batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
     from ja_instruct.memory.estimates import ModelShape
     from ja_instruct.models.directory import ModelDirectory
 
-# Of a vocabulary's width, for each sequence of a step: its logits in the model's type, bounded by a
-# tanh, and in float32, and what the rules keep of a sequence. Twice the 12 bytes by which PyTorch's
-# memory grew with each sequence of a step of gemma-2-27b's shape, recorded as a CUDA graph
+# Per word of the vocabulary and sequence of a step: logits in the model's dtype, after the soft cap
+# and in float32, and the sampler's state. Twice the 12 bytes by which PyTorch's memory grew with
+# each sequence of a step of gemma-2-27b's shape, captured as a CUDA graph.
 BYTES_PER_LOGIT = 24
-# Scores of the attention that are there at once, in two steps of the softmax
+# Attention scores that exist at once, in two steps of the softmax
 ATTENTION_BYTES = 2 * 4 * 2**24
-# Of a pair of token and position in the mask: their distance in 64 bits, what may be seen, both
-# kinds of layers
+# Per token and position of the causal mask: their distance in 64 bits, the boolean masks and the
+# additive masks of both layer types
 BYTES_PER_MASKED_PAIR = 16
 USABLE_SHARE = 0.95
-# Tokens of a prompt that are read at once: the most whose working memory is no more than a share of
-# what is free, which sequences could have otherwise
+# Prefill chunk sizes: the largest one whose working memory is at most a share of the free memory
 PREFILL_TOKENS = (4096, 2048, 1024)
 PREFILL_SHARE = 0.05
 CPU_SHARE = 0.5
@@ -38,14 +37,14 @@ CPU_SHARE = 0.5
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """What the memory of ``Engine`` follows from.
+    """The sizes that determine the memory of ``Engine``.
 
     Attributes:
         hidden_size: Width of the residual stream.
         intermediate_size: Width of the gated MLP.
         vocab_size: Columns of the logits.
-        weight_bytes: Of a number that is computed with.
-        cache_token_bytes: What a token takes of the cache.
+        weight_bytes: Of a number in the dtype that the model computes in.
+        cache_token_bytes: Of the KV cache, per token.
     """
 
     hidden_size: int
@@ -84,15 +83,15 @@ class EngineSizes:
 
     @property
     def token_activation_bytes(self) -> int:
-        """What one token needs on its way through a layer."""
+        """Activations of a layer, per token."""
         return self.weight_bytes * (4 * self.intermediate_size + 8 * self.hidden_size)
 
     def cache_bytes(self, max_num_seqs: int, length: int) -> int:
-        """Return the bytes of the cache."""
+        """Return the bytes of the KV cache."""
         return max_num_seqs * length * self.cache_token_bytes
 
-    def slot_bytes(self, length: int) -> int:
-        """Return what a sequence of ``length`` tokens takes, cache and all."""
+    def sequence_bytes(self, length: int) -> int:
+        """Return the bytes of a sequence of ``length`` tokens, including its KV cache."""
         return (
             self.cache_bytes(1, length)
             + self.vocab_size * BYTES_PER_LOGIT
@@ -101,7 +100,7 @@ class EngineSizes:
         )
 
     def working_bytes(self, prefill_chunk_size: int, length: int) -> int:
-        """Return what reading a prompt in pieces takes, whatever the number of sequences."""
+        """Return the bytes of prefill, which do not depend on the number of sequences."""
         tokens = min(prefill_chunk_size, length)
         return (
             tokens * self.token_activation_bytes
@@ -112,11 +111,11 @@ class EngineSizes:
         )
 
     def prefill_chunk_size(self, wanted: int | None, free_bytes: int, length: int) -> int:
-        """Return how many tokens of a prompt to read at once.
+        """Return the prefill chunk size.
 
         Args:
-            wanted: What the parameters say; None leaves it to the memory.
-            free_bytes: What is left when the weights are there.
+            wanted: The parameter; None chooses by memory.
+            free_bytes: Free memory once the weights are loaded.
             length: Tokens of the longest prompt with its answer.
         """
         if wanted is not None:
@@ -126,23 +125,23 @@ class EngineSizes:
         return next(fitting, PREFILL_TOKENS[-1])
 
     def max_num_seqs_that_fit(self, free_bytes: int, prefill_chunk_size: int, length: int) -> int:
-        """Return how many sequences fit beside the weights; 0 where not even one does.
+        """Return how many sequences fit beside the weights, possibly 0.
 
         Args:
-            free_bytes: What is left when the weights are there.
-            prefill_chunk_size: Tokens of a prompt that are read at once.
+            free_bytes: Free memory once the weights are loaded.
+            prefill_chunk_size: Prompt tokens per forward pass.
             length: Tokens of the longest prompt with its answer.
         """
         room = USABLE_SHARE * free_bytes - self.working_bytes(prefill_chunk_size, length)
-        return max(0, int(room // self.slot_bytes(length)))
+        return max(0, int(room // self.sequence_bytes(length)))
 
 
 def free_bytes(device: torch.device, limit_gb: float | None) -> int:
-    """Return the memory that is left for sequences on a device.
+    """Return the memory of a device that sequences can use.
 
     Args:
-        device: Of a CPU's memory a part counts, so that nothing else is driven out.
-        limit_gb: What this process may have in all on a GPU; None is no limit.
+        device: Of a CPU's memory only a share counts, so that other processes keep theirs.
+        limit_gb: Total memory of this process on a GPU; None for no limit.
     """
     if device.type == "cpu":
         import psutil
@@ -152,25 +151,25 @@ def free_bytes(device: torch.device, limit_gb: float | None) -> int:
 
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
-    # what the allocator holds and does not use is free as well
+    # memory that the allocator has reserved but does not use is free as well
     free += torch.cuda.memory_reserved(device) - held
     return free if limit_gb is None else min(free, round(limit_gb * 1e9) - held)
 
 
 def bytes_of_merging(model: Any, adapter: ModelDirectory | None) -> tuple[int, int]:
-    """Return what a 4-bit model grows by in bfloat16, and what merging needs beside that.
+    """Return by how much a 4-bit model grows in bfloat16, and the temporary memory of merging.
 
     Args:
-        model: A transformers model whose matrices bitsandbytes holds in 4 bits.
-        adapter: A LoRA adapter; None for none.
+        model: A transformers model with 4-bit matrices of bitsandbytes.
+        adapter: A LoRA adapter, or None.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
     layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
     sizes = [layer.in_features * layer.out_features for layer in layers]
-    grown = sum(2 * size - layer.weight.nbytes for size, layer in zip(sizes, layers, strict=True))
+    growth = sum(2 * size - layer.weight.nbytes for size, layer in zip(sizes, layers, strict=True))
     if adapter is None:
-        return grown, 0
+        return growth, 0
     factors = sum(math.prod(one.shape) for one in read_headers(adapter.path).values())
-    # both in float32: the factors, and a product of them as it is and scaled
-    return grown, 4 * factors + 2 * 4 * max(sizes, default=0)
+    # in float32: the factors, and their product as it is and scaled
+    return growth, 4 * factors + 2 * 4 * max(sizes, default=0)

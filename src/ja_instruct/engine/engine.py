@@ -1,8 +1,9 @@
-"""Generation of up to ``max_num_seqs`` sequences at a time; a finished one is replaced.
+"""Greedy generation for up to ``max_num_seqs`` sequences at a time, with continuous batching.
 
-A step of a large model costs nearly the same for one sequence and for many: the weights are read
-once. And most of it is Python and the launching of kernels, which a CUDA graph does without. So all
-max_num_seqs take a step together, at fixed addresses, from a graph where there is a GPU.
+A decoding step of a large model takes nearly the same time for one sequence as for many, because
+its weights are read once. Most of the rest is Python and kernel launches, which a CUDA graph
+avoids. So each step runs all rows of the batch at fixed addresses, replayed from a graph on a GPU,
+and a row whose sequence has ended takes the next prompt.
 """
 
 from __future__ import annotations
@@ -11,51 +12,44 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ja_instruct.engine.kv_cache import KVCache, causal_mask
-from ja_instruct.engine.sampler import Sampler
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from ja_instruct.engine.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
-# Takes an answer's tokens so far and how many of them are known to be allowed; returns the index of
-# the first that may not stand there, or None.
+# From an answer's tokens so far, and how many of them are known to be allowed, to the index of the
+# first that is not allowed, or None.
 FindBanned = Callable[[Sequence[int], int], int | None]
 
-# The cache is looked at in steps of so many positions: a graph for each, and little read in vain.
+# The span of the cache that a step reads is rounded up to a multiple of this: one graph for each,
+# and few positions read in vain.
 SPAN_TOKENS = 512
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the engine works; of all this ``int8_cache`` alone changes answers.
+@dataclass
+class _Sequence:
+    """A prompt and the state of its answer.
 
     Attributes:
-        max_num_seqs: Sequences at a time.
-        max_length: Tokens of a prompt with its answer.
-        prefill_chunk_size: Tokens of a prompt that are computed at once.
-        check_every: Steps between looking which sequences have ended, which stops the device.
-        use_graph: Whether a step is a CUDA graph.
-        int8_cache: Whether keys and values are kept in 8 bits, which a model takes after
-            ``use_grouped_attention``.
+        position: Of the prompt in the list that was given.
+        prompt_ids: Its tokens.
+        max_new_tokens: Of the answer.
+        allowed: How many of the answer's tokens are known to be allowed.
+        refused: Tokens that were refused right after those.
     """
 
-    max_num_seqs: int
-    max_length: int
-    prefill_chunk_size: int = 1024
-    check_every: int = 16
-    use_graph: bool = True
-    int8_cache: bool = False
-
-
-@dataclass
-class _Job:
     position: int
     prompt_ids: list[int]
-    limit: int
-    # tokens of the answer that are known to be allowed, and what was refused behind them
+    max_new_tokens: int
     allowed: int = 0
     refused: list[int] = field(default_factory=list)
 
@@ -64,40 +58,60 @@ class Engine:
     """Answers prompts with a causal language model, greedily, in any order."""
 
     def __init__(
-        self, model: Any, settings: Settings, rules: Sampler, *, end_ids: Sequence[int]
+        self,
+        model: PreTrainedModel | PeftModel,
+        sampler: Sampler,
+        *,
+        stop_ids: Sequence[int],
+        max_num_seqs: int,
+        max_length: int,
+        prefill_chunk_size: int = 1024,
+        check_every: int = 16,
+        use_cuda_graphs: bool = True,
+        int8_cache: bool = False,
     ) -> None:
-        """Allocate everything that generating needs.
+        """Allocate all memory that generation needs.
+
+        Of the sizes and switches ``int8_cache`` alone changes answers.
 
         Args:
-            model: A transformers model, or one wrapped by PEFT, in evaluation mode.
-            settings: Sizes.
-            rules: How a token is chosen; for as many max_num_seqs.
-            end_ids: Tokens that end an answer.
+            model: In evaluation mode.
+            sampler: Chooses tokens, for the same batch size and length.
+            stop_ids: Tokens that end an answer.
+            max_num_seqs: Batch size.
+            max_length: Tokens of a prompt with its answer.
+            prefill_chunk_size: Prompt tokens per forward pass.
+            check_every: Decoding steps between checks for ended sequences, which synchronize with
+                the device.
+            use_cuda_graphs: Whether to capture and replay steps, on a GPU.
+            int8_cache: Whether the KV cache is int8; the model needs ``use_grouped_attention``.
         """
-        self._model, self._settings, self._rules = model, settings, rules
-        self._ends = frozenset(end_ids)
-        self._config = model.config
-        self._device = model.device
+        self._model: Any = model
+        self._sampler = sampler
+        self._stop_ids = frozenset(stop_ids)
+        self._max_num_seqs, self._max_length = max_num_seqs, max_length
+        self._prefill_chunk_size, self._check_every = prefill_chunk_size, check_every
+        self._device = self._model.device
         self._dtype = next(
-            weight.dtype for name, weight in model.named_parameters() if "norm" in name
+            weight.dtype for name, weight in self._model.named_parameters() if "norm" in name
         )
         self._cache = KVCache(
-            model.config,
-            max_num_seqs=settings.max_num_seqs,
-            length=settings.max_length,
+            self._model.config,
+            max_num_seqs=max_num_seqs,
+            length=max_length,
             dtype=self._dtype,
             device=self._device,
-            is_int8=settings.int8_cache,
+            is_int8=int8_cache,
         )
-        max_num_seqs = settings.max_num_seqs
-        self._tokens = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
-        self._positions = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
-        self._counts = torch.zeros(max_num_seqs, dtype=torch.long, device=self._device)
+        # the state of each row: latest token, its position, answer and length of the answer
+        self._tokens, self._positions, self._counts = (
+            torch.zeros(max_num_seqs, dtype=torch.long, device=self._device) for _ in range(3)
+        )
         self._answers = torch.zeros(
-            (max_num_seqs, settings.max_length), dtype=torch.long, device=self._device
+            (max_num_seqs, max_length), dtype=torch.long, device=self._device
         )
         self._rows = torch.arange(max_num_seqs, device=self._device)
-        self._use_graph = settings.use_graph and self._device.type == "cuda"
+        self._use_cuda_graphs = use_cuda_graphs and self._device.type == "cuda"
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._find_banned: FindBanned | None = None
 
@@ -110,104 +124,104 @@ class Engine:
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the position of each prompt and its answer's token ids, as answers end.
 
-        An answer ends with one of ``end_ids``, which it holds, after ``max_new_tokens``, or where
-        ``max_length`` is reached.
+        An answer ends with one of ``stop_ids``, which it includes, after ``max_new_tokens``, or at
+        ``max_length``.
 
         Args:
             prompts: Token ids.
             max_new_tokens: Of each answer.
-            find_banned: Finds what the rules cannot see, such as words in the text. It is asked
-                every few steps; an answer goes back to the token it names, and the next best is
-                chosen there.
+            find_banned: Finds what the sampler cannot, such as words in the text. It is called
+                every few steps; an answer is rolled back to the token that it returns, where the
+                next best token is chosen.
 
         Raises:
-            ValueError: A prompt leaves no room for an answer.
+            ValueError: A prompt is empty or leaves no room for an answer.
         """
         self._find_banned = find_banned
-        jobs = []
+        sequences = []
         for position, ids in enumerate(prompts):
-            limit = min(max_new_tokens, self._settings.max_length - len(ids))
+            limit = min(max_new_tokens, self._max_length - len(ids))
             if not ids or limit < 1:
                 raise ValueError(f"prompt {position} has {len(ids)} tokens: no room for an answer")
-            jobs.append(_Job(position, list(ids), limit))
-        # the longest first: the last to end are short
-        waiting = deque(sorted(jobs, key=lambda job: -len(job.prompt_ids)))
-        running: dict[int, _Job] = {}
+            sequences.append(_Sequence(position, list(ids), limit))
+        # the longest first, so that the last to run are short
+        waiting = deque(sorted(sequences, key=lambda sequence: -len(sequence.prompt_ids)))
+        running: dict[int, _Sequence] = {}
         while waiting or running:
-            for slot in range(self._settings.max_num_seqs):
-                if waiting and slot not in running:
-                    running[slot] = waiting.popleft()
-                    self._begin(slot, running[slot].prompt_ids)
-            self._advance(running)
+            for row in range(self._max_num_seqs):
+                if waiting and row not in running:
+                    running[row] = waiting.popleft()
+                    self._prefill(row, running[row].prompt_ids)
+            self._decode(running)
             yield from self._collect(running)
 
-    def _begin(self, slot: int, prompt_ids: list[int]) -> None:
-        """Read a prompt into a slot, and choose its answer's first token."""
+    def _prefill(self, row: int, prompt_ids: list[int]) -> None:
+        """Process a prompt in chunks, and choose the answer's first token."""
         ids = torch.tensor(prompt_ids, device=self._device)
-        self._rules.start(slot, prompt_ids)
-        step = self._settings.prefill_chunk_size
+        self._sampler.start(row, prompt_ids)
         logits = torch.empty(0)
-        for start in range(0, len(prompt_ids), step):
-            piece = ids[None, start : start + step]
-            positions = torch.arange(start, start + piece.shape[1], device=self._device)[None]
-            span = start + piece.shape[1]
-            self._cache.place(positions, span, slot)
-            logits = self._forward(piece, positions, span)
-        first = self._rules.choose(logits, slice(slot, slot + 1))
-        self._tokens[slot] = first[0]
-        self._positions[slot] = len(prompt_ids)
-        self._answers[slot, 0] = first[0]
-        self._counts[slot] = 1
+        for start in range(0, len(prompt_ids), self._prefill_chunk_size):
+            chunk = ids[None, start : start + self._prefill_chunk_size]
+            span = start + chunk.shape[1]
+            positions = torch.arange(start, span, device=self._device)[None]
+            self._cache.place(positions, span, row)
+            logits = self._forward(chunk, positions, span)
+        first = self._sampler.choose(logits, slice(row, row + 1))
+        self._tokens[row] = first[0]
+        self._positions[row] = len(prompt_ids)
+        self._answers[row, 0] = first[0]
+        self._counts[row] = 1
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, span: int) -> torch.Tensor:
-        """Return the scores of what follows the last of the tokens, (sequences, vocabulary)."""
+        """Return the float32 logits of the last tokens, (sequences, vocabulary)."""
         output = self._model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=causal_mask(self._config, positions, span, self._dtype),
+            attention_mask=causal_mask(self._model.config, positions, span, self._dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        scores: torch.Tensor = output.logits[:, -1].float()
-        return scores
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
 
-    def _advance(self, running: dict[int, _Job]) -> None:
-        """Take steps with all slots; those of slots that have ended are ignored."""
+    def _decode(self, running: dict[int, _Sequence]) -> None:
+        """Take up to ``check_every`` steps with all rows; those without a sequence are ignored."""
         counts = self._counts.tolist()
-        left = [job.limit - counts[slot] for slot, job in running.items()]
-        steps = min(self._settings.check_every, max(left))
-        longest = max(len(job.prompt_ids) + counts[slot] for slot, job in running.items())
-        span = min(-(-(longest + steps) // SPAN_TOKENS) * SPAN_TOKENS, self._settings.max_length)
+        left = (sequence.max_new_tokens - counts[row] for row, sequence in running.items())
+        steps = min(self._check_every, max(left))
+        longest = max(len(sequence.prompt_ids) + counts[row] for row, sequence in running.items())
+        span = min(-(-(longest + steps) // SPAN_TOKENS) * SPAN_TOKENS, self._max_length)
         for _ in range(steps):
             self._take_step(span)
 
     def _take_step(self, span: int) -> None:
-        if self._use_graph and span in self._graphs:
+        """Replay the step's graph, or capture it; without graphs launch each kernel."""
+        if self._use_cuda_graphs and span in self._graphs:
             self._graphs[span].replay()
             return
-        if self._use_graph:
+        if self._use_cuda_graphs:
             try:
                 self._graphs[span] = self._capture(span)
             except torch.OutOfMemoryError:
                 raise
-            # what PyTorch and CUDA raise where an operation waits for the host or copies from it
+            # PyTorch and CUDA raise it where an operation synchronizes with the host
             except RuntimeError as error:
                 logger.warning(
-                    "a step of this model cannot be recorded as a CUDA graph, so each is launched "
-                    "anew, which takes several times as long: %s",
+                    "a step of this model cannot be captured as a CUDA graph, so its kernels are "
+                    "launched one by one, which takes several times as long: %s",
                     error,
                 )
-                self._use_graph = False
+                self._use_cuda_graphs = False
             else:
                 return
         self._step(span)
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph:
-        """Take a step while it is recorded: once before it, so that libraries have warmed up."""
+        """Take a step and return its graph; a warm-up step before initializes the libraries."""
         state = [self._tokens, self._positions, self._counts, self._answers]
         saved = [tensor.clone() for tensor in state]
-        rules = self._rules.state()
+        sampler_state = self._sampler.state()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -215,9 +229,9 @@ class Engine:
         torch.cuda.current_stream().wait_stream(side)
         for tensor, before in zip(state, saved, strict=True):
             tensor.copy_(before)
-        self._rules.restore(rules)
+        self._sampler.restore(sampler_state)
         graph = torch.cuda.CUDAGraph()
-        # the graphs run one after the other: they share what they need beside the cache
+        # graphs run one after the other, so they share their temporary memory
         shared = next((known.pool() for known in self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=shared):
             self._step(span)
@@ -225,46 +239,48 @@ class Engine:
         return graph
 
     def _step(self, span: int) -> None:
-        # of a slot that has ended the position may run against the end of the cache
-        positions = self._positions.clamp(max=self._settings.max_length - 1)[:, None]
+        """Compute one more token for every row."""
+        # without a sequence a row's position could pass the end of the cache
+        positions = self._positions.clamp(max=self._max_length - 1)[:, None]
         self._cache.place(positions, span)
         logits = self._forward(self._tokens[:, None], positions, span)
-        chosen = self._rules.choose(logits, slice(0, self._settings.max_num_seqs))
+        chosen = self._sampler.choose(logits, slice(0, self._max_num_seqs))
         self._tokens.copy_(chosen)
         self._positions.add_(1)
-        places = self._counts.clamp(max=self._settings.max_length - 1)
-        self._answers[self._rows, places] = chosen
+        self._answers[self._rows, self._counts.clamp(max=self._max_length - 1)] = chosen
         self._counts.add_(1)
 
-    def _collect(self, running: dict[int, _Job]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the answers that have ended, and free their max_num_seqs."""
+    def _collect(self, running: dict[int, _Sequence]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the answers that have ended, and free their rows."""
         counts = self._counts.tolist()
         answers = self._answers[:, : max(counts)].tolist()
-        for slot, job in list(running.items()):
-            ids = answers[slot][: min(counts[slot], job.limit)]
-            end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        for row, sequence in list(running.items()):
+            ids = answers[row][: min(counts[row], sequence.max_new_tokens)]
+            end = next((place for place, token in enumerate(ids) if token in self._stop_ids), None)
             ids = ids if end is None else ids[: end + 1]
-            if self._goes_back(slot, job, ids) or (end is None and len(ids) < job.limit):
+            if self._roll_back(row, sequence, ids) or (
+                end is None and len(ids) < sequence.max_new_tokens
+            ):
                 continue
-            del running[slot]
-            # until another prompt comes, its steps look at a token or few
-            self._positions[slot] = 0
-            yield job.position, ids
+            del running[row]
+            # until the next prompt, the row's steps attend to few tokens
+            self._positions[row] = 0
+            yield sequence.position, ids
 
-    def _goes_back(self, slot: int, job: _Job, ids: list[int]) -> bool:
-        """Take a slot back to the first token that may not be; tell whether there was one."""
-        banned = self._find_banned(ids, job.allowed) if self._find_banned else None
+    def _roll_back(self, row: int, sequence: _Sequence, ids: list[int]) -> bool:
+        """Return a row to its first token that is not allowed; False if all tokens are."""
+        banned = self._find_banned(ids, sequence.allowed) if self._find_banned else None
         if banned is None:
-            if len(ids) > job.allowed:
-                job.allowed, job.refused = len(ids), []
+            if len(ids) > sequence.allowed:
+                sequence.allowed, sequence.refused = len(ids), []
             return False
-        if banned > job.allowed:
-            job.allowed, job.refused = banned, []
-        job.refused.append(ids[banned])
+        if banned > sequence.allowed:
+            sequence.allowed, sequence.refused = banned, []
+        sequence.refused.append(ids[banned])
         kept = ids[:banned]
-        self._rules.start(slot, job.prompt_ids, kept, job.refused)
-        # the token before is read once more, at its place: what follows it is chosen anew
-        self._tokens[slot] = (kept or job.prompt_ids)[-1]
-        self._positions[slot] = len(job.prompt_ids) + banned - 1
-        self._counts[slot] = banned
+        self._sampler.start(row, sequence.prompt_ids, kept, sequence.refused)
+        # the token before is computed again at its position, and what follows it chosen anew
+        self._tokens[row] = (kept or sequence.prompt_ids)[-1]
+        self._positions[row] = len(sequence.prompt_ids) + banned - 1
+        self._counts[row] = banned
         return True

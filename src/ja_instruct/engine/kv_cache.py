@@ -1,8 +1,8 @@
-"""A key-value cache with a slot a sequence, each filled to its own length, at fixed addresses."""
+"""A KV cache with a row per sequence, each filled to its own length, at fixed addresses."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from ja_instruct.engine.kernels.int8_kv import (
 )
 from ja_instruct.memory.estimates import vector_bytes
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 # Keys or values of a layer: (sequences, heads, span, width)
 Vectors = torch.Tensor | Int8Vectors
 
@@ -22,19 +25,15 @@ Vectors = torch.Tensor | Int8Vectors
 class KVCache:
     """Keys and values of all layers for a fixed number of sequences.
 
-    transformers' static cache keeps all sequences at one length. Here each token goes to the slot
-    and the position that ``place`` says, so that a finished sequence makes room for the next while
-    the others go on. What lies beyond a sequence's position is of an earlier one, and is left out
-    by the mask. Nothing is ever allocated again, as a CUDA graph needs it.
-
-    Attributes:
-        length: Tokens a slot holds.
-        max_num_seqs: Sequences at a time.
+    transformers' static cache keeps all sequences at one length. Here ``place`` gives the row and
+    the position of each token, so that a finished sequence makes room for the next one while the
+    others continue. Positions beyond a sequence's own hold an earlier sequence, and the mask hides
+    them. All memory is allocated at the start, as CUDA graphs need it.
     """
 
     def __init__(
         self,
-        config: Any,
+        config: PretrainedConfig,
         *,
         max_num_seqs: int,
         length: int,
@@ -46,48 +45,45 @@ class KVCache:
 
         Args:
             config: The language model's configuration.
-            max_num_seqs: Sequences at a time.
+            max_num_seqs: Batch size.
             length: Tokens of a sequence, prompt and answer.
             dtype: Of keys and values.
             device: Where the model is.
-            is_int8: Whether they are kept in 8 bits; what is read of them is the same whether a
-                prompt comes in one piece or in many.
+            is_int8: Whether they are quantized to int8; what is read back does not depend on the
+                prefill chunk size.
         """
         text = config.get_text_config()
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (max_num_seqs, text.num_key_value_heads, length, head)
+        shape = (max_num_seqs, text.num_key_value_heads, length, _head_width(text))
         layers = range(text.num_hidden_layers)
 
-        def make() -> Any:
+        def allocate() -> Any:
             if is_int8:
                 return Int8Vectors.zeros(shape, device)
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self._is_int8 = is_int8
-        self._keys, self._values = [make() for _ in layers], [make() for _ in layers]
-        self.max_num_seqs = max_num_seqs
-        self.length = length
-        self._slot: int | None = None
+        self._keys, self._values = [allocate() for _ in layers], [allocate() for _ in layers]
+        self._row: int | None = None
         self._rows = torch.arange(max_num_seqs, device=device)[:, None]
         self._positions = torch.zeros((max_num_seqs, 1), dtype=torch.long, device=device)
         self._span = length
 
-    def place(self, positions: torch.Tensor, span: int, slot: int | None = None) -> None:
-        """Say where the next tokens go.
+    def place(self, positions: torch.Tensor, span: int, row: int | None = None) -> None:
+        """Set where the next tokens are stored.
 
         Args:
-            positions: (sequences, tokens), of all max_num_seqs in order or of one.
-            span: How many positions of the max_num_seqs are looked at.
-            slot: The one; None for all.
+            positions: (sequences, tokens), of all rows in order or of one.
+            span: How many positions ``update`` returns.
+            row: The one; None for all.
         """
-        self._positions, self._span, self._slot = positions, span, slot
+        self._positions, self._span, self._row = positions, span, row
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Vectors, Vectors]:
         """Store a layer's keys and values, (sequences, heads, tokens, width); return the cache's.
 
-        A cache in 8 bits returns its keys rotated: queries have to be, too.
+        An int8 cache returns rotated keys, so queries must be rotated too.
         """
         kept = self._keys[layer_idx], self._values[layer_idx]
         if not self._is_int8:
@@ -99,68 +95,69 @@ class KVCache:
             for vectors, new in zip(kept, (hadamard_rotate(keys.float()), values), strict=True):
                 for one, rounded in zip(vectors, quantize_int8(new), strict=True):
                     self._store(one, rounded)
-        return kept[0].part(*self._what_is_seen), kept[1].part(*self._what_is_seen)
+        return kept[0].part(*self._shown), kept[1].part(*self._shown)
 
     @property
     def _sequences(self) -> slice:
-        return slice(None) if self._slot is None else slice(self._slot, self._slot + 1)
+        return slice(None) if self._row is None else slice(self._row, self._row + 1)
 
     @property
-    def _what_is_seen(self) -> tuple[slice, slice, slice]:
+    def _shown(self) -> tuple[slice, slice, slice]:
         return self._sequences, slice(None), slice(self._span)
 
     def _store(self, kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Put tokens, (sequences, heads, tokens, ...), in their places; return what is seen."""
-        if self._slot is None:
+        """Store tokens, (sequences, heads, tokens, ...), and return the span."""
+        if self._row is None:
             # (sequences, tokens, heads, ...), as indexing by two tensors orders it
             kept[self._rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
         else:
-            kept[self._slot, :, self._positions[0]] = new[0].to(kept.dtype)
-        return kept[self._what_is_seen]
+            kept[self._row, :, self._positions[0]] = new[0].to(kept.dtype)
+        return kept[self._shown]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions and masks are given with the tokens."""
+        """Return 0: transformers asks, but positions and masks come with the tokens."""
         return 0
 
 
-def bytes_per_token(config: Any, dtype: torch.dtype, *, is_int8: bool = False) -> int:
-    """Return what a token of a sequence takes of a cache."""
+def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, *, is_int8: bool = False) -> int:
+    """Return the bytes of a cache per token of a sequence."""
     text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     vectors = 2 * text.num_hidden_layers * text.num_key_value_heads
-    return int(vectors * vector_bytes(head, dtype.itemsize, is_int8=is_int8))
+    return int(vectors * vector_bytes(_head_width(text), dtype.itemsize, is_int8=is_int8))
+
+
+def _head_width(text: PretrainedConfig) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def causal_mask(
-    config: Any, positions: torch.Tensor, span: int, dtype: torch.dtype
+    config: PretrainedConfig, positions: torch.Tensor, span: int, dtype: torch.dtype
 ) -> dict[str, torch.Tensor] | torch.Tensor:
-    """Return what each token may see, as transformers' models take it.
+    """Return the causal mask, added to the attention scores, as transformers' models take it.
 
     Args:
         config: The language model's configuration.
         positions: Of the tokens, (sequences, tokens).
-        span: Positions that the cache shows.
-        dtype: Of the attention's scores, to which the mask is added.
+        span: Positions of the cache.
+        dtype: Of the scores.
 
     Returns:
-        (sequences, 1, tokens, span); one for each kind of layer where there are several.
+        (sequences, 1, tokens, span); a dictionary by layer type for models with several types.
     """
     text = config.get_text_config()
-    keys = torch.arange(span, device=positions.device)
-    behind = positions[:, None, :, None] - keys
-    causal = behind >= 0
+    distance = positions[:, None, :, None] - torch.arange(span, device=positions.device)
+    causal = distance >= 0
 
-    def added(allowed: torch.Tensor) -> torch.Tensor:
+    def additive(allowed: torch.Tensor) -> torch.Tensor:
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
             ~allowed, torch.finfo(dtype).min
         )
 
-    kinds = set(getattr(text, "layer_types", None) or ())
+    types = set(getattr(text, "layer_types", None) or ())
     window = getattr(text, "sliding_window", None)
-    if "sliding_attention" not in kinds or not window:
-        return {"full_attention": added(causal)} if len(kinds) > 1 else added(causal)
-    masks = {
-        "full_attention": added(causal),
-        "sliding_attention": added(causal & (behind < window)),
-    }
-    return masks if len(kinds) > 1 else masks["sliding_attention"]
+    if "sliding_attention" not in types or not window:
+        return {"full_attention": additive(causal)} if len(types) > 1 else additive(causal)
+    sliding = additive(causal & (distance < window))
+    if len(types) == 1:
+        return sliding
+    return {"full_attention": additive(causal), "sliding_attention": sliding}

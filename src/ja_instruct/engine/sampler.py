@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-# Tokens that may be refused at one place, one after the other
+# Tokens that can be refused at one place, one after the other
 MAX_REFUSED = 1024
 
 
 class Sampler:
-    """Repetition penalty and banned words, as transformers has them, in a few tensors.
+    """Repetition penalty and banned words, as transformers defines them, on a few tensors.
 
-    The state of each slot is kept on the device, at fixed addresses: which tokens it has seen, and
-    its last few. Choosing needs no word with the host. Of the scores, a quarter of a million for
-    each sequence with some vocabularies, only those of seen and banned tokens are touched.
+    The state of each row (the tokens that it has seen, and its last few) stays on the device at
+    fixed addresses, and choosing needs no host synchronization. Only the logits of seen and banned
+    tokens are touched, of up to a quarter of a million per sequence.
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class Sampler:
 
         Args:
             vocab_size: Columns of the logits.
-            max_num_seqs: Sequences at a time.
+            max_num_seqs: Batch size.
             max_length: Tokens of a prompt with its answer.
-            repetition_penalty: Divides positive scores of seen tokens and multiplies negative
-                ones (CTRL, arXiv:1909.05858); 1 changes nothing.
-            bad_words_ids: Token sequences of which the last token is never chosen after the others.
+            repetition_penalty: Divides positive logits of seen tokens and multiplies negative ones
+                (CTRL, arXiv:1909.05858); 1 changes nothing.
+            bad_words_ids: Token sequences whose last token is never chosen after the others.
             penalized_prompt: Whether the prompt's tokens count as seen.
             exempt_ids: Tokens that are never penalized.
             device: Where the logits are.
         """
         self._penalty = repetition_penalty
         self._penalized_prompt = penalized_prompt
-        # What a slot has seen; behind it the first again, so that no place stands for another
-        # token. Nothing is counted where nothing has been seen.
+        # The tokens that a row has seen, filled up with the first of them, so that every place
+        # holds a seen token. A row that has seen none is masked by its count.
         self._seen = torch.zeros((max_num_seqs, max_length), dtype=torch.long, device=device)
         self._counts = torch.zeros(max_num_seqs, dtype=torch.long, device=device)
         self._places = torch.arange(max_length, device=device)
@@ -54,7 +54,7 @@ class Sampler:
         self._penalized[torch.tensor(list(exempt_ids), dtype=torch.long, device=device)] = False
         words = [list(ids) for ids in bad_words_ids]
         self._reach = max((len(ids) - 1 for ids in words), default=0) or 1
-        # -1 is no token, and matches any: shorter words leave the first places open
+        # Shorter words are padded on the left with -1, which matches any token; -2 matches none.
         self._heads = torch.tensor(
             [[-1] * (self._reach - len(ids) + 1) + ids[:-1] for ids in words]
             or [[-2] * self._reach],
@@ -62,94 +62,94 @@ class Sampler:
         )
         self._tails = torch.tensor([ids[-1] for ids in words] or [0], device=device)
         self._last = torch.full((max_num_seqs, self._reach), -1, dtype=torch.long, device=device)
-        # tokens, and the most that each may score
+        # refused tokens, and the upper bound of their logits
         self._refused = torch.zeros((max_num_seqs, MAX_REFUSED), dtype=torch.long, device=device)
-        self._most = torch.full((max_num_seqs, MAX_REFUSED), torch.inf, device=device)
-        # as tensors, since a number would be copied from the host
+        self._bounds = torch.full((max_num_seqs, MAX_REFUSED), torch.inf, device=device)
+        # as tensors, because a number would be copied from the host
         self._never = torch.tensor(-torch.inf, device=device)
         self._always = torch.tensor(torch.inf, device=device)
 
     def start(
         self,
-        slot: int,
+        row: int,
         prompt_ids: Sequence[int],
         answer_ids: Sequence[int] = (),
         refused: Sequence[int] = (),
     ) -> None:
-        """Forget what a slot has seen and take up a prompt, and what has been answered already.
+        """Reset a row to a prompt and the beginning of its answer.
 
         Args:
-            slot: Which.
+            row: Of the batch.
             prompt_ids: The prompt's tokens.
             answer_ids: The answer's so far.
-            refused: Tokens that must not come next; the one after may be any again.
+            refused: Tokens that must not come next; they are allowed again after that.
 
         Raises:
             RuntimeError: More than ``MAX_REFUSED`` tokens are refused.
         """
         if len(refused) > MAX_REFUSED:
             raise RuntimeError(
-                f"behind {len(answer_ids)} tokens of an answer {len(refused)} others are banned, "
+                f"{len(refused)} tokens are banned after {len(answer_ids)} tokens of an answer, "
                 f"more than the {MAX_REFUSED} that can be tried: ban less"
             )
         seen = list(dict.fromkeys([*(prompt_ids if self._penalized_prompt else ()), *answer_ids]))
-        self._fill(self._seen, slot, seen)
-        self._counts[slot] = len(seen)
+        self._fill(self._seen, row, seen)
+        self._counts[row] = len(seen)
         tail = [*prompt_ids[-self._reach :], *answer_ids[-self._reach :]][-self._reach :]
         padded = [-1] * (self._reach - len(tail)) + tail
-        self._last[slot] = torch.tensor(padded, device=self._last.device)
-        self._fill(self._refused, slot, refused)
-        self._most[slot] = -torch.inf if refused else torch.inf
+        self._last[row] = torch.tensor(padded, device=self._last.device)
+        self._fill(self._refused, row, refused)
+        self._bounds[row] = -torch.inf if refused else torch.inf
 
-    def _fill(self, tokens: torch.Tensor, slot: int, ids: Sequence[int]) -> None:
-        """Write tokens to a slot's places, the first of them to those that are left."""
+    def _fill(self, tokens: torch.Tensor, row: int, ids: Sequence[int]) -> None:
+        """Write tokens to a row, and the first of them to the places that are left."""
         first = ids[0] if ids else 0
         whole = [*ids, *[first] * (tokens.shape[1] - len(ids))]
-        tokens[slot] = torch.tensor(whole, device=tokens.device)
+        tokens[row] = torch.tensor(whole, device=tokens.device)
 
     def state(self) -> list[torch.Tensor]:
-        """Return a copy of what is known of the max_num_seqs."""
+        """Return a copy of the state of all rows."""
         return [tensor.clone() for tensor in self._changing()]
 
     def restore(self, state: Sequence[torch.Tensor]) -> None:
-        """Take the max_num_seqs back to a ``state``."""
+        """Reset all rows to a ``state``."""
         for tensor, before in zip(self._changing(), state, strict=True):
             tensor.copy_(before)
 
     def _changing(self) -> list[torch.Tensor]:
-        return [self._seen, self._counts, self._last, self._refused, self._most]
+        return [self._seen, self._counts, self._last, self._refused, self._bounds]
 
-    def choose(self, logits: torch.Tensor, max_num_seqs: slice) -> torch.Tensor:
-        """Return the best allowed token of each sequence and note it as seen.
+    def choose(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the best allowed token of each sequence, (sequences,), and count it as seen.
 
         Args:
             logits: (sequences, vocabulary), float32; changed in place.
-            max_num_seqs: Which of the max_num_seqs these are.
+            rows: Of the batch, to which the sequences belong.
         """
         if self._penalty != 1:
-            self._penalize(logits, max_num_seqs)
-        last, most = self._last[max_num_seqs], self._most[max_num_seqs]
-        # (sequences, words): the last tokens are all but the last of the word
+            self._penalize(logits, rows)
+        last, bounds = self._last[rows], self._bounds[rows]
+        # (sequences, words): whether the last tokens are all but the last of the word
         matched = ((last[:, None] == self._heads) | (self._heads == -1)).all(dim=-1)
         banned = torch.where(matched, self._never, self._always)
         logits.scatter_reduce_(1, self._tails.expand(len(logits), -1), banned, "amin")
-        logits.scatter_reduce_(1, self._refused[max_num_seqs], most, "amin")
-        most.fill_(torch.inf)
+        logits.scatter_reduce_(1, self._refused[rows], bounds, "amin")
+        bounds.fill_(torch.inf)
         chosen = logits.argmax(dim=-1)
-        self._note(chosen, max_num_seqs)
+        self._note(chosen, rows)
         last.copy_(torch.cat([last[:, 1:], chosen[:, None]], dim=1))
         return chosen
 
-    def _penalize(self, logits: torch.Tensor, max_num_seqs: slice) -> None:
-        seen = self._seen[max_num_seqs]
+    def _penalize(self, logits: torch.Tensor, rows: slice) -> None:
+        seen = self._seen[rows]
         scores = logits.gather(1, seen)
         penalized = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        counts = self._penalized[seen] & (self._counts[max_num_seqs] > 0)[:, None]
+        counts = self._penalized[seen] & (self._counts[rows] > 0)[:, None]
         logits.scatter_(1, seen, torch.where(counts, penalized, scores))
 
-    def _note(self, chosen: torch.Tensor, max_num_seqs: slice) -> None:
-        seen, counts = self._seen[max_num_seqs], self._counts[max_num_seqs]
-        # the first token takes all places
+    def _note(self, chosen: torch.Tensor, rows: slice) -> None:
+        seen, counts = self._seen[rows], self._counts[rows]
+        # a row's first token fills all its places
         here = (self._places == counts[:, None]) | (counts == 0)[:, None]
         seen.copy_(torch.where(here, chosen[:, None], seen))
         counts.add_(1)

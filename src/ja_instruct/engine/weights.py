@@ -1,4 +1,4 @@
-"""The weights that steps are taken with: 16-bit ones with the adapter merged, or 4-bit ones."""
+"""The weights that the engine computes with: 16-bit with the adapter merged, or 4-bit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def merge_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
-    """Return a 4-bit model as a bfloat16 one that has the adapter in its matrices.
+    """Return a 4-bit model as a bfloat16 model with the adapter merged into its matrices.
 
-    The weights are those that the 4-bit model computes with. Each sum W + scaling · B A is computed
-    in float32 and rounded once.
+    Each sum W + scaling · B A, of the weights that the 4-bit model computes with, is computed in
+    float32 and rounded once.
 
     Args:
-        model: A transformers model whose matrices bitsandbytes holds in 4 bits; it is used up.
-        adapter: A LoRA adapter; None merges none.
+        model: A transformers model with 4-bit matrices of bitsandbytes, changed in place.
+        adapter: A LoRA adapter, or None.
     """
     return merge_adapter(dequantize_model(model, torch.bfloat16), adapter)
 
@@ -26,13 +26,13 @@ def merge_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
 def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
     """Replace the 4-bit matrices of a model, one after the other, and return it.
 
-    transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit ones until the
-    last is done: 14 GB of gemma-2-27b beside the 54 GB that come of them. Here one matrix is there
-    in both forms at a time.
+    transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit matrices until
+    the last is done: 14 GB of gemma-2-27b beside the resulting 54 GB. Here only one matrix at a
+    time exists in both forms.
 
     Args:
-        model: A transformers model whose matrices bitsandbytes holds in 4 bits.
-        dtype: Of the matrices from then on.
+        model: A transformers model with 4-bit matrices of bitsandbytes.
+        dtype: Of the new matrices.
     """
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
@@ -49,32 +49,32 @@ def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
             plain.bias = torch.nn.Parameter(layer.bias.data.to(dtype), requires_grad=False)
         model.set_submodule(name, plain)
     model.hf_quantizer.remove_quantization_config(model)
-    # PEFT looks at the mark, and would take the matrices for 4-bit ones
+    # PEFT reads the flag, and would treat the matrices as 4-bit ones
     model.is_loaded_in_4bit = False
     return model
 
 
 def merge_adapter(model: Any, adapter: ModelDirectory | None) -> Any:
-    """Return a model of 16-bit or float32 matrices with an adapter merged into them.
+    """Return a model with 16- or 32-bit matrices with an adapter merged into them.
 
     Args:
-        model: It is used up.
-        adapter: A LoRA adapter; None merges none.
+        model: A transformers model, changed in place.
+        adapter: A LoRA adapter, or None.
     """
     if adapter is None:
         return model
     from peft import PeftModel
 
-    # PEFT keeps the factors in float32, so that their product and the sum are, too
+    # PEFT keeps the factors in float32, and so their product and the sum
     return PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
 
 
 def keep_adapter_unmerged(model: Any, adapter: ModelDirectory | None) -> Any:
-    """Return a 4-bit model with an adapter beside its matrices, both computed without detours.
+    """Return a 4-bit model with an unmerged adapter, both with the faster layers of ``nf4_layers``.
 
     Args:
         model: A transformers model.
-        adapter: A LoRA adapter, which becomes bfloat16; None puts none there.
+        adapter: A LoRA adapter, which is cast to bfloat16; or None.
     """
     from ja_instruct.engine.nf4_layers import use_fused_nf4, use_lean_lora
 

@@ -150,13 +150,13 @@ class TestProduct:
             content = json.loads((copy / name).read_text("utf-8"))
             (copy / name).write_text(json.dumps({**content, "eos_token_id": said[3]}))
         adapter = endless.adapter_at(Path(job["adapter"]))
-        parameters, texts = benchmark_module("generation.product").read_parameters(
+        parameters, _ = benchmark_module("generation.product").read_parameters(
             "base", {"device": "cpu", "engine": engine, "max_new_tokens": NEW_TOKENS}
         )
         (prompt, *_) = json.loads(Path(job["prompts"]).read_text("utf-8"))
         counts = []
         for kind in (endless.EndlessModel.at(copy), endless.adapter_at(copy)):
-            loaded = load_engine(kind, adapter, parameters, texts)
+            loaded = load_engine(kind, adapter, parameters)
             ((_, answer),) = loaded.generate([prompt])
             counts.append(answer.new_tokens)
         assert counts == [NEW_TOKENS, said.index(said[3]) + 1]

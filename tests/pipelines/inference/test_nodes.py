@@ -246,7 +246,7 @@ def asked(monkeypatch):
                 finished = number == 1
                 yield number, Answer(text, 10, 4, finished=finished, seconds=0.5)
 
-    def load(model, adapter, parameters, texts, weights_before):
+    def load(model, adapter, parameters, *, stop_at_end_of_turn, weights_before):
         calls.append({"model": model, "adapter": adapter, "weights_before": weights_before})
         return Backend()
 
@@ -420,7 +420,7 @@ class TestAllAnswered:
         ({"top_k": -1}, "greater than or equal to 0"),
         ({"repetition_penalty": 0}, "greater than 0"),
         ({"example_diversity": 1.5}, "less than or equal to 1"),
-        ({"bad_words": ["質問", ""]}, "bad_words holds an empty one"),
+        ({"bad_words": ["質問", ""]}, "bad_words must not contain an empty"),
     ],
 )
 def test_unusable_parameters_are_refused(parameters, changes, message):

@@ -100,7 +100,7 @@ def _parts_of_one_slot(
         # merged in float32
         "lora": (4 if is_merged else 2) * adapter_weights,
         "kv_cache": cache,
-        "activations": working + sizes.slot_bytes(length) - cache,
+        "activations": working + sizes.sequence_bytes(length) - cache,
         "cuda context": CONTEXT_BYTES,
     }
 

@@ -164,7 +164,14 @@ def _generate(
 ) -> list[Answer]:
     keys = answer_keys(list(prompts["prompt"]), model, adapter, parameters, texts)
     before = weights_of_answers(store, keys)
-    load = partial(load_engine, model, adapter, parameters, texts, weights_before=before)
+    load = partial(
+        load_engine,
+        model,
+        adapter,
+        parameters,
+        stop_at_end_of_turn=texts.format == "chat_template",
+        weights_before=before,
+    )
     return answer_all(list(prompts), keys, store, load, description)
 
 
