@@ -1,4 +1,4 @@
-"""The two fields of many pairs at once, as arrays: what the fast rules look at."""
+"""Batches of pairs as arrays, on which the rules work."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Result = TypeVar("Result")
 FIELDS = ("instruction", "response")
 
 #: A batch of the recipe's data is about 1.4 MB: small enough for the processor's cache and for two
-#: threads to share 11,000 pairs evenly, large enough that the calls into Arrow and NumPy do not
-#: count.
+#: threads to share 11,000 pairs evenly, large enough to make the cost of calls into Arrow and NumPy
+#: negligible.
 ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Texts:
-    """One field of a batch: texts that lie one after another in one buffer.
+    """One field of a batch: texts that are adjacent in one buffer.
 
     Attributes:
-        array: The texts, none of them null.
-        data: Their UTF-8.
-        offsets: Where each begins in ``data``, and where the last ends, shape (texts + 1,).
+        array: The texts, without nulls.
+        data: Their UTF-8 bytes.
+        offsets: The start of each text in ``data``, and the end of the last, shape (texts + 1,).
     """
 
     array: pa.StringArray
@@ -70,17 +70,17 @@ class Texts:
         return lengths.astype(np.int64)
 
     def rows_at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the number of the text that holds each byte of ``data``."""
+        """Return the index of the text that contains each byte of ``data``."""
         return np.searchsorted(self.offsets, places, side="right") - 1
 
     def encoded(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
-        """Return the UTF-8 of the texts with these numbers."""
+        """Return the texts with these indices in UTF-8."""
         starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
         return [bytes(self.data[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 class PairBatch(NamedTuple):
-    """Both fields of some pairs that follow each other; ``start`` is the first one's row."""
+    """Both fields of consecutive pairs, of which ``start`` is the first row."""
 
     start: int
     instruction: Texts
@@ -109,7 +109,7 @@ def make_batch(pairs: Sequence[tuple[str, str]], start: int = 0) -> PairBatch:
 
 
 def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
-    """Yield the two fields of all pairs, ``ROWS_PER_BATCH`` at a time."""
+    """Yield all pairs, ``ROWS_PER_BATCH`` at a time."""
     from ja_instruct.tables.arrow import iterate_tables
 
     start = 0
@@ -120,7 +120,7 @@ def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
 
 
 def as_one_array(column: pa.ChunkedArray) -> Any:
-    """Return the values as one array; those of a single chunk are not copied."""
+    """Return the values as one array, without a copy if there is a single chunk."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
@@ -130,10 +130,10 @@ def count_cores() -> int:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield ``function`` of each item, in order, computed by as many threads as there are cores.
+    """Yield ``function`` of each item, in order, computed in one thread per core.
 
-    Arrow leaves the interpreter to other threads while it works, and so does what waits for another
-    process. Only a few items are under way at a time, which bounds the memory.
+    Threads run in parallel because Arrow releases the interpreter lock, as does waiting for another
+    process. At most two items per core are in progress, which bounds the memory.
     """
     items = iter(items)
     with ThreadPoolExecutor(count_cores()) as pool:

@@ -1,28 +1,32 @@
-"""CLD2 asked about many texts; run as a script, it is a process that does nothing else.
+"""Language detection by CLD2; run as a script, a worker process that does nothing else.
 
-It imports nothing but the standard library and pycld2, so that it starts in 10 ms with 10 MB. What
-it reads and writes are frames: the length in eight bytes, then that many bytes of ``marshal``.
+The worker is a module of its own because it imports only the standard library and pycld2, so that
+it starts in 10 ms and takes 10 MB. It reads and writes frames: the length in eight bytes, then that
+many bytes of ``marshal``.
 """
 
 from __future__ import annotations
 
 import marshal
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 import pycld2
 
+#: None if the language is right, the codes and percentages detected, or CLD2's error message
+Detection = list[tuple[str, int]] | str | None
 
-def detect_all(texts: list[bytes], code: str, percent_min: int) -> list[Any]:
-    """Return for each text what speaks against its language.
+
+def detect_all(texts: list[bytes], code: str, percent_min: int) -> list[Detection]:
+    """Detect the language of each text.
 
     Returns:
-        None where some detected language is ``code`` with ``percent_min`` % or more, else a list
-        of the codes and percentages of those detected, or CLD2's message where it fails.
+        For each text None if a detected language is ``code`` with at least ``percent_min`` %, else
+        the codes and percentages of the detected languages, or the message of CLD2 if it fails.
     """
     try:
-        # no step of Python between two calls: CLD2 returns to it every ten microseconds, and would
-        # wait there for the other threads
+        # map instead of a Python loop: between two calls, which take ten microseconds each, the
+        # interpreter would wait for the other threads
         detected: list[Any] = list(map(pycld2.detect, texts))
     except pycld2.error:
         detected = [_detect(text) for text in texts]
@@ -36,19 +40,15 @@ def _detect(text: bytes) -> Any:
         return str(error)
 
 
-def _judge(found: Any, code: str, percent_min: int) -> Any:
+def _judge(found: Any, code: str, percent_min: int) -> Detection:
     if isinstance(found, str):
         return found
-    languages = found[2]
-    # nearly always the first
-    if languages[0][1] == code and languages[0][2] >= percent_min:
+    if any(name == code and percent >= percent_min for _, name, percent, _ in found[2]):
         return None
-    if any(name == code and percent >= percent_min for _, name, percent, _ in languages):
-        return None
-    return [(name, percent) for _, name, percent, _ in languages if percent]
+    return [(name, percent) for _, name, percent, _ in found[2] if percent]
 
 
-def write_frame(stream: Any, value: Any) -> None:
+def write_frame(stream: BinaryIO, value: Any) -> None:
     """Write one value."""
     data = marshal.dumps(value)
     stream.write(len(data).to_bytes(8, "little"))
@@ -56,11 +56,11 @@ def write_frame(stream: Any, value: Any) -> None:
     stream.flush()
 
 
-def read_frame(stream: Any) -> Any:
+def read_frame(stream: BinaryIO) -> Any:
     """Read one value.
 
     Raises:
-        EOFError: The other field has closed the stream.
+        EOFError: The stream is closed.
     """
     length = stream.read(8)
     if len(length) < 8:
@@ -69,7 +69,7 @@ def read_frame(stream: Any) -> Any:
 
 
 def main() -> None:
-    """Answer frames of ``(texts, code, percent_min)`` until there are no more."""
+    """Answer frames of ``(texts, code, percent_min)`` until standard input is closed."""
     while True:
         try:
             question = read_frame(sys.stdin.buffer)

@@ -1,67 +1,57 @@
-"""Texts that hold an evaluation task or a piece of one, whose score would then measure memory.
+"""Texts that contain an evaluation task or a part of one, which would inflate the model's score.
 
-Two methods join. The n-gram overlap of GPT-3 (Brown et al. 2020, appendix C: 13-grams of words,
-without punctuation and case, except those that more than ten training documents hold; so also in
-lm-eval and NeMo Curator) finds pieces. The share of a task's short n-grams, as PaLM measures it
-(Chowdhery et al. 2022, section 8: 70 % of the 8-grams), finds tasks that were edited all over.
-Japanese is written without spaces, so that both count characters.
+Two methods complement each other. The n-gram overlap of GPT-3 (Brown et al. 2020, appendix C:
+13-grams of words, without punctuation and case, except those in more than ten training documents;
+also used by lm-eval and NeMo Curator) finds copied parts. The share of a task's short n-grams, as
+PaLM measures it (Chowdhery et al. 2022, section 8: 70 % of the 8-grams), finds tasks that were
+edited throughout. Both count characters here, because Japanese is written without spaces.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ja_instruct.errors import InputError
+from ja_instruct.text import letters_and_digits, split_ngrams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_NO_LETTER = re.compile(r"[\W_]+")
-# When one character in ten is edited, 59 % of the 5-grams are left (0.9^5), of 8-grams 43 %.
+# If one character in ten is edited, 59 % of the 5-grams remain (0.9^5), but only 43 % of the
+# 8-grams.
 SHORT_NGRAM_CHARS = 5
-# Of a short task at least so many must be there, or all: half of the three of 伊勢神宮は何県 are in
-# many a text on the shrine.
+# Fewest 5-grams of a task that must be in a text (or all of a shorter task): half of the three of
+# 伊勢神宮は何県 are in many texts about the shrine.
 SHORT_NGRAMS_MIN = 8
 
 
 class ContaminationMatch(NamedTuple):
-    """The task that a text holds, and the characters that they share."""
+    """The task that a text contains, and the characters that they share."""
 
     task_id: Any
     matched: str
 
 
-class _Field(NamedTuple):
+class _Reference(NamedTuple):
+    """An input or an output of a task, without punctuation."""
+
     task_id: Any
-    squeezed: str
+    letters: str
     short_ngrams: frozenset[str]
 
 
-def squeeze(text: str) -> str:
-    """Return the letters and digits of ``text``, in NFKC and lower case.
-
-    Another line break, quotation mark or full stop must not hide a copied task.
-
-    >>> squeeze("次のSFを、１０冊 挙げて。")
-    '次のsfを10冊挙げて'
-    """
-    return _NO_LETTER.sub("", unicodedata.normalize("NFKC", text).casefold())
-
-
 class ContaminationIndex:
-    """The character n-grams of the evaluation tasks, their inputs and their reference outputs.
+    """The character n-grams of the evaluation tasks' inputs and reference outputs.
 
-    A text is contaminated when it holds an n-gram of a task that is no stock phrase, or the share
-    ``share_min`` of the 5-grams of a task's input or output. An n-gram is a stock phrase when
-    several tasks share it, or when the corpus, shown to ``count_stock_phrases``, holds it in more
-    than ``stock_texts_max`` texts. In the share, a 5-gram that n texts hold weighs
+    A text is contaminated if it contains an n-gram of a task that is not a stock phrase, or the
+    share ``share_min`` of the 5-grams of a task's input or output. An n-gram is a stock phrase if
+    several tasks share it, or if more than ``stock_texts_max`` texts of the corpus contain it (see
+    ``count_stock_phrases``). In the share, a 5-gram in n texts has the weight
     ``stock_texts_max / n``, at most 1: をリストアップしてください weighs next to nothing, yet a
-    task that was copied into a thousand texts is found in all of them, since its 5-grams weigh the
-    same.
+    task that was copied into a thousand texts is found in all of them, since its 5-grams have equal
+    weights.
 
     >>> task = {"task_id": 7, "input": "クマが海辺でアザラシと友達になる短編小説を書いてください。"}
     >>> index = ContaminationIndex([task], ngram_chars=15, share_min=0.5)
@@ -80,85 +70,86 @@ class ContaminationIndex:
         share_min: float,
         stock_texts_max: int = 5,
     ) -> None:
-        """Index the inputs, and the outputs where there are any.
+        """Index the tasks.
 
         Args:
             tasks: Records with ``task_id``, ``input`` and optional ``output``. Outputs shorter than
-                ``ngram_chars`` are left out: such answers are facts that other texts may state.
-                So are inputs of fewer than 5 letters and digits.
-            ngram_chars: Length of an n-gram in letters and digits, 10 or more. A word of English is
-                about two characters of Japanese, so that 13 words are some 25.
-            share_min: Above 0, 1 at most.
-            stock_texts_max: 1 or more. GPT-3 took 10, among millions of texts.
+                ``ngram_chars`` are ignored, since they are facts that other texts may state, and so
+                are inputs of fewer than 5 letters and digits.
+            ngram_chars: Length of an n-gram in letters and digits. A word of English is about two
+                characters of Japanese, so 13 words are about 25.
+            share_min: Share of the 5-grams above which a text is contaminated, from 0 to 1.
+            stock_texts_max: Most texts that contain an n-gram which is not a stock phrase. GPT-3
+                used 10, for millions of texts.
 
         Raises:
-            InputError: When there is no task, a task has no ``task_id``, no text as ``input`` or no
-                text as its ``output``, or a parameter is out of its bounds.
+            InputError: There are no tasks, or a task lacks a ``task_id`` or has an ``input`` or
+                ``output`` that is not a text.
         """
-        _check_bounds(ngram_chars, share_min, stock_texts_max)
         self._ngram_chars = ngram_chars
         self._share_min = share_min
         self._stock_texts_max = stock_texts_max
         self._counts: Counter[str] = Counter()
-        self._fields: list[_Field] = []
-        #: of each n-gram the positions in _fields of those that hold it
+        self._references: list[_Reference] = []
+        #: n-gram: positions in _references of those that contain it
         self._long: defaultdict[str, list[int]] = defaultdict(list)
         self._short: defaultdict[str, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks, start=1):
             _require_texts(task, number)
-            self._add(task["task_id"], squeeze(task["input"]))
-            output = squeeze(task.get("output") or "")
+            self._add(task["task_id"], letters_and_digits(task["input"]))
+            output = letters_and_digits(task.get("output") or "")
             if len(output) >= ngram_chars:
                 self._add(task["task_id"], output)
-        if not self._fields:
+        if not self._references:
             raise InputError(
-                "'tasks' holds no task to compare the data with: fill it, or switch the rule off"
+                "'evaluation_tasks' has no tasks to compare the data with: fill it, or remove "
+                "'contamination' from data_filtering.extra_rules"
             )
 
-    def _add(self, task_id: Any, squeezed: str) -> None:
-        short = frozenset(_split(squeezed, SHORT_NGRAM_CHARS))
-        position = len(self._fields)
-        self._fields.append(_Field(task_id, squeezed, short))
+    def _add(self, task_id: Any, letters: str) -> None:
+        short = frozenset(split_ngrams(letters, SHORT_NGRAM_CHARS))
+        position = len(self._references)
+        self._references.append(_Reference(task_id, letters, short))
         for ngram in short:
             self._short[ngram].append(position)
-        for ngram in set(_split(squeezed, self._ngram_chars)):
+        for ngram in set(split_ngrams(letters, self._ngram_chars)):
             self._long[ngram].append(position)
 
     def count_stock_phrases(self, texts: Iterable[str]) -> None:
-        """Count the texts that hold each n-gram of the tasks; adds to what was counted before.
+        """Add the texts to the counts of those that contain each n-gram of the tasks.
 
-        Show it the corpus before ``find`` is asked: only what the corpus holds tells a phrase from
-        a copied task.
+        Count the whole corpus before calling ``find``: only the corpus tells a stock phrase from a
+        copied task.
         """
         for text in texts:
-            squeezed = squeeze(text)
-            self._counts.update(self._find_long(squeezed).keys())
-            self._counts.update(self._find_short(squeezed))
+            letters = letters_and_digits(text)
+            self._counts.update(self._find_long(letters).keys())
+            self._counts.update(self._find_short(letters))
 
     def find(self, text: str) -> ContaminationMatch | None:
-        """Return the task that speaks against ``text`` and what they share, or ``None``."""
-        squeezed = squeeze(text)
-        for ngram in self._find_long(squeezed):
+        """Return the task that ``text`` contains and what they share, or ``None``."""
+        letters = letters_and_digits(text)
+        for ngram in self._find_long(letters):
             if not self._is_stock(ngram):
-                return self._match(squeezed, self._long[ngram][0])
-        shared = self._find_short(squeezed)
+                return self._match(letters, self._long[ngram][0])
+        shared = self._find_short(letters)
         times = Counter(position for ngram in shared for position in self._short[ngram])
         for position in sorted(times):
-            ngrams = self._fields[position].short_ngrams
+            ngrams = self._references[position].short_ngrams
             if times[position] < min(len(ngrams), SHORT_NGRAMS_MIN):
                 continue
             if self._weigh(ngrams & shared) >= self._share_min * self._weigh(ngrams):
-                return self._match(squeezed, position)
+                return self._match(letters, position)
         return None
 
-    def _find_long(self, squeezed: str) -> dict[str, None]:
-        """Return the n-grams of the tasks that are in a text, each once, in its order."""
-        ngrams = _split(squeezed, self._ngram_chars)
+    def _find_long(self, letters: str) -> dict[str, None]:
+        """Return the tasks' n-grams that are in a text, each once, in its order."""
+        ngrams = split_ngrams(letters, self._ngram_chars)
         return dict.fromkeys(filter(self._long.__contains__, ngrams))
 
-    def _find_short(self, squeezed: str) -> set[str]:
-        """Return the 5-grams of the tasks that are in a text."""
-        return set(filter(self._short.__contains__, _split(squeezed, SHORT_NGRAM_CHARS)))
+    def _find_short(self, letters: str) -> set[str]:
+        """Return the tasks' 5-grams that are in a text."""
+        return set(filter(self._short.__contains__, split_ngrams(letters, SHORT_NGRAM_CHARS)))
 
     def _weigh(self, short_ngrams: Iterable[str]) -> float:
         return sum(
@@ -166,37 +157,23 @@ class ContaminationIndex:
         )
 
     def _is_stock(self, ngram: str) -> bool:
-        task_ids = {self._fields[position].task_id for position in self._long[ngram]}
+        task_ids = {self._references[position].task_id for position in self._long[ngram]}
         return len(task_ids) > 1 or self._counts[ngram] > self._stock_texts_max
 
-    def _match(self, squeezed: str, position: int) -> ContaminationMatch:
-        field = self._fields[position]
-        blocks = SequenceMatcher(None, field.squeezed, squeezed, autojunk=False)
+    def _match(self, letters: str, position: int) -> ContaminationMatch:
+        reference = self._references[position]
+        blocks = SequenceMatcher(None, reference.letters, letters, autojunk=False)
         longest = blocks.find_longest_match()
-        return ContaminationMatch(field.task_id, field.squeezed[longest.a :][: longest.size])
-
-
-def _split(squeezed: str, chars: int) -> list[str]:
-    return [squeezed[start : start + chars] for start in range(len(squeezed) - chars + 1)]
-
-
-def _check_bounds(ngram_chars: int, share_min: float, stock_texts_max: int) -> None:
-    if ngram_chars < 10:
-        raise InputError(
-            f"ngram_chars is {ngram_chars}: set it to 10 or more, such as 25; shorter n-grams are "
-            f"in texts that have nothing in common"
-        )
-    if not 0 < share_min <= 1:
-        raise InputError(f"share_min is {share_min}: set it above 0 and to 1 at most, such as 0.5")
-    if stock_texts_max < 1:
-        raise InputError(f"stock_texts_max is {stock_texts_max}: set it to 1 or more, such as 5")
+        return ContaminationMatch(reference.task_id, reference.letters[longest.a :][: longest.size])
 
 
 def _require_texts(task: Mapping[str, Any], number: int) -> None:
     if task.get("task_id") is None:
-        raise InputError(f"'tasks', record {number} has no 'task_id': give each task its own")
+        raise InputError(
+            f"'evaluation_tasks', record {number} has no 'task_id': give each task its own"
+        )
     if not isinstance(task.get("input"), str) or not isinstance(task.get("output"), str | None):
         raise InputError(
-            f"'tasks', record {number} (task_id {task['task_id']!r}): 'input' must be a text, and "
-            f"'output' a text or left out"
+            f"'evaluation_tasks', record {number} (task_id {task['task_id']!r}): 'input' must be a "
+            f"text, and 'output' a text or left out"
         )

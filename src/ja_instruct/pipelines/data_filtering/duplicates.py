@@ -1,16 +1,21 @@
-"""Pairs that repeat an earlier one, to the letter or nearly.
+"""Exact and near duplicates of earlier pairs.
 
-Both rules look at both fields: an instruction that returns with another answer is no duplicate, for
-the later answer is as often the better one. They take ``(row, instruction, response)`` in source
-order, where ``row`` is any integer that names the pair, and keep the first of what repeats. Texts
-are compared in Unicode NFKC with runs of whitespace folded into one space, since full-width digits
-or another line break make no other pair.
+Both rules compare both fields: an instruction with another answer is not a duplicate, for the later
+answer is as often the better one. They take ``(row, instruction, response)`` in source order, where
+``row`` is any integer that identifies the pair, and keep the first pair of each group. Texts are
+compared in Unicode NFKC with collapsed whitespace, so that full-width digits and line breaks do not
+make a difference.
+
+Near duplicates are proposed by MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman,
+Mining of Massive Datasets, chapter 3). rensa computes the signatures, but its ``RMinHashLSH`` is
+not used as the index: it returns every pair that shares a single band, without the number of shared
+bands, and does not limit how many it returns, so that phrases repeated throughout a corpus make it
+quadratic.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from functools import lru_cache
@@ -20,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
-from ja_instruct.errors import InputError
+from ja_instruct.text import collapse_whitespace, jaccard, ngram_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,16 +33,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# 96 bands of 4 bytes hold a pair in 384 bytes, whatever its length.
+# Character 3-grams span a Japanese word of two characters and its particle. Longer ones lose short
+# questions to a single changed character, which alters as many n-grams as they have characters;
+# bigrams are shared by unrelated texts.
+NGRAM_CHARS = 3
+# 96 bands of 4 bytes store a pair in 384 bytes, whatever its length.
 BANDS = 96
-# A pair is compared with those that it meets in two bands or more: chance meetings in one are so
-# many that reading the texts again would take longer than all the rest.
+# Pairs are compared if they share at least two bands. Chance matches in a single band are so
+# frequent that reading their texts again would take longer than everything else.
 SHARED_BANDS_MIN = 2
-# Share of the pairs at jaccard_min that meet often enough; those above it meet more often.
+# Share of the pairs with a similarity of exactly jaccard_min that share enough bands.
 RECALL_MIN = 0.99
-# Longer bands propose fewer false candidates, and past this they are rare enough already.
+# Longer bands have fewer chance matches, and beyond this length they are rare enough.
 BAND_VALUES_MAX = 8
-# Both bound the work on a pair whatever the corpus repeats, so that the whole stays linear.
+# Both bound the work per pair however repetitive the corpus is, so that the total stays linear.
 BUCKET_ROWS_MAX = 100
 CANDIDATES_MAX = 20
 
@@ -48,14 +57,14 @@ _NUMBER = re.compile(r"\d+")
 
 
 class Repeat(NamedTuple):
-    """A row, and the first row that holds the same."""
+    """A row, and the first row with the same texts."""
 
     row: int
     earlier_row: int
 
 
 class NearDuplicate(NamedTuple):
-    """A row, an earlier row that it nearly repeats, and their similarity from 0 to 1."""
+    """A row, an earlier row that it nearly duplicates, and their similarity from 0 to 1."""
 
     row: int
     earlier_row: int
@@ -67,20 +76,11 @@ class _Field(NamedTuple):
     numbers: list[str]
 
 
-def fold(text: str) -> str:
-    """Return ``text`` in Unicode NFKC, with runs of whitespace folded into one space.
-
-    >>> fold(" １０個の\u3000カキ ")
-    '10個の カキ'
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).split())
-
-
 def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Repeat]:
-    r"""Yield each pair both of whose folded fields an earlier pair holds, in source order.
+    r"""Yield each pair whose normalized fields equal those of an earlier pair, in source order.
 
-    A pair takes 24 bytes (a 128-bit hash and its row) while reading, about three times that for a
-    moment while sorting. Two pairs among a million share such a hash by chance once in 10^26 times.
+    A pair takes 24 bytes (a 128-bit hash and its row) while reading, and about three times that
+    while sorting. The probability that two of a million pairs share a hash by chance is 10^-26.
 
     >>> pairs = [
     ...     (0, "日本の首都はどこですか？", "東京です。"),
@@ -96,8 +96,8 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
     rows = array("q")
     digests = bytearray()
     for row, instruction, response in pairs:
-        # folded texts hold no line break, so that it keeps ("ab", "c") apart from ("a", "bc")
-        key = f"{fold(instruction)}\n{fold(response)}"
+        # collapsed texts have no line break, which therefore separates the fields unambiguously
+        key = f"{collapse_whitespace(instruction)}\n{collapse_whitespace(response)}"
         rows.append(row)
         digests += xxhash.xxh3_128_digest(key.encode("utf-8", "surrogatepass"))
     halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
@@ -111,49 +111,31 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
         yield Repeat(rows[position], rows[original])
 
 
-def compare_pairs(first: tuple[str, str], second: tuple[str, str], *, ngram_chars: int) -> float:
-    """Return the lower of the similarities of the instructions and of the responses.
-
-    Each is the Jaccard similarity of the sets of character n-grams of the folded texts; a text
-    shorter than an n-gram is one n-gram. It is 0 when their numbers differ, since 5つ and 10個 ask
-    for different answers, and [5, 1] and [5, 2] are such. The lower of both fields, because pairs
-    on one long passage differ by their question alone, and short answers such as はい repeat under
-    any question.
-
-    >>> asked = ("日本の首都はどこですか。", "東京です。")
-    >>> compare_pairs(asked, ("日本の首都はどこですか?", "東京です。"), ngram_chars=3)
-    0.818...
-    >>> compare_pairs(asked, ("豊臣秀吉はどこの生まれ。", "東京です。"), ngram_chars=3)
-    0.0...
-    >>> compare_pairs(("何年？", "西暦1603年です。"), ("何年？", "西暦1600年です。"), ngram_chars=3)
-    0.0
-    """
-    return _compare(_read_fields(first, ngram_chars), _read_fields(second, ngram_chars))
-
-
 def find_near_duplicates(
     pairs: Iterable[tuple[int, str, str]],
     *,
     read_pair: Callable[[int], tuple[str, str]],
     jaccard_min: float,
-    ngram_chars: int = 3,
 ) -> Iterator[NearDuplicate]:
-    """Yield each pair that ``compare_pairs`` finds ``jaccard_min`` or more like one kept before.
+    """Yield each pair at least ``jaccard_min`` similar to an earlier pair that is kept.
 
-    MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
-    chapter 3) proposes candidates, and their true similarity decides, so a chance meeting rejects
-    nothing. What MinHash sees is the n-grams of both fields, marked with their field: the Jaccard
-    similarity of these sets is never below the lower one of the fields. At ``jaccard_min`` itself
-    at least 99 % of the near duplicates meet in two bands. A pair takes 392 bytes, and for each
-    band in which it meets another some 150 more.
+    The similarity of two pairs is the lower one of the Jaccard similarities of their instructions
+    and of their responses, each between the sets of character 3-grams; a text shorter than an
+    n-gram is one n-gram. The lower one counts because pairs on one long passage differ only in
+    their question, and short answers such as はい occur under any question. It is 0 if the numbers
+    in a field differ: 5つ and 10個 ask for different answers, and [5, 1] and [5, 2] are different
+    answers.
+
+    MinHash proposes candidates, and their true similarity decides, so a chance match rejects
+    nothing. The signatures are of the n-grams of both fields, each marked with its field; the
+    Jaccard similarity of these sets is never below the lower one of the fields. At ``jaccard_min``
+    itself at least 99 % of the near duplicates share two bands. A pair takes 392 bytes, and about
+    150 more for each band that it shares with another pair.
 
     Args:
         pairs: Read once.
         read_pair: Returns the fields of a row of ``pairs`` again; called for candidates only.
-        jaccard_min: From 0.5 to 1. Below, chance meetings would cost more than the rest.
-        ngram_chars: 3 spans a Japanese word of two characters and its particle. Longer ones lose
-            short questions to a single changed character, which spoils as many n-grams as they
-            have characters; pairs of characters are shared by texts that have nothing in common.
+        jaccard_min: From 0.5 to 1; below, chance matches would take longer than everything else.
 
     >>> pairs = [
     ...     (0, "日本の首都はどこですか。", "日本の首都は東京で、最大の都市でもあります。"),
@@ -164,24 +146,17 @@ def find_near_duplicates(
     >>> [near] = find_near_duplicates(pairs, read_pair=read_pair, jaccard_min=0.6)
     >>> (near.row, near.earlier_row, round(near.similarity, 2))
     (1, 0, 0.75)
-
-    Raises:
-        InputError: When ``jaccard_min`` or ``ngram_chars`` is out of its bounds.
     """
     import numpy as np
 
-    if not 0.5 <= jaccard_min <= 1:
-        raise InputError(f"jaccard_min is {jaccard_min}: set it to 0.5 or more and to 1 at most")
-    if ngram_chars < 1:
-        raise InputError(f"ngram_chars is {ngram_chars}: set it to 1 or more")
-    rows, keys = _hash_bands(pairs, ngram_chars, _count_band_values(jaccard_min))
+    rows, keys = _hash_bands(pairs, _count_band_values(jaccard_min))
     _blank_lone_keys(keys)
     meeting = np.flatnonzero(np.count_nonzero(keys, axis=1) >= SHARED_BANDS_MIN).tolist()
 
-    # a group of copies is compared with its first again and again
+    # the first pair of a group of copies is compared again and again
     @lru_cache(maxsize=1024)
-    def read_fields(position: int) -> tuple[_Field, ...]:
-        return _read_fields(read_pair(rows[position]), ngram_chars)
+    def read_fields(position: int) -> list[_Field]:
+        return [_read_field(text) for text in read_pair(rows[position])]
 
     buckets: defaultdict[int, list[int]] = defaultdict(list)
     for position in meeting:
@@ -200,33 +175,22 @@ def find_near_duplicates(
                     buckets[place].append(position)
 
 
-def _read_fields(pair: tuple[str, str], ngram_chars: int) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(_split_ngrams(text, ngram_chars), _NUMBER.findall(text)) for text in map(fold, pair)
-    )
+def _read_field(text: str) -> _Field:
+    text = collapse_whitespace(text)
+    return _Field(ngram_set(text, NGRAM_CHARS), _NUMBER.findall(text))
 
 
-def _split_ngrams(folded: str, ngram_chars: int) -> frozenset[str]:
-    count = max(1, len(folded) - ngram_chars + 1)
-    return frozenset(folded[start : start + ngram_chars] for start in range(count))
-
-
-def _compare(first: tuple[_Field, ...], second: tuple[_Field, ...]) -> float:
+def _compare(first: list[_Field], second: list[_Field]) -> float:
     fields = list(zip(first, second, strict=True))
     if any(one.numbers != other.numbers for one, other in fields):
         return 0.0
-    return min(_measure_jaccard(one.ngrams, other.ngrams) for one, other in fields)
-
-
-def _measure_jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    common = len(first & second)
-    return common / (len(first) + len(second) - common)
+    return min(jaccard(one.ngrams, other.ngrams) for one, other in fields)
 
 
 def _count_band_values(jaccard_min: float) -> int:
-    """Return the most values a band may have for ``RECALL_MIN`` to hold at ``jaccard_min``.
+    """Return the longest band with which ``RECALL_MIN`` holds at ``jaccard_min``.
 
-    Pairs of similarity s agree in all r values of a band with probability s^r.
+    Pairs with similarity s agree in all r values of a band with probability s^r.
     """
     for values in range(BAND_VALUES_MAX, 1, -1):
         agree = jaccard_min**values
@@ -240,9 +204,9 @@ def _count_band_values(jaccard_min: float) -> int:
 
 
 def _hash_bands(
-    pairs: Iterable[tuple[int, str, str]], ngram_chars: int, values: int
+    pairs: Iterable[tuple[int, str, str]], values: int
 ) -> tuple[array[int], NDArray[np.uint32]]:
-    """Return the rows, and of each the keys of its bands, shape (pairs, ``BANDS``), none 0."""
+    """Return the rows, and the keys of their bands, shape (pairs, ``BANDS``), none of them 0."""
     import numpy as np
     from rensa import RMinHash
 
@@ -251,10 +215,8 @@ def _hash_bands(
     source = iter(pairs)
     while batch := list(islice(source, BATCH_PAIRS)):
         rows.extend(row for row, _, _ in batch)
-        hashes, offsets = _hash_ngrams(
-            [field for _, *fields in batch for field in fields], ngram_chars
-        )
-        # the hashes of a pair are those of its two fields
+        hashes, offsets = _hash_ngrams([text for _, *fields in batch for text in fields])
+        # every second offset: the n-grams of a pair are those of its two fields
         digests = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets[::2], BANDS * values, SEED
         )
@@ -266,34 +228,32 @@ def _hash_bands(
     return rows, np.frombuffer(stored, dtype=np.uint32).reshape(-1, BANDS)
 
 
-def _hash_ngrams(
-    fields: list[str], ngram_chars: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the hashes of what ``_split_ngrams`` returns, marked with the field, in turns.
+def _hash_ngrams(fields: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hash the n-grams of instructions and responses in turns, each marked with its field.
 
     Returns:
-        The hashes, some repeated, shape (n-grams,), and where those of each field begin and the
-        last end, shape (fields + 1,).
+        The hashes, some repeated, shape (n-grams,), and the start of each field among them and the
+        end of the last, shape (fields + 1,).
     """
     import numpy as np
 
-    # of a text that is shorter than an n-gram one is left
-    folded = [fold(field).ljust(ngram_chars, "\0") for field in fields]
-    lengths = np.array([len(text) for text in folded], dtype=np.int64)
-    points = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    last = len(points) - ngram_chars + 1
+    # a text shorter than an n-gram is padded to one
+    texts = [collapse_whitespace(field).ljust(NGRAM_CHARS, "\0") for field in fields]
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    last = len(points) - NGRAM_CHARS + 1
     hashes = np.repeat(np.arange(len(fields), dtype=np.uint64) % np.uint64(2), lengths)[:last]
-    for place in range(ngram_chars):
+    for place in range(NGRAM_CHARS):
         hashes = _mix(hashes, points[place : place + last].astype(np.uint64))
     within = np.ones(last, dtype=bool)
     ends = np.cumsum(lengths)[:-1]
-    for place in range(1, ngram_chars):
+    for place in range(1, NGRAM_CHARS):
         within[ends - place] = False
-    return hashes[within], np.concatenate(([0], np.cumsum(lengths - ngram_chars + 1)))
+    return hashes[within], np.concatenate(([0], np.cumsum(lengths - NGRAM_CHARS + 1)))
 
 
 def _mix(hashes: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return ``hashes`` with one more value in each, spread over 64 bits (SplitMix64's step)."""
+    """Return each hash combined with one more value, by a step of SplitMix64."""
     import numpy as np
 
     mixed = (hashes + np.uint64(0x9E3779B97F4A7C15)) ^ values

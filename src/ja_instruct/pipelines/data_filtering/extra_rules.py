@@ -1,11 +1,10 @@
-"""The rules beyond the recipe that need no other pair, as they are asked of batches."""
+"""The rules beyond the recipe, applied to batches of pairs and to the pairs that are left."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,10 +21,6 @@ from ja_instruct.pipelines.data_filtering.quality import (
     find_kana_gap,
     find_repetition,
 )
-from ja_instruct.pipelines.data_filtering.token_lengths import (
-    find_token_count,
-    measure_token_counts,
-)
 from ja_instruct.pipelines.data_filtering.violations import (
     PLACES,
     Violations,
@@ -34,7 +29,7 @@ from ja_instruct.pipelines.data_filtering.violations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
     from datasets import Dataset
@@ -45,33 +40,39 @@ if TYPE_CHECKING:
 
     Check = Callable[[PairBatch], list[Violations]]
 
+# The tokenizer encodes a batch in parallel threads and keeps its encodings in memory, about 100
+# bytes per token.
+BATCH_TEXTS = 1000
+
 
 @dataclass(frozen=True)
 class TextCheck:
-    """A rule that looks at one text at a time, and the fields that it is asked about."""
+    """A rule for single texts.
+
+    Attributes:
+        rule: Id of the rule.
+        fields: Positions in ``FIELDS`` of the fields to check.
+        find: Returns the violating part of a text, or None.
+    """
 
     rule: str
     fields: tuple[int, ...]
     find: Callable[[str], str | None]
 
     def __call__(self, batch: PairBatch) -> list[Violations]:
-        """Return what the rule finds in a batch."""
+        """Return the violations in a batch."""
         parts = []
         for field in self.fields:
-            started = time.perf_counter()
-            texts = batch.fields[field].array.to_pylist()
-            found = [(row, told) for row, text in enumerate(texts) if (told := self.find(text))]
-            rows = np.array([row for row, _ in found], np.int64) + batch.start
-            seconds = {self.rule: time.perf_counter() - started}
-            parts.append(
-                make_violations(rows, self.rule, field, [told for _, told in found], seconds)
-            )
+            texts = enumerate(batch.fields[field].array.to_pylist(), batch.start)
+            found = [(row, match) for row, text in texts if (match := self.find(text))]
+            rows, matched = [row for row, _ in found], [match for _, match in found]
+            parts.append(make_violations(rows, self.rule, field, matched))
         return parts
 
 
 @dataclass(frozen=True)
 class TokenCheck:
-    """The bounds on the tokens of a pair."""
+    """The limits on the tokens of a pair."""
 
     tokenizer: Tokenizer
     response_tokens_min: int
@@ -79,25 +80,85 @@ class TokenCheck:
 
     def __call__(self, batch: PairBatch) -> list[Violations]:
         """Return the pairs of a batch that are too short or too long."""
-        started = time.perf_counter()
         counts = [
-            measure_token_counts(field.array.to_pylist(), self.tokenizer).tolist()
-            for field in batch.fields
+            measure_token_counts(texts.array.to_pylist(), self.tokenizer).tolist()
+            for texts in batch.fields
         ]
-        bounds = {
-            "response_tokens_min": self.response_tokens_min,
-            "pair_tokens_max": self.pair_tokens_max,
-        }
-        parts: list[Violations] = []
+        parts = []
         for row, (instruction, response) in enumerate(zip(*counts, strict=True), batch.start):
-            found = find_token_count(instruction, response, **bounds)
+            found = find_token_count(
+                instruction,
+                response,
+                response_tokens_min=self.response_tokens_min,
+                pair_tokens_max=self.pair_tokens_max,
+            )
             if found is not None:
                 field = FIELDS.index(found.field)
-                parts.append(
-                    make_violations(np.array([row]), "token_count", field, [found.matched])
-                )
-        seconds = {"token_count": time.perf_counter() - started}
-        return [*parts, make_violations(np.empty(0, np.int64), "token_count", 0, [], seconds)]
+                parts.append(make_violations([row], "token_count", field, [found.matched]))
+        return parts
+
+
+class TokenViolation(NamedTuple):
+    """The field that is too short, or the longer one of a pair that is too long, and its tokens."""
+
+    field: str
+    matched: str
+
+
+def find_token_count(
+    instruction_tokens: int,
+    response_tokens: int,
+    *,
+    response_tokens_min: int,
+    pair_tokens_max: int,
+) -> TokenViolation | None:
+    """Find a response with too few tokens, or a pair with too many in both fields together.
+
+    >>> find_token_count(9, 5, response_tokens_min=2, pair_tokens_max=1500)
+    >>> find_token_count(9, 1, response_tokens_min=2, pair_tokens_max=1500)
+    TokenViolation(field='response', matched='1 < 2')
+    >>> find_token_count(900, 700, response_tokens_min=2, pair_tokens_max=1500)
+    TokenViolation(field='instruction', matched='900 + 700 > 1500')
+    """
+    if response_tokens < response_tokens_min:
+        return TokenViolation("response", f"{response_tokens} < {response_tokens_min}")
+    if instruction_tokens + response_tokens > pair_tokens_max:
+        longer = "instruction" if instruction_tokens > response_tokens else "response"
+        tokens = f"{instruction_tokens} + {response_tokens}"
+        return TokenViolation(longer, f"{tokens} > {pair_tokens_max}")
+    return None
+
+
+def measure_token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Return the number of tokens of each text, shape (texts,), without special tokens.
+
+    Truncation and padding of the tokenizer are ignored, and the tokenizer is not changed. It works
+    in threads of its own (``RAYON_NUM_THREADS`` limits them, ``TOKENIZERS_PARALLELISM=false``
+    disables them).
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # one token per character
+    >>> measure_token_counts(["東京です。", "", "はい"], tokenizer).tolist()
+    [5, 0, 2]
+    """
+    tokenizer = _copy_unbounded(tokenizer)
+    counts = np.zeros(len(texts), dtype=np.int64)
+    for start in range(0, len(texts), BATCH_TEXTS):
+        batch = list(texts[start : start + BATCH_TEXTS])
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        counts[start : start + len(batch)] = [len(encoding) for encoding in encodings]
+    return counts
+
+
+def _copy_unbounded(tokenizer: Tokenizer) -> Tokenizer:
+    """Return ``tokenizer``, or if it truncates or pads, a copy that does not."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def build_checks(
@@ -106,32 +167,25 @@ def build_checks(
     tokenizer: Tokenizer | None,
     tasks: Dataset,
 ) -> list[Check]:
-    """Return the checks that ``extra_rules`` asks for.
+    """Return the checks of ``extra_rules`` that apply to single pairs.
 
     Args:
-        parameters: Of the filter.
-        pairs: Counted for phrases that are too common to be a task's.
+        parameters: The parameters of the filter.
+        pairs: All pairs, in which ``contamination`` counts stock phrases.
         tokenizer: For ``token_count``.
         tasks: For ``contamination``.
 
     Raises:
-        InputError: A rule lacks what it needs: the tokenizer, or the tasks.
+        InputError: A rule lacks its tokenizer or its tasks.
     """
-    wanted = parameters.extra_rules
-    checks: list[Check] = []
-    if "token_count" in wanted:
-        if tokenizer is None:
-            raise InputError(
-                "data_filtering.extra_rules: 'token_count' needs 'target_tokenizer', which "
-                "cannot be had; see the warning above, or leave the rule out"
-            )
-        bounds = (parameters.response_tokens_min, parameters.pair_tokens_max)
-        checks.append(TokenCheck(tokenizer, *bounds))
-    finders: dict[str, tuple[tuple[int, ...], Callable[[str], str | None]]] = {
-        "citation_mark": ((0, 1), find_citation_mark),
-        "cut_off": ((1,), find_cut_off),
-        "repetition": (
-            (0, 1),
+    both = (0, 1)
+    checks: dict[str, Callable[[], Check]] = {
+        "token_count": lambda: _build_token_check(parameters, tokenizer),
+        "citation_mark": lambda: TextCheck("citation_mark", both, find_citation_mark),
+        "cut_off": lambda: TextCheck("cut_off", (1,), find_cut_off),
+        "repetition": lambda: TextCheck(
+            "repetition",
+            both,
             partial(
                 find_repetition,
                 sentence_percent_max=parameters.repeated_sentence_percent_max,
@@ -139,19 +193,27 @@ def build_checks(
                 ngram_letters_min=parameters.repeated_ngram_letters_min,
             ),
         ),
-        "kana_share": (
-            (0, 1),
+        "kana_share": lambda: TextCheck(
+            "kana_share",
+            both,
             partial(
                 find_kana_gap,
                 han_chars_max=parameters.han_chars_without_kana_max,
                 foreign_chars_max=parameters.foreign_han_chars_without_kana_max,
             ),
         ),
+        "contamination": lambda: _build_contamination_check(parameters, pairs, tasks),
     }
-    checks += [TextCheck(rule, *how) for rule, how in finders.items() if rule in wanted]
-    if "contamination" in wanted:
-        checks.append(_build_contamination_check(parameters, pairs, tasks))
-    return checks
+    return [build() for rule, build in checks.items() if rule in parameters.extra_rules]
+
+
+def _build_token_check(parameters: DataFilteringParameters, tokenizer: Tokenizer | None) -> Check:
+    if tokenizer is None:
+        raise InputError(
+            "data_filtering.extra_rules: 'token_count' needs 'target_tokenizer', which cannot be "
+            "loaded; see the warning above, or remove the rule"
+        )
+    return TokenCheck(tokenizer, parameters.response_tokens_min, parameters.pair_tokens_max)
 
 
 def _build_contamination_check(
@@ -164,8 +226,8 @@ def _build_contamination_check(
         stock_texts_max=parameters.contamination_stock_texts_max,
     )
     for batch in iterate_batches(pairs):
-        for field in batch.fields:
-            index.count_stock_phrases(field.array.to_pylist())
+        for texts in batch.fields:
+            index.count_stock_phrases(texts.array.to_pylist())
 
     def find(text: str) -> str | None:
         match = index.find(text)
@@ -179,51 +241,42 @@ def find_duplicates(
 ) -> Violations:
     """Find the pairs among ``rows`` that repeat an earlier one of them.
 
-    Each rule is asked about what the ones before it leave, so that no pair is dropped for the sake
-    of one that is dropped itself.
+    Each rule checks the pairs left by the one before it, so that no pair is dropped as a duplicate
+    of a pair that is dropped itself.
 
     Args:
         pairs: All pairs.
-        rows: Those with nothing against them, ascending.
-        parameters: Of the filter.
+        rows: The rows without a violation, in ascending order.
+        parameters: The parameters of the filter.
     """
-    left = rows
-    parts = []
-    for rule, find in _choose_finders(pairs, parameters).items():
-        started = time.perf_counter()
-        found = list(find(_iterate(pairs, left)))
-        repeated = np.array([row for row, _ in found], np.int64)
-        seconds = {rule: time.perf_counter() - started}
-        told = [message for _, message in found]
-        parts.append(make_violations(repeated, rule, PLACES.index("pair"), told, seconds))
-        left = np.setdiff1d(left, repeated)
-    return join_violations(parts)
-
-
-def _choose_finders(
-    pairs: Dataset, parameters: DataFilteringParameters
-) -> dict[str, Callable[[Iterable[tuple[int, str, str]]], Iterator[tuple[int, str]]]]:
-    def exact(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
-        for row, earlier in find_exact_duplicates(some):
-            yield row, f"record {earlier + 1}"
-
-    def near(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
-        for row, earlier, similarity in find_near_duplicates(
-            some, read_pair=read_pair, jaccard_min=parameters.near_duplicate_jaccard_min
-        ):
-            yield row, f"record {earlier + 1}, similarity {similarity:.2f}"
+    fields = pairs.select_columns(list(FIELDS))
 
     def read_pair(row: int) -> tuple[str, str]:
         pair = fields[row]
         return pair["instruction"], pair["response"]
 
-    fields = pairs.select_columns(list(FIELDS))
-    finders = {"exact_duplicate": exact, "near_duplicate": near}
-    return {rule: find for rule, find in finders.items() if rule in parameters.extra_rules}
+    def find_exact(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
+        for row, earlier in find_exact_duplicates(some):
+            yield row, f"record {earlier + 1}"
+
+    def find_near(some: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str]]:
+        for row, earlier, similarity in find_near_duplicates(
+            some, read_pair=read_pair, jaccard_min=parameters.near_duplicate_jaccard_min
+        ):
+            yield row, f"record {earlier + 1}, similarity {similarity:.2f}"
+
+    parts = []
+    for rule, find in {"exact_duplicate": find_exact, "near_duplicate": find_near}.items():
+        if rule in parameters.extra_rules:
+            found = list(find(_iterate(pairs, rows)))
+            repeated, matched = [row for row, _ in found], [match for _, match in found]
+            parts.append(make_violations(repeated, rule, PLACES.index("pair"), matched))
+            rows = np.setdiff1d(rows, repeated)
+    return join_violations(parts)
 
 
 def _iterate(pairs: Dataset, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str, str]]:
     for batch in iterate_batches(pairs.select(rows)):
         numbers = rows[batch.start : batch.start + len(batch)].tolist()
-        texts = (field.array.to_pylist() for field in batch.fields)
+        texts = (texts.array.to_pylist() for texts in batch.fields)
         yield from zip(numbers, *texts, strict=True)

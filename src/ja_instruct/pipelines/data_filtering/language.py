@@ -1,4 +1,4 @@
-"""The language of both fields, by CLD2."""
+"""The language of both fields, detected by CLD2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ja_instruct.pipelines.data_filtering.batches import PairBatch
+    from ja_instruct.pipelines.data_filtering.cld2_process import Detection
 
-    Detect = Callable[[list[bytes], str, int], list[Any]]
+    Detect = Callable[[list[bytes], str, int], list[Detection]]
 
 logger = logging.getLogger(__name__)
 
-#: Fewer are asked about in less time than processes take to start.
+#: For fewer pairs, starting worker processes takes longer than detecting their languages.
 PAIRS_MIN_FOR_PROCESSES = 5000
 
 
@@ -41,19 +41,19 @@ def find_other_languages(
     percent_min: int,
     detect: Detect = cld2_process.detect_all,
 ) -> list[Violations]:
-    r"""Find the fields that CLD2 does not find to be ``percent_min`` % or more ``code``.
+    r"""Find the fields in which CLD2 does not detect at least ``percent_min`` % of ``code``.
 
-    The texts are read as CLD2 does by default, as HTML. It fails on control characters and
-    noncharacters: such a pair, ``language_undetectable``, cannot be judged, whatever its other
-    field is. It finds no language in an empty or very short field.
+    The texts are read as HTML, CLD2's default. CLD2 fails on control characters and noncharacters:
+    such a pair violates ``language_undetectable`` alone, whatever its other field. It detects no
+    language in an empty or very short field.
 
     Args:
         batch: The pairs.
-        rows: Which of them to ask CLD2 about, as numbers within the batch: it is asked last, and
-            only about what the other rules leave.
+        rows: Indices within the batch of the pairs to check. CLD2 is the slowest rule, so it checks
+            only the pairs left by the others.
         code: CLD2's code of the language.
         percent_min: Least share of that language in each field.
-        detect: Asks CLD2, here or in another process.
+        detect: Runs CLD2, in this process or another one.
 
     >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
     >>> question = "日本の首都はどこですか。"
@@ -65,49 +65,45 @@ def find_other_languages(
     2 language_undetectable response input contains invalid UTF-8 around byte 6 (of 16)
     1 language response en 97 %
     """
-    started = time.perf_counter()
     texts = [text for field in batch.fields for text in field.encoded(rows)]
-    told = detect(texts, code, percent_min)
     undetectable: list[tuple[int, int, str]] = []
     foreign: list[tuple[int, int, str]] = []
-    for place, against in enumerate(told):
-        if against is None:
+    for place, detection in enumerate(detect(texts, code, percent_min)):
+        if detection is None:
             continue
         field, number = divmod(place, len(rows))
-        if isinstance(against, str):
-            undetectable.append((int(rows[number]), field, against))
+        if isinstance(detection, str):
+            undetectable.append((int(rows[number]), field, detection))
         else:
-            shares = ", ".join(f"{name} {percent} %" for name, percent in against)
+            shares = ", ".join(f"{name} {percent} %" for name, percent in detection)
             foreign.append((int(rows[number]), field, shares or "none"))
     failed = {row for row, _, _ in undetectable}
     foreign = [violation for violation in foreign if violation[0] not in failed]
-    seconds = {"language": time.perf_counter() - started}
     return [
         *_gather("language_undetectable", undetectable, batch.start),
         *_gather("language", foreign, batch.start),
-        make_violations(np.empty(0, np.int64), "language", 0, [], seconds),
     ]
 
 
 def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Violations]:
     parts = []
     for field in (0, 1):
-        of_field = [(row, matched) for row, at, matched in found if at == field]
-        rows = np.array([row for row, _ in of_field], np.int64) + start
-        parts.append(make_violations(rows, rule, field, [matched for _, matched in of_field]))
+        rows = [start + row for row, at, _ in found if at == field]
+        matched = [text for _, at, text in found if at == field]
+        parts.append(make_violations(rows, rule, field, matched))
     return parts
 
 
 @contextlib.contextmanager
 def start_detectors(pairs: int) -> Iterator[Detect]:
-    """Yield what asks CLD2 for as many threads as there are cores, each in a process of its own.
+    """Yield a function that runs CLD2 in one worker process per core.
 
-    In threads alone CLD2 would wait for the interpreter every ten microseconds. The processes are
-    started, not forked, and end with the block, or when this process does. One that dies is done
-    without.
+    In threads of one process, CLD2 would wait for the interpreter lock every ten microseconds. The
+    workers are started, not forked, and end with the block or with this process. If a worker dies,
+    the caller detects languages in-process.
 
     Args:
-        pairs: How many there are to ask about; for few no process is started.
+        pairs: Number of pairs to check; for few pairs no worker is started.
     """
     if pairs < PAIRS_MIN_FOR_PROCESSES:
         yield cld2_process.detect_all
@@ -117,11 +113,13 @@ def start_detectors(pairs: int) -> Iterator[Detect]:
     for process in processes:
         idle.put(process)
 
-    def detect(texts: list[bytes], code: str, percent_min: int) -> list[Any]:
+    def detect(texts: list[bytes], code: str, percent_min: int) -> list[Detection]:
         process = idle.get()
-        told = None if process is None else _ask(process, (texts, code, percent_min))
-        idle.put(None if told is None else process)
-        return cld2_process.detect_all(texts, code, percent_min) if told is None else told
+        detected = None if process is None else _ask(process, (texts, code, percent_min))
+        idle.put(None if detected is None else process)
+        if detected is None:
+            return cld2_process.detect_all(texts, code, percent_min)
+        return detected
 
     try:
         yield detect
@@ -132,23 +130,25 @@ def start_detectors(pairs: int) -> Iterator[Detect]:
 
 
 def _start_process() -> subprocess.Popen[bytes]:
-    # without site: what it imports for packages installed in place takes longer than all the rest
-    where = {"PYTHONPATH": str(Path(pycld2.__file__).parent.parent)}
-    return subprocess.Popen(  # noqa: S603 - a file of this package, and nothing from outside
+    # -S, because site imports the finders of editable installs, which takes longer than all the
+    # rest
+    environment = {**os.environ, "PYTHONPATH": str(Path(pycld2.__file__).parent.parent)}
+    return subprocess.Popen(  # noqa: S603 - the arguments are this package's own
         [sys.executable, "-P", "-S", cld2_process.__file__],
-        env={**os.environ, **where},
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # Ctrl-C is for this process, whose end is theirs
+        # a Ctrl-C in the terminal reaches only this process, which then ends the worker
         start_new_session=True,
     )
 
 
-def _ask(process: subprocess.Popen[bytes], question: tuple[list[bytes], str, int]) -> Any:
-    """Return the answer, None from a process that has died."""
+def _ask(process: Any, question: tuple[list[bytes], str, int]) -> list[Detection] | None:
+    """Return the worker's answer, or None if the worker has died."""
     try:
         cld2_process.write_frame(process.stdin, question)
-        return cld2_process.read_frame(process.stdout)
+        answer: list[Detection] = cld2_process.read_frame(process.stdout)
     except (OSError, EOFError):
-        logger.warning("A process that asks CLD2 has died; this one asks instead")
+        logger.warning("A language detection worker died; detecting in this process instead")
         return None
+    return answer

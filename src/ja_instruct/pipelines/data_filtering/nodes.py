@@ -1,8 +1,8 @@
 """The steps of the filter, in the order of the recipe.
 
-The method is that of the recipe's data filtering: repair known slips by a replacement table, then
-drop pairs with banned substrings, with characters that are rare in the corpus (typical of a model
-that drifts into another language), and with a field that CLD2 does not find to be Japanese.
+The recipe repairs known slips with a replacement table, then drops pairs with banned substrings,
+with characters that are rare in the corpus (typical of a model that drifts into another language),
+and with a field that CLD2 does not detect as Japanese.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from ja_instruct.pipelines.data_filtering.batches import (
     iterate_batches,
     map_in_threads,
 )
-from ja_instruct.pipelines.data_filtering.characters import (
-    count_characters,
-    pick_characters,
-)
 from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
@@ -35,12 +31,13 @@ from ja_instruct.pipelines.data_filtering.pairs import (
     set_bad_records_aside,
 )
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.pipelines.data_filtering.replacements import replace_in_batch
-from ja_instruct.pipelines.data_filtering.scores import add_scores
 from ja_instruct.pipelines.data_filtering.substrings import (
     Banned,
     Candidates,
+    count_characters,
     find_banned,
+    pick_characters,
+    replace_in_batch,
 )
 from ja_instruct.pipelines.data_filtering.violations import (
     Violations,
@@ -57,8 +54,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from tokenizers import Tokenizer
 else:
-    # Kedro validates the parameters of a node only when all its hints resolve at run time, and
-    # importing datasets takes a second that `kedro registry list` need not wait for.
+    # Kedro validates a node's parameters only if all its hints resolve at run time; importing
+    # datasets takes a second, which `kedro registry list` should not wait for.
     Dataset = Tokenizer = Any
 
 logger = logging.getLogger(__name__)
@@ -67,17 +64,17 @@ logger = logging.getLogger(__name__)
 def extract_pairs(
     raw_conversations: Dataset, parameters: DataFilteringParameters
 ) -> tuple[Dataset, Dataset]:
-    """Put ``instruction`` and ``response``, the first turn of each field, before the source.
+    """Add the columns ``instruction`` and ``response``: the first user and assistant turn.
 
-    A field is "" when the conversation has no such turn, or the turn no content. Columns of these
-    names in the source are replaced; the others stay as they are, in their order.
+    A field is "" if the conversation has no such turn or the turn no content. Columns of these
+    names in the source are replaced; the others follow unchanged, in their order.
 
     Returns:
         The pairs, and the records that could not be read (``source``, ``line``, ``error``,
         ``text``).
 
     Raises:
-        InputError: When there is no column ``conversations``, a record's is no list of turns, or
+        InputError: There is no column ``conversations``, a conversation is not a list of turns, or
             more records than ``bad_records_max`` could not be read.
     """
     from ja_instruct.tables.arrow import collect, iterate_tables
@@ -92,13 +89,13 @@ def extract_pairs(
         zip(count(1, ROWS_PER_BATCH), tables, strict=False),
     )
     pairs = collect(chain([make_fields([], [])], fields))
-    return replace_columns(source, pairs, first=True), quarantined
+    return replace_columns(source, pairs), quarantined
 
 
 def find_rare_characters(
     conversation_pairs: Dataset, parameters: DataFilteringParameters
 ) -> dict[str, int]:
-    """Return the characters held ``rare_char_count_max`` times or fewer, with their counts."""
+    """Return the characters that occur at most ``rare_char_count_max`` times, with their counts."""
     counts = count_characters(iterate_batches(conversation_pairs))
     return pick_characters(counts, lambda count: count <= parameters.rare_char_count_max)
 
@@ -109,7 +106,7 @@ def apply_replacements(
     """Apply the replacement table, in its order, to both fields.
 
     Returns:
-        The pairs, and for each text of the table the number of pairs that it changed.
+        The pairs, and the number of pairs that each ``find`` of the table was replaced in.
     """
     from ja_instruct.tables.arrow import collect
 
@@ -127,7 +124,7 @@ def apply_replacements(
                 touched[find] += pairs
             yield fields
 
-    return replace_columns(conversation_pairs, collect(replace()), first=True), touched
+    return replace_columns(conversation_pairs, collect(replace())), touched
 
 
 def judge_pairs(
@@ -139,22 +136,19 @@ def judge_pairs(
     evaluation_tasks: Dataset,
     parameters: DataFilteringParameters,
 ) -> Violations:
-    """Judge each pair by every rule that needs no other pair; CLD2 only what the others leave.
+    """Apply the rules that need no other pair to each pair; CLD2 only to pairs left by the others.
 
     Args:
-        cleaned_pairs: After the replacements.
-        rare_characters: Those that no pair may hold.
-        banned_substrings: Those that neither field may hold.
-        banned_instruction_substrings: Those that the instruction may not hold.
-        target_tokenizer: Counts tokens; read by the rule ``token_count`` alone.
-        evaluation_tasks: What no pair may repeat; read by the rule ``contamination`` alone.
-        parameters: Of the filter.
-
-    Returns:
-        What speaks against which pair.
+        cleaned_pairs: The pairs after the replacements.
+        rare_characters: Characters that no pair may contain.
+        banned_substrings: Substrings that neither field may contain.
+        banned_instruction_substrings: Substrings that the instruction may not contain.
+        target_tokenizer: Counts tokens; used by the rule ``token_count`` alone.
+        evaluation_tasks: Tasks that no pair may repeat; used by the rule ``contamination`` alone.
+        parameters: The parameters of the filter.
 
     Raises:
-        InputError: A word list cannot be meant, or a rule lacks what it needs.
+        InputError: A word list has invalid entries, or a rule lacks its tokenizer or its tasks.
     """
     banned = Banned.build(
         {
@@ -168,14 +162,14 @@ def judge_pairs(
 
     tasks = as_dataset(evaluation_tasks, "evaluation_tasks")
     checks = build_checks(parameters, cleaned_pairs, target_tokenizer, tasks)
-    asked = (parameters.language, parameters.language_percent_min)
+    language = (parameters.language, parameters.language_percent_min)
 
     def judge(batch: PairBatch) -> list[Violations]:
         parts = find_banned(batch, banned)
         parts += [part for check in checks for part in check(batch)]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
-        parts += find_other_languages(batch, left, *asked, detect)
+        parts += find_other_languages(batch, left, *language, detect)
         progress.update(len(batch))
         return parts
 
@@ -190,11 +184,11 @@ def judge_pairs(
 def judge_survivors(
     cleaned_pairs: Dataset, pair_violations: Violations, parameters: DataFilteringParameters
 ) -> tuple[Violations, dict[str, int]]:
-    """Judge the pairs with nothing against them by the others, and by their characters together.
+    """Apply the rules that compare pairs to the pairs left: duplicates, and rare characters.
 
     Returns:
-        All violations, and the characters held fewer than ``survivor_char_count_min`` times, with
-        their counts.
+        All violations, and the characters that occur fewer than ``survivor_char_count_min`` times
+        in the pairs left, with their counts.
     """
     left = pair_violations.kept_rows(len(cleaned_pairs))
     duplicates = find_duplicates(cleaned_pairs, left, parameters)
@@ -208,23 +202,18 @@ def judge_survivors(
     return join_violations([pair_violations, duplicates, rare]), few
 
 
-def split_pairs(
-    cleaned_pairs: Dataset, violations: Violations, parameters: DataFilteringParameters
-) -> tuple[Dataset, Dataset]:
-    """Return the pairs to keep and those to drop, each in source order.
+def split_pairs(cleaned_pairs: Dataset, violations: Violations) -> tuple[Dataset, Dataset]:
+    """Return the pairs to keep and the pairs to drop, each in source order.
 
-    With ``quality_scores`` those to keep end in columns ``score_…``.
-
-    The rejects end in the columns ``reason`` (the first rule against them), ``reasons`` (all of
-    them) and ``reason_details`` (what each found, and where), replacing the source's of the same
-    names.
+    The dropped pairs end with the columns of ``build_reasons``, which replace the source's columns
+    of the same names.
     """
     from ja_instruct.tables.arrow import collect, iterate_tables
 
     rejected = violations.rejected_rows()
     kept = violations.kept_rows(len(cleaned_pairs))
-    none = cleaned_pairs.data.table.schema.empty_table()
-    tables = chain([none], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
+    empty = cleaned_pairs.data.table.schema.empty_table()
+    tables = chain([empty], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
     rejected_pairs = collect(select_rows(tables, rejected, build_reasons(violations)))
     logger.info("Kept %d of %d pairs", len(kept), len(cleaned_pairs))
     if not len(kept):
@@ -233,8 +222,7 @@ def split_pairs(
             "than the recipe's 130,000 needs a lower rare_char_count_max and "
             "survivor_char_count_min"
         )
-    kept_pairs = cleaned_pairs.select(kept)
-    return add_scores(kept_pairs) if parameters.quality_scores else kept_pairs, rejected_pairs
+    return cleaned_pairs.select(kept), rejected_pairs
 
 
 def report_filtering(
@@ -247,29 +235,27 @@ def report_filtering(
     replacement_counts: dict[str, int],
     target_tokenizer: Tokenizer | None,
     parameters: DataFilteringParameters,
-    **step_seconds: float,
 ) -> dict[str, Any]:
     """Count what each step did, with examples of what each rule dropped.
 
     Args:
-        conversation_pairs: Before the replacements.
-        cleaned_pairs: After them.
-        quarantined_records: What could not be read.
-        violations: What speaks against which pair.
-        rare_characters: Those banned, with their counts.
-        rare_survivor_characters: Those banned among the survivors, with their counts.
-        replacement_counts: The pairs that each replacement changed.
-        target_tokenizer: Counts the tokens of a sample; None leaves them out.
-        parameters: Of the filter.
-        step_seconds: How long each step took.
+        conversation_pairs: The pairs before the replacements.
+        cleaned_pairs: The pairs after them.
+        quarantined_records: Records that could not be read.
+        violations: All violations.
+        rare_characters: Banned characters with their counts.
+        rare_survivor_characters: Characters banned among the survivors, with their counts.
+        replacement_counts: The number of pairs that each replacement changed.
+        target_tokenizer: Counts the tokens of a sample; without it they are left out.
+        parameters: The parameters of the filter.
 
     Returns:
-        Counts are of pairs; the functions of the module ``report`` say what each part holds.
+        The report, which counts pairs. The functions of the module ``report`` describe its parts.
     """
     read = len(cleaned_pairs)
     kept_pairs = cleaned_pairs.select(violations.kept_rows(read))
     rejected = read - len(kept_pairs)
-    asked = (parameters.language, parameters.language_percent_min)
+    language = (parameters.language, parameters.language_percent_min)
     return {
         "summary": {
             "read": read,
@@ -279,7 +265,7 @@ def report_filtering(
             "quarantined": len(quarantined_records),
         },
         **report.count_rules(violations),
-        "good_data": report.estimate_good_data(cleaned_pairs, violations, *asked),
+        "good_data": report.estimate_good_data(cleaned_pairs, violations, *language),
         "replacements": dict(replacement_counts),
         "banned_substrings": report.count_matches(violations, "banned_substring"),
         "banned_instruction_substrings": report.count_matches(
@@ -294,11 +280,7 @@ def report_filtering(
         "contamination": report.count_matches(violations, "contamination"),
         "examples": report.pick_examples(cleaned_pairs, violations),
         "lengths": {
-            "characters": report.describe_characters_of(conversation_pairs, kept_pairs),
-            "tokens": report.describe_tokens_of(conversation_pairs, kept_pairs, target_tokenizer),
-        },
-        "seconds": {
-            "steps": {step: round(seconds, 4) for step, seconds in step_seconds.items()},
-            "rules": {rule: round(seconds, 4) for rule, seconds in violations.seconds.items()},
+            "characters": report.compare_characters(conversation_pairs, kept_pairs),
+            "tokens": report.compare_tokens(conversation_pairs, kept_pairs, target_tokenizer),
         },
     }

@@ -6,39 +6,76 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ja_instruct.pipelines.data_filtering.batches import FIELDS
-from ja_instruct.pipelines.data_filtering.costs import (
-    RuleCost,
-    Step,
-    list_rule_costs,
-    list_steps,
-    list_text_costs,
-)
-from ja_instruct.pipelines.data_filtering.explanations import explain
-from ja_instruct.pipelines.data_filtering.page_template import FILTER_PAGE_TEMPLATE
+from ja_instruct.pipelines.data_filtering.violations import EXPLANATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from plotly.graph_objects import Figure
-else:  # Kedro resolves the hints of a node; plotly takes a second to import
+else:  # Kedro resolves the hints of a node at run time; plotly takes a second to import
     Figure = Any
 
-#: Of each list, so many entries are in sight, and so many in the page at all: with 20,000 rare
-#: characters it would be larger than its plots.
+#: Rows rendered per list: the first ones always, the rest folded. With all of 20,000 rare
+#: characters the page would be larger than its plots.
 TOP = 30
 LISTED_MAX = 2000
 SHOWN_CHARS = 60
 
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_CONTROL_PICTURES |= {0x7F: 0x2421}
 
-class Listed(NamedTuple):
-    """A list of ``filter_report``: what a rule found.
+
+class RuleCost(NamedTuple):
+    """The pairs that a rule drops.
 
     Attributes:
-        rule: The rule.
-        japanese: The heading.
-        english: The same.
-        counted: Whether it holds characters that are banned by their count.
-        banned_from: As ``list_steps`` takes it.
+        rule: Id of the rule.
+        pairs: All pairs that violate it.
+        first: Those that violate no earlier rule.
+        alone: Those that violate no other rule.
+        japanese: Estimate of those among ``alone`` whose two fields CLD2 detects as Japanese.
+        share: ``japanese`` over ``alone``; 0 without any.
+        on_purpose: The rule drops Japanese pairs on purpose.
+    """
+
+    rule: str
+    pairs: int
+    first: int
+    alone: int
+    japanese: int
+    share: float
+    on_purpose: bool
+
+    @property
+    def lost(self) -> int:
+        """``japanese`` if the rule is meant to keep Japanese pairs, else 0."""
+        return 0 if self.on_purpose else self.japanese
+
+
+class TextCost(NamedTuple):
+    """A banned text, the pairs with it, and those of them without any other violation."""
+
+    text: str
+    pairs: int
+    alone: int
+
+
+class Step(NamedTuple):
+    """A looser value of a parameter, and the least number of pairs that it frees."""
+
+    value: int
+    pairs: int
+
+
+class Listed(NamedTuple):
+    """A list of ``filter_report`` with the texts that a rule found.
+
+    Attributes:
+        rule: Id of the rule.
+        japanese: Heading in Japanese.
+        english: Heading in English.
+        counted: The list holds characters that are banned by their count.
+        banned_from: See ``list_steps``.
     """
 
     rule: str
@@ -47,27 +84,102 @@ class Listed(NamedTuple):
     counted: bool = False
     banned_from: int = 0
 
+    @property
+    def edited_in(self) -> str:
+        """The parameter or word list to edit."""
+        return EXPLANATIONS[self.rule].edited_in
+
 
 LISTS = {
     "rare_characters": Listed("rare_character", "珍しい文字", "Rare characters", True, 1),
     "rare_survivor_characters": Listed(
-        "rare_survivor_character", "残った組で珍しい文字", "Characters rare in what is left", True
+        "rare_survivor_character",
+        "残ったペアで珍しい文字",
+        "Characters rare in the pairs left",
+        True,
     ),
-    "banned_substrings": Listed("banned_substring", "禁止文字列", "Banned texts"),
+    "banned_substrings": Listed("banned_substring", "禁止文字列", "Banned substrings"),
     "banned_instruction_substrings": Listed(
-        "banned_instruction_substring", "指示の禁止文字列", "Texts banned in instructions"
+        "banned_instruction_substring", "指示の禁止文字列", "Substrings banned in instructions"
     ),
 }
 
-_CARDS = {
-    "read": "読んだ組 · read",
-    "kept": "残した組 · kept",
-    "rejected": "落とした組 · rejected",
-    "kept_percent": "残した割合 · kept",
-    "quarantined": "読めなかった記録 · quarantined",
-}
-_CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
-_CONTROL_PICTURES |= {0x7F: 0x2421}
+
+def list_rule_costs(filter_report: Mapping[str, Any]) -> list[RuleCost]:
+    """Return the rules that drop pairs, those that lose most Japanese pairs first.
+
+    Rules that lose equally many are sorted by all their pairs, then as in the report.
+
+    >>> report = {
+    ...     "rejected_by_rule": {"banned_substring": 5, "rare_character": 9},
+    ...     "rejected_by_first_rule": {"banned_substring": 5, "rare_character": 6},
+    ...     "rejected_by_rule_alone": {"banned_substring": 2, "rare_character": 6},
+    ...     "good_data": {
+    ...         "banned_substring": {"sampled": 2, "in_language": 0, "estimate": 0},
+    ...         "rare_character": {"sampled": 6, "in_language": 3, "estimate": 3},
+    ...     },
+    ... }
+    >>> [(cost.rule, cost.pairs, cost.alone, cost.lost) for cost in list_rule_costs(report)]
+    [('rare_character', 9, 6, 3), ('banned_substring', 5, 2, 0)]
+    """
+    costs = []
+    for rule, pairs in filter_report["rejected_by_rule"].items():
+        good = filter_report["good_data"][rule]
+        cost = RuleCost(
+            rule=rule,
+            pairs=pairs,
+            first=filter_report["rejected_by_first_rule"][rule],
+            alone=filter_report["rejected_by_rule_alone"][rule],
+            japanese=good["estimate"],
+            share=good["in_language"] / good["sampled"] if good["sampled"] else 0.0,
+            on_purpose=EXPLANATIONS[rule].on_purpose,
+        )
+        if pairs:
+            costs.append(cost)
+    return sorted(costs, key=lambda cost: (-cost.lost, -cost.pairs))
+
+
+def list_text_costs(found: Mapping[str, Mapping[str, Any]]) -> list[TextCost]:
+    """Return the texts that a rule found, the one with most pairs of its own first.
+
+    >>> found = {"翻訳": {"pairs": 9, "alone": 1}, ".com": {"pairs": 4, "alone": 3}}
+    >>> list_text_costs(found)[0]
+    TextCost(text='.com', pairs=4, alone=3)
+    """
+    costs = [TextCost(text, counts["pairs"], counts["alone"]) for text, counts in found.items()]
+    return sorted(costs, key=lambda cost: (-cost.alone, -cost.pairs))
+
+
+def list_steps(
+    found: Mapping[str, Mapping[str, Any]], alone: int, *, banned_from: int
+) -> list[Step]:
+    """Return looser values, each half of the one before, of a limit on the counts of characters.
+
+    A step counts the pairs whose only violation is a single character that the value frees. It is a
+    lower bound, because pairs with several freed characters come back as well; the rules that have
+    not seen these pairs (CLD2, and the count among the survivors) may still drop some of them. The
+    last value bans nothing.
+
+    Args:
+        found: By character: ``times``, its count in the corpus, and ``alone``.
+        alone: The pairs that violate only this rule.
+        banned_from: 1 if characters with exactly the parameter's count are banned, 0 if only those
+            with a lower count are.
+
+    >>> found = {"智": {"times": 19, "alone": 6}, "諾": {"times": 4, "alone": 2}}
+    >>> steps = list_steps(found, 11, banned_from=1)
+    >>> [(step.value, step.pairs) for step in steps]
+    [(9, 6), (4, 6), (2, 8), (1, 8), (0, 11)]
+    """
+    most = max((counts["times"] for counts in found.values()), default=0)
+    bans_none = 1 - banned_from
+    steps = []
+    value = (most + 1 - banned_from) // 2
+    while value > bans_none:
+        freed = [counts for counts in found.values() if counts["times"] >= value + banned_from]
+        steps.append(Step(value, sum(counts["alone"] for counts in freed)))
+        value //= 2
+    return [*steps, Step(bans_none, alone)] if found else []
 
 
 def build_filter_page(
@@ -75,94 +187,44 @@ def build_filter_page(
 ) -> str:
     """Return one self-contained HTML page in Japanese and English.
 
-    What to change comes first: the rule that loses most pairs which CLD2 finds Japanese, the looser
-    parameter, text or character that brings most of them back, and where it is edited. Then the
-    figures, lists and examples behind that.
+    What to change comes first: the rule that loses most Japanese pairs, the single changes that
+    bring most of them back, and where to make them. Then follow the counts, lists and examples.
     """
-    from jinja2 import Environment
+    from jinja2 import Environment, PackageLoader
 
     costs = list_rule_costs(filter_report)
-    found = {name: _get_found(filter_report, name) for name in LISTS}
-    touched = sorted(filter_report.get("replacements", {}).items(), key=lambda item: -item[1])
-    touched = [(text, pairs) for text, pairs in touched if pairs]
-    seconds = filter_report.get("seconds", {})
+    found = {
+        name: filter_report[name]["found"] if listed.counted else filter_report[name]
+        for name, listed in LISTS.items()
+    }
+    steps = {name: _list_steps(costs, found, name) for name in LISTS}
+    replaced = [item for item in filter_report["replacements"].items() if item[1]]
+    replaced.sort(key=lambda item: -item[1])
     plots = {"full_html": False, "config": {"responsive": True, "displayModeBar": False}}
-    template = Environment(autoescape=True).from_string(FILTER_PAGE_TEMPLATE)
-    return template.render(
-        advice=_advise(costs, found, filter_report["summary"]["read"]),
-        cards=_fill_cards(filter_report["summary"]),
-        rules=_describe_rules(costs, filter_report),
-        silent=[rule for rule, pairs in filter_report["rejected_by_rule"].items() if not pairs],
-        steps={
-            explain(listed.rule).edited_in: steps
-            for name, listed in LISTS.items()
-            if (steps := _list_steps(costs, found, name))
-        },
+    environment = Environment(loader=PackageLoader("ja_instruct"), autoescape=True)
+    return environment.get_template("filter_report.html.jinja").render(
+        summary=filter_report["summary"],
+        advice=_advise(costs, found, steps, filter_report["summary"]["read"]),
+        rules=[
+            {
+                "place": place,
+                "cost": cost,
+                "explanation": EXPLANATIONS[cost.rule],
+                "examples": _show_examples(cost.rule, filter_report["examples"][cost.rule]),
+            }
+            for place, cost in enumerate(costs, 1)
+        ],
+        unused=[rule for rule, pairs in filter_report["rejected_by_rule"].items() if not pairs],
+        steps={LISTS[name].edited_in: listed for name, listed in steps.items() if listed},
         lists=[_fill_list(name, entries) for name, entries in found.items() if entries],
-        replacements=[{"text": _show(text), "pairs": pairs} for text, pairs in touched[:TOP]],
-        replacements_touching=len(touched),
-        replacements_count=len(filter_report.get("replacements", {})),
-        times={
-            "手順ごと · by step": seconds.get("steps", {}),
-            "規則ごと · by rule": seconds.get("rules", {}),
-        },
+        replacements=[{"text": _show(text), "pairs": pairs} for text, pairs in replaced[:TOP]],
+        replacements_used=len(replaced),
+        replacements_count=len(filter_report["replacements"]),
         rejection_plot=rejection_plot.to_html(
             include_plotlyjs=True, div_id="rejection-plot", **plots
         ),
         length_plot=length_plot.to_html(include_plotlyjs=False, div_id="length-plot", **plots),
     )
-
-
-def _describe_rules(
-    costs: list[RuleCost], filter_report: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "place": place,
-            "cost": cost,
-            "explanation": explain(cost.rule),
-            "examples": _show_examples(filter_report, cost.rule),
-        }
-        for place, cost in enumerate(costs, 1)
-    ]
-
-
-def _get_found(filter_report: Mapping[str, Any], name: str) -> Mapping[str, Mapping[str, Any]]:
-    found: Mapping[str, Any] = filter_report.get(name, {})
-    return found.get("found", {}) if LISTS[name].counted else found
-
-
-def _advise(costs: list[RuleCost], found: Mapping[str, Any], read: int) -> dict[str, Any]:
-    """Name the rule that loses most Japanese pairs, and the single changes that return most."""
-    if not costs or not costs[0].lost:
-        return {"worst": None, "changes": []}
-    changes: list[tuple[float, dict[str, Any]]] = []
-    for name, listed in LISTS.items():
-        cost = next((cost for cost in costs if cost.rule == listed.rule and cost.lost), None)
-        texts = list_text_costs(found[name])
-        if cost is None or not texts:
-            continue
-        edited_in = explain(listed.rule).edited_in
-        steps = _list_steps(costs, found, name)
-        if steps:
-            step = Step(steps[0].value, round(steps[0].pairs * cost.share))
-            changes.append((step.pairs, {"step": step, "edited_in": edited_in}))
-        counts = found[name][texts[0].text]
-        change = {
-            "text": _show(texts[0].text),
-            "code_point": _code_point(texts[0].text),
-            "alone": texts[0].alone,
-            "edited_in": edited_in,
-            "freed_at": counts["times"] - listed.banned_from if listed.counted else None,
-        }
-        changes.append((texts[0].alone * cost.share, change))
-    changes.sort(key=lambda change: -change[0])
-    return {
-        "worst": costs[0],
-        "percent": f"{100 * costs[0].lost / read:.1f}",
-        "edited_in": explain(costs[0].rule).edited_in,
-        "changes": [change for returned, change in changes if returned],
-    }
 
 
 def _list_steps(costs: list[RuleCost], found: Mapping[str, Any], name: str) -> list[Step]:
@@ -174,17 +236,43 @@ def _list_steps(costs: list[RuleCost], found: Mapping[str, Any], name: str) -> l
     return [step for step in steps if step.pairs]
 
 
-def _fill_cards(summary: Mapping[str, Any]) -> dict[str, str]:
-    cards = {}
-    for name, value in summary.items():
-        shown = f"{value:,}" if isinstance(value, int | float) else str(value)
-        label = _CARDS.get(name, name.replace("_", " "))
-        cards[label] = f"{shown} %" if name.endswith("_percent") else shown
-    return cards
+def _advise(
+    costs: list[RuleCost], found: Mapping[str, Any], steps: Mapping[str, list[Step]], read: int
+) -> dict[str, Any]:
+    """Name the rule that loses most Japanese pairs, and the single changes that return most."""
+    if not costs or not costs[0].lost:
+        return {"worst": None, "changes": []}
+    lossy = {cost.rule: cost for cost in costs if cost.lost}
+    changes: list[tuple[float, dict[str, Any]]] = []
+    for name, listed in LISTS.items():
+        texts = list_text_costs(found[name])
+        if listed.rule not in lossy or not texts:
+            continue
+        share = lossy[listed.rule].share
+        if steps[name]:
+            first = steps[name][0]
+            step = Step(first.value, round(first.pairs * share))
+            changes.append((step.pairs, {"step": step, "edited_in": listed.edited_in}))
+        worst = texts[0]
+        times = found[name][worst.text].get("times")
+        change = {
+            "text": _show(worst.text),
+            "code_point": _code_point(worst.text),
+            "alone": worst.alone,
+            "edited_in": listed.edited_in,
+            "freed_at": times - listed.banned_from if listed.counted else None,
+        }
+        changes.append((worst.alone * share, change))
+    changes.sort(key=lambda change: -change[0])
+    return {
+        "worst": costs[0],
+        "percent": f"{100 * costs[0].lost / read:.1f}",
+        "edited_in": EXPLANATIONS[costs[0].rule].edited_in,
+        "changes": [change for returned, change in changes if returned],
+    }
 
 
 def _fill_list(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    listed = LISTS[name]
     costs = [
         {
             "text": _show(cost.text),
@@ -196,39 +284,33 @@ def _fill_list(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str,
         for cost in list_text_costs(entries)[:LISTED_MAX]
     ]
     return {
-        "japanese": listed.japanese,
-        "english": listed.english,
-        "counted": listed.counted,
+        "listed": LISTS[name],
         "count": len(entries),
-        "edited_in": explain(listed.rule).edited_in,
         "top": costs[:TOP],
         "rest": costs[TOP:],
         "left_out": max(0, len(entries) - LISTED_MAX),
     }
 
 
-def _show_examples(filter_report: Mapping[str, Any], rule: str) -> list[dict[str, Any]]:
-    examples = []
-    for example in filter_report.get("examples", {}).get(rule, []):
+def _show_examples(rule: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = []
+    for example in examples:
         matched = example["matched"]
-        sought = matched if explain(rule).quotes else ""
-        examples.append(
+        marked = {example["side"]: matched} if EXPLANATIONS[rule].quotes else {}
+        shown.append(
             {
                 "record": example["record"],
                 "field": example["side"],
                 "matched": _show(matched),
                 "code_point": _code_point(matched),
-                "fields": {
-                    field: _mark(example[field], sought if field == example["side"] else "")
-                    for field in FIELDS
-                },
+                "fields": {field: _mark(example[field], marked.get(field, "")) for field in FIELDS},
             }
         )
-    return examples
+    return shown
 
 
 def _mark(text: str, matched: str) -> list[tuple[str, bool]]:
-    """Split a text into parts, each with whether it is what was found."""
+    """Split a text into parts, each with whether it is the match."""
     if not matched:
         return [(_make_visible(text), False)] if text else []
     parts: list[tuple[str, bool]] = []
@@ -241,12 +323,12 @@ def _mark(text: str, matched: str) -> list[tuple[str, bool]]:
 
 
 def _code_point(text: str) -> str:
-    """Return that of a single character, or nothing."""
+    """Return the code point of a single character, or an empty string."""
     return f"U+{ord(text):04X}" if len(text) == 1 else ""
 
 
 def _show(text: str) -> str:
-    r"""Return a text short enough for a table, and so that a person sees something.
+    r"""Return a text short enough for a table and with its invisible characters made visible.
 
     >>> _show("\u0301"), _show(" Weekly "), _show("\u00ad")
     ('◌́', '␣Weekly␣', 'SOFT HYPHEN')
@@ -265,5 +347,5 @@ def _show(text: str) -> str:
 
 
 def _make_visible(text: str) -> str:
-    """Put the pictures of control characters in their place: HTML has none of them."""
+    """Replace control characters, which HTML forbids, by their pictures."""
     return text.translate(_CONTROL_PICTURES)

@@ -1,4 +1,4 @@
-"""Conversations to pairs of instruction and response, and pairs with other texts."""
+"""Pairs of instruction and response: read from conversations, and with columns replaced."""
 
 from __future__ import annotations
 
@@ -26,24 +26,22 @@ ROLES = ("user", "assistant")
 
 
 def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Table:
-    """Return the two columns of texts, in Arrow's type of texts."""
+    """Return the columns ``instruction`` and ``response`` as Arrow strings."""
     import pyarrow as pa
 
-    fields = (instructions, responses)
-    return pa.table(
-        {name: pa.array(texts, pa.string()) for name, texts in zip(FIELDS, fields, strict=True)}
-    )
+    fields = zip(FIELDS, (instructions, responses), strict=True)
+    return pa.table({name: pa.array(texts, pa.string()) for name, texts in fields})
 
 
 def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Table:
-    """Return the content of the first turn of each role, "" where there is none.
+    """Return the content of the first turn of each role, or "" without such a turn.
 
     Args:
         conversations: Lists of turns, each with ``role`` and ``content``.
-        first_record: The number of the first one, from 1, for the error.
+        first_record: Number of the first conversation, from 1, for the error.
 
     Raises:
-        InputError: A conversation is no list of turns; the record is named.
+        InputError: A conversation is not a list of turns; the error names the record.
     """
     turns = as_one_array(conversations)
     if _holds_turns(turns.type):
@@ -71,7 +69,7 @@ def _holds_turns(kind: pa.DataType) -> bool:
 
 
 def _take_first(turns: pa.ListArray, role: str) -> pa.StringArray:
-    """Return the content of the first turn of ``role`` in each list of turns."""
+    """Return the content of the first turn of ``role`` in each list."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -89,7 +87,7 @@ def _take_first(turns: pa.ListArray, role: str) -> pa.StringArray:
 
 
 def _read_first(turns: Any, role: str, number: int) -> str:
-    """Do the same for one conversation of any other type."""
+    """Return the same for one conversation in Python objects."""
     if not isinstance(turns, list | None):
         raise _refusal(number, turns)
     for turn in turns or []:
@@ -110,36 +108,35 @@ def _refusal(number: int, value: Any) -> InputError:
 
 
 def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dataset]:
-    """Return the records that could be read, without gaps, and what is known of the others.
+    """Separate the readable records from the descriptions of the unreadable ones.
 
     Args:
-        source: Has a column ``bad_record`` if some could not be read: null for the others, else
-            ``source``, ``line``, ``error`` and ``text``.
-        count_max: How many may be bad.
+        source: With a column ``bad_record`` if there are unreadable records: null for the others,
+            else ``source``, ``line``, ``error`` and ``text``.
+        count_max: How many records may be unreadable.
 
     Raises:
-        InputError: More are bad; the first are named.
+        InputError: More records are unreadable; the error lists the first ones.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from ja_instruct.tables.arrow import collect, iterate_tables
 
-    fields = list(to_arrow(BAD_RECORD_TYPE))
-    bad = pa.schema(fields).empty_table()
+    schema = pa.schema(list(to_arrow(BAD_RECORD_TYPE)))
+    bad = schema.empty_table()
     if BAD_RECORD in source.column_names:
-        told = [table.column(0) for table in iterate_tables(source, columns=[BAD_RECORD])]
-        records = pa.concat_tables([pa.table({BAD_RECORD: column}) for column in told])
+        records = pa.concat_tables(iterate_tables(source, columns=[BAD_RECORD]))
         is_bad = pc.is_valid(records.column(0)).to_numpy()
         flat = records.filter(is_bad).flatten()
-        names = [field.name for field in fields]
-        bad = flat.select([f"{BAD_RECORD}.{name}" for name in names]).rename_columns(names)
+        bad = flat.select([f"{BAD_RECORD}.{name}" for name in schema.names])
+        bad = bad.rename_columns(schema.names)
         source = source.remove_columns(BAD_RECORD).select(np.flatnonzero(~is_bad))
     if len(bad) > count_max:
         raise InputError(describe_bad_records(bad.to_pylist(), count_max))
     if len(bad):
         logger.warning(
-            "%d records could not be read; 'quarantined_records' holds them with file and line",
+            "%d records could not be read; 'quarantined_records' lists them with file and line",
             len(bad),
         )
     if source._indices is not None:
@@ -148,7 +145,7 @@ def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dat
 
 
 def describe_bad_records(bad: list[dict[str, Any]], count_max: int) -> str:
-    """Return the message on more bad records than allowed."""
+    """Return the error message for more unreadable records than allowed."""
     shown = [f"  - {one['source']}:{one['line']}: {one['error']}" for one in bad[:5]]
     more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
     return (
@@ -159,7 +156,7 @@ def describe_bad_records(bad: list[dict[str, Any]], count_max: int) -> str:
 
 
 def flatten_indices(data: Dataset) -> Dataset:
-    """Return the rows that ``select`` picked as rows of a table of their own."""
+    """Return the selected rows as a table of their own, without an indices mapping."""
     from datasets import Dataset, DatasetInfo
     from datasets.fingerprint import generate_random_fingerprint
 
@@ -167,7 +164,7 @@ def flatten_indices(data: Dataset) -> Dataset:
 
     none = data.data.table.schema.empty_table()
     table = collect(chain([none], iterate_tables(data))).data.table
-    # Dataset.cast would show a progress bar and leave a file in the cache
+    # Dataset.cast would leave a file in the cache and show a progress bar
     return Dataset(
         table.replace_schema_metadata(None),
         info=DatasetInfo(features=data.features),
@@ -175,24 +172,20 @@ def flatten_indices(data: Dataset) -> Dataset:
     )
 
 
-def replace_columns(data: Dataset, columns: Dataset, *, first: bool) -> Dataset:
-    """Return ``data`` with ``columns`` before or after its own, in place of those so named.
+def replace_columns(data: Dataset, columns: Dataset) -> Dataset:
+    """Return ``columns``, then those columns of ``data`` that have other names, without a copy.
 
-    Nothing is copied. Neither has rows picked by ``select``.
+    Both datasets must be without an indices mapping (see ``flatten_indices``).
     """
     import pyarrow as pa
     from datasets import Dataset, DatasetInfo, Features
     from datasets.fingerprint import generate_random_fingerprint
 
-    others = [name for name in data.column_names if name not in columns.column_names]
-    names = [*columns.column_names, *others] if first else [*others, *columns.column_names]
-    sources = [columns if name in columns.column_names else data for name in names]
-    features = {name: source.features[name] for name, source in zip(names, sources, strict=True)}
-    table = pa.table(
-        {name: source.data.table.column(name) for name, source in zip(names, sources, strict=True)}
-    )
+    sources = dict.fromkeys(columns.column_names, columns)
+    sources |= {name: data for name in data.column_names if name not in sources}
+    features = {name: source.features[name] for name, source in sources.items()}
     return Dataset(
-        table,
+        pa.table({name: source.data.table.column(name) for name, source in sources.items()}),
         info=DatasetInfo(features=Features(features)),
         fingerprint=generate_random_fingerprint(),
     )
@@ -201,12 +194,12 @@ def replace_columns(data: Dataset, columns: Dataset, *, first: bool) -> Dataset:
 def select_rows(
     tables: Iterable[pa.Table], rows: npt.NDArray[np.int64], columns: pa.Table
 ) -> Iterator[pa.Table]:
-    """Yield those ``rows`` (ascending) of consecutive tables, with ``columns`` at their end.
+    """Yield the selected rows of consecutive tables, with ``columns`` appended.
 
     Args:
-        tables: Their rows are counted on from table to table.
-        rows: Shape (n,).
-        columns: n rows; take the place of the tables' columns of the same names.
+        tables: Numbered throughout: row 0 is the first row of the first table.
+        rows: Selected rows in ascending order, shape (n,).
+        columns: n rows, which replace the tables' columns of the same names.
     """
     import pyarrow as pa
 

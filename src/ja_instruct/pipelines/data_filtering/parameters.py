@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from ja_instruct.config import Parameters
 
-FurtherRule = Literal[
+ExtraRule = Literal[
     "token_count",
     "citation_mark",
     "cut_off",
@@ -25,15 +25,15 @@ class DataFilteringParameters(Parameters):
     rare_char_count_max: int = Field(
         ge=0,
         description=(
-            "A character that the corpus holds this many times or fewer, counted before the "
+            "A character that occurs at most this many times in the corpus, counted before the "
             "replacements, is banned. 0 bans none."
         ),
     )
     survivor_char_count_min: int = Field(
         ge=0,
         description=(
-            "A pair with a character that the pairs left by the other rules hold fewer times "
-            "than this, counted after the replacements, is dropped. 0 and 1 drop none."
+            "A pair is dropped if it contains a character that occurs fewer times than this in the "
+            "pairs left by the other rules, counted after the replacements. 0 and 1 drop none."
         ),
     )
     language: str = Field(
@@ -42,20 +42,16 @@ class DataFilteringParameters(Parameters):
     language_percent_min: int = Field(
         ge=0,
         le=100,
-        description="Least share of each field, in percent of its text, in that language.",
+        description="Least share of that language in the text of each field, in percent.",
     )
-
     bad_records_max: int = Field(
         ge=0,
         description=(
-            "Records of the source that may be unreadable (no JSON, a value of another type); they "
-            "are quarantined. One more stops the run."
+            "Most records of the source that may be unreadable (invalid JSON, a value of another "
+            "type); they are quarantined. More stop the run."
         ),
     )
-
-    extra_rules: tuple[FurtherRule, ...] = Field(
-        description="Rules beyond the recipe, by their ids; those that need no figure have none."
-    )
+    extra_rules: tuple[ExtraRule, ...] = Field(description="Ids of the rules beyond the recipe.")
     response_tokens_min: int = Field(
         ge=0, description="Rule token_count: fewest tokens of a response."
     )
@@ -66,62 +62,58 @@ class DataFilteringParameters(Parameters):
         ge=0,
         le=100,
         description=(
-            "Rule repetition: most of a text, in percent of its characters, in sentences that "
-            "stood in it before."
+            "Rule repetition: highest percentage of a text's characters in sentences that occur "
+            "earlier in it."
         ),
     )
     repeated_ngram_percent_max: int = Field(
         ge=0,
         le=100,
         description=(
-            "Rule repetition: most of a text's Japanese letters, in percent, in 10-grams that "
-            "stood in it before."
+            "Rule repetition: highest percentage of a text's Japanese letters in 10-grams that "
+            "occur earlier in it."
         ),
     )
     repeated_ngram_letters_min: int = Field(
         ge=20,
-        description=(
-            "Rule repetition: fewest Japanese letters of a text whose 10-grams are looked at."
-        ),
+        description="Rule repetition: fewest Japanese letters of a text to check its 10-grams.",
     )
     han_chars_without_kana_max: int = Field(
-        ge=1, description="Rule kana_share: most Han characters in a stretch without kana."
+        ge=1, description="Rule kana_share: most Han characters in a run without kana."
     )
     foreign_han_chars_without_kana_max: int = Field(
         ge=1,
         description=(
-            "Rule kana_share: the same for a stretch with two or more characters outside code "
-            "page 932."
+            "Rule kana_share: the same for a run with two or more characters outside code page 932."
         ),
     )
     contamination_ngram_chars: int = Field(
         ge=10,
         description=(
-            "Rule contamination: letters and digits in a row that a text may not share with an "
-            "evaluation task."
+            "Rule contamination: length of the n-grams, in letters and digits, that a text must "
+            "not share with an evaluation task."
         ),
     )
     contamination_share_min: float = Field(
         gt=0,
         le=1,
-        description="Rule contamination: share of a task's 5-grams that a text may not hold.",
+        description=(
+            "Rule contamination: least share of a task's 5-grams that makes a text contaminated."
+        ),
     )
     contamination_stock_texts_max: int = Field(
         ge=1,
         description=(
-            "Rule contamination: what more texts than this share with a task is a stock phrase."
+            "Rule contamination: an n-gram that occurs in more texts than this is a stock phrase."
         ),
     )
     near_duplicate_jaccard_min: float = Field(
         ge=0.5,
         le=1,
         description=(
-            "Rule near_duplicate: least Jaccard similarity, of the character 3-grams of both "
-            "fields, to an earlier pair."
+            "Rule near_duplicate: least Jaccard similarity to an earlier pair, of the character "
+            "3-grams of both fields."
         ),
-    )
-    quality_scores: bool = Field(
-        description="Whether the kept pairs get columns score_… for later use."
     )
 
     @field_validator("language")

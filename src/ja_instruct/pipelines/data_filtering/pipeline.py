@@ -7,7 +7,6 @@ from kedro.pipeline import Node, Pipeline
 from ja_instruct.pipelines.data_filtering import nodes
 from ja_instruct.pipelines.data_filtering.page import build_filter_page
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
-from ja_instruct.pipelines.data_filtering.timing import timed
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -15,25 +14,25 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                timed(nodes.extract_pairs),
+                nodes.extract_pairs,
                 inputs=["raw_conversations", "params:data_filtering"],
-                outputs=["conversation_pairs", "quarantined_records", "extraction_seconds"],
+                outputs=["conversation_pairs", "quarantined_records"],
                 name="extract_pairs",
             ),
             Node(
-                timed(nodes.find_rare_characters),
+                nodes.find_rare_characters,
                 inputs=["conversation_pairs", "params:data_filtering"],
-                outputs=["rare_characters", "counting_seconds"],
+                outputs="rare_characters",
                 name="find_rare_characters",
             ),
             Node(
-                timed(nodes.apply_replacements),
+                nodes.apply_replacements,
                 inputs=["conversation_pairs", "replacements"],
-                outputs=["cleaned_pairs", "replacement_counts", "replacement_seconds"],
+                outputs=["cleaned_pairs", "replacement_counts"],
                 name="apply_replacements",
             ),
             Node(
-                timed(nodes.judge_pairs),
+                nodes.judge_pairs,
                 inputs=[
                     "cleaned_pairs",
                     "rare_characters",
@@ -43,40 +42,34 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "evaluation_tasks",
                     "params:data_filtering",
                 ],
-                outputs=["pair_violations", "judging_seconds"],
+                outputs="pair_violations",
                 name="judge_pairs",
             ),
             Node(
-                timed(nodes.judge_survivors),
+                nodes.judge_survivors,
                 inputs=["cleaned_pairs", "pair_violations", "params:data_filtering"],
-                outputs=["violations", "rare_survivor_characters", "survivor_judging_seconds"],
+                outputs=["violations", "rare_survivor_characters"],
                 name="judge_survivors",
             ),
             Node(
-                timed(nodes.split_pairs),
-                inputs=["cleaned_pairs", "violations", "params:data_filtering"],
-                outputs=["filtered_pairs", "rejected_pairs", "splitting_seconds"],
+                nodes.split_pairs,
+                inputs=["cleaned_pairs", "violations"],
+                outputs=["filtered_pairs", "rejected_pairs"],
                 name="split_pairs",
             ),
             Node(
                 nodes.report_filtering,
-                inputs={
-                    "conversation_pairs": "conversation_pairs",
-                    "cleaned_pairs": "cleaned_pairs",
-                    "quarantined_records": "quarantined_records",
-                    "violations": "violations",
-                    "rare_characters": "rare_characters",
-                    "rare_survivor_characters": "rare_survivor_characters",
-                    "replacement_counts": "replacement_counts",
-                    "target_tokenizer": "target_tokenizer",
-                    "parameters": "params:data_filtering",
-                    "extract_pairs": "extraction_seconds",
-                    "find_rare_characters": "counting_seconds",
-                    "apply_replacements": "replacement_seconds",
-                    "judge_pairs": "judging_seconds",
-                    "judge_survivors": "survivor_judging_seconds",
-                    "split_pairs": "splitting_seconds",
-                },
+                inputs=[
+                    "conversation_pairs",
+                    "cleaned_pairs",
+                    "quarantined_records",
+                    "violations",
+                    "rare_characters",
+                    "rare_survivor_characters",
+                    "replacement_counts",
+                    "target_tokenizer",
+                    "params:data_filtering",
+                ],
                 outputs="filter_report",
                 name="report_filtering",
             ),

@@ -1,11 +1,11 @@
-"""The plots of the filter: what each rule costs, and the lengths before and after."""
+"""The plots of the filter: the pairs that each rule drops, and the lengths before and after."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.pipelines.data_filtering.batches import FIELDS
-from ja_instruct.pipelines.data_filtering.costs import RuleCost, list_rule_costs
+from ja_instruct.pipelines.data_filtering.page import RuleCost, list_rule_costs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,22 +17,22 @@ else:  # Kedro resolves the hints of a node; plotly takes a second to import
 LOST, ON_PURPOSE, NOT_JAPANESE, SHARED = "#d9480f", "#a9c4f5", "#8b95a7", "#d3d8e1"
 BEFORE, AFTER = "#8b95a7", "#1f6feb"
 
-#: A rule's id is broken in two where it is longer, or a narrow plot would be all labels; not among
-#: many rules, whose lines would run into each other where the plot is low.
+#: Longer rule ids are broken into two lines, so that labels do not fill a narrow plot; not if there
+#: are many rules, whose lines would overlap in a low plot.
 LABEL_CHARS = 16
 FEW_RULES = 8
-#: Stands for a length of 0, which has no place on a logarithmic axis.
+#: Position of length 0, which a logarithmic axis does not have.
 ZERO_AT = 0.5
 LENGTH_TICKS = {ZERO_AT: "0", 10: "10", 100: "100", 1000: "1k", 10_000: "10k", 100_000: "100k"}
 
 
 def plot_rejections(filter_report: dict[str, Any]) -> Figure:
-    """Plot the pairs that each rule costs, the rule that loses most Japanese pairs on top.
+    """Plot the pairs that each rule drops, the rule that loses most Japanese pairs on top.
 
-    A bar is stacked, from the left: pairs lost to this rule alone that CLD2 finds Japanese
-    (estimated from a sample), other pairs that this rule alone is against, and pairs that another
-    rule is against as well. What rules for quality and duplicates drop is Japanese on purpose and
-    has a colour of its own. Rules that are against no pair are left out.
+    The parts of a bar, from the left: pairs dropped by this rule alone that CLD2 detects as
+    Japanese (estimated from a sample), other pairs dropped by this rule alone, and pairs that
+    another rule drops as well. Rules for quality and duplicates drop Japanese on purpose and have a
+    color of their own. Rules that drop no pairs are left out.
     """
     from plotly import graph_objects
 
@@ -41,15 +41,15 @@ def plot_rejections(filter_report: dict[str, Any]) -> Figure:
     if len(costs) <= FEW_RULES:
         labels = [_break_label(rule) for rule in labels]
     figure = graph_objects.Figure()
-    for name, colour, pairs in _split_bars(costs):
+    for name, color, pairs in _split_bars(costs):
         if any(pairs):
             figure.add_bar(
                 x=pairs,
                 y=labels,
                 name=name,
                 orientation="h",
-                marker_color=colour,
-                texttemplate="%{x:,}" if colour == LOST else None,
+                marker_color=color,
+                texttemplate="%{x:,}" if color == LOST else None,
                 textposition="inside",
                 insidetextanchor="start",
                 textangle=0,
@@ -57,13 +57,13 @@ def plot_rejections(filter_report: dict[str, Any]) -> Figure:
             )
     plot_height = 60 + 38 * max(len(costs), 2)
     figure.update_layout(
-        title=_title(_say_what_costs_most(costs, filter_report["summary"]["read"])),
+        title=_title(_headline_of_costs(costs, filter_report["summary"]["read"])),
         template="plotly_white",
         barmode="stack",
         bargap=0.3,
         height=plot_height + 190,
         margin={"l": 20, "r": 20, "t": 70, "b": 120},
-        # a plot of a single part would have none otherwise
+        # plotly hides the legend of a single trace by default
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": -58 / plot_height, "traceorder": "normal"},
         uniformtext={"minsize": 9, "mode": "hide"},
@@ -74,7 +74,7 @@ def plot_rejections(filter_report: dict[str, Any]) -> Figure:
 
 
 def _split_bars(costs: list[RuleCost]) -> list[tuple[str, str, list[int]]]:
-    """Return the parts of all bars, from the left: name, colour, and pairs by rule."""
+    """Return the parts of all bars, from the left: name, color, and pairs by rule."""
     on_purpose = [cost.japanese - cost.lost for cost in costs]
     not_japanese = [cost.alone - cost.japanese for cost in costs]
     shared = [cost.pairs - cost.alone for cost in costs]
@@ -82,29 +82,29 @@ def _split_bars(costs: list[RuleCost]) -> list[tuple[str, str, list[int]]]:
         ("Japanese, lost to this rule alone", LOST, [cost.lost for cost in costs]),
         ("Japanese, this rule alone, on purpose", ON_PURPOSE, on_purpose),
         ("not Japanese, this rule alone", NOT_JAPANESE, not_japanese),
-        ("another rule is against it, too", SHARED, shared),
+        ("dropped by another rule as well", SHARED, shared),
     ]
 
 
-def _say_what_costs_most(costs: list[RuleCost], read: int) -> str:
+def _headline_of_costs(costs: list[RuleCost], read: int) -> str:
     if not costs:
-        return "No rule is against any pair"
+        return "No rule drops any pair"
     worst = costs[0]
     if not worst.lost:
-        return "No rule alone costs pairs<br>that CLD2 finds Japanese"
+        return "No rule alone drops pairs<br>that CLD2 detects as Japanese"
     percent = 100 * worst.lost / read
     return (
-        f"{worst.rule} alone costs about {worst.lost:,}<br>"
+        f"{worst.rule} alone drops about {worst.lost:,}<br>"
         f"Japanese pairs, {percent:.1f} % of the {read:,} read"
     )
 
 
 def plot_lengths(filter_report: dict[str, Any]) -> Figure:
-    """Plot how long both fields are before and after the filter, in percent of the texts.
+    """Plot the lengths of both fields before and after the filter, in percent of the texts.
 
-    One panel a field and unit: characters, and tokens where a tokenizer has counted them. Dotted
-    lines mark the medians. The bins are those of the report, each a fifth wider than the one
-    before; the first holds the empty texts.
+    There is one panel per field and unit: characters, and tokens if a tokenizer counted them.
+    Dotted lines mark the medians. The bins are those of the report, each a fifth wider than the one
+    before; the first contains the empty texts.
     """
     from plotly.subplots import make_subplots
 
@@ -132,7 +132,7 @@ def plot_lengths(filter_report: dict[str, Any]) -> Figure:
     )
     figure.update_annotations(font_size=11)
     figure.update_layout(
-        title=_title(_say_what_changed(units)),
+        title=_title(_headline_of_lengths(units)),
         template="plotly_white",
         height=150 + 200 * max(len(units), 1),
         margin={"l": 45, "r": 20, "t": 90, "b": 60},
@@ -144,28 +144,28 @@ def plot_lengths(filter_report: dict[str, Any]) -> Figure:
 def _draw_lengths(
     figure: Figure, lengths: Mapping[str, Any], unit: str, field: str, at: dict[str, int]
 ) -> None:
-    """Draw one field before and after, with its medians, into the panel ``at`` row and column."""
-    for part, colour in (("before", BEFORE), ("after", AFTER)):
+    """Draw one field before and after, with its medians, into the panel at this row and column."""
+    for part, color in (("before", BEFORE), ("after", AFTER)):
         described = lengths[part][field]
         shares = _to_percent(described["histogram"])
         figure.add_scatter(
             x=[edge or ZERO_AT for edge in lengths["edges"]],
-            # the last value once more, or the last bin would have no width
+            # the last value is repeated to give the last bin a width
             y=[*shares, *shares[-1:]],
             name=part,
             legendgroup=part,
             showlegend=at == {"row": 1, "col": 1},
-            line={"shape": "hv", "color": colour, "width": 2},
+            line={"shape": "hv", "color": color, "width": 2},
             fill="tozeroy" if part == "before" else None,
             hovertemplate=f"from %{{x:,}} {unit}: %{{y:.1f}} %",
             **at,
         )
         if described["texts"]:
             median = described["median"] or ZERO_AT
-            figure.add_vline(median, line={"color": colour, "width": 2, "dash": "dot"}, **at)
+            figure.add_vline(median, line={"color": color, "width": 2, "dash": "dot"}, **at)
 
 
-def _say_what_changed(units: Mapping[str, Any]) -> str:
+def _headline_of_lengths(units: Mapping[str, Any]) -> str:
     if not units:
         return "No lengths were measured"
     lengths = units.get("characters") or next(iter(units.values()))

@@ -1,7 +1,7 @@
-"""What speaks against a text beyond the recipe's rules.
+"""Rules beyond the recipe for a single text: citation marks, cut-off ends, repetition, Chinese.
 
-Each ``find_`` function looks at one text, after the replacements, and returns what speaks against
-it, short enough to be read in a report, or ``None``.
+Each ``find_`` function checks one text, after the replacements, and returns the violating part,
+short enough for a report, or ``None``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import re
 from collections import Counter
 from functools import cache
 
-#: Of what a rule found, at most this many characters are shown.
+from ja_instruct.text import split_ngrams
+
+#: Most characters shown of a match.
 SHOWN_CHARS = 40
 #: Length of the character n-grams by which repetition is measured.
 NGRAM_CHARS = 10
-#: A loop: the last n-gram stands this often among so many last characters.
+#: A loop: the last n-gram occurs at least 12 times in the last 240 characters.
 _LOOP_COUNT, _LOOP_CHARS = 12, 240
 
 _KANA = "ぁ-ゖァ-ヺー"
 _HAN = "㐀-䶿一-鿿豈-﫿々〆"
-NOT_JAPANESE = re.compile(f"[^{_KANA}{_HAN}]+")
-_KANA_RUNS = re.compile(f"[{_KANA}]+")
+_NOT_JAPANESE = re.compile(f"[^{_KANA}{_HAN}]+")
 _HAN_RUNS = re.compile(f"[{_HAN}]+")
-LATIN_RUNS = re.compile("[A-Za-zＡ-Ｚａ-ｚÀ-ÖØ-öø-ɏ]+")
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _BRACKETED = re.compile(r"[\[［][ 　]?([^\[\]［］\n]{1,40})[ 　]?[\]］](?!\()")
@@ -37,8 +37,8 @@ _CITATION_LABEL = re.compile(
     re.IGNORECASE,
 )
 _CITATION_NUMBER = re.compile(r"[0-9０-９]{1,3}|[a-z]")
-# What is cited ends a sentence, a clause or a name; in 正解は[3]です and 空欄の[2] the number is
-# itself what is spoken of, behind ASCII it is an index (items[0]).
+# A citation follows the end of a sentence, a clause or a name. In 正解は[3]です and 空欄の[2] the
+# number itself is the subject; after ASCII it is an index (items[0]).
 _BEFORE_NUMBER = re.compile(
     rf"(?:[。．！？」』”）)％%；;、，,：]|[{_KANA}{_HAN}](?<![はのを])"
     r"(?<!空欄)(?<!選択肢)(?<!文献)(?<!番号)(?<!手順)(?<![図表式問題項列])) ?$"
@@ -48,16 +48,16 @@ _BEHIND_SENTENCE = re.compile(r"[。．！？] ?$|[るたすいだん] ?$")
 _BEHIND_NAME = re.compile(r"[」』”）);；,] ?$")
 _TEXT_GOES_ON = re.compile(rf" ?[{_KANA}{_HAN}A-Z0-9「『（(]")
 
-# A long answer that ends with a noun or any particle was stopped by a limit of tokens; a short one
-# may be a headline, an item of a list or an elliptical sentence.
+# A long answer that ends with a noun or a particle was cut off by a token limit; a short one may be
+# a headline, a list item or an elliptical sentence.
 _LONG_CHARS = 1000
-# A text of fewer letters may be a label, a name or a headline that ends as it likes.
+# A shorter text may be a label, a name or a headline, which have no regular end.
 _SENTENCE_CHARS = 20
 _OPENERS = "「『（(【［[〈《“"
 _CLOSERS = {"「": "」", "『": "』", "【": "】", "〈": "〉", "《": "》", "“": "”"} | dict.fromkeys(
     "（(［[", "）)］]"
 )
-# an emoticon is no broken sentence, nor is one that has ended
+# words in an open bracket: not an emoticon, nor a sentence that has ended
 _NAME_OR_WORDS = re.compile(rf"[^。．！？!?]*[{_KANA}{_HAN}A-Za-z][^。．！？!?]*")
 _PREDICATE_END = re.compile("(?:です|ます|ません|した|った|いる|ある|ない)$")
 _ENDS = frozenset("。．.！？!?…)）］]｝}」』】》\"”'*`")
@@ -77,12 +77,12 @@ _HIRAGANA = re.compile("[ぁ-ゖ]")
 
 
 def find_citation_mark(text: str) -> str | None:
-    """Find a citation mark that was left behind when its reference list was not.
+    """Find a citation mark without its reference list.
 
     Marks are numbers (``[3]``, ``［３］``, ``[1][2]``), letters (``[a]``), and the labels of an
     encyclopedia (``[要出典]``, ``[note 1]``, ``[citation needed]``). A number or letter counts only
-    where a sentence, a clause or a name is cited, not as an index, a blank or an option, and not
-    when a line of the text begins with it, as a list of references does. Code is not looked at.
+    after a sentence, a clause or a name; not as an index, a blank or an option, and not if a line
+    of the text begins with it, as in a list of references. Code is ignored.
 
     >>> find_citation_mark("配列 [1, 2, 3] の items[0] は 1 です。正解は[3]です。")
     >>> find_citation_mark("同社は2000年に運航を開始した[3][4]。翌年には増便した。")
@@ -119,12 +119,12 @@ def _is_explained(text: str, mark: str) -> bool:
 
 
 def find_cut_off(response: str) -> str | None:
-    """Find an answer that breaks off: its end, if no one would end there.
+    """Find an answer that breaks off, and return its end.
 
-    It ends within a code block or within a bracket opened in its last line, with a comma, a
-    conjunction, a particle behind a noun, an empty item of a list, or, from 1,000 characters on, in
-    the middle of a sentence. An end without 。 alone says nothing: names,
-    lists, headlines and sentences end so.
+    Such an answer ends within a code block or within a bracket opened in its last line; with a
+    comma, a conjunction, a particle after a noun or an empty list item; or, from 1,000 characters
+    on, in the middle of a sentence. An end without 。 is not enough: names, lists, headlines and
+    some sentences end so.
 
     >>> find_cut_off("リンゴ、ミカン、バナナ")
     >>> find_cut_off("ローソンは、日本のコンビニエンスストアで")
@@ -132,7 +132,7 @@ def find_cut_off(response: str) -> str | None:
     """
     text = response.rstrip()
     lines = text.rsplit("\n", 1)
-    # an end shows itself in its last words, however long the line
+    # the last words are enough, however long the line
     last = lines[-1][-_LONG_CHARS:]
     if len(lines) > 1 and _LIST_MARKER.fullmatch(last):
         return last[-SHOWN_CHARS:]
@@ -148,7 +148,7 @@ def find_cut_off(response: str) -> str | None:
 
 
 def _opens_bracket(line: str) -> bool:
-    """Say whether a bracket is left open, and no sentence has ended since it was opened."""
+    """Return whether a bracket is left open and no sentence has ended inside it."""
     opened: list[tuple[str, int]] = []
     for place, character in enumerate(line):
         if character in _CLOSERS:
@@ -158,7 +158,7 @@ def _opens_bracket(line: str) -> bool:
                 if character in opened[number][0]:
                     del opened[number:]
                     break
-    # a formula is no broken text
+    # formulas may have unbalanced brackets
     if not opened or re.search(r"[=^\\]", line):
         return False
     inside = line[opened[0][1] :]
@@ -172,19 +172,19 @@ def find_repetition(
     ngram_percent_max: int = 60,
     ngram_letters_min: int = 300,
 ) -> str | None:
-    r"""Find degenerate repetition: what is repeated, and how often.
+    r"""Find degenerate repetition: the repeated text and its count.
 
     Three measures, after the repetition filters of Gopher (Rae et al. 2021, arXiv:2112.11446, table
-    A1) as DataTrove has them, made for Japanese, which has no spaces and much shorter lines:
+    A1) as implemented in DataTrove, adapted to Japanese, which has no spaces and shorter lines:
 
-    - the share of the text in sentences that stood in it before (Gopher's duplicate lines, there
-      20 to 30 %). Items and labels of lists, which may repeat, and the refrains of a song are no
-      sentences: one has 10 characters or more, hiragana, and an end or 20 characters or more;
-    - the share of its Japanese letters in 10-grams that stood in it before (Gopher's duplicate
-      n-grams of 5 to 10 words), from ``ngram_letters_min`` letters on: shorter answers that
-      classify things are all repetition by nature. Code, numbers, signs and Latin do not count;
-    - the last 10 characters 12 times among the last 240: whoever generates a loop does not leave
-      it before the answer is cut off. Lines of signs (``----``) are none.
+    - the share of the text in sentences that occur earlier in it (Gopher's duplicate lines, with
+      limits of 20 to 30 %). A sentence has at least 10 characters, hiragana, and an end or 20
+      characters, which excludes list items, labels and refrains of songs, all of which may repeat;
+    - the share of its Japanese letters in 10-grams that occur earlier in it (Gopher's duplicate
+      n-grams of 5 to 10 words), from ``ngram_letters_min`` letters on, since shorter answers that
+      classify things are repetitive by nature. Code, numbers, symbols and Latin do not count;
+    - whether the last 10 characters occur 12 times in the last 240: a model in a loop does not
+      leave it before the answer is cut off. Lines of symbols (``----``) do not count.
 
     >>> find_repetition("犬：動物\nバラ：植物\n猫：動物\n松：植物\n馬：動物")
     >>> find_repetition("散歩に行きます。" + "今日はとても良い天気です。" * 4)
@@ -194,9 +194,9 @@ def find_repetition(
 
     Args:
         text: The text.
-        sentence_percent_max: Most characters, in percent, in repeated sentences.
-        ngram_percent_max: Most letters, in percent, in repeated 10-grams.
-        ngram_letters_min: Fewest letters of a text whose 10-grams are looked at.
+        sentence_percent_max: Highest percentage of characters in repeated sentences.
+        ngram_percent_max: Highest percentage of letters in repeated 10-grams.
+        ngram_letters_min: Fewest letters of a text whose 10-grams are checked.
     """
     unit = _find_loop(text.rstrip()[-_LOOP_CHARS:])
     if unit is not None:
@@ -206,13 +206,14 @@ def find_repetition(
     if repeated * 100 > sentence_percent_max * len(text):
         return _show(*sentences.most_common(1)[0])
     if len(text) >= ngram_letters_min:
-        letters = NOT_JAPANESE.sub("", _CODE.sub("", text) if "`" in text else text)
+        letters = _NOT_JAPANESE.sub("", _CODE.sub("", text) if "`" in text else text)
         if len(letters) >= ngram_letters_min:
-            ngrams = cut_ngrams(letters)
+            ngrams = split_ngrams(letters, NGRAM_CHARS)
             most = ngram_percent_max * len(letters)
-            # most texts have too few repeated n-grams to come near, even if none overlapped
+            # a quick upper bound, which holds even if no repeated n-grams overlap, suffices for
+            # most
             repeated_most = NGRAM_CHARS * (len(ngrams) - len(set(ngrams)))
-            if repeated_most * 100 > most and measure_ngrams(ngrams) * 100 > most:
+            if repeated_most * 100 > most and _count_repeated_letters(ngrams) * 100 > most:
                 return _show(*Counter(ngrams).most_common(1)[0])
     return None
 
@@ -222,7 +223,7 @@ def _find_loop(tail: str) -> str | None:
     if tail.count(ngram) < _LOOP_COUNT or not re.search(r"[^\W_ー]", ngram):
         return None
     unit = tail[tail.rfind(ngram, 0, -1) + len(ngram) :]
-    # not what differs from turn to turn, such as numbers of items
+    # the unit may contain what changes from turn to turn, such as the numbers of list items
     return unit if tail.count(unit) >= _LOOP_COUNT else ngram
 
 
@@ -238,13 +239,8 @@ def _count_sentences(text: str) -> Counter[str]:
     return sentences
 
 
-def cut_ngrams(letters: str) -> list[str]:
-    """Return all runs of ``NGRAM_CHARS`` letters, in order."""
-    return [letters[i : i + NGRAM_CHARS] for i in range(len(letters) - NGRAM_CHARS + 1)]
-
-
-def measure_ngrams(ngrams: list[str]) -> int:
-    """Return how many characters lie in an n-gram that stood before it."""
+def _count_repeated_letters(ngrams: list[str]) -> int:
+    """Return the number of letters in n-grams that occur earlier."""
     seen: set[str] = set()
     covered_to = repeated = 0
     for start, ngram in enumerate(ngrams):
@@ -260,27 +256,13 @@ def _show(text: str, count: int) -> str:
     return f"{' '.join(text[:SHOWN_CHARS].split())} ×{count}"
 
 
-def measure_kana_share(text: str) -> float:
-    """Return the share of kana among kana and Han characters, 0 to 1; 1 without any.
-
-    Latin, digits and signs do not count: they are as frequent in Chinese as in Japanese, and would
-    make a Japanese answer about code look foreign.
-
-    >>> round(measure_kana_share("首都は東京です (Tokyo)。"), 2)
-    0.43
-    """
-    kana = sum(map(len, _KANA_RUNS.findall(text)))
-    han = sum(map(len, _HAN_RUNS.findall(text)))
-    return kana / (kana + han) if kana + han else 1.0
-
-
 def find_kana_gap(text: str, *, han_chars_max: int = 20, foreign_chars_max: int = 12) -> str | None:
-    """Find a stretch of Han characters without kana between them, too long for Japanese.
+    """Find a run of Han characters without kana that is too long for Japanese.
 
     Japanese prose has a particle or an ending every few characters, Chinese has no kana at all. So
-    this finds also the one Chinese sentence in an answer of which CLD2 says ``ja``, and leaves
-    alone what has few kana as a whole: lists of names, addresses, 東京都. Only the punctuation of
-    Chinese clauses may stand within a stretch: 、, brackets, digits and spaces part names.
+    the rule finds even a single Chinese sentence in an answer that CLD2 detects as ``ja``, and
+    accepts texts with few kana as a whole: lists of names, addresses, 東京都. A run may contain
+    only the punctuation of Chinese clauses: 、, brackets, digits and spaces separate names.
 
     >>> find_kana_gap("第二種中高層住居専用地域、独立行政法人農林水産消費安全技術センター")
     >>> find_kana_gap("影は西側です。因为太阳在东边升起，其光线从西向东照射。以上です。")
@@ -288,20 +270,20 @@ def find_kana_gap(text: str, *, han_chars_max: int = 20, foreign_chars_max: int 
 
     Args:
         text: The text.
-        han_chars_max: Most Han characters in a stretch.
-        foreign_chars_max: Most Han characters in a stretch with two or more that no Japanese
-            character set has (those outside code page 932, such as 为 and 这).
+        han_chars_max: Most Han characters in a run.
+        foreign_chars_max: Most Han characters in a run with two or more characters outside code
+            page 932, such as 为 and 这, which no Japanese character set contains.
     """
     shortest = min(han_chars_max, foreign_chars_max) + 1
     for found in _compile_gap(shortest).finditer(text):
-        stretch = found[0]
-        han = "".join(_HAN_RUNS.findall(stretch))
+        run = found[0]
+        han = "".join(_HAN_RUNS.findall(run))
         if len(han) > han_chars_max:
-            return stretch[:SHOWN_CHARS]
+            return run[:SHOWN_CHARS]
         if len(han) > foreign_chars_max:
             foreign = len(han) - len(han.encode("cp932", "ignore")) // 2
             if foreign >= 2:
-                return stretch[:SHOWN_CHARS]
+                return run[:SHOWN_CHARS]
     return None
 
 

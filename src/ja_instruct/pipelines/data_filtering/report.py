@@ -1,4 +1,4 @@
-"""What the filter did, in figures and examples: the parts of ``filter_report``."""
+"""The parts of ``filter_report``: what each rule dropped, in counts, examples and lengths."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array, iterate_batches
+from ja_instruct.pipelines.data_filtering.extra_rules import measure_token_counts
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
-from ja_instruct.pipelines.data_filtering.token_lengths import measure_token_counts
 from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Violations
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
     """Count the rejected pairs in three ways.
 
     Returns:
-        ``rejected_by_rule`` counts a pair once for each rule against it,
-        ``rejected_by_first_rule`` once, ``rejected_by_rule_alone`` only where a single rule is
-        against it, so that without this rule it would have been kept.
+        ``rejected_by_rule`` counts a pair once for each rule that it violates,
+        ``rejected_by_first_rule`` once for the first of them, and ``rejected_by_rule_alone`` only
+        if it violates a single rule, without which it would have been kept.
     """
     rows, rules = violations.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
@@ -44,7 +44,7 @@ def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
 
 
 def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
-    """Return the rows that only this rule is against."""
+    """Return the rows that violate only this rule."""
     rows, rules = violations.rules_of_rows
     _, first, times = np.unique(rows, return_index=True, return_counts=True)
     alone = first[times == 1]
@@ -53,11 +53,11 @@ def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
 
 
 def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]]:
-    """Count, for each text that a rule found, the pairs with it.
+    """Count the pairs with each text that a rule matched.
 
     Returns:
-        By text, the most frequent first: ``pairs`` that hold it, and ``alone``, those of them with
-        nothing else against them.
+        By text, the most frequent first: ``pairs`` with it, and ``alone``, those of them without
+        any other violation.
     """
     codes = as_one_array(violations.table.column("matched")).dictionary_encode()
     texts = codes.dictionary.to_pylist()
@@ -65,11 +65,10 @@ def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]
     keys += codes.indices.to_numpy()
     rows, keys = np.unique(np.stack([violations.column("row"), keys]), axis=1)
     _, inverse, times = np.unique(rows, return_inverse=True, return_counts=True)
-    number = RULES.index(rule)
-    of_rule = keys // max(len(texts), 1) == number
-    pairs = np.bincount(keys[of_rule] % max(len(texts), 1), minlength=len(texts))
-    only = of_rule & (times[inverse] == 1)
-    alone = np.bincount(keys[only] % max(len(texts), 1), minlength=len(texts))
+    rules, matched = np.divmod(keys, max(len(texts), 1))
+    of_rule = rules == RULES.index(rule)
+    pairs = np.bincount(matched[of_rule], minlength=len(texts))
+    alone = np.bincount(matched[of_rule & (times[inverse] == 1)], minlength=len(texts))
     order = np.argsort(-pairs, kind="stable")
     return {
         texts[code]: {"pairs": int(pairs[code]), "alone": int(alone[code])}
@@ -81,8 +80,7 @@ def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]
 def describe_characters(
     characters: Mapping[str, int], violations: Violations, rule: str
 ) -> dict[str, Any]:
-    """Return the characters that a rule bans, and how many pairs each one costs."""
-    matches = count_matches(violations, rule)
+    """Return the characters that a rule bans, and how many pairs contain each of them."""
     return {
         "count": len(characters),
         "characters": "".join(characters),
@@ -92,7 +90,7 @@ def describe_characters(
                 "times": characters[character],
                 **counted,
             }
-            for character, counted in matches.items()
+            for character, counted in count_matches(violations, rule).items()
         },
     }
 
@@ -100,17 +98,16 @@ def describe_characters(
 def estimate_good_data(
     pairs: Dataset, violations: Violations, language: str, percent_min: int
 ) -> dict[str, dict[str, int]]:
-    """Estimate how many pairs each rule costs that nothing else speaks against.
+    """Estimate how many pairs in the right language each rule drops that no other rule drops.
 
-    CLD2 has not been asked about what the cheaper rules reject, so it is asked now about a sample,
-    spread evenly.
+    CLD2 has not seen the pairs dropped by cheaper rules, so it runs on an evenly spaced sample.
 
     Returns:
-        By rule: ``alone``, the pairs that only this rule is against; ``sampled``, those of them
-        that CLD2 was asked about; ``in_language``, those found to be in the language; and
-        ``estimate``, of all alone.
+        By rule: ``alone``, the pairs that violate only this rule; ``sampled``, how many of them
+        CLD2 checked; ``in_language``, how many of these are in the language; ``estimate``, the same
+        extrapolated to all of ``alone``.
     """
-    costs = {}
+    estimates = {}
     for rule in RULES:
         rows = find_alone(violations, rule)
         sample = spread(rows, LANGUAGE_SAMPLE)
@@ -119,19 +116,19 @@ def estimate_good_data(
             found = find_other_languages(batch, np.arange(len(batch)), language, percent_min)
             rejected += len(np.unique(np.concatenate([part.column("row") for part in found])))
         passed = len(sample) - rejected
-        costs[rule] = {
+        estimates[rule] = {
             "alone": len(rows),
             "sampled": len(sample),
             "in_language": passed,
             "estimate": round(len(rows) * passed / len(sample)) if len(sample) else 0,
         }
-    return costs
+    return estimates
 
 
 def pick_examples(pairs: Dataset, violations: Violations) -> dict[str, list[dict[str, Any]]]:
-    """Return up to ten pairs that each rule is against, spread evenly, cut around what it found.
+    """Return up to ten evenly spaced pairs that violate each rule, cut around the match.
 
-    ``record`` counts from 1 in the source's order.
+    ``record`` counts from 1 in the order of the source.
     """
     examples: dict[str, list[dict[str, Any]]] = {}
     for rule in RULES:
@@ -144,36 +141,33 @@ def pick_examples(pairs: Dataset, violations: Violations) -> dict[str, list[dict
         for place, pair in zip(first.tolist(), texts, strict=True):
             field = PLACES[found.column("field")[place].as_py()]
             matched = found.column("matched")[place].as_py()
-            examples[rule].append(
-                {"record": int(rows[place]) + 1, "side": field, "matched": matched}
-                | {
-                    name: _cut(text, matched if name == field else "")
-                    for name, text in pair.items()
-                }
-            )
+            cut = {
+                name: _cut(text, matched if name == field else "") for name, text in pair.items()
+            }
+            record = int(rows[place]) + 1
+            examples[rule].append({"record": record, "side": field, "matched": matched, **cut})
     return examples
 
 
-def describe_characters_of(before: Dataset, after: Dataset) -> dict[str, Any]:
+def compare_characters(before: Dataset, after: Dataset) -> dict[str, Any]:
     """Describe the lengths of both fields in characters, before and after the filter."""
     return _compare(_measure_characters(before), _measure_characters(after))
 
 
-def describe_tokens_of(
+def compare_tokens(
     before: Dataset, after: Dataset, tokenizer: Tokenizer | None
 ) -> dict[str, Any] | None:
-    """Do the same in tokens, on a sample of both that is spread evenly; None without tokenizer."""
+    """Describe the same in tokens, on evenly spaced samples; None without a tokenizer."""
     if tokenizer is None:
         return None
-    lengths = [_measure_tokens(pairs, tokenizer) for pairs in (before, after)]
-    return _compare(*lengths)
+    return _compare(_measure_tokens(before, tokenizer), _measure_tokens(after, tokenizer))
 
 
 def _measure_characters(pairs: Dataset) -> Lengths:
-    batches = [[field.lengths for field in batch.fields] for batch in iterate_batches(pairs)]
-    none = np.empty(0, np.int64)
+    batches = [[texts.lengths for texts in batch.fields] for batch in iterate_batches(pairs)]
+    empty = np.empty(0, np.int64)
     return {
-        name: np.concatenate([none, *(lengths[field] for lengths in batches)])
+        name: np.concatenate([empty, *(lengths[field] for lengths in batches)])
         for field, name in enumerate(FIELDS)
     }
 
@@ -198,7 +192,7 @@ def describe_lengths(lengths: npt.NDArray[np.int64], edges: list[int]) -> dict[s
 
     Args:
         lengths: Shape (n,).
-        edges: Of the histogram's bins; the last bin includes its upper edge.
+        edges: Edges of the histogram's bins; the last bin includes its upper edge.
     """
     values = lengths if len(lengths) else np.zeros(1, np.int64)
     quantiles = {"p5": 5, "median": 50, "p95": 95}
@@ -212,7 +206,7 @@ def describe_lengths(lengths: npt.NDArray[np.int64], edges: list[int]) -> dict[s
 
 
 def make_edges(longest: int) -> list[int]:
-    """Return edges of bins that grow by a fifth from one to the next, from 0 beyond ``longest``.
+    """Return bin edges from 0 beyond ``longest``, each bin a fifth wider than the one before.
 
     >>> make_edges(30)
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24, 29, 35]
@@ -240,7 +234,7 @@ def _by_rule(rules: npt.NDArray[np.int64]) -> dict[str, int]:
 
 
 def _cut(text: str, matched: str) -> str:
-    """Return the part of a text around what was found in it, or its beginning."""
+    """Return the part of a text around the match, or its beginning."""
     place = max(text.find(matched), 0) if matched else 0
     start = max(0, min(place - EXAMPLE_CHARS // 2, len(text) - EXAMPLE_CHARS))
     end = start + EXAMPLE_CHARS

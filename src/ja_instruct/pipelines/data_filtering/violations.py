@@ -1,8 +1,7 @@
-"""What the rules find against pairs, and the verdicts that follow."""
+"""The rules, the violations that they find in pairs, and the reasons that rejected pairs carry."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,35 +11,124 @@ import numpy as np
 from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
     import pyarrow as pa
 
-#: The id of every rule, in the order in which they are asked.
-RULES = (
-    "banned_substring",
-    "banned_instruction_substring",
-    "rare_character",
-    "token_count",
-    "citation_mark",
-    "cut_off",
-    "repetition",
-    "kana_share",
-    "contamination",
-    "language_undetectable",
-    "language",
-    "exact_duplicate",
-    "near_duplicate",
-    "rare_survivor_character",
-)
+
+class Explanation(NamedTuple):
+    """A rule in words.
+
+    Attributes:
+        japanese: What the rule drops.
+        english: The same in English.
+        edited_in: The parameters or the word list to edit to loosen the rule.
+        on_purpose: The rule drops Japanese text on purpose. The other rules guard against drift
+            into another language, so a Japanese pair that they drop is lost.
+        quotes: The reported match is a part of the pair's text.
+    """
+
+    japanese: str
+    english: str
+    edited_in: str = "data_filtering"
+    on_purpose: bool = False
+    quotes: bool = True
+
+
+#: All rules in the order in which they are applied.
+EXPLANATIONS = {
+    "banned_substring": Explanation(
+        "指示または回答に禁止文字列を含むペア",
+        "the instruction or the response contains a banned substring",
+        "word_lists/banned_substrings.yml",
+    ),
+    "banned_instruction_substring": Explanation(
+        "指示に、指示用の禁止文字列を含むペア",
+        "the instruction contains a substring that is banned in instructions",
+        "word_lists/banned_instruction_substrings.yml",
+    ),
+    "rare_character": Explanation(
+        "コーパス全体で数回しか現れない文字を含むペア",
+        "contains a character that occurs only a few times in the whole corpus",
+        "data_filtering.rare_char_count_max",
+    ),
+    "token_count": Explanation(
+        "回答が短すぎる、または全体が長すぎるペア（トークン数）",
+        "the response has too few tokens, or the pair too many",
+        "data_filtering.pair_tokens_max, response_tokens_min",
+        on_purpose=True,
+        quotes=False,
+    ),
+    "citation_mark": Explanation(
+        "百科事典などの出典記号（[1]、[要出典]）が残ったペア",
+        "contains citation marks left over from an encyclopedia: [1], [citation needed]",
+        "data_filtering.extra_rules",
+        on_purpose=True,
+    ),
+    "cut_off": Explanation(
+        "回答が途中で切れているペア",
+        "the response breaks off",
+        "data_filtering.extra_rules",
+        on_purpose=True,
+    ),
+    "repetition": Explanation(
+        "同じ文や文字列を繰り返すペア",
+        "repeats the same sentence or phrase many times",
+        "data_filtering.repeated_sentence_percent_max, repeated_ngram_percent_max",
+        on_purpose=True,
+    ),
+    "kana_share": Explanation(
+        "仮名のない漢字の並びが長く、中国語とみられるペア",
+        "contains a long run of Han characters without kana, as in Chinese",
+        "data_filtering.han_chars_without_kana_max, foreign_han_chars_without_kana_max",
+    ),
+    "contamination": Explanation(
+        "評価用の課題と重なるペア",
+        "overlaps with an evaluation task",
+        "data_filtering.contamination_ngram_chars, contamination_share_min",
+        on_purpose=True,
+        quotes=False,
+    ),
+    "language_undetectable": Explanation(
+        "制御文字などを含み、CLD2 が言語を判定できないペア",
+        "CLD2 cannot read the text, usually because of a control character",
+        quotes=False,
+    ),
+    "language": Explanation(
+        "CLD2 が指示または回答を日本語と判定しないペア（ごく短い文を含む）",
+        "CLD2 does not detect both fields as Japanese; it detects no language in very short texts",
+        "data_filtering.language_percent_min",
+        quotes=False,
+    ),
+    "exact_duplicate": Explanation(
+        "前のペアと同一のペア",
+        "identical to an earlier pair",
+        "data_filtering.extra_rules",
+        on_purpose=True,
+        quotes=False,
+    ),
+    "near_duplicate": Explanation(
+        "前のペアとほぼ同一のペア",
+        "nearly identical to an earlier pair",
+        "data_filtering.near_duplicate_jaccard_min",
+        on_purpose=True,
+        quotes=False,
+    ),
+    "rare_survivor_character": Explanation(
+        "ほかの規則を通ったペア全体で数回しか現れない文字を含むペア",
+        "contains a character that occurs only a few times in the pairs left by the other rules",
+        "data_filtering.survivor_char_count_min",
+    ),
+}
+RULES = tuple(EXPLANATIONS)
 
 #: Where a rule finds something: in one field, or in both together.
 PLACES = (*FIELDS, "pair")
 
 
 class Violation(NamedTuple):
-    """What speaks against a pair: the row, the rule, the field, and the text that it found."""
+    """One violation: row of the pair, rule, field, and the text that was matched."""
 
     row: int
     rule: str
@@ -50,26 +138,24 @@ class Violation(NamedTuple):
 
 @dataclass(frozen=True)
 class Violations:
-    """Violations in columns, ordered by row, rule and field, then as they stand in the text.
+    """Violations in columns, ordered by row, rule and field, then by position in the text.
 
     Attributes:
-        table: One row a violation: ``row`` (int64), ``rule`` and ``field`` (int8, positions in
+        table: One row per violation: ``row`` (int64), ``rule`` and ``field`` (int8, positions in
             ``RULES`` and ``PLACES``), ``matched`` (string).
-        seconds: How long each kind of check took, summed over the threads.
     """
 
     table: pa.Table
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Violations:
-        """Return itself: Kedro copies what it passes on, and nothing here can change."""
+        """Return the same object: Kedro copies what it passes on, and this one is immutable."""
         return self
 
     def __len__(self) -> int:
         """The number of violations."""
         return len(self.table)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Violation]:
         """Yield each ``Violation``."""
         columns = (self.table.column(name).to_pylist() for name in self.table.column_names)
         for row, rule, field, matched in zip(*columns, strict=True):
@@ -80,26 +166,26 @@ class Violations:
         return self.table.column(name).to_numpy()  # type: ignore[no-any-return]
 
     def rejected_rows(self) -> npt.NDArray[np.int64]:
-        """Return the rows with a violation against them, each once, in order."""
+        """Return the rows with a violation, each once, in order."""
         return np.unique(self.column("row"))
 
     def kept_rows(self, total: int) -> npt.NDArray[np.int64]:
-        """Return those of ``total`` rows with nothing against them, in order."""
+        """Return those of ``total`` rows without a violation, in order."""
         return np.setdiff1d(np.arange(total), self.column("row"))
 
     @cached_property
     def rules_of_rows(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Each row with each rule against it, once: rows and rules, in order."""
+        """Rows and rules, in order: each row once for each rule that it violates."""
         rows, rules = self.column("row"), self.column("rule")
         new = _starts(rows) | _starts(rules)
         return rows[new], rules[new]
 
     def at_rows(self, rows: npt.NDArray[np.int64]) -> Violations:
-        """Return the violations with row i called ``rows[i]``, which must ascend."""
+        """Return the violations with row i renumbered to ``rows[i]``, which must ascend."""
         import pyarrow as pa
 
-        renamed = pa.array(rows[self.column("row")], pa.int64())
-        return Violations(self.table.set_column(0, "row", renamed), self.seconds)
+        renumbered = pa.array(rows[self.column("row")], pa.int64())
+        return Violations(self.table.set_column(0, "row", renumbered))
 
     def of_rule(self, rule: str) -> pa.Table:
         """Return the violations of one rule."""
@@ -107,20 +193,18 @@ class Violations:
 
 
 def make_violations(
-    rows: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64] | Sequence[int],
     rules: npt.NDArray[np.int64] | str,
     field: int,
-    matched: list[str],
-    seconds: dict[str, float] | None = None,
+    matched: Sequence[str],
 ) -> Violations:
-    """Return violations in one field, ordered as they are given.
+    """Return violations in one field, in the given order.
 
     Args:
         rows: Shape (n,).
         rules: Positions in ``RULES``, shape (n,), or the id of the one rule.
         field: Position in ``PLACES``.
         matched: n texts.
-        seconds: What it took, by what was done.
     """
     import pyarrow as pa
 
@@ -134,60 +218,55 @@ def make_violations(
             "matched": pa.array(matched, pa.string()),
         }
     )
-    return Violations(table, seconds or {})
+    return Violations(table)
 
 
 def join_violations(parts: Iterable[Violations]) -> Violations:
-    """Return the violations of all parts in their order: by row, rule and field."""
+    """Return the violations of all parts, sorted by row, rule and field."""
     import pyarrow as pa
 
-    empty = make_violations(np.empty(0, np.int64), RULES[0], 0, [])
-    parts = [empty, *parts]
-    table = pa.concat_tables([part.table for part in parts])
-    # Arrow's sort is stable: what a rule found in one field stays in the order of the text
+    empty = make_violations([], RULES[0], 0, [])
+    table = pa.concat_tables([part.table for part in (empty, *parts)])
+    # Arrow's sort is stable: the matches of a rule in one field stay in the order of the text
     table = table.sort_by([(name, "ascending") for name in ("row", "rule", "field")])
-    seconds: dict[str, float] = {}
-    for part in parts:
-        for check, spent in part.seconds.items():
-            seconds[check] = seconds.get(check, 0.0) + spent
-    return Violations(table.combine_chunks(), seconds)
+    return Violations(table.combine_chunks())
 
 
 def build_reasons(violations: Violations) -> pa.Table:
-    """Return the columns that explain each rejected pair, one row a pair, in order.
+    """Return the columns that explain each rejected pair, one row per pair, in order.
 
-    ``reason`` is the first rule against it, ``reasons`` are all rules against it, in the order of
-    ``RULES``, and ``reason_details`` holds for each rule and field what it found: a list of
-    ``{rule, side, matched}``, ``matched`` being a list of texts.
+    Returns:
+        ``reason``, the first rule violated; ``reasons``, all rules violated, in the order of
+        ``RULES``; and ``reason_details``, a list of ``{rule, side, matched}``, one for each rule
+        and field, in which ``matched`` is a list of texts.
     """
     import pyarrow as pa
 
     rows, rules, fields = (violations.column(name) for name in ("row", "rule", "field"))
-    names, field_names = pa.array(RULES), pa.array(PLACES)
+    rule_names, field_names = pa.array(RULES), pa.array(PLACES)
     new_row = _starts(rows)
     new_rule = new_row | _starts(rules)
-    new_group = new_rule | _starts(fields)
-    groups = np.flatnonzero(new_group)
+    row_starts, rule_starts, group_starts = (
+        np.flatnonzero(new) for new in (new_row, new_rule, new_rule | _starts(fields))
+    )
     matched = as_one_array(violations.table.column("matched"))
     details = pa.StructArray.from_arrays(
         [
-            names.take(pa.array(rules[groups])),
-            field_names.take(pa.array(fields[groups])),
-            pa.ListArray.from_arrays(_ends(groups, len(rows)), matched),
+            rule_names.take(pa.array(rules[group_starts])),
+            field_names.take(pa.array(fields[group_starts])),
+            pa.ListArray.from_arrays(_offsets(group_starts, len(rows)), matched),
         ],
         names=["rule", "side", "matched"],
     )
-    first = np.flatnonzero(new_row)
-    of_rule = np.flatnonzero(new_rule)
     return pa.table(
         {
-            "reason": names.take(pa.array(rules[first])),
+            "reason": rule_names.take(pa.array(rules[row_starts])),
             "reasons": pa.ListArray.from_arrays(
-                _ends(np.searchsorted(of_rule, first), len(of_rule)),
-                names.take(pa.array(rules[of_rule])),
+                _offsets(np.searchsorted(rule_starts, row_starts), len(rule_starts)),
+                rule_names.take(pa.array(rules[rule_starts])),
             ),
             "reason_details": pa.ListArray.from_arrays(
-                _ends(np.searchsorted(groups, first), len(groups)), details
+                _offsets(np.searchsorted(group_starts, row_starts), len(group_starts)), details
             ),
         }
     )
@@ -200,8 +279,8 @@ def _starts(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.concatenate(([True], values[1:] != values[:-1]))
 
 
-def _ends(starts: npt.NDArray[np.intp], total: int) -> pa.Array:
-    """Return Arrow's offsets of lists that begin at ``starts`` and fill ``total`` values."""
+def _offsets(starts: npt.NDArray[np.intp], total: int) -> pa.Array:
+    """Return Arrow's offsets of lists that begin at ``starts`` and cover ``total`` values."""
     import pyarrow as pa
 
     return pa.array(np.append(starts, total), pa.int32())

@@ -1,4 +1,4 @@
-"""Reporting: one page on what a run did and what changed by it."""
+"""One page about a run: what each stage did, and how the answers changed."""
 
 from ja_instruct.pipelines.reporting.pipeline import create_pipeline
 

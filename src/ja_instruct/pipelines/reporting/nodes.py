@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.pipelines.reporting.template import REPORT_TEMPLATE
 from ja_instruct.tables.columns import as_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from plotly.graph_objects import Figure
-else:  # Kedro resolves the hints of a node; these libraries take seconds to import
+else:  # Kedro resolves the hints of a node at run time; these libraries take seconds to import
     Dataset = Figure = Any
 
 STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference")
@@ -28,7 +27,7 @@ def build_run_report(
     answers: Dataset,
 ) -> str:
     """Return one self-contained HTML page: figures, loss plot, answers before and after."""
-    from jinja2 import Environment
+    from jinja2 import Environment, PackageLoader
 
     reports = (
         filter_report,
@@ -41,18 +40,13 @@ def build_run_report(
         stage: {key.replace("_", " "): value for key, value in report["summary"].items()}
         for stage, report in zip(STAGES, reports, strict=True)
     }
-    template = Environment(autoescape=True).from_string(REPORT_TEMPLATE)
-    return template.render(
+    rejected = [item for item in filter_report["rejected_by_first_rule"].items() if item[1]]
+    environment = Environment(loader=PackageLoader("ja_instruct"), autoescape=True)
+    return environment.get_template("run_report.html.jinja").render(
         summaries=summaries,
         model=quantization_report["source"],
         loss=train_metrics["summary"],
-        rejected_by_rule=[
-            (rule, count)
-            for rule, count in sorted(
-                filter_report["rejected_by_first_rule"].items(), key=lambda item: -item[1]
-            )
-            if count
-        ],
+        rejected_by_rule=sorted(rejected, key=lambda item: -item[1]),
         loss_plot=loss_plot.to_html(full_html=False, include_plotlyjs=True, default_height=380),
         comparisons=_compare(
             as_dataset(tasks, "tasks"),

@@ -1,17 +1,17 @@
-"""Wiring of ``reporting``."""
+"""Every stage's report to ``run_report``, one HTML page."""
 
 from typing import Any
 
-from kedro.pipeline import Pipeline, node, pipeline
+from kedro.pipeline import Node, Pipeline
 
 from ja_instruct.pipelines.reporting.nodes import build_run_report
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the pipeline: every stage's report in, one HTML page out."""
-    return pipeline(
+    """Wire the report."""
+    return Pipeline(
         [
-            node(
+            Node(
                 build_run_report,
                 inputs=[
                     "filter_report",
