@@ -5,14 +5,21 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering import nodes
-from ja_instruct.pipelines.data_filtering.extra_rules import find_duplicates
+from ja_instruct.pipelines.data_filtering import extra_rules, nodes
+from ja_instruct.pipelines.data_filtering.extra_rules import (
+    TokenViolation,
+    find_duplicates,
+    find_token_count,
+    measure_token_counts,
+)
 from ja_instruct.pipelines.data_filtering.parameters import (
     DataFilteringParameters,
-    FurtherRule,
+    ExtraRule,
 )
 from ja_instruct.pipelines.data_filtering.violations import RULES
 
@@ -42,7 +49,6 @@ def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
         "contamination_share_min": 0.5,
         "contamination_stock_texts_max": 10,
         "near_duplicate_jaccard_min": 0.6,
-        "quality_scores": False,
     }
     return DataFilteringParameters.model_validate(figures | changes)
 
@@ -133,7 +139,7 @@ def test_token_counts_need_a_tokenizer() -> None:
 def test_contamination_needs_tasks() -> None:
     parameters = make_parameters("contamination")
     pairs = make_pairs((QUESTION, ANSWER))
-    with pytest.raises(InputError, match="no task to compare"):
+    with pytest.raises(InputError, match="has no tasks to compare"):
         nodes.judge_pairs(pairs, {}, [], [], None, Dataset.from_list([]), parameters)
 
 
@@ -178,22 +184,60 @@ def test_rejected_pairs_have_no_duplicates() -> None:
     assert {violation.rule for violation in found} == {"banned_substring"}
 
 
-def test_scores_are_columns_of_what_is_kept() -> None:
-    pairs = make_pairs((QUESTION, ANSWER), (QUESTION, "昔は京都でした。"), (QUESTION, ANSWER * 3))
-    parameters = make_parameters("exact_duplicate", quality_scores=True)
-    first = nodes.judge_pairs(pairs, {}, ["東京です"], [], None, Dataset.from_list([]), parameters)
-    kept, dropped = nodes.split_pairs(pairs, first, parameters)
-    assert kept["response"][:] == ["昔は京都でした。"]
-    assert kept["score_response_chars"][:] == [8]
-    assert kept["score_kana_share"][:] == [4 / 7]
-    assert not [name for name in dropped.column_names if name.startswith("score_")]
-    nothing, _ = nodes.split_pairs(pairs.select([0]), first.at_rows(np.arange(3)), parameters)
-    assert nothing.column_names == kept.column_names
-
-
-def test_every_further_rule_has_an_id_of_the_list() -> None:
-    ids = get_args(FurtherRule)
+def test_every_extra_rule_has_an_id_in_the_list() -> None:
+    ids = get_args(ExtraRule)
     assert set(ids) < set(RULES)
     recipe = {"banned_substring", "banned_instruction_substring", "rare_character"}
     recipe |= {"language", "language_undetectable", "rare_survivor_character"}
     assert set(RULES) - set(ids) == recipe
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token for each run of kana and each other character, and a BOS before them."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<bos>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[ぁ-ゖ]+|[^ぁ-ゖ]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    return tokenizer
+
+
+@given(st.lists(st.text("東京はです。\n𠮷", max_size=12), max_size=8))
+def test_counts_are_those_of_one_text_at_a_time(texts: list[str]) -> None:
+    tokenizer = make_tokenizer()
+    expected = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert measure_token_counts(texts, tokenizer).tolist() == expected
+
+
+def test_a_corpus_of_several_batches_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra_rules, "BATCH_TEXTS", 3)
+    texts = ["東" * count for count in range(11)]
+    assert measure_token_counts(texts, make_tokenizer()).tolist() == list(range(11))
+
+
+def test_truncation_and_padding_change_no_count_and_stay() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=8)
+    assert measure_token_counts(["東京都心", "東"], tokenizer).tolist() == [4, 1]
+    assert len(tokenizer.encode("東京都心").ids) == 8
+    assert tokenizer.truncation["max_length"] == 2
+
+
+@pytest.mark.parametrize(
+    ("instruction_tokens", "response_tokens", "violation"),
+    [
+        (10, 3, None),
+        (10, 2, TokenViolation("response", "2 < 3")),
+        (17, 3, None),
+        (10, 10, None),
+        (18, 3, TokenViolation("instruction", "18 + 3 > 20")),
+        (10, 11, TokenViolation("response", "10 + 11 > 20")),
+        (30, 0, TokenViolation("response", "0 < 3")),
+    ],
+)
+def test_bounds_may_be_met_exactly(
+    instruction_tokens: int, response_tokens: int, violation: TokenViolation | None
+) -> None:
+    bounds = {"response_tokens_min": 3, "pair_tokens_max": 20}
+    assert find_token_count(instruction_tokens, response_tokens, **bounds) == violation

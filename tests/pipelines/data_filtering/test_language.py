@@ -76,7 +76,7 @@ def test_a_process_that_dies_is_done_without(
             process.wait()
         for _ in range(3 * len(started)):
             assert detect(TEXTS, "ja", 60) == expected
-    assert caplog.text.count("has died") == len(started)
+    assert caplog.text.count("worker died") == len(started)
 
 
 def test_processes_end_with_an_error_in_the_block(started: list[Any]) -> None:

@@ -197,7 +197,6 @@ def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() 
         (4, "language", "response", "none"),
         (5, "language_undetectable", "response", found.table["matched"][-1].as_py()),
     ]
-    assert set(found.seconds) == {"banned texts and characters", "language"}
 
 
 def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
@@ -232,7 +231,7 @@ def test_split_keeps_order_and_columns() -> None:
         Violation(1, "rare_character", "instruction", "㌍"),
         Violation(1, "banned_substring", "response", "翻訳"),
     )
-    kept, dropped = nodes.split_pairs(pairs, found, make_parameters())
+    kept, dropped = nodes.split_pairs(pairs, found)
     assert kept["instruction"][:] == ["0", "2", "4"]
     assert kept.column_names == ["instruction", "response", "id", "reasons"]
     assert kept["reasons"][:] == ["a", "c", "e"]
@@ -262,10 +261,10 @@ def test_split_keeps_order_and_columns() -> None:
 def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
     against = [Violation(row, "rare_character", "response", "岚") for row in (0, 1)]
-    nodes.split_pairs(pairs, make_all_violations(against[1]), make_parameters())
+    nodes.split_pairs(pairs, make_all_violations(against[1]))
     # other tests leave the project's loggers at INFO
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    nodes.split_pairs(pairs, make_all_violations(*against), make_parameters())
+    nodes.split_pairs(pairs, make_all_violations(*against))
     assert "lower rare_char_count_max" in caplog.text
 
 
@@ -325,7 +324,7 @@ def test_a_source_without_records_gives_empty_results() -> None:
     parameters = make_parameters()
     found = nodes.judge_pairs(cleaned, {}, [], [], None, [], parameters)
     found, rare = nodes.judge_survivors(cleaned, found, parameters)
-    kept, dropped = nodes.split_pairs(cleaned, found, make_parameters())
+    kept, dropped = nodes.split_pairs(cleaned, found)
     assert kept.column_names == ["instruction", "response", "id", "conversations"]
     assert dropped.column_names == [*kept.column_names, "reason", "reasons", "reason_details"]
     report = nodes.report_filtering(
@@ -350,6 +349,6 @@ def test_no_input_is_changed() -> None:
     nodes.apply_replacements(pairs, table)
     nodes.judge_pairs(pairs, rare, ["翻訳"], [], None, [], parameters)
     nodes.judge_survivors(pairs, found, parameters)
-    nodes.split_pairs(pairs, found, make_parameters())
+    nodes.split_pairs(pairs, found)
     nodes.report_filtering(pairs, pairs, pairs, found, rare, rare, {}, None, parameters)
     assert (pairs.to_list(), table, list(found), rare) == before

@@ -3,11 +3,22 @@
 import copy
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ja_instruct.pipelines.data_filtering.page import LISTED_MAX, TOP, build_filter_page
+from ja_instruct.pipelines.data_filtering.page import (
+    LISTED_MAX,
+    TOP,
+    Step,
+    build_filter_page,
+    list_rule_costs,
+    list_steps,
+    list_text_costs,
+)
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
 
 HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}<img src=x onerror=alert(2)>&amp;\"'</details>"
@@ -91,7 +102,6 @@ REPORT = {
         "characters": {"edges": [0, 1, 2], "before": FIELDS, "after": FIELDS},
         "tokens": None,
     },
-    "seconds": {"steps": {"judge_pairs": 0.3134}, "rules": {"language": 1.3653}},
 }
 
 
@@ -137,17 +147,17 @@ def page():
 
 def test_says_first_what_to_change(page):
     start = page.text.index("What to change")
-    assert start < page.text.index("What came in, what is left")
-    told = page.text[start : page.text.index("What came in, what is left")]
-    assert "rare_character alone costs about 90 Japanese pairs (9.0 % of all read)" in told
+    assert start < page.text.index("Input and output")
+    told = page.text[start : page.text.index("Input and output")]
+    assert "rare_character alone drops about 90 Japanese pairs (9.0 % of all read)" in told
     assert "loosen data_filtering.rare_char_count_max" in told
-    # of the 13 pairs that 弊 alone is against, 90 % are Japanese; 智 would stay banned
-    assert "data_filtering.rare_char_count_max: 9 → 約 12 組以上が戻る" in told
-    assert "弊 (U+5F0A) → これだけを理由に 13 組" in told
-    assert "13 pairs for this alone · data_filtering.rare_char_count_max: 17" in told
+    # 90 % of the 13 pairs with 弊 alone are Japanese; 智 would stay banned
+    assert "data_filtering.rare_char_count_max: 9 → 約 12 件以上が戻ります" in told
+    assert "弊 (U+5F0A) → これだけが理由のペアは 13 件です" in told
+    assert "13 pairs violate nothing else · data_filtering.rare_char_count_max: 17" in told
     # half of 98 is more than 13
     assert told.index("翻訳") < told.index("弊")
-    assert "98 pairs for this alone · word_lists/banned_substrings.yml" in told
+    assert "98 pairs violate nothing else · word_lists/banned_substrings.yml" in told
 
 
 def test_changes_are_ordered_by_the_japanese_pairs_that_they_return():
@@ -159,51 +169,47 @@ def test_changes_are_ordered_by_the_japanese_pairs_that_they_return():
 def test_nothing_to_change():
     good = {rule: figures | {"estimate": 0} for rule, figures in REPORT["good_data"].items()}
     told = Page(build(good_data=good)).text
-    assert "No rule alone costs pairs that CLD2 finds Japanese: nothing to loosen" in told
-    assert "for this alone" not in told
+    assert "No rule alone drops pairs that CLD2 detects as Japanese: nothing to loosen" in told
+    assert "violate nothing else" not in told
 
 
 def test_rules_that_drop_japanese_on_purpose_are_not_to_be_loosened():
     text = Page(
         build(
-            rejected_by_rule={"exact_duplicate": 99, "rare_character": 9},
-            rejected_by_first_rule={"exact_duplicate": 99, "rare_character": 9},
-            rejected_by_rule_alone={"exact_duplicate": 99, "rare_character": 9},
-            good_data={
-                "exact_duplicate": {"sampled": 99, "in_language": 99, "estimate": 99},
-                "rare_character": {"sampled": 9, "in_language": 9, "estimate": 9},
-            },
+            **make_report(exact_duplicate=(99, 99, 99, 99), rare_character=(9, 9, 9, 9)),
+            examples={"exact_duplicate": [], "rare_character": []},
         )
     ).text
-    assert "rare_character alone costs about 9 Japanese pairs" in text
+    assert "rare_character alone drops about 9 Japanese pairs" in text
     assert re.search(r"exact_duplicate 99\* 99 99 99 ", text)
 
 
 def test_shows_what_came_in_and_what_is_left(page):
     for card in (
-        "読んだ組 · read 1,000",
-        "残した組 · kept 700",
-        "落とした組 · rejected 300",
+        "読み込んだペア · read 1,000",
+        "残したペア · kept 700",
+        "除外したペア · rejected 300",
         "残した割合 · kept 70.0 %",
-        "読めなかった記録 · quarantined 1,234",
+        "読めなかったレコード · quarantined 1,234",
     ):
         assert card in page.text
 
 
 def test_shows_what_each_rule_costs_in_words_and_figures(page):
     assert "rare_character 90 100 100 120 コーパス全体で" in page.text
-    assert "banned_substring 65 130 150 150 どちらかの側に" in page.text
-    assert "either field holds a text of the banned list" in page.text
-    assert "against no pair: token_count" in page.text
+    assert "banned_substring 65 130 150 150 指示または回答に" in page.text
+    assert "the instruction or the response contains a banned substring" in page.text
+    assert "rules without violations: token_count" in page.text
 
 
 def test_lists_texts_and_characters_by_what_they_alone_cost(page):
     assert "弊 U+5F0A 18 13 16 智 U+667A 2 7 9 ◌\u0301 U+0301 9 0 4" in page.text
     assert "翻訳 98 120 ␣Weekly␣ 2 30" in page.text
-    assert "rare_char_count_max 値 · value 戻る組 · pairs, at least 9 13 4 13 2 13 1 20 0 100" in (
-        page.text
+    assert (
+        "rare_char_count_max 値 · value 戻るペア · pairs, at least 9 13 4 13 2 13 1 20 0 100"
+        in (page.text)
     )
-    assert "Texts banned in instructions" not in page.text
+    assert "Substrings banned in instructions" not in page.text
     assert ("type", "search") not in page.attributes
 
 
@@ -217,12 +223,10 @@ def test_control_characters_are_seen(page):
     assert "response none␌" in page.text
 
 
-def test_shows_replacements_and_times(page):
+def test_shows_replacements(page):
     assert "よしmitsu 17" in page.text
-    assert "1 / 2 件の置換" in page.text
+    assert "置換 2 件のうち 1 件" in page.text
     assert "松下" not in page.text
-    assert "judge_pairs 0.31 s" in page.text
-    assert "language 1.37 s" in page.text
 
 
 def test_links_lead_to_what_is_on_the_page(page):
@@ -249,13 +253,11 @@ def test_hostile_text_is_shown_not_run(page):
     example = {"record": 1, "side": "response", "matched": HOSTILE, "instruction": HOSTILE}
     hostile = Page(
         build(
-            summary=REPORT["summary"] | {HOSTILE: HOSTILE},
-            rejected_by_rule=REPORT["rejected_by_rule"] | {HOSTILE: 3, f"{HOSTILE}_": 0},
             replacements={HOSTILE: 3},
             banned_substrings={HOSTILE: {"pairs": 3, "alone": 3}},
             banned_instruction_substrings={HOSTILE: {"pairs": 3, "alone": 3}},
-            examples={"banned_substring": [example | {"response": f"前{HOSTILE}後"}]},
-            seconds={"steps": {HOSTILE: 1.0}, "rules": {HOSTILE: 1.0}},
+            examples=REPORT["examples"]
+            | {"banned_substring": [example | {"response": f"前{HOSTILE}後"}]},
         )
     )
     assert set(hostile.elements) <= set(page.elements)
@@ -295,26 +297,105 @@ def test_an_empty_corpus():
     fields = dict.fromkeys(("instruction", "response"), described)
     page = Page(
         build(
-            summary={"read": 0, "kept": 0, "rejected": 0, "kept_percent": 0.0},
-            **{
-                name: {"language": 0}
-                for name in (
-                    "rejected_by_rule",
-                    "rejected_by_first_rule",
-                    "rejected_by_rule_alone",
-                )
-            },
-            good_data={},
+            summary=dict.fromkeys(REPORT["summary"], 0) | {"kept_percent": 0.0},
+            **make_report(language=(0, 0, 0, 0)),
             replacements={},
             banned_substrings={},
             rare_characters={"count": 0, "characters": "", "found": {}},
-            examples={},
             lengths={"characters": {"edges": [0, 1], "before": fields, "after": fields}},
         )
     )
     assert "nothing to loosen" in page.text
-    assert "Which texts and characters cost most" not in page.text
+    assert "Which texts and characters drop most pairs" not in page.text
 
 
 def test_the_report_as_it_is_read_back_from_json():
     assert build(**json.loads(json.dumps(REPORT))) == build()
+
+
+corpora = st.lists(st.text("弊僚智腰ぺə", min_size=1, max_size=6), min_size=1, max_size=30)
+
+
+def make_report(**rules):
+    """A report in which each rule is against (pairs, first, alone, estimate) pairs."""
+    return {
+        "rejected_by_rule": {rule: counts[0] for rule, counts in rules.items()},
+        "rejected_by_first_rule": {rule: counts[1] for rule, counts in rules.items()},
+        "rejected_by_rule_alone": {rule: counts[2] for rule, counts in rules.items()},
+        "good_data": {
+            rule: {
+                "alone": counts[2],
+                "sampled": counts[2],
+                "in_language": counts[3],
+                "estimate": counts[3],
+            }
+            for rule, counts in rules.items()
+        },
+    }
+
+
+def test_the_rule_that_loses_most_comes_first():
+    costs = list_rule_costs(
+        make_report(
+            banned_substring=(50, 50, 20, 5),
+            rare_character=(30, 20, 10, 9),
+            language=(40, 40, 40, 0),
+            token_count=(0, 0, 0, 0),
+        )
+    )
+    assert [cost.rule for cost in costs] == ["rare_character", "banned_substring", "language"]
+    assert [cost.lost for cost in costs] == [9, 5, 0]
+    assert costs[0][1:6] == (30, 20, 10, 9, 0.9)
+
+
+def test_japanese_dropped_on_purpose_is_not_lost():
+    costs = list_rule_costs(
+        make_report(exact_duplicate=(90, 90, 90, 90), rare_character=(3, 3, 3, 3))
+    )
+    assert [(cost.rule, cost.japanese, cost.lost) for cost in costs] == [
+        ("rare_character", 3, 3),
+        ("exact_duplicate", 90, 0),
+    ]
+
+
+def test_texts_by_what_they_alone_cost():
+    found = {
+        "often": {"pairs": 9, "alone": 1},
+        "alone": {"pairs": 3, "alone": 3},
+        "also": {"pairs": 10, "alone": 1},
+    }
+    assert [cost.text for cost in list_text_costs(found)] == ["alone", "also", "often"]
+    assert list_text_costs({}) == []
+
+
+@given(corpora, st.integers(0, 12), st.sampled_from([0, 1]))
+def test_steps_are_what_judging_each_pair_again_gives(texts, limit, banned_from):
+    times = Counter("".join(texts))
+
+    def find_banned(text, value):
+        return {character for character in text if times[character] < value + banned_from}
+
+    found = {
+        character: {
+            "times": times[character],
+            "alone": sum(find_banned(text, limit) == {character} for text in texts),
+        }
+        for character in times
+        if times[character] < limit + banned_from
+    }
+    rejected = [text for text in texts if find_banned(text, limit)]
+    steps = list_steps(found, len(rejected), banned_from=banned_from)
+    assert bool(steps) == bool(rejected)
+    for step in steps:
+        freed = [text for text in rejected if not find_banned(text, step.value)]
+        single = [text for text in freed if len(find_banned(text, limit)) == 1]
+        assert step.value < limit
+        assert step.pairs == len(freed) if step is steps[-1] else step.pairs == len(single)
+        assert step.pairs <= len(freed)
+
+
+def test_steps_end_where_nothing_is_banned():
+    found = {"弊": {"times": 3, "alone": 2}}
+    assert list_steps(found, 5, banned_from=1) == [Step(1, 2), Step(0, 5)]
+    assert list_steps(found, 5, banned_from=0) == [Step(2, 2), Step(1, 5)]
+    assert list_steps({}, 0, banned_from=1) == []

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import (
     DataFilteringParameters,
-    FurtherRule,
+    ExtraRule,
 )
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -34,7 +34,6 @@ FIGURES = {
     "contamination_share_min": 0.5,
     "contamination_stock_texts_max": 5,
     "near_duplicate_jaccard_min": 0.6,
-    "quality_scores": False,
 }
 
 
@@ -54,7 +53,11 @@ def read_section(environment: str) -> Any:
         {"bad_records_max": -1},
         {"extra_rules": ["citation_marks"]},
         {"near_duplicate_jaccard_min": 0.3},
-        {"contamination_ngram_chars": 5},
+        {"near_duplicate_jaccard_min": 1.01},
+        {"contamination_ngram_chars": 9},
+        {"contamination_share_min": 0.0},
+        {"contamination_share_min": 1.1},
+        {"contamination_stock_texts_max": 0},
     ],
 )
 def test_parameters_out_of_bounds_are_refused(change: dict[str, object]) -> None:
@@ -88,5 +91,4 @@ def test_tuned_asks_for_every_rule_there_is() -> None:
     parameters = DataFilteringParameters.model_validate(
         read_section("base") | read_section("tuned")
     )
-    assert parameters.extra_rules == get_args(FurtherRule)
-    assert parameters.quality_scores
+    assert parameters.extra_rules == get_args(ExtraRule)

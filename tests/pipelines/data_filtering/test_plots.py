@@ -64,7 +64,7 @@ def test_a_bar_is_all_pairs_that_a_rule_is_against(bars):
             "rare_survivor_character": 80,
         },
         "not Japanese, this rule alone": {"banned_substring": 20, "language": 30},
-        "another rule is against it, too": {"banned_substring": 40},
+        "dropped by another rule as well": {"banned_substring": 40},
     }
     assert figure.layout.barmode == "stack"
 
@@ -75,31 +75,31 @@ def test_the_rule_that_loses_most_is_on_top_and_in_the_title():
     assert list(figure.data[0].y) == ["rare_character", "banned_substring"]
     assert figure.layout.yaxis.autorange == "reversed"
     assert figure.layout.title.text.replace("<br>", " ") == (
-        "rare_character alone costs about 75 Japanese pairs, 7.5 % of the 1,000 read"
+        "rare_character alone drops about 75 Japanese pairs, 7.5 % of the 1,000 read"
     )
 
 
-def test_what_is_dropped_on_purpose_has_a_colour_of_its_own():
+def test_what_is_dropped_on_purpose_has_a_color_of_its_own():
     figure = plot_rejections(
-        make_report(exact_duplicate=(90, 90, 90), rare_character=(5, 5, 5), haiku=(2, 2, 2))
+        make_report(exact_duplicate=(90, 90, 90), rare_character=(5, 5, 5), cut_off=(2, 2, 2))
     )
-    by_colour = {
+    by_color = {
         trace.marker.color: dict(zip(trace.y, trace.x, strict=True)) for trace in figure.data
     }
-    assert by_colour[LOST] == {"rare_character": 5, "haiku": 2, "exact_duplicate": 0}
-    assert by_colour[ON_PURPOSE] == {"rare_character": 0, "haiku": 0, "exact_duplicate": 90}
+    assert by_color[LOST] == {"rare_character": 5, "exact_duplicate": 0, "cut_off": 0}
+    assert by_color[ON_PURPOSE] == {"rare_character": 0, "exact_duplicate": 90, "cut_off": 2}
 
 
 def test_rules_against_nothing_are_left_out():
     figure = plot_rejections(make_report(token_count=(0, 0, 0), language=(3, 3, 0)))
     assert {rule for trace in figure.data for rule in trace.y} == {"language"}
-    assert figure.layout.title.text == "No rule alone costs pairs<br>that CLD2 finds Japanese"
+    assert figure.layout.title.text == "No rule alone drops pairs<br>that CLD2 detects as Japanese"
 
 
 def test_nothing_rejected():
     figure = plot_rejections(make_report(language=(0, 0, 0)))
     assert not figure.data
-    assert figure.layout.title.text == "No rule is against any pair"
+    assert figure.layout.title.text == "No rule drops any pair"
 
 
 def test_lengths_are_percent_of_the_texts_over_the_edges():

@@ -159,14 +159,14 @@ def test_lengths_are_described_and_put_into_bins() -> None:
 
 def test_lengths_of_nothing_are_zero() -> None:
     nothing = make_pairs(("問", "答")).select([])
-    described = report.describe_characters_of(nothing, nothing)
+    described = report.compare_characters(nothing, nothing)
     assert described["after"]["response"]["mean"] == 0
     assert sum(described["after"]["response"]["histogram"]) == 0
 
 
 def test_bins_hold_every_length() -> None:
     before = make_pairs(*[("問" * n, "答") for n in (0, 1, 7, 1000)])
-    described = report.describe_characters_of(before, before.select([2]))
+    described = report.compare_characters(before, before.select([2]))
     edges = described["edges"]
     assert edges == sorted(set(edges))
     assert edges[-1] >= 1000
@@ -178,13 +178,13 @@ def test_tokens_are_counted_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("、", "removed")
     pairs = make_pairs(*[("、".join(["問"] * (row + 1)), "答") for row in range(5)])
-    described: Any = report.describe_tokens_of(pairs, pairs.select([0]), tokenizer)
+    described: Any = report.compare_tokens(pairs, pairs.select([0]), tokenizer)
     assert described["before"]["instruction"]["texts"] == 5
     assert described["before"]["instruction"]["mean"] == 3
     assert described["after"]["instruction"]["max"] == 1
     monkeypatch.setattr(report, "TOKEN_SAMPLE", 3)
-    described = report.describe_tokens_of(pairs, pairs.select([]), tokenizer)
+    described = report.compare_tokens(pairs, pairs.select([]), tokenizer)
     assert described["before"]["instruction"]["texts"] == 3
     assert described["before"]["instruction"]["max"] == 5
     assert described["after"]["instruction"]["texts"] == 0
-    assert report.describe_tokens_of(pairs, pairs, None) is None
+    assert report.compare_tokens(pairs, pairs, None) is None

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import substrings as substrings_module
 from ja_instruct.pipelines.data_filtering.batches import make_batch
-from ja_instruct.pipelines.data_filtering.characters import count_characters, pick_characters
 from ja_instruct.pipelines.data_filtering.cld2_process import detect_all
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
-from ja_instruct.pipelines.data_filtering.substrings import Banned, Candidates, find_banned
+from ja_instruct.pipelines.data_filtering.substrings import (
+    Banned,
+    Candidates,
+    count_characters,
+    find_banned,
+    pick_characters,
+)
 from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation, Violations
 
 QUESTION = "日本の首都はどこですか。"

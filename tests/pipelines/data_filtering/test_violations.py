@@ -33,7 +33,7 @@ violations_lists = st.lists(
 
 def from_list(violations: list[Violation]) -> Violations:
     return join_violations(
-        make_violations(np.array([f.row]), f.rule, FIELDS.index(f.field), [f.matched], {"it": 0.5})
+        make_violations(np.array([f.row]), f.rule, FIELDS.index(f.field), [f.matched])
         for f in violations
     )
 
@@ -50,7 +50,6 @@ def test_violations_are_joined_in_order_and_keep_theirs_within_a_field(
     assert list(joined) == sorted(given_, key=order_of)
     assert len(joined) == len(given_)
     assert joined.rejected_rows().tolist() == sorted({violation.row for violation in given_})
-    assert sum(joined.seconds.values()) == 0.5 * len(given_)
 
 
 @given(violations_lists)
