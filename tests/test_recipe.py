@@ -66,7 +66,6 @@ def test_data_filtering(base):
         # beyond the recipe: nothing is asked for, and figures without their rules mean nothing
         "bad_records_max": 0,
         "extra_rules": [],
-        "quality_scores": False,
         "response_tokens_min": 1,
         "pair_tokens_max": 2000,
         "repeated_sentence_percent_max": 30,
