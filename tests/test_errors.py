@@ -30,7 +30,6 @@ from ja_instruct.models.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.preflight import check_parameters, check_run
-from kedro_cuda_runner.devices import use_layer
 
 PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
 CONVERSATIONS = {
@@ -285,10 +284,8 @@ class TestModels:
 
 class TestDevice:
     @pytest.fixture(autouse=True)
-    def _no_gpu(self, tmp_path):
-        before = use_layer(FakeDevices(tmp_path, count=0))
-        yield
-        use_layer(before)
+    def _no_gpu(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("kedro_cuda_runner.devices._layer", FakeDevices(tmp_path, count=0))
 
     def test_gpu_environment_without_gpu(self, refused, add_environment):
         environment = add_environment(
@@ -321,8 +318,11 @@ class TestDevice:
         listed = re.findall(r"'--env=(\w+)'", message)
         assert listed == sorted(["demo", "test", mine])
 
-    def test_several_devices_without_the_runner_for_them(self, refused, add_environment, tmp_path):
-        use_layer(FakeDevices(tmp_path / "two", count=2))
+    def test_several_devices_without_the_runner_for_them(
+        self, refused, add_environment, tmp_path, monkeypatch
+    ):
+        two = FakeDevices(tmp_path / "two", count=2)
+        monkeypatch.setattr("kedro_cuda_runner.devices._layer", two)
         environment = add_environment(
             "two", parameters={"sft": {"device": "cuda", "gpu": {"devices": 2}}}
         )

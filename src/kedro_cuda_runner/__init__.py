@@ -1,11 +1,11 @@
-"""A Kedro runner for CUDA devices: nodes placed, isolated and checked before they cost anything.
+"""A Kedro runner that places, isolates and checks nodes that use CUDA devices.
 
-It knows nothing of the project that it runs, so any Kedro project can use it::
+Any Kedro project can use it::
 
     kedro run --runner=kedro_cuda_runner.CudaRunner
 
-Nodes with the tag ``gpu`` get a process of their own and the devices they declare to need; all
-others run as under Kedro's ``SequentialRunner``. ``docs/cuda_runner.md`` has the rest.
+Each node with the tag ``gpu`` runs in its own process on the devices that it declares; all other
+nodes run as under Kedro's ``SequentialRunner``. See README.md in this package.
 """
 
 from kedro_cuda_runner.cuda_runner import CudaRunner

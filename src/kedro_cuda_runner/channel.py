@@ -1,18 +1,19 @@
-"""What the runner's process and a node's say to each other, over one socket.
+"""The messages between a node's process and the runner, over one socket.
 
-The node's process asks and tells; the runner answers. Every message is a pickled tuple of a kind
-and its content:
+The node's process sends; the runner answers. Each message is a pickled tuple of its kind and its
+content. The runner answers these:
 
-- ``hello`` (rank, process id): answered with the ``Task``
-- ``hook`` (name, arguments): fire a hook over there; answered with what the hooks returned
-- ``load`` (dataset), ``save`` (dataset, data), ``confirm`` (dataset): for datasets that stay with
-  the runner
-- ``replaced_inputs``: what hooks have put in place of inputs, for the other ranks of a node that
-  several processes run
-- ``saving`` (dataset), ``saved`` (dataset, whether the runner did), ``log`` (record), ``finished``
-  (rank, peak bytes, ``Failure`` or None): told, not answered
+- ``hello`` (rank, process id): with the ``Task``
+- ``hook`` (name, arguments): with the results of the hook, which it calls
+- ``load`` (dataset), ``save`` (dataset, data), ``confirm`` (dataset): for datasets that stay in the
+  runner's process
+- ``replaced_inputs``: with the inputs that hooks have replaced, for the other ranks of a node that
+  runs in several processes
+- ``log`` (record): once it is handled
 
-An answer is a tuple of True and the result, or of False and a packed exception.
+It does not answer ``saving`` (dataset), ``saved`` (dataset, whether the runner saved it) and
+``finished`` (rank, peak bytes, ``Failure`` or None). An answer is a tuple of True and the result,
+or of False and a pickled exception.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What a node's process is to do, in types that need no import.
+    """The work of a node's process, in types that can be unpickled without imports.
 
     Attributes:
         work: The node, its datasets and their validators, pickled.
-        hooks: The hooks that somebody listens to, each with the arguments that are read; None
-            where the run has no hooks.
-        log_levels: Level by logger; the root logger's name is empty.
+        hooks: The implemented hooks with the arguments that their implementations take; None if
+            the run has no hooks.
+        log_levels: Level of each logger; the root logger's name is empty.
         tracking: The MLflow run to continue.
         is_async: Whether to load and save in threads.
         run_id: Kedro's id of the run.
@@ -54,14 +55,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that ended a node.
+    """The exception that ended a node.
 
     Attributes:
-        type_name: Its class.
+        type_name: Name of its class.
         message: Its text.
-        traceback: With it, as Python prints it.
-        out_of_memory: Whether the device's memory ran out.
-        is_usage_error: Whether it explains itself, so that nobody needs the traceback.
+        traceback: As Python prints it, with the text.
+        out_of_memory: Whether GPU memory ran out.
+        is_usage_error: Whether the message suffices without the traceback.
     """
 
     type_name: str
@@ -76,27 +77,27 @@ class RunnerGoneError(Exception):
 
 
 class Channel:
-    """A node's end of the socket; threads take turns."""
+    """The node's end of the socket; thread-safe."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
 
-    def tell(self, kind: str, *content: Any) -> None:
+    def send(self, kind: str, *content: Any) -> None:
         """Send a message that is not answered."""
         message = dumps((kind, *content))
-        with self._turn:
+        with self._lock:
             self._send(message)
 
-    def ask(self, kind: str, *content: Any) -> Any:
+    def request(self, kind: str, *content: Any) -> Any:
         """Send a message and return its answer.
 
         Raises:
-            Exception: What a hook, a load or a save raised over there.
-            RunnerGoneError: There is nobody to answer.
+            Exception: Raised in the runner by a hook or a dataset.
+            RunnerGoneError: The runner has ended.
         """
         message = dumps((kind, *content))
-        with self._turn:
+        with self._lock:
             self._send(message)
             try:
                 answer = self._connection.recv_bytes()
@@ -104,7 +105,7 @@ class Channel:
                 raise RunnerGoneError from error
         succeeded, result = pickle.loads(answer)  # noqa: S301 - from the runner
         if not succeeded:
-            raise pickle.loads(result)  # noqa: S301 - an exception that the runner has packed
+            raise pickle.loads(result)  # noqa: S301 - an exception that the runner has pickled
         return result
 
     def _send(self, message: bytes) -> None:

@@ -1,9 +1,10 @@
-"""The devices that the CUDA driver shows, asked in a process of its own.
+"""The devices that the CUDA driver shows to a process with a given environment.
 
-``cuInit`` makes no context, so it takes no memory on a device, but it leaves a mark on the process:
-CUDA fails in everything that is forked from it later, and the driver never looks at
-``CUDA_VISIBLE_DEVICES`` again. So a short-lived process asks: this file itself, which therefore
-imports nothing but the standard library.
+NVML cannot answer this: it ignores ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``, its order is
+not CUDA's, and it works where CUDA does not initialize. So ``cuInit`` is called, in a subprocess:
+it allocates nothing on a device, but afterwards CUDA fails in forked children and the driver no
+longer reads ``CUDA_VISIBLE_DEVICES``. The subprocess runs this file, which therefore imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import ctypes
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LIBRARY = "libcuda.so.1"
-# it takes a second or two a device where no daemon keeps the driver loaded
-ANSWER_SECONDS = 120
+# a second or two for each device if no daemon keeps the driver loaded
+TIMEOUT_SECONDS = 120
 NAME_BYTES = 256
 
 NO_DEVICE = 100
-# cuGetErrorName knows them all, except where it is what does not work
+# for drivers whose cuGetErrorName fails too
 ERROR_NAMES = {
     34: "CUDA_ERROR_STUB_LIBRARY",
     NO_DEVICE: "CUDA_ERROR_NO_DEVICE",
@@ -39,10 +41,10 @@ class DriverDevice:
     """A device as the driver describes it.
 
     Attributes:
-        uuid: Without ``GPU-`` or ``MIG-``.
-        is_mig: Whether it is a slice of a GPU, as far as the driver tells.
-        name: The product's.
-        memory_bytes: All it has.
+        uuid: Without the prefix ``GPU-`` or ``MIG-``.
+        is_mig: Whether it is a MIG slice; drivers before CUDA 11.4 do not report this.
+        name: The product name.
+        memory_bytes: Total memory.
     """
 
     uuid: str
@@ -51,31 +53,28 @@ class DriverDevice:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class DriverError:
-    """A function of the driver that failed.
+class DriverError(Exception):
+    """A call of the driver failed.
 
     Attributes:
-        function: Its name; empty where there is no library to call.
-        code: What it returned; None where it did not return.
-        name: The code's name, or what went wrong in words.
+        function: Name of the function; empty if the library cannot be loaded.
+        code: Its return value; None if it did not return.
+        name: Name of the code, or a description.
     """
 
-    function: str
-    code: int | None
-    name: str
+    def __init__(self, function: str, code: int | None, name: str) -> None:
+        super().__init__(function, code, name)
+        self.function = function
+        self.code = code
+        self.name = name
 
 
-@dataclass(frozen=True)
-class DriverAnswer:
-    """The visible devices in the order in which CUDA counts them, or why there are none."""
+def query_driver(environment: Mapping[str, str]) -> list[DriverDevice]:
+    """Return the devices that a process with this environment sees, in CUDA's order.
 
-    devices: tuple[DriverDevice, ...] = field(default=())
-    error: DriverError | None = None
-
-
-def ask_driver(environment: Mapping[str, str]) -> DriverAnswer:
-    """Return what a process with this environment sees of CUDA."""
+    Raises:
+        DriverError: The driver cannot be used or finds no device.
+    """
     try:
         process = subprocess.run(  # noqa: S603 - this file
             [sys.executable, "-I", "-S", __file__],
@@ -83,59 +82,42 @@ def ask_driver(environment: Mapping[str, str]) -> DriverAnswer:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=ANSWER_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return _failed("cuInit", None, f"no answer in {ANSWER_SECONDS} seconds")
+    except subprocess.TimeoutExpired as error:
+        raise DriverError("cuInit", None, f"no answer in {TIMEOUT_SECONDS} seconds") from error
     if process.returncode != 0:
         last_line = process.stderr.strip().rpartition("\n")[2]
-        return _failed("cuInit", None, f"ended with {process.returncode}: {last_line}")
+        raise DriverError("cuInit", None, f"ended with {process.returncode}: {last_line}")
     answer = json.loads(process.stdout)
-    error = answer["error"]
-    return DriverAnswer(
-        tuple(DriverDevice(**device) for device in answer["devices"]),
-        error and DriverError(**error),
-    )
+    if "error" in answer:
+        raise DriverError(*answer["error"])
+    return [DriverDevice(**device) for device in answer["devices"]]
 
 
-def read_devices(library: Any) -> DriverAnswer:
-    """Ask ``libcuda.so.1`` in this process.
+def read_devices(library: Any) -> list[DriverDevice]:
+    """Query the driver in this process.
 
     Args:
-        library: It, loaded by ctypes, or what has the same functions.
+        library: ``libcuda.so.1`` as ctypes loads it.
+
+    Raises:
+        DriverError: A call failed.
     """
-    try:
-        _call(library, "cuInit", 0)
-        count = ctypes.c_int()
-        _call(library, "cuDeviceGetCount", ctypes.byref(count))
-        return DriverAnswer(tuple(_read_device(library, index) for index in range(count.value)))
-    except _CallError as error:
-        return _failed(error.function, error.code, _error_name(library, error.code))
-
-
-class _CallError(Exception):
-    def __init__(self, function: str, code: int) -> None:
-        super().__init__(function, code)
-        self.function = function
-        self.code = code
+    _call(library, "cuInit", 0)
+    count = ctypes.c_int()
+    _call(library, "cuDeviceGetCount", ctypes.byref(count))
+    return [_read_device(library, index) for index in range(count.value)]
 
 
 def _call(library: Any, function: str, *args: Any) -> None:
     code = getattr(library, function)(*args)
     if code != 0:
-        raise _CallError(function, code)
-
-
-def _failed(function: str, code: int | None, name: str) -> DriverAnswer:
-    return DriverAnswer(error=DriverError(function, code, name))
-
-
-def _error_name(library: Any, code: int) -> str:
-    name = ctypes.c_char_p()
-    if library.cuGetErrorName(code, ctypes.byref(name)) == 0 and name.value:
-        return name.value.decode()
-    return ERROR_NAMES.get(code, "unknown error")
+        name = ctypes.c_char_p()
+        library.cuGetErrorName(code, ctypes.byref(name))
+        known = ERROR_NAMES.get(code, "unknown error")
+        raise DriverError(function, code, name.value.decode() if name.value else known)
 
 
 def _read_device(library: Any, index: int) -> DriverDevice:
@@ -145,28 +127,29 @@ def _read_device(library: Any, index: int) -> DriverDevice:
     _call(library, "cuDeviceGetName", name, NAME_BYTES, device)
     memory = ctypes.c_size_t()
     _call(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-    whole = _read_uuid(library, "cuDeviceGetUuid", device)
-    # drivers before CUDA 11.4 lack it; of a MIG slice it gives the slice's own UUID, where the
-    # older one gives the GPU's
+    gpu_uuid = _read_uuid(library, "cuDeviceGetUuid", device)
+    # drivers before CUDA 11.4 lack it; it returns a MIG slice's own UUID
     newer = hasattr(library, "cuDeviceGetUuid_v2")
-    own = _read_uuid(library, "cuDeviceGetUuid_v2", device) if newer else whole
-    return DriverDevice(own, own != whole, name.value.decode(errors="replace"), memory.value)
+    uuid = _read_uuid(library, "cuDeviceGetUuid_v2", device) if newer else gpu_uuid
+    return DriverDevice(uuid, uuid != gpu_uuid, name.value.decode(errors="replace"), memory.value)
 
 
 def _read_uuid(library: Any, function: str, device: ctypes.c_int) -> str:
     value = (ctypes.c_ubyte * 16)()
     _call(library, function, ctypes.byref(value), device)
-    digits = bytes(value).hex()
-    return "-".join([digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]])
+    return str(UUID(bytes=bytes(value)))
 
 
 def main() -> None:
     """Write the answer to the standard output as JSON."""
+    answer: dict[str, Any]
     try:
-        answer = read_devices(ctypes.CDLL(LIBRARY))
+        answer = {"devices": [asdict(one) for one in read_devices(ctypes.CDLL(LIBRARY))]}
     except OSError as error:
-        answer = _failed("", None, str(error))
-    json.dump(asdict(answer), sys.stdout)
+        answer = {"error": ("", None, str(error))}
+    except DriverError as error:
+        answer = {"error": error.args}
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

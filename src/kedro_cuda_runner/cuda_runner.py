@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class CudaRunner(AbstractRunner):
-    """Runs the nodes tagged ``gpu`` in processes of their own on CUDA devices.
+    """Runs each node with the tag ``gpu`` in its own process on CUDA devices.
 
-    Before the first node it checks that devices, their free memory and the disk suffice for what
-    the nodes declare (``resources.resources_of`` says how). While it runs, independent nodes run at
-    the same time: one without the tag in this process, as under ``SequentialRunner``, and as many
-    with it as there is room for on the devices. Afterwards it prints and logs what each has used.
+    Before the first node it checks that devices, their free memory and the disk suffice for the
+    resources that the nodes declare (see ``resources.resources_of``). Independent nodes run at the
+    same time: one at a time without the tag in this process, as under ``SequentialRunner``, and
+    those with the tag as the devices have room. At the end it prints and logs what each has used.
 
     Examples:
         On the command line::
@@ -52,7 +52,7 @@ class CudaRunner(AbstractRunner):
     """
 
     def __init__(self, is_async: bool = False, layer: DeviceLayer | None = None) -> None:
-        """Prepare a runner.
+        """Create a runner.
 
         Args:
             is_async: Load and save the data of each node in threads (``--async``).
@@ -62,12 +62,12 @@ class CudaRunner(AbstractRunner):
         self._layer = layer
 
     def __str__(self) -> str:
-        """Return what ``--runner`` takes; Kedro hands it to the hooks, and MLflow shows it."""
+        """Return the value of ``--runner``, which Kedro passes to hooks and MLflow shows."""
         return "kedro_cuda_runner.CudaRunner"
 
     @property
     def _logger(self) -> logging.Logger:
-        # what Kedro itself says is shown or not as under its own runners
+        # Kedro's own messages have the same log level as under its runners
         return kedro_logger
 
     def _get_executor(self, max_workers: int) -> None:
@@ -87,7 +87,6 @@ class CudaRunner(AbstractRunner):
             raise PreflightError(
                 "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
             )
-        hooks = hook_manager or _NullPluginManager()
         scheduler = Scheduler(
             pipeline=pipeline,
             resources=resources,
@@ -95,7 +94,7 @@ class CudaRunner(AbstractRunner):
             layer=layer,
             shared=RunContext(
                 catalog=catalog,
-                hooks=SerialHooks(hooks),
+                hooks=SerialHooks(hook_manager or _NullPluginManager()),
                 run_id=run_id,
                 is_async=self._is_async,
                 tracking=active_tracking() if resources else None,
@@ -105,20 +104,25 @@ class CudaRunner(AbstractRunner):
             suggest_resume=lambda done: self._suggest_resume_scenario(pipeline, done, catalog),
         )
         table = TableHook(scheduler.records)
-        has_hooks = not isinstance(hooks, _NullPluginManager)
-        if has_hooks:
-            # a session may run twice, and each run shows its own
-            for plugin in hooks.get_plugins():
-                if isinstance(plugin, TableHook):
-                    hooks.unregister(plugin)
-            hooks.register(table)
-        is_shown_by_hooks = has_hooks
+        is_shown_by_hooks = _register(table, hook_manager)
         try:
             with devices.hidden_from_this_process():
                 scheduler.run()
-        except (KeyboardInterrupt, SystemExit):  # of which Kedro tells no hook
+        except (KeyboardInterrupt, SystemExit):  # for which Kedro calls no hook
             is_shown_by_hooks = False
             raise
         finally:
             if not is_shown_by_hooks:
                 table.show()
+
+
+def _register(table: TableHook, manager: PluginManager | None) -> bool:
+    """Register the hook that prints the table; return whether there is a hook manager."""
+    if manager is None or isinstance(manager, _NullPluginManager):
+        return False
+    # a session may run twice, each time with another table
+    for plugin in manager.get_plugins():
+        if isinstance(plugin, TableHook):
+            manager.unregister(plugin)
+    manager.register(table)
+    return True

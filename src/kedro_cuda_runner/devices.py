@@ -1,4 +1,4 @@
-"""The one boundary to the hardware: which devices there are and what they are doing."""
+"""The interface to the hardware: the CUDA devices and their current use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kedro_cuda_runner.cuda_driver import LIBRARY, NO_DEVICE, DriverDevice, DriverError, ask_driver
+from kedro_cuda_runner.cuda_driver import (
+    LIBRARY,
+    NO_DEVICE,
+    DriverDevice,
+    DriverError,
+    query_driver,
+)
 from kedro_cuda_runner.errors import CudaRunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-
-    from kedro_cuda_runner.cuda_driver import DriverAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ REMEDIES = {
 
 
 class NoDevicesError(CudaRunnerError):
-    """There is no CUDA device to run on; the message says why."""
+    """No CUDA device can be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class Device:
     """A CUDA device that this process may use.
 
     Attributes:
-        index: As CUDA counts the visible devices: ``cuda:0`` is 0.
-        uuid: ``GPU-…``, or ``MIG-…`` for a slice of one.
-        name: The product's.
-        memory_bytes: All it has.
+        index: CUDA's index among the visible devices: 0 for ``cuda:0``.
+        uuid: ``GPU-…``, or ``MIG-…`` for a slice of a GPU.
+        name: The product name.
+        memory_bytes: Total memory.
     """
 
     index: int
@@ -60,106 +64,109 @@ class Device:
 
 
 class DeviceLayer(Protocol):
-    """What the runner asks of the hardware."""
+    """The hardware as the runner uses it; tests replace it."""
 
     def find(self) -> list[Device]:
         """Return the visible devices, at least one, in CUDA's order.
 
         Raises:
-            NoDevicesError: There are none, or they cannot be used.
+            NoDevicesError: There is none, or none can be used.
         """
 
     def free_bytes(self, device: Device) -> int:
-        """Return the memory that nobody has allocated.
+        """Return the free memory; all memory if it is unknown.
 
         Raises:
-            CudaRunnerError: The device does not answer.
+            CudaRunnerError: The device does not respond.
         """
 
     def used_bytes(self, device: Device) -> int | None:
-        """Return the memory that is allocated, by whomever; None where nobody can tell.
+        """Return the memory that all processes and the driver use; None if unknown.
 
         Raises:
-            CudaRunnerError: The device does not answer.
+            CudaRunnerError: The device does not respond.
         """
 
     def utilization_percent(self, device: Device) -> int | None:
-        """Return the part of the last moment in which a kernel ran; None where nobody can tell."""
+        """Return the share of the last moment in which a kernel ran; None if unknown."""
 
     def process_bytes(self, device: Device, pids: Collection[int]) -> int | None:
-        """Return what these processes have allocated together; None where nobody can tell."""
+        """Return the memory that these processes use together; None if unknown."""
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
-        """Return the variables that show a child exactly these devices, in this order."""
+        """Return the variables with which a child sees exactly these devices, in this order."""
 
 
 class NvidiaDevices:
-    """The real devices: found through the CUDA driver, watched through NVML.
+    """The real devices, found through the CUDA driver and observed through NVML.
 
-    The driver is asked for the devices because it alone applies ``CUDA_VISIBLE_DEVICES`` and
-    ``CUDA_DEVICE_ORDER``, which NVML ignores. Where NVML is missing or does not answer for a device
-    (Jetson, some virtual GPUs), the device's whole memory counts as free, and nothing is known of
-    what is used.
+    Without NVML, or for a device that NVML does not support (Jetson, some virtual GPUs), all memory
+    counts as free and the use is unknown.
 
     Args:
-        ask: What a process with a given environment sees of CUDA.
-        nvml: The module ``pynvml``, or what has the same functions; None to import it.
-        is_torch_used: Whether a PyTorch that cannot use CUDA is a reason to refuse.
+        query: Returns the devices that a process with a given environment sees.
+        nvml: The module ``pynvml`` or a fake of it; None imports it.
+        is_torch_used: Whether to refuse if the installed PyTorch does not support CUDA.
     """
 
     def __init__(
         self,
-        ask: Callable[[Mapping[str, str]], DriverAnswer] = ask_driver,
+        query: Callable[[Mapping[str, str]], list[DriverDevice]] = query_driver,
         nvml: Any = None,
         *,
         is_torch_used: bool = True,
     ) -> None:
-        self._ask = ask
+        self._query = query
         self._given_nvml = nvml
         self._is_torch_used = is_torch_used
         self._handles: dict[str, Any] = {}
         self._found: dict[tuple[str | None, ...], list[Device]] = {}
 
     def find(self) -> list[Device]:
-        """Return the visible devices, in CUDA's order; takes no memory on them.
-
-        Raises:
-            NoDevicesError: No driver, none that works, no device, all hidden, or a PyTorch without
-                CUDA.
-        """
-        asked = tuple(os.environ.get(name) for name in (VISIBLE, ORDER))
-        if asked in self._found:  # asking takes up to a second, and a run asks several times
-            return self._found[asked]
-        answer = self._ask(os.environ)
-        if not answer.devices:
-            raise NoDevicesError(f"there is no CUDA device: {self._why_none(answer.error)}")
-        if self._is_torch_used and (lack := _lack_of_torch()):
-            raise NoDevicesError(f"the CUDA devices cannot be used: {lack}")
-        self._found[asked] = [
+        """See ``DeviceLayer``; nothing is allocated on the devices."""
+        variables = tuple(os.environ.get(name) for name in (VISIBLE, ORDER))
+        if variables in self._found:  # a query takes up to a second, and a run makes several
+            return self._found[variables]
+        try:
+            devices = self._query(os.environ)
+        except DriverError as error:
+            raise self._no_devices(error) from error
+        if not devices:
+            raise self._no_devices(None)
+        if self._is_torch_used and (problem := _torch_problem()):
+            raise NoDevicesError(f"the CUDA devices cannot be used: {problem}")
+        self._found[variables] = [
             Device(index, self._full_uuid(found), found.name, found.memory_bytes)
-            for index, found in enumerate(answer.devices)
+            for index, found in enumerate(devices)
         ]
-        return self._found[asked]
+        return self._found[variables]
 
-    def _why_none(self, error: DriverError | None) -> str:
+    def _no_devices(self, error: DriverError | None) -> NoDevicesError:
         if error is not None and not error.function:
-            return (
+            reason = (
                 f"{LIBRARY}, the NVIDIA driver's library, cannot be loaded ({error.name}; a "
                 f"container needs '--gpus all')"
             )
-        if VISIBLE in os.environ:
-            rest = {name: value for name, value in os.environ.items() if name != VISIBLE}
-            if hidden := len(self._ask(rest).devices):
-                value = os.environ[VISIBLE]
-                return (
-                    f"{VISIBLE}={value!r} hides all of the {hidden} there are; unset it, or name "
-                    f"devices that 'nvidia-smi -L' lists"
-                )
-        if error is None or error.code == NO_DEVICE:
-            return f"the NVIDIA driver finds none; {REMEDIES[NO_DEVICE]}"
-        code = "" if error.code is None else f" ({error.code})"
-        remedy = REMEDIES.get(error.code or 0, "see whether 'nvidia-smi' works")
-        return f"the NVIDIA driver's {error.function} failed: {error.name}{code}; {remedy}"
+        elif hidden := self._count_hidden():
+            reason = (
+                f"{VISIBLE}={os.environ[VISIBLE]!r} hides all of the {hidden} there are; unset it, "
+                f"or name devices that 'nvidia-smi -L' lists"
+            )
+        elif error is None or error.code == NO_DEVICE:
+            reason = f"the NVIDIA driver finds none; {REMEDIES[NO_DEVICE]}"
+        else:
+            code = "" if error.code is None else f" ({error.code})"
+            remedy = REMEDIES.get(error.code or 0, "see whether 'nvidia-smi' works")
+            reason = f"the NVIDIA driver's {error.function} failed: {error.name}{code}; {remedy}"
+        return NoDevicesError(f"there is no CUDA device: {reason}")
+
+    def _count_hidden(self) -> int:
+        if VISIBLE not in os.environ:
+            return 0
+        try:
+            return len(self._query({k: v for k, v in os.environ.items() if k != VISIBLE}))
+        except DriverError:
+            return 0
 
     def _full_uuid(self, found: DriverDevice) -> str:
         prefixes = ("MIG-", "GPU-") if found.is_mig else ("GPU-", "MIG-")
@@ -173,7 +180,7 @@ class NvidiaDevices:
 
     @cached_property
     def _nvml(self) -> Any:
-        """The module ``pynvml``, ready for use; None where it cannot be."""
+        """The initialized module ``pynvml``; None if it cannot be used."""
         nvml = self._given_nvml
         if nvml is None and importlib.util.find_spec("pynvml") is None:
             logger.warning("Package 'nvidia-ml-py' is missing: all GPU memory counts as free")
@@ -193,8 +200,8 @@ class NvidiaDevices:
             self._handles[uuid] = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
         return self._handles[uuid]
 
-    def _ask_nvml(self, device: Device, function: str) -> Any:
-        """Return what a function of NVML says of a device; None where it cannot say."""
+    def _call_nvml(self, device: Device, function: str) -> Any:
+        """Return the result of an NVML function for a device; None if it fails."""
         if self._nvml is None:
             return None
         try:
@@ -208,53 +215,45 @@ class NvidiaDevices:
         try:
             return self._nvml.nvmlDeviceGetMemoryInfo(self._handle(device.uuid))
         except self._nvml.NVMLError as error:
-            unknown = (
+            unsupported = (
                 self._nvml.NVML_ERROR_NOT_SUPPORTED,
                 self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
                 self._nvml.NVML_ERROR_NO_PERMISSION,
                 self._nvml.NVML_ERROR_NOT_FOUND,
             )
-            if error.value in unknown:
+            if error.value in unsupported:
                 return None
             raise CudaRunnerError(
-                f"cuda:{device.index} ({device.name}, {device.uuid}) does not tell its free "
-                f"memory: {error} (NVML {error.value}); see what 'nvidia-smi' and 'dmesg' say of it"
+                f"cuda:{device.index} ({device.name}, {device.uuid}) does not report its free "
+                f"memory: {error} (NVML {error.value}); check 'nvidia-smi' and 'dmesg'"
             ) from error
 
     def free_bytes(self, device: Device) -> int:
-        """Return the memory that nobody has allocated; all of it where NVML cannot tell.
-
-        Raises:
-            CudaRunnerError: The device does not answer: it is lost, or needs a reset.
-        """
+        """See ``DeviceLayer``; an error means that the device is lost or needs a reset."""
         memory = self._memory(device)
         return device.memory_bytes if memory is None else int(memory.free)
 
     def used_bytes(self, device: Device) -> int | None:
-        """Return the memory that is allocated, the driver's own part of it included.
-
-        Raises:
-            CudaRunnerError: As for ``free_bytes``.
-        """
+        """See ``DeviceLayer``."""
         memory = self._memory(device)
         return None if memory is None else int(memory.used)
 
     def utilization_percent(self, device: Device) -> int | None:
-        """Return NVML's utilization; None for a slice of a GPU."""
-        rates = self._ask_nvml(device, "nvmlDeviceGetUtilizationRates")
+        """See ``DeviceLayer``; None for a MIG slice."""
+        rates = self._call_nvml(device, "nvmlDeviceGetUtilizationRates")
         return None if rates is None else int(rates.gpu)
 
     def process_bytes(self, device: Device, pids: Collection[int]) -> int | None:
-        """Return what NVML lists of these processes.
+        """See ``DeviceLayer``.
 
-        None where it lists none of them: then they have nothing on the device, or NVML counts
-        processes by other numbers, as it does in a container on older drivers. None also where it
-        lists one without its memory, as newer drivers do in a container.
+        None if NVML lists none of the processes: they use nothing on the device, or an older driver
+        lists other process ids inside a container. None also if NVML lists one without its memory,
+        as newer drivers do inside a container.
         """
         by_pid: dict[int, int] = {}
-        # a process that computes and draws is on two of the lists, each time with all it has
+        # a process that computes and draws is on two of the lists, each time with all its memory
         for kind in ("Compute", "MPSCompute", "Graphics"):
-            for process in self._ask_nvml(device, f"nvmlDeviceGet{kind}RunningProcesses") or ():
+            for process in self._call_nvml(device, f"nvmlDeviceGet{kind}RunningProcesses") or ():
                 if process.pid in pids:
                     if not process.usedGpuMemory:
                         return None
@@ -262,20 +261,20 @@ class NvidiaDevices:
         return sum(by_pid.values()) if by_pid else None
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
-        """Return ``CUDA_VISIBLE_DEVICES`` by UUID, which ``CUDA_DEVICE_ORDER`` does not change."""
+        """See ``DeviceLayer``; ``CUDA_DEVICE_ORDER`` does not affect UUIDs."""
         return {VISIBLE: ",".join(device.uuid for device in devices)}
 
 
-def _lack_of_torch() -> str | None:
-    """Return why PyTorch, if installed, cannot use CUDA; it is not imported, which takes long."""
+def _torch_problem() -> str | None:
+    """Return why the installed PyTorch cannot use CUDA, without importing it: that is slow."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    return lack_of_torch_build(Path(spec.origin).with_name("version.py"))
+    return torch_build_problem(Path(spec.origin).with_name("version.py"))
 
 
-def lack_of_torch_build(version_file: Path) -> str | None:
-    """Return why the PyTorch whose ``torch/version.py`` this is cannot use CUDA, or None."""
+def torch_build_problem(version_file: Path) -> str | None:
+    """Return why the PyTorch with this ``torch/version.py`` cannot use CUDA; None if it can."""
     if not version_file.is_file():
         return None
     version = runpy.run_path(str(version_file))
@@ -292,24 +291,15 @@ _layer: DeviceLayer = NvidiaDevices()
 
 
 def default_layer() -> DeviceLayer:
-    """Return the layer that the runner uses."""
+    """Return the hardware of this machine."""
     return _layer
-
-
-def use_layer(layer: DeviceLayer) -> DeviceLayer:
-    """Make the runner use another layer, as tests do; return the one it used before."""
-    global _layer
-    before, _layer = _layer, layer
-    return before
 
 
 @contextmanager
 def hidden_from_this_process() -> Iterator[None]:
-    """Let the nodes of this process find no device, unless they have used one already.
+    """Hide all devices from the nodes of this process, unless CUDA is initialized already.
 
-    A library that takes a GPU because there is one would keep a part of its memory until the end
-    of the run, beside the nodes that were given it. Processes that are started meanwhile get the
-    variable that is meant for them.
+    Otherwise a library that uses any GPU it finds would keep memory on it until the end of the run.
     """
     before = os.environ.get(VISIBLE)
     os.environ[VISIBLE] = ""

@@ -1,21 +1,21 @@
-"""What the runner raises; on the command line without a traceback, each says what to do."""
+"""Errors of the runner: the command line shows them without a traceback, each with its remedy."""
 
 import click
 
 
 class CudaRunnerError(click.ClickException, RuntimeError):
-    """The run cannot start, or a node in a process of its own has failed."""
+    """The run cannot start, or a node in its own process has failed."""
 
 
 class PreflightError(CudaRunnerError):
-    """Something that a node needs is not there; raised before the first node runs."""
+    """Raised before the first node runs, if a resource is missing or a declaration is invalid."""
 
 
 class GpuNodeError(CudaRunnerError):
-    """A node in a process of its own has failed.
+    """A node in its own process has failed.
 
     Attributes:
-        node_name: The node.
+        node_name: Name of the node.
         reason: ``out of memory``, ``killed``, ``crashed``, ``exited`` or ``exception``.
     """
 

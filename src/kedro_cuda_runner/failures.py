@@ -1,4 +1,4 @@
-"""What to tell a person whose node has failed."""
+"""The error message for a node whose process has failed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from kedro_cuda_runner.report import NodeRecord
 
 SHOWN_LINES = 10
-# the node's process turns the signal into an orderly exit
+# the node's process exits with this code on SIGTERM
 ENDED_ON_REQUEST = 128 + signal.SIGTERM
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> GpuNodeError:
-    """Return the error for a node whose process ended before the node was done.
+    """Return the error for a node that was not finished.
 
     Args:
         node: The node.
         ending: How its process ended.
         record: Where it ran and what it used.
-        remedy: The node's own advice for when memory runs out.
+        remedy: The node's own remedy for lack of memory.
     """
-    reason, what = _reason(ending)
-    lines = [f"node '{node.name}' {what} on {record.place}"]
-    lines += [f"  {line}" for line in _memory(record)]
+    reason, description = _reason(ending)
+    lines = [f"node '{node.name}' {description} on {record.place}", *_memory(record)]
     if reason == "killed" and ending.exit_code == -signal.SIGKILL:
         lines.append(
-            f"  the kernel kills a process when the computer's memory runs out; this one held up "
+            f"  the kernel kills a process when the computer's memory runs out; this one used up "
             f"to {gigabytes(record.host_peak_bytes)} of it"
         )
     if ending.unfinished:
         names = ", ".join(f"'{name}'" for name in ending.unfinished)
-        lines.append(f"  {names} was not finished; what had been written of it is removed")
+        lines.append(f"  {names} was not finished; the part that was written is removed")
     shown = ending.last_lines[-SHOWN_LINES:]
     if shown and not (ending.failure and ending.failure.is_usage_error):
         lines += ["  its last lines:", *(f"  | {line}" for line in shown)]
@@ -50,28 +50,23 @@ def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> G
 def _reason(ending: Ending) -> tuple[str, str]:
     failure, code = ending.failure, ending.exit_code or 0
     if failure is not None:
-        told = f"{failure.type_name}: {failure.message}".strip()
+        text = f"{failure.type_name}: {failure.message}".strip()
         if failure.out_of_memory:
-            return "out of memory", f"ran out of GPU memory ({_first_line(told)})"
+            return "out of memory", f"ran out of GPU memory ({text.splitlines()[0]})"
         if failure.is_usage_error:
             return "exception", f"failed: {failure.message}\n "
-        return "exception", f"failed with {told}\n "
+        return "exception", f"failed with {text}\n "
     if code == ENDED_ON_REQUEST:
-        return "killed", "was asked to end from outside (SIGTERM)"
+        return "killed", "received SIGTERM from outside"
     if code >= 0:
         return "exited", f"ended its process (exit code {code}) before it was done"
-    # real-time signals have no names, but for two
-    known = {number.value: number.name for number in signal.Signals}
-    name = known.get(-code, f"signal {-code}")
     if -code == signal.SIGSEGV:
         return "crashed", "crashed with a segmentation fault (SIGSEGV)"
-    if -code in (signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
-        return "crashed", f"crashed ({name})"
-    return "killed", f"was killed ({name})"
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else text
+    # most real-time signals have no name
+    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+    return (
+        ("crashed", f"crashed ({name})") if -code in CRASHES else ("killed", f"was killed ({name})")
+    )
 
 
 def _memory(record: NodeRecord) -> list[str]:
@@ -79,9 +74,9 @@ def _memory(record: NodeRecord) -> list[str]:
         return []
     peak = "unknown" if record.peak_bytes is None else gigabytes(record.peak_bytes)
     line = (
-        f"GPU memory: peak {peak} of {gigabytes(record.available_bytes)} that were free "
+        f"  GPU memory: peak {peak} of {gigabytes(record.available_bytes)} that were free "
         f"({gigabytes(record.device_bytes)} in all)"
     )
     if record.estimated_bytes is not None:
-        line += f"; estimated were {gigabytes(record.estimated_bytes)}"
+        line += f"; the estimate was {gigabytes(record.estimated_bytes)}"
     return [line]

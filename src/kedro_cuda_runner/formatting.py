@@ -1,8 +1,8 @@
-"""Figures as people read them."""
+"""Sizes and durations as text."""
 
 
 def gigabytes(size: float) -> str:
-    """Return bytes as GB of 10⁹ bytes.
+    """Format bytes as GB of 10⁹ bytes.
 
     >>> gigabytes(23_456_000_000), gigabytes(12_000_000)
     ('23.5 GB', '0.01 GB')
@@ -11,7 +11,7 @@ def gigabytes(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person says them.
+    """Format seconds as seconds, minutes or hours.
 
     >>> duration(3.21), duration(75), duration(3700)
     ('3.2 s', '1 min 15 s', '1 h 01 min')

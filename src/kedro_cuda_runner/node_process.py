@@ -1,4 +1,9 @@
-"""A node in a process of its own, seen from the runner's."""
+"""The process of a node, as the runner's process sees it.
+
+``multiprocessing`` and Kedro's ``ParallelRunner`` do not fit: a node's process has to start without
+what this process has imported, with other environment variables, as a group that can be killed,
+and with its output readable while it runs.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +21,12 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from kedro_cuda_runner.channel import Failure, Task
+from kedro_cuda_runner.last_lines import LastLines
 from kedro_cuda_runner.outputs import OutputWatch
-from kedro_cuda_runner.terminal import LastLines, Output, Terminal, open_outputs
+from kedro_cuda_runner.terminal import Output, Terminal, open_outputs
 from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
-from kedro_cuda_runner.worker_command import (
-    import_paths,
-    make_socket_folder,
-    pack_work,
-    worker_command,
-)
+from kedro_cuda_runner.worker_catalog import pack_work
+from kedro_cuda_runner.worker_command import import_paths, make_socket_folder, worker_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-# for the libraries' own clean-up after the node is done
+# for the clean-up of libraries after the node is done
 EXIT_SECONDS = 30.0
 
 
@@ -48,13 +50,13 @@ class RunContext:
     """What all nodes of a run share.
 
     Attributes:
-        catalog: The runner's.
-        hooks: The run's hooks, one call at a time.
-        run_id: Kedro's.
+        catalog: The runner's catalog.
+        hooks: The hooks of the run.
+        run_id: Kedro's id of the run.
         is_async: Whether nodes load and save in threads.
-        tracking: The MLflow run, if one is open.
-        terminal: Where everything is printed.
-        running: The names of the nodes that run in processes of their own.
+        tracking: The active MLflow run.
+        terminal: Prints the output of all processes.
+        running: Names of the nodes that run in their own processes.
     """
 
     catalog: CatalogProtocol[Any, Any]
@@ -71,14 +73,14 @@ class Ending:
     """How a process ended.
 
     Attributes:
-        done: Whether the node was finished and its outputs saved.
-        failure: The exception that the process told of.
-        exit_code: Of the process; the negative signal number where a signal ended it.
-        torch_peak_bytes: What PyTorch held at most on one device.
-        last_lines: What it printed last.
+        done: Whether the node finished and its outputs are saved.
+        failure: The exception that the process reported.
+        exit_code: Exit code of the process, or the negative number of the signal that ended it.
+        torch_peak_bytes: Peak of PyTorch's allocator on one device.
+        last_lines: Last lines of its output.
         unfinished: Outputs that it was saving.
-        inputs: What the node's hooks were shown.
-        told_hooks: Whether the hooks were told of the error.
+        inputs: Inputs that were passed to hooks.
+        reported_to_hooks: Whether ``on_node_error`` was called.
     """
 
     done: bool = False
@@ -88,21 +90,21 @@ class Ending:
     last_lines: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
-    told_hooks: bool = False
+    reported_to_hooks: bool = False
 
 
 class NodeProcess:
-    """Starts a node's process, answers it, prints what it prints, and sees it end."""
+    """Starts a node's process, answers its messages, prints its output and waits for its end."""
 
     def __init__(
         self, node: Node, devices: Sequence[Device], environment: dict[str, str], run: RunContext
     ) -> None:
-        """Prepare; nothing is started.
+        """Prepare a process; nothing is started.
 
         Args:
-            node: To be run.
-            devices: For it alone or shared; several are served by accelerate, a process each.
-            environment: Variables that name the devices.
+            node: The node.
+            devices: Its devices; accelerate starts one process for each of several.
+            environment: Variables that select the devices.
             run: What it shares with other nodes.
         """
         self._node = node
@@ -114,13 +116,13 @@ class NodeProcess:
         self._watch = OutputWatch(node, run.catalog)
         self._process: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
-        self._asking_for_inputs: list[Connection] = []
+        self._waiting_for_inputs: list[Connection] = []
         self._replaced_inputs: dict[str, Any] | None = None
         self._finished_at: float | None = None
         self._stopping = False
 
     def run(self) -> Ending:
-        """Run the node to its end, good or bad; blocks."""
+        """Run the node; blocks until its process has ended."""
         folder = make_socket_folder()
         listener = socket.socket(socket.AF_UNIX)
         outputs: list[Output] = []
@@ -129,10 +131,10 @@ class NodeProcess:
             listener.bind(str(folder / "socket"))
             listener.listen(16 + 2 * len(self._devices))
             outputs = list(dict.fromkeys(open_outputs(self._lines)))
-            self._start(str(folder / "socket"), outputs)
-            self._serve(listener, outputs, work)
+            process = self._start(str(folder / "socket"), outputs)
+            self._serve(process, listener, outputs, work)
         finally:
-            self._kill_group(signal.SIGKILL)  # what the node may have started and left
+            self._kill_group(signal.SIGKILL)  # processes that the node started and left
             for connection in self._connections:
                 connection.close()
             for output in outputs:
@@ -146,15 +148,15 @@ class NodeProcess:
         return self._ending
 
     def stop(self, *, kill: bool = False) -> None:
-        """Ask the process to end, or end it; its own processes too."""
+        """Terminate, or kill, the process and the processes that it has started."""
         self._stopping = True
         self._kill_group(signal.SIGKILL if kill else signal.SIGTERM)
 
     def process_ids(self) -> set[int]:
-        """Return the id of the process, from which what it has started can be found."""
+        """Return the process id; empty before the start."""
         return set() if self._process is None else {self._process.pid}
 
-    def _start(self, address: str, outputs: list[Output]) -> None:
+    def _start(self, address: str, outputs: list[Output]) -> subprocess.Popen[bytes]:
         own = {"PYTHONPATH": os.pathsep.join(import_paths())}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
             worker_command(len(self._devices), address),
@@ -162,47 +164,51 @@ class NodeProcess:
             stdout=outputs[0].child_end,
             stderr=outputs[-1].child_end,
             env={**os.environ, **own, **self._environment},
-            # Ctrl-C is for the runner, which then ends its processes in order
+            # Ctrl-C reaches only the runner, which then ends its processes in order
             start_new_session=True,
         )
         for output in outputs:
             os.close(output.child_end)
-        if self._stopping:  # it came in between
+        if self._stopping:  # stop was called before the process existed
             self.stop()
+        return self._process
 
     def _kill_group(self, number: signal.Signals) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
-    def _serve(self, listener: socket.socket, outputs: list[Output], work: bytes) -> None:
-        assert self._process is not None  # noqa: S101 - for the type checker
+    def _serve(
+        self,
+        process: subprocess.Popen[bytes],
+        listener: socket.socket,
+        outputs: list[Output],
+        work: bytes,
+    ) -> None:
         reading = list(outputs)
         while True:
-            # all of them have a file descriptor, which is what it waits for
+            # all have a file descriptor, on which wait polls
             sources: list[Any] = [listener, *self._connections, *reading]
-            # asked first: what it sent before it ended is there by now
-            has_ended = self._process.poll() is not None
+            # polled first: then everything that the process sent before its end has arrived
+            has_ended = process.poll() is not None
             ready = wait(sources, timeout=0 if has_ended else POLL_SECONDS)
-            # what was printed before a message was sent is printed before it is acted upon
-            for output in list(reading):
-                if not self._print(output):
-                    reading.remove(output)
+            # output that preceded a message is printed before the message is handled
+            reading = [output for output in reading if self._print(output)]
             if listener in ready:
                 self._connections.append(Connection(listener.accept()[0].detach()))
             for connection in [c for c in self._connections if c in ready]:
                 self._receive(connection, work)
             if has_ended and not any(isinstance(one, Connection) for one in ready):
                 break
-            self._end_if_overdue()
+            self._kill_if_overdue()
         for output in reading:
             self._print(output)
-        self._ending.exit_code = self._process.returncode
+        self._ending.exit_code = process.returncode
 
-    def _end_if_overdue(self) -> None:
+    def _kill_if_overdue(self) -> None:
         if self._finished_at is not None and time.monotonic() > self._finished_at + EXIT_SECONDS:
             logger.warning(
-                "The process of '%s' had not ended %.0f s after its node; it was killed",
+                "The process of '%s' did not end within %.0f s after its node; it was killed",
                 self._node.name,
                 EXIT_SECONDS,
             )
@@ -210,6 +216,7 @@ class NodeProcess:
             self._kill_group(signal.SIGKILL)
 
     def _print(self, output: Output) -> bool:
+        """Print what has arrived; return whether more may come."""
         text = output.read()
         if text:
             prefix = f"[{self._node.name}] " if len(self._run.running) > 1 else ""
@@ -225,43 +232,39 @@ class NodeProcess:
             return
         answered: dict[str, Callable[..., Any]] = {
             "hello": lambda *_: self._task(work),
-            "hook": self._fire,
+            "hook": self._call_hook,
             "load": self._load,
             "save": self._save,
             "confirm": self._run.catalog.confirm,
-            # answered, so that what is printed after it comes after it
+            # answered, so that later output is printed after it
             "log": self._log,
         }
         if kind in answered:
             self._answer(connection, lambda: answered[kind](*content))
         elif kind == "replaced_inputs":
-            self._asking_for_inputs.append(connection)
+            self._waiting_for_inputs.append(connection)
         elif kind in ("saving", "saved"):
             getattr(self._watch, kind)(*content)
         elif kind == "finished":
             self._finish(*content)
-        self._answer_about_inputs()
+        replaced = self._replaced_inputs
+        while replaced is not None and self._waiting_for_inputs:
+            self._answer(self._waiting_for_inputs.pop(), lambda: replaced)
 
     def _answer(self, connection: Connection, act: Callable[[], Any]) -> None:
         try:
             answer = dumps((True, act()))
-        except Exception as error:  # a hook's or a dataset's: the node's process raises it
+        except Exception as error:  # of a hook or dataset: the node's process raises it
             answer = dumps((False, pack_error(error)))
-        with contextlib.suppress(OSError):  # the process has gone, which is seen elsewhere
+        with contextlib.suppress(OSError):  # the process has died, which _serve notices
             connection.send_bytes(answer)
-
-    def _answer_about_inputs(self) -> None:
-        replaced = self._replaced_inputs
-        if replaced is not None:
-            while self._asking_for_inputs:
-                self._answer(self._asking_for_inputs.pop(), lambda: replaced)
 
     def _task(self, work: bytes) -> Task:
         loggers = logging.root.manager.loggerDict
         levels = {
             name: one.level for name, one in loggers.items() if isinstance(one, logging.Logger)
         }
-        hooks = self._run.hooks.listened_to()
+        hooks = self._run.hooks.implemented()
         if hooks is None or "before_node_run" not in hooks:
             self._replaced_inputs = {}
         return Task(
@@ -273,38 +276,36 @@ class NodeProcess:
             run_id=self._run.run_id,
         )
 
-    def _fire(self, name: str, sent: dict[str, Any]) -> Any:
-        inputs = self._ending.inputs
-        arguments = dict(sent)
+    def _call_hook(self, name: str, sent: dict[str, Any]) -> Any:
+        inputs, arguments = self._ending.inputs, dict(sent)
+        for key in ("data", "error"):
+            if sent.get(key) is not None:
+                arguments[key] = unpack_for_hooks(sent[key])
         if name == "after_dataset_loaded":
             if sent["data"] is not None:
-                inputs[sent["dataset_name"]] = unpack_for_hooks(sent["data"])
+                inputs[sent["dataset_name"]] = arguments["data"]
             arguments["data"] = inputs.get(sent["dataset_name"])
-        elif "data" in sent and sent["data"] is not None:
-            arguments["data"] = unpack_for_hooks(sent["data"])
         if "inputs" in sent:
             new = {key: one for key, one in (sent["inputs"] or {}).items() if one is not None}
             inputs |= {key: unpack_for_hooks(one) for key, one in new.items()}
             arguments["inputs"] = dict(inputs)
         if sent.get("outputs") is not None:
             arguments["outputs"] = {k: unpack_for_hooks(v) for k, v in sent["outputs"].items()}
-        if "error" in sent:
-            arguments["error"] = unpack_for_hooks(sent["error"])
-        answers = self._run.hooks.fire(
+        results = self._run.hooks.call(
             name, node=self._node, catalog=self._run.catalog, **arguments
         )
-        self._ending.told_hooks |= name == "on_node_error"
+        self._ending.reported_to_hooks |= name == "on_node_error"
         if name == "before_node_run":
             self._replaced_inputs = {}
-            for answer in answers or []:
-                if isinstance(answer, dict):
-                    self._replaced_inputs |= answer
+            for result in results or []:
+                if isinstance(result, dict):
+                    self._replaced_inputs |= result
             inputs |= self._replaced_inputs
-        return answers
+        return results
 
     def _load(self, name: str) -> Any:
         data = self._run.catalog.load(name)
-        # hooks are shown what rank 0 was given, whoever asks later
+        # hooks get what rank 0 was given, whichever rank asks later
         self._ending.inputs.setdefault(name, data)
         return data
 

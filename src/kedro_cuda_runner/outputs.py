@@ -1,4 +1,4 @@
-"""What a node was saving when its process ended."""
+"""The outputs that a node was saving when its process ended."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# inode, time of change and size of a file, or of a directory and all that is in it, by path
+# inode, modification time and size of a path and everything below it
 State = dict[Path, tuple[int, int, int]]
 
 
 def output_path(dataset: Any) -> Path | None:
-    """Return where a dataset saves, if that is a local file or directory."""
+    """Return the local file or directory to which a dataset saves; None if there is none."""
     filepath = getattr(dataset, "_filepath", None)
     if filepath is None or getattr(dataset, "_protocol", "file") not in ("file", "local", ""):
         return None
@@ -32,113 +32,109 @@ def output_path(dataset: Any) -> Path | None:
     return Path(str(filepath))
 
 
-def _can_be_removed(dataset: Any) -> bool:
-    return hasattr(dataset, "discard_unfinished") or output_path(dataset) is not None
+def _is_versioned(dataset: Any) -> bool:
+    return isinstance(dataset, AbstractVersionedDataset) and bool(dataset._version)
 
 
-def _places(dataset: Any) -> list[Path]:
-    """Return the files or directories that a dataset has, of a versioned one every version.
+def _existing_paths(dataset: Any) -> list[Path]:
+    """Return the dataset's existing files or directories, all versions of a versioned one.
 
-    The version that a process will save is not known before unless the catalog pins it.
+    The version that a process will save is unknown unless the catalog fixes it.
     """
     path = output_path(dataset)
     if path is None:
         return []
-    is_versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version
-    places = path.parent.parent.glob(f"*/{glob.escape(path.name)}") if is_versioned else [path]
-    return [place for place in places if place.exists() or place.is_symlink()]
+    pattern = f"*/{glob.escape(path.name)}"
+    paths = path.parent.parent.glob(pattern) if _is_versioned(dataset) else [path]
+    return [one for one in paths if one.exists() or one.is_symlink()]
 
 
 def _state(path: Path) -> State:
-    # a directory's own time does not tell of a file in it that was written anew
+    # a directory's own time does not change when a file in it is overwritten
     below = path.rglob("*") if path.is_dir() else ()
-    state = {}
-    for one in (path, *below):
-        stat = one.lstat()
-        state[one] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    return state
+    stats = {one: one.lstat() for one in (path, *below)}
+    return {one: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for one, stat in stats.items()}
 
 
-def _remove(path: Path, dataset: Any) -> None:
+def _remove(path: Path, *, is_version: bool) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
-    if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
-        folder = path.parent
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    if is_version and not any(path.parent.iterdir()):
+        path.parent.rmdir()
 
 
 class OutputWatch:
-    """Knows which outputs of a node are being saved, and removes what is left unfinished.
+    """Tracks which outputs of a node are being saved, and removes those that are left unfinished.
 
-    Kedro's ``--only-missing-outputs`` takes whatever exists for finished.
+    Kedro's ``--only-missing-outputs`` takes any existing output for finished.
     """
 
     def __init__(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Note what the outputs look like before the node runs."""
+        """Record the state of the outputs before the node runs."""
         self._node = node
         self._catalog = catalog
         self._before = {
-            name: {place: _state(place) for place in _places(catalog.get(name))}
+            name: {path: _state(path) for path in _existing_paths(catalog.get(name))}
             for name in node.outputs
         }
         self._saving: dict[str, None] = {}
-        # a generator saves an output piece by piece, and only its end tells that it is complete
-        self._is_in_pieces = inspect.isgeneratorfunction(node.func)
+        # a generator saves an output in chunks, and it is complete only when the node ends
+        self._is_in_chunks = inspect.isgeneratorfunction(node.func)
 
     def saving(self, name: str) -> None:
-        """Note that an output is being saved."""
+        """Record that an output is being saved."""
         self._saving[name] = None
 
     def saved(self, name: str, was_saved_here: bool) -> None:
-        """Note that it is saved.
+        """Record that an output is saved.
 
         Args:
             name: The output.
-            was_saved_here: Whether this process saved it; if not, what it knows of the versions is
-                out of date.
+            was_saved_here: Whether this process saved it; otherwise its cached versions are stale.
         """
-        if not self._is_in_pieces:
+        if not self._is_in_chunks:
             self._saving.pop(name, None)
         if not was_saved_here:
             self._catalog.release(name)
 
     def unfinished(self) -> list[str]:
-        """Return the outputs that were begun and not finished, and that can be removed."""
-        return [name for name in self._saving if _can_be_removed(self._catalog.get(name))]
+        """Return the unfinished outputs that can be removed."""
+        datasets = {name: self._catalog.get(name) for name in self._saving}
+        return [
+            name
+            for name, dataset in datasets.items()
+            if hasattr(dataset, "discard_unfinished") or output_path(dataset) is not None
+        ]
 
     def discard_unfinished(self) -> None:
-        """Remove what was written of them.
+        """Remove what was written of the unfinished outputs.
 
-        A dataset that writes beside its target first says how to tidy up, in a method
-        ``discard_unfinished``; of others the file or directory itself is removed if it has
-        changed. Where that is impossible a warning names it.
+        A dataset that writes to a temporary path first has a method ``discard_unfinished``; of
+        others the file or directory is removed if it has changed. If that is impossible, a warning
+        names it.
         """
         for name in self._saving:
             dataset: Any = self._catalog.get(name)
-            tidy = getattr(dataset, "discard_unfinished", None)
+            discard = getattr(dataset, "discard_unfinished", None)
             try:
-                if tidy is not None:
-                    tidy()
+                if discard is not None:
+                    discard()
                 elif output_path(dataset) is not None:
-                    self._remove_new(name, dataset)
+                    for path in _existing_paths(dataset):
+                        if self._before[name].get(path) != _state(path):
+                            _remove(path, is_version=_is_versioned(dataset))
                 elif not getattr(dataset, "_EPHEMERAL", False):
                     self._warn(name, getattr(dataset, "_filepath", None) or dataset)
             except OSError as error:
                 self._warn(name, error)
 
-    def _remove_new(self, name: str, dataset: Any) -> None:
-        for place in _places(dataset):
-            if self._before[name].get(place) != _state(place):
-                _remove(place, dataset)
-
-    def _warn(self, name: str, what: Any) -> None:
+    def _warn(self, name: str, reason: Any) -> None:
         logger.warning(
             "'%s' of node '%s' may be half-written: %s; remove it before a run with "
             "--only-missing-outputs",
             name,
             self._node.name,
-            what,
+            reason,
         )

@@ -1,4 +1,4 @@
-"""Which node gets which devices."""
+"""The assignment of nodes to devices."""
 
 from __future__ import annotations
 
@@ -15,119 +15,116 @@ GB = 1e9
 
 
 @dataclass
-class _Place:
-    """A device and what runs on it.
+class _Slot:
+    """A device and its nodes.
 
     Attributes:
-        device: It.
-        resources: What the nodes on it need, by node, in bytes; None where nobody knows.
-        free_before: What was free when the first of them came, in bytes.
+        device: The device.
+        claims: Declared memory of each node on it in bytes, None if unknown.
+        free_before: Free bytes when the first of these nodes was placed.
     """
 
     device: Device
-    resources: dict[str, int | None] = field(default_factory=dict)
+    claims: dict[str, int | None] = field(default_factory=dict)
     free_before: int = 0
 
     def room(self, free_now: int) -> int:
-        """Return the memory that nobody holds and no node on the device may still claim.
+        """Return the memory that is free and that no node on the device may still claim.
 
-        Each node counts with its whole need, however little it has allocated so far. What is left
-        for them all is what was free before the first came, ``free_before``, or more if others'
-        processes have gone since, as ``free_now`` above it shows. Where others have come, or a
-        node has taken more than it said, less than that sum may be free now, and only that counts.
+        Each node counts with its declared memory, even if it has not allocated it yet. The claims
+        are subtracted from ``free_before``, or from ``free_now`` if that is larger because another
+        program has ended. If another program has started or a node uses more than it declared,
+        ``free_now`` is the limit.
         """
-        claimed = sum(size or 0 for size in self.resources.values())
+        claimed = sum(size or 0 for size in self.claims.values())
         return min(max(self.free_before, free_now) - claimed, free_now)
 
-    def is_closed(self) -> bool:
-        """Return whether a node that may take everything is on the device."""
-        return None in self.resources.values()
+    def fits(self, required: Resources, free_now: int) -> bool:
+        """Return whether one more node fits."""
+        if not self.claims:
+            return required.least_bytes is None or required.least_bytes <= free_now
+        if required.memory_bytes is None or None in self.claims.values():
+            return False
+        return required.memory_bytes <= self.room(free_now)
 
 
 class Placement:
-    """Keeps the books of who runs where, for one run; it is not safe for threads.
+    """Assigns devices to the nodes of one run; not thread-safe.
 
-    - A node without devices takes a place on the CPU, of which there are few.
-    - A node whose need of memory nobody knows gets devices without nodes, and nobody joins it.
-    - Nodes whose needs are known share a device if all their needs fit beside what other people's
-      processes use. A device without nodes comes first, then the one with the most room.
-    - Several devices are given all or none.
+    - Nodes without devices run one at a time on the CPU.
+    - A node of unknown memory gets empty devices and does not share them.
+    - Nodes of known memory share a device if their declared memory fits into what other programs
+      leave free. Empty devices are preferred, then the device with the most room.
+    - A node that uses several devices gets all of them at once.
 
     Args:
-        devices: All of this run's.
-        layer: Tells what is free on them.
-        max_cpu_processes: Nodes without devices that may run at the same time, at least 1.
+        devices: All devices of this run.
+        layer: Reports their free memory.
     """
 
-    def __init__(
-        self, devices: Sequence[Device], layer: DeviceLayer, max_cpu_processes: int = 1
-    ) -> None:
-        if max_cpu_processes < 1:
-            raise ValueError(f"max_cpu_processes = {max_cpu_processes}, must be at least 1")
-        self._places = [_Place(device) for device in devices]
+    def __init__(self, devices: Sequence[Device], layer: DeviceLayer) -> None:
+        self._slots = [_Slot(device) for device in devices]
         self._layer = layer
-        self._max_cpu_processes = max_cpu_processes
-        self._on_cpu: set[str] = set()
+        self._on_cpu: str | None = None
 
     def try_place(self, node_name: str, required: Resources) -> tuple[Device, ...] | None:
-        """Give a node its devices, in CUDA's order, until ``release``.
+        """Assign devices to a node until ``release``.
 
         Returns:
-            The devices, none for a node that needs none; None, which is not the empty tuple, where
-            the node must wait.
+            The devices in CUDA's order, an empty tuple for a node without devices, or None if the
+            node must wait.
 
         Raises:
-            ValueError: The node has its place already.
-            CudaRunnerError: A device does not answer.
+            ValueError: The node is placed already.
+            CudaRunnerError: A device does not respond.
         """
-        if node_name in self._on_cpu or any(node_name in place.resources for place in self._places):
-            raise ValueError(f"node '{node_name}' has its place already; release it first")
+        if node_name == self._on_cpu or any(node_name in slot.claims for slot in self._slots):
+            raise ValueError(f"node '{node_name}' is placed already; release it first")
         if required.devices == 0:
-            if len(self._on_cpu) >= self._max_cpu_processes:
+            if self._on_cpu is not None:
                 return None
-            self._on_cpu.add(node_name)
+            self._on_cpu = node_name
             return ()
-        free = {place.device.uuid: self._layer.free_bytes(place.device) for place in self._places}
-        candidates = [
-            place for place in self._places if _fits(place, required, free[place.device.uuid])
-        ]
+        free = {slot.device.uuid: self._layer.free_bytes(slot.device) for slot in self._slots}
+        candidates = [slot for slot in self._slots if slot.fits(required, free[slot.device.uuid])]
         if len(candidates) < required.devices:
             return None
-        # to a GB: which of two idle devices has some MB more free is chance
+        # to a GB: a difference of some MB between two idle devices is chance
         candidates.sort(
-            key=lambda place: (bool(place.resources), -(place.room(free[place.device.uuid]) // GB))
+            key=lambda slot: (bool(slot.claims), -(slot.room(free[slot.device.uuid]) // GB))
         )
-        chosen = sorted(candidates[: required.devices], key=lambda place: place.device.index)
-        for place in chosen:
-            if not place.resources:
-                place.free_before = free[place.device.uuid]
-            place.resources[node_name] = required.memory_bytes
-        return tuple(place.device for place in chosen)
+        chosen = sorted(candidates[: required.devices], key=lambda slot: slot.device.index)
+        for slot in chosen:
+            if not slot.claims:
+                slot.free_before = free[slot.device.uuid]
+            slot.claims[node_name] = required.memory_bytes
+        return tuple(slot.device for slot in chosen)
 
     def release(self, node_name: str) -> None:
-        """Take back what a node was given, once its processes have ended.
+        """Free the devices of a node whose processes have ended.
 
         Raises:
-            KeyError: It has no place.
+            KeyError: The node is not placed.
         """
-        places = [place for place in self._places if node_name in place.resources]
-        if not places:
-            self._on_cpu.remove(node_name)
-        for place in places:
-            del place.resources[node_name]
+        slots = [slot for slot in self._slots if node_name in slot.claims]
+        if node_name == self._on_cpu:
+            self._on_cpu = None
+        elif not slots:
+            raise KeyError(node_name)
+        for slot in slots:
+            del slot.claims[node_name]
 
-    def could_ever_fit(self, required: Resources) -> str | None:
-        """Return why this need cannot be met here even when no other node runs; None if it can.
+    def why_never_fits(self, required: Resources) -> str | None:
+        """Return why a node would not fit even if it ran alone; None if it would.
 
-        What other people's processes hold now counts as theirs for good.
+        The memory that other programs use now counts as used.
         """
-        count = len(self._places)
+        count, least = len(self._slots), required.least_bytes
         if required.devices > count:
             return f"it needs {required.devices} CUDA devices, there are {count}"
-        least = required.least_bytes
         if required.devices == 0 or least is None:
             return None
-        free = [(place.device, self._free_without_nodes(place)) for place in self._places]
+        free = [(slot.device, self._free_without_nodes(slot)) for slot in self._slots]
         if sum(size >= least for _, size in free) >= required.devices:
             return None
         listed = ", ".join(
@@ -140,14 +137,6 @@ class Placement:
         )
         return f"it needs {least / GB:.1f} GB {where}; free are: {listed}"
 
-    def _free_without_nodes(self, place: _Place) -> int:
-        free_now = self._layer.free_bytes(place.device)
-        return max(place.free_before, free_now) if place.resources else free_now
-
-
-def _fits(place: _Place, required: Resources, free_now: int) -> bool:
-    if not place.resources:
-        return required.least_bytes is None or required.least_bytes <= free_now
-    if required.memory_bytes is None or place.is_closed():
-        return False
-    return required.memory_bytes <= place.room(free_now)
+    def _free_without_nodes(self, slot: _Slot) -> int:
+        free_now = self._layer.free_bytes(slot.device)
+        return max(slot.free_before, free_now) if slot.claims else free_now

@@ -1,4 +1,4 @@
-"""What must be there before the first node runs."""
+"""Checks before the first node runs: pickling, devices, free memory, free disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_DEVICE_REMEDY = (
 def read_resources(
     nodes: Sequence[Node], catalog: CatalogProtocol[Any, Any]
 ) -> tuple[dict[Node, Resources], list[str]]:
-    """Return what the GPU nodes among ``nodes`` need, and what is wrong with what they declare."""
+    """Return the resources of the GPU nodes among ``nodes``, and the invalid declarations."""
     resources, problems = {}, []
     for node in nodes:
         if is_gpu_node(node):
@@ -44,17 +44,9 @@ def read_resources(
 
 
 def find_problems(
-    resources: Mapping[Node, Resources],
-    catalog: CatalogProtocol[Any, Any],
-    layer: DeviceLayer,
+    resources: Mapping[Node, Resources], catalog: CatalogProtocol[Any, Any], layer: DeviceLayer
 ) -> list[str]:
-    """Return everything that would stop these nodes later, each with its remedy.
-
-    Args:
-        resources: The GPU nodes of the run.
-        catalog: With their outputs.
-        layer: The hardware.
-    """
+    """Return all problems that would stop these GPU nodes later, each with its remedy."""
     return [
         *_transfer_problems(resources),
         *device_problems(resources, layer),
@@ -63,23 +55,23 @@ def find_problems(
 
 
 def find_devices(resources: Mapping[Node, Resources], layer: DeviceLayer) -> list[Device]:
-    """Return the devices, or none where no node needs one; then the hardware is not asked.
+    """Return the devices; an empty list, without querying the hardware, if no node uses one.
 
     Raises:
-        NoDevicesError: There are none.
+        NoDevicesError: A node uses a device and there is none.
     """
     return layer.find() if any(required.devices for required in resources.values()) else []
 
 
-def _transfer_problems(resources: Mapping[Node, Resources]) -> list[str]:
+def _transfer_problems(nodes: Mapping[Node, Resources]) -> list[str]:
     problems = []
-    for node in resources:
+    for node in nodes:
         try:
             dumps(node)
         except NotTransferableError as error:
             problems.append(
-                f"node '{node.name}' cannot be run in a process of its own: {error}. Define its "
-                f"function at the top level of a module, not as a lambda or inside a function"
+                f"node '{node.name}' cannot run in its own process: {error}. Define its function "
+                f"at the top level of a module, not as a lambda or inside a function"
             )
     return problems
 
@@ -94,52 +86,49 @@ def device_problems(
     Args:
         resources: The GPU nodes of the run.
         layer: The hardware.
-        no_device_remedy: Returns what to do on a machine without a device.
+        no_device_remedy: Returns the remedy for a machine without a device.
     """
     try:
         placement = Placement(find_devices(resources, layer), layer)
     except NoDevicesError as error:
-        names = ", ".join(
-            f"'{node.name}'" for node, required in resources.items() if required.devices
-        )
-        return [f"{names}: {error.message}; {no_device_remedy()}"]
+        names = [f"'{node.name}'" for node, required in resources.items() if required.devices]
+        return [f"{', '.join(names)}: {error.message}; {no_device_remedy()}"]
     problems = []
     for node, required in resources.items():
-        why = placement.could_ever_fit(required)
-        if why:
+        if reason := placement.why_never_fits(required):
             remedy = f"; {required.remedy}" if required.remedy else ""
-            problems.append(f"node '{node.name}': {why}{remedy}")
+            problems.append(f"node '{node.name}': {reason}{remedy}")
     return problems
 
 
 def _disk_problems(
     resources: Mapping[Node, Resources], catalog: CatalogProtocol[Any, Any]
 ) -> list[str]:
-    """Compare what all nodes write to a disk with what is free there."""
-    wanted: dict[int, dict[str, int]] = defaultdict(dict)
+    """Compare the output size of all nodes on each disk with its free space."""
+    sizes_by_disk: dict[int, dict[str, int]] = defaultdict(dict)
     folders: dict[int, Path] = {}
     for node, required in resources.items():
         paths = [output_path(catalog.get(name)) for name in node.outputs]
         folder = next((existing_parent(path) for path in paths if path is not None), None)
         if required.disk_bytes and folder is not None:
             disk = folder.stat().st_dev
-            wanted[disk][node.name] = required.disk_bytes
+            sizes_by_disk[disk][node.name] = required.disk_bytes
             folders.setdefault(disk, folder)
     problems = []
-    for disk, sizes in wanted.items():
-        required_bytes, free = sum(sizes.values()), shutil.disk_usage(folders[disk]).free
-        if free < required_bytes:
+    for disk, sizes in sizes_by_disk.items():
+        total, free = sum(sizes.values()), shutil.disk_usage(folders[disk]).free
+        if free < total:
             nodes = ", ".join(f"'{name}' {gigabytes(size)}" for name, size in sizes.items())
             problems.append(
-                f"about {gigabytes(required_bytes)} of disk are needed at {folders[disk]} "
-                f"({nodes}), {gigabytes(free)} are free; make room, or point the catalog entries "
-                f"of their outputs elsewhere"
+                f"about {gigabytes(total)} of disk are needed at {folders[disk]} ({nodes}), "
+                f"{gigabytes(free)} are free; make room, or point the catalog entries of their "
+                f"outputs elsewhere"
             )
     return problems
 
 
 def existing_parent(path: Path) -> Path:
-    """Return the folder that tells of the disk on which ``path`` will be."""
+    """Return the nearest existing folder, which is on the disk that ``path`` will be on."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

@@ -1,4 +1,4 @@
-"""What a node needs of the machine, as its project declares it."""
+"""The resources that a node declares: devices, GPU memory, disk."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_size, value.values()))
 
 
+# each key with its check and the expected type in words
 KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "devices": (_is_count, "whole number from 0 up"),
-    "memory_gb": (_is_size, "number of GB from 0 up"),
-    "memory_min_gb": (_is_size, "number of GB from 0 up"),
-    "disk_gb": (_is_size, "number of GB from 0 up"),
-    "parts_gb": (_are_sizes, "mapping from parts to numbers of GB"),
+    "devices": (_is_count, "a whole number from 0 up"),
+    "memory_gb": (_is_size, "a number of GB from 0 up"),
+    "memory_min_gb": (_is_size, "a number of GB from 0 up"),
+    "disk_gb": (_is_size, "a number of GB from 0 up"),
+    "parts_gb": (_are_sizes, "a mapping from parts to numbers of GB"),
     "remedy": (lambda value: isinstance(value, str), "text"),
 }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one node needs while it runs.
+    """The resources of one node while it runs.
 
     Attributes:
-        devices: CUDA devices; 0 for a node that computes on the CPU, in a process of its own.
-        memory_bytes: Peak of GPU memory on each device; None where nobody knows, and then the node
-            gets its devices for itself.
-        disk_bytes: Written to the disk of its outputs.
-        memory_min_bytes: What it can make do with on a device of its own, such as with a smaller
-            batch; None where that is ``memory_bytes``.
-        parts: What the memory is made of, in bytes, for the report.
+        devices: Number of CUDA devices; 0 for a node that computes on the CPU in its own process.
+        memory_bytes: Peak GPU memory on each device. None if unknown: the node then does not share
+            its devices.
+        disk_bytes: Size of the outputs on disk.
+        memory_min_bytes: Minimum memory on a device that the node does not share, for example with
+            a smaller batch; None means ``memory_bytes``.
+        parts: Breakdown of the memory in bytes, for the report.
         remedy: What to change when memory runs out.
     """
 
@@ -63,31 +64,30 @@ class Resources:
 
     @property
     def least_bytes(self) -> int | None:
-        """Return what each device must have free; None where nobody knows."""
+        """Return the memory that must be free on each device; None if unknown."""
         return self.memory_bytes if self.memory_min_bytes is None else self.memory_min_bytes
 
 
 def is_gpu_node(node: Node) -> bool:
-    """Return whether a node runs in a process of its own: its tag is ``gpu``."""
+    """Return whether a node has the tag ``gpu`` and so runs in its own process."""
     return GPU_TAG in node.tags
 
 
 def resources_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Resources:
-    """Return what a node declares.
+    """Return the resources that a node declares; by default one device that it does not share.
 
-    Two places count, the second over the first:
+    They are declared in two places, of which the second takes precedence:
 
-    - the attribute ``gpu_resources`` of the node's function: a mapping, or a function from the node
-      and the catalog to a mapping, for an estimate;
-    - the key ``gpu`` of a parameter that the node takes (``params:training`` with ``gpu:
-      {devices: 2}``); a key that is missing there, or null, leaves the function's.
+    - the attribute ``gpu_resources`` of the node's function: a mapping, or a function from node
+      and catalog to a mapping;
+    - the key ``gpu`` of a parameter that is an input of the node (``params:training`` with ``gpu:
+      {devices: 2}``). A missing key or null keeps the function's value.
 
-    The keys are ``devices``, ``memory_gb`` (peak on each device), ``disk_gb``, and from functions
-    also ``memory_min_gb`` (what it can make do with), ``parts_gb`` and ``remedy``; a GB is 10⁹
-    bytes. A node that declares nothing needs one device for itself.
+    The keys are ``devices``, ``memory_gb`` (peak on each device), ``memory_min_gb``, ``disk_gb``,
+    ``parts_gb`` and ``remedy``; a GB is 10⁹ bytes.
 
     Raises:
-        PreflightError: A key is unknown or its value makes no sense.
+        PreflightError: A key is unknown or its value is invalid.
     """
     declared = _declared_by_function(node)
     values = _checked(
@@ -96,19 +96,22 @@ def resources_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Resources:
     for name in node.inputs:
         if name.startswith("params:"):
             section = catalog.load(name)
-            has_keys = isinstance(section, Mapping)
-            found = section.get("gpu") if has_keys else getattr(section, "gpu", None)
-            said = _checked(node, name, found)
-            if "memory_gb" in said:
+            is_mapping = isinstance(section, Mapping)
+            found = section.get("gpu") if is_mapping else getattr(section, "gpu", None)
+            given = _checked(node, name, found)
+            if "memory_gb" in given:
                 values.pop("memory_min_gb", None)
-            values |= said
-    memory, least = values.get("memory_gb"), values.get("memory_min_gb")
+            values |= given
+
+    def size(key: str) -> int | None:
+        return round(values[key] * 1e9) if key in values else None
+
     return Resources(
         devices=values.get("devices", 1),
-        memory_bytes=None if memory is None else round(memory * 1e9),
-        disk_bytes=round(values.get("disk_gb", 0) * 1e9),
-        memory_min_bytes=None if least is None else round(least * 1e9),
-        parts={part: round(size * 1e9) for part, size in values.get("parts_gb", {}).items()},
+        memory_bytes=size("memory_gb"),
+        disk_bytes=size("disk_gb") or 0,
+        memory_min_bytes=size("memory_min_gb"),
+        parts={part: round(gb * 1e9) for part, gb in values.get("parts_gb", {}).items()},
         remedy=values.get("remedy", ""),
     )
 
@@ -121,22 +124,18 @@ def _declared_by_function(node: Node) -> Any:
 
 
 def _checked(node: Node, where: str, found: Any) -> dict[str, Any]:
-    """Return what a place says, without what it leaves open."""
+    """Return the declared values without those that are null."""
     if found is None:
         return {}
     values = found.model_dump() if hasattr(found, "model_dump") else found
+    place, known = f"node '{node.name}', {where}", f"known are {', '.join(KEYS)}"
     if not isinstance(values, Mapping):
-        raise PreflightError(
-            f"node '{node.name}', {where}: {values!r} is no mapping; known are {', '.join(KEYS)}"
-        )
+        raise PreflightError(f"{place}: {values!r} is not a mapping; {known}")
     if unknown := sorted(map(str, values.keys() - KEYS.keys())):
-        raise PreflightError(
-            f"node '{node.name}', {where}: unknown keys {', '.join(unknown)}; known are "
-            f"{', '.join(KEYS)}"
-        )
-    said = {key: value for key, value in values.items() if value is not None}
-    for key, value in said.items():
-        is_right, wanted = KEYS[key]
-        if not is_right(value):
-            raise PreflightError(f"node '{node.name}', {where}: {key} = {value!r} is no {wanted}")
-    return said
+        raise PreflightError(f"{place}: unknown keys {', '.join(unknown)}; {known}")
+    given = {key: value for key, value in values.items() if value is not None}
+    for key, value in given.items():
+        is_valid, expected = KEYS[key]
+        if not is_valid(value):
+            raise PreflightError(f"{place}: {key} = {value!r} is not {expected}")
+    return given

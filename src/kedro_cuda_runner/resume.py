@@ -1,4 +1,4 @@
-"""The command that goes on where a run ended."""
+"""The command that resumes a run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-# what chooses a run's beginning, by the names that ``kedro run`` knows it by
+# options of ``kedro run`` that --from-nodes replaces
 REPLACED_OPTIONS = ("--from-nodes", "--from-inputs")
 
 
 def resume_command(
     pipeline: Pipeline, done: Collection[Node], catalog: CatalogProtocol[Any, Any]
 ) -> str:
-    """Return the command line that runs what is left of ``pipeline``.
+    """Return the command line that runs the remaining nodes of ``pipeline``.
 
-    Kedro finds the nodes to begin with: the nearest ones whose inputs are saved. Outside of
-    ``kedro run`` the command is the plain one with them.
+    It has the options of this ``kedro run``, if any, and starts from the nodes that Kedro finds:
+    the nearest ones whose inputs are saved.
     """
     arguments = _arguments_of_kedro_run(sys.argv)
     if not done:
         return shlex.join(["kedro", *arguments])
-    left = set(pipeline.nodes) - set(done)
-    beginning = sorted(_find_nodes_to_resume_from(pipeline, left, catalog))
-    return shlex.join(
-        ["kedro", *_without_beginning(arguments), f"--from-nodes={','.join(beginning)}"]
-    )
+    remaining = set(pipeline.nodes) - set(done)
+    start = sorted(_find_nodes_to_resume_from(pipeline, remaining, catalog))
+    return shlex.join(["kedro", *_without_start(arguments), f"--from-nodes={','.join(start)}"])
 
 
 def _arguments_of_kedro_run(argv: Sequence[str]) -> list[str]:
@@ -44,10 +42,10 @@ def _arguments_of_kedro_run(argv: Sequence[str]) -> list[str]:
     return list(argv[1:]) if is_kedro and "run" in argv[1:] else ["run"]
 
 
-def _without_beginning(arguments: Sequence[str]) -> list[str]:
-    """Leave out the options that say where to begin.
+def _without_start(arguments: Sequence[str]) -> list[str]:
+    """Remove the options that say where to start.
 
-    >>> _without_beginning(["run", "--from-nodes", "a,b", "--env=demo", "--from-inputs=c"])
+    >>> _without_start(["run", "--from-nodes", "a,b", "--env=demo", "--from-inputs=c"])
     ['run', '--env=demo']
     """
     kept, skip = [], False

@@ -1,4 +1,4 @@
-"""One run: what is left to do, what is under way, what went wrong."""
+"""One run: its pending, running and failed nodes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from kedro.runner.task import Task
 
 from kedro_cuda_runner.errors import CudaRunnerError, GpuNodeError
-from kedro_cuda_runner.monitor import Monitor
 from kedro_cuda_runner.report import NodeRecord, log_to_mlflow
 from kedro_cuda_runner.resume import resume_command
-from kedro_cuda_runner.signals import counting_signals, ending_on_signals
+from kedro_cuda_runner.signals import collect_signals, exit_on_signals
 from kedro_cuda_runner.supervisor import Supervisor
-from kedro_cuda_runner.terminal import logs_in_turn
+from kedro_cuda_runner.terminal import logs_on_own_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,25 +30,25 @@ if TYPE_CHECKING:
     from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
-# what Kedro's own runners say as well, under the same switch
+# for the messages that Kedro's own runners log too
 kedro_logger = logging.getLogger("kedro.runner.cuda_runner")
 
-# how long a process may take to end when asked to, before it is killed
+# how long a process may take to terminate before it is killed
 STOP_SECONDS = 10.0
-# how long to wait for memory that another program holds, though it was free before the run
+# how long to wait for memory that was free before the run and that another program uses now
 MEMORY_WAIT_SECONDS = 60.0
 
 
 class Scheduler:
-    """Runs each node when its inputs are there and the machine has room for it.
+    """Runs each node once its inputs exist and the machine has room for it.
 
-    The calling thread runs the nodes of this process, one after another, and each node with a
-    process of its own has a thread that serves it. Whoever finishes starts what has become
-    possible, so that a long node here does not hold up the devices. After an error nothing is
-    started any more, and what runs may finish: its work is not lost.
+    The calling thread runs the nodes of this process one after another; each node with its own
+    process has a thread that serves it. A thread that finishes a node starts the nodes that are
+    ready then, so that a long node here does not delay the devices. After an error no further node
+    starts, but running nodes may finish, so that their work is kept.
 
     Attributes:
-        records: What became of the nodes, in the order of their starts.
+        records: The records of the nodes in the order of their starts.
     """
 
     def __init__(
@@ -66,13 +65,13 @@ class Scheduler:
         """Prepare a run.
 
         Args:
-            pipeline: What to run.
-            resources: Its nodes with a process of their own, and what each needs.
-            placement: The books of the devices.
+            pipeline: The nodes.
+            resources: The nodes with their own processes, and their resources.
+            placement: Assigns the devices.
             layer: The hardware.
             shared: What all nodes share.
-            release: Kedro's, which releases data that no node needs any more.
-            suggest_resume: Kedro's advice on how to go on, from the nodes that are done.
+            release: Kedro's function that releases data that no further node loads.
+            suggest_resume: Kedro's function that logs how to resume, given the finished nodes.
         """
         self.records: list[NodeRecord] = []
         self._pipeline = pipeline
@@ -82,7 +81,6 @@ class Scheduler:
         self._shared = shared
         self._release = release
         self._suggest_resume = suggest_resume
-        self._monitor = Monitor(layer)
         self._state = threading.Condition(threading.RLock())
         self._dependencies = pipeline.node_dependencies
         self._todo = by_urgency(pipeline, resources)
@@ -97,22 +95,21 @@ class Scheduler:
         self._load_counts = Counter(chain.from_iterable(node.inputs for node in pipeline.nodes))
 
     def run(self) -> None:
-        """Run all nodes; raise the first error when nothing runs any more."""
+        """Run all nodes; raise the first error once no node runs any more."""
         try:
-            with logs_in_turn(self._shared.terminal), ending_on_signals():
+            with logs_on_own_lines(self._shared.terminal), exit_on_signals():
                 try:
                     self._loop()
-                except BaseException as error:  # Ctrl-C above all; no process outlives the run
+                except BaseException as error:  # mostly Ctrl-C; no process outlives the run
                     self._stop(error)
                     raise
         finally:
             if self._resources:
                 log_to_mlflow(self.records)
         if self._error is not None:
-            # only now: what ended well after the error need not run again
+            # suggested only now: nodes that finished after the error are not run again
             if isinstance(self._error, GpuNodeError):
-                command = self._command()
-                self._error.message += f"\nGo on with: {command}"  # type: ignore[misc]
+                self._error.message += f"\nResume with: {self._command()}"  # type: ignore[misc]
             elif not isinstance(self._error, CudaRunnerError):
                 self._suggest_resume(self._done)
             raise self._error
@@ -121,25 +118,20 @@ class Scheduler:
         while True:
             with self._state:
                 self._start_processes()
-                node = self._next_here()
+                node = next((one for one in self._ready() if one not in self._resources), None)
                 self._here = node
                 if node is None:
                     if not self._supervisors and (self._error or not self._todo):
                         return
                     self._state.wait(timeout=1.0)
                     continue
+                self._todo.remove(node)
             self._run_here(node)
 
     def _ready(self) -> list[Node]:
         if self._error is not None or self._is_stopping:
             return []
         return [node for node in self._todo if self._dependencies[node] <= self._done]
-
-    def _next_here(self) -> Node | None:
-        node = next((node for node in self._ready() if node not in self._resources), None)
-        if node is not None:
-            self._todo.remove(node)
-        return node
 
     def _run_here(self, node: Node) -> None:
         record = NodeRecord(node.name)
@@ -153,7 +145,7 @@ class Scheduler:
                 is_async=self._shared.is_async,
                 run_id=self._shared.run_id,
             ).execute()
-        except Exception as error:  # whatever a node raises; it is raised again in the end
+        except Exception as error:  # anything a node may raise; raised again at the end
             record.outcome = "failed"
             self._fail(error, node)
         except BaseException:
@@ -184,8 +176,7 @@ class Scheduler:
             names = [f"'{other.name}'" for other in self._supervisors if other is not node]
             if names:
                 logger.error(
-                    "'%s' failed; no further node is started. %s may finish what is under way, "
-                    "Ctrl-C stops it",
+                    "'%s' failed; no further node is started. Still running: %s; Ctrl-C stops them",
                     node.name,
                     ", ".join(sorted(names)),
                 )
@@ -207,43 +198,41 @@ class Scheduler:
                     self._start(node, placed)
 
     def _give_up_if_hopeless(self, node: Node) -> None:
-        """Stop waiting for memory that was free before the run and that no node here holds."""
+        """Stop waiting for memory that was free before the run and that no node here uses."""
         if self._supervisors or self._here is not None:
             return
-        why = self._placement.could_ever_fit(self._resources[node])
-        now = time.monotonic()
-        if why is None:
+        reason = self._placement.why_never_fits(self._resources[node])
+        if reason is None:
             return
+        now = time.monotonic()
         if self._waiting_since is None:
             self._waiting_since = now
-            logger.warning("'%s' waits for memory that another program holds: %s", node.name, why)
+            logger.warning("'%s' waits for memory that another program uses: %s", node.name, reason)
         elif now - self._waiting_since > MEMORY_WAIT_SECONDS:
             self._error = CudaRunnerError(
-                f"node '{node.name}' cannot start: {why}. That was different before the run, so "
-                f"another program has taken it. End that, and go on with: {self._command()}"
+                f"node '{node.name}' cannot start: {reason}. It was free before the run, so "
+                f"another program uses it now. End that program, and resume with: {self._command()}"
             )
 
     def _start(self, node: Node, devices: Sequence[Device]) -> None:
         for other in self._supervisors.values():
             other.share(devices)
-        supervisor = Supervisor(
-            node, self._resources[node], devices, self._layer, self._monitor, self._shared
-        )
+        supervisor = Supervisor(node, self._resources[node], devices, self._layer, self._shared)
         supervisor.share([one for other in self._supervisors.values() for one in other.devices])
         self._supervisors[node] = supervisor
         self._shared.running.add(node.name)
         self._add(supervisor.record)
         thread = threading.Thread(
-            target=self._see_through, args=(node, supervisor), name=f"node-{node.name}"
+            target=self._supervise, args=(node, supervisor), name=f"node-{node.name}"
         )
         self._threads.append(thread)
         thread.start()
 
-    def _see_through(self, node: Node, supervisor: Supervisor) -> None:
+    def _supervise(self, node: Node, supervisor: Supervisor) -> None:
         error: Exception | None
         try:
             error = supervisor.run()
-        except Exception as unexpected:  # in this thread nobody else would see it
+        except Exception as unexpected:  # would be lost in this thread
             supervisor.record.outcome, error = "failed", unexpected
         with self._state:
             self._placement.release(node.name)
@@ -253,7 +242,7 @@ class Scheduler:
                 try:
                     self._complete(node)
                     self._start_processes()
-                except Exception as unexpected:  # in this thread nobody else would see it
+                except Exception as unexpected:  # would be lost in this thread
                     self._fail(unexpected, node)
             elif self._is_stopping:
                 supervisor.record.outcome = "stopped"
@@ -265,18 +254,23 @@ class Scheduler:
         return resume_command(self._pipeline, self._done, self._shared.catalog)
 
     def _stop(self, error: BaseException) -> None:
-        """End all processes: first they are asked to, then, or when asked again, killed."""
-        with counting_signals() as further:
+        """Terminate all processes; kill them after a while or on a second signal."""
+        with collect_signals() as further:
             with self._state:
                 self._is_stopping = True
                 stopped = list(self._supervisors.values())
             for one in stopped:
                 one.stop(kill=False)
             if not isinstance(error, Exception):
-                self._say_what_is_stopped(stopped)
+                names = ", ".join(f"'{one.record.node}'" for one in stopped) or "nothing else"
+                logger.warning(
+                    "Stopping. Running: %s; unfinished outputs are removed. Resume with: %s",
+                    names,
+                    self._command(),
+                )
             deadline = time.monotonic() + STOP_SECONDS
             is_killed = False
-            # a signal may have come before the thread of the last one was started
+            # a signal may arrive before the last thread has started
             while any(thread.is_alive() for thread in self._threads):
                 if not is_killed and (further or time.monotonic() > deadline):
                     is_killed = True
@@ -285,20 +279,12 @@ class Scheduler:
                 with self._state:
                     self._state.wait(timeout=0.1)
 
-    def _say_what_is_stopped(self, stopped: Sequence[Supervisor]) -> None:
-        names = ", ".join(f"'{one.record.node}'" for one in stopped) or "nothing else"
-        logger.warning(
-            "Stopping. %s was running; outputs that are not finished are removed. Go on with: %s",
-            names,
-            self._command(),
-        )
-
 
 def by_urgency(pipeline: Pipeline, resources: dict[Node, Resources]) -> list[Node]:
     """Return the nodes in an order that keeps the devices busy.
 
-    It is Kedro's order, but the more GPU nodes wait for a node, one after another, the earlier it
-    comes: filtering, which training and then inference wait for, before what only inference does.
+    Nodes with longer chains of GPU nodes after them come first, otherwise Kedro's order is kept:
+    filtering, before training and inference, precedes what only inference uses.
     """
     waiting: Counter[Node] = Counter()
     for node in reversed(pipeline.nodes):

@@ -1,4 +1,4 @@
-"""The run's hooks, called from several threads, one call at a time."""
+"""The hooks of a run, called from several threads, one call at a time."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ NODE_HOOKS = (
 
 
 class SerialHooks:
-    """Stands for pluggy's manager: hooks were written for a runner that runs one node at a time."""
+    """Replaces pluggy's manager: hooks are written for runners that run one node at a time."""
 
     def __init__(self, manager: Any) -> None:
-        """Take Kedro's hook manager, or its stand-in for none."""
+        """Wrap Kedro's hook manager or its ``_NullPluginManager``."""
         self._manager = manager
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
 
     @property
     def hook(self) -> SerialHooks:
-        """Return what has the hooks as attributes."""
+        """Return the object whose attributes are the hooks, as pluggy's manager does."""
         return self
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return what fires a hook."""
-        return lambda **arguments: self.fire(name, **arguments)
+        """Return a function that calls a hook."""
+        return lambda **arguments: self.call(name, **arguments)
 
-    def fire(self, name: str, **arguments: Any) -> Any:
-        """Call a hook; return what its implementations returned where Kedro reads that.
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Call a hook; return the results of ``before_node_run``, the only ones that Kedro reads.
 
-        What else they return need not be fit for a journey to another process.
+        Other results may not be picklable, so they do not reach a node's process.
         """
-        with self._turn:
-            answers = getattr(self._manager.hook, name)(**arguments)
-        return answers if name == "before_node_run" else None
+        with self._lock:
+            results = getattr(self._manager.hook, name)(**arguments)
+        return results if name == "before_node_run" else None
 
-    def listened_to(self) -> dict[str, frozenset[str]] | None:
-        """Return which hooks of a node have listeners, and the arguments that they read.
+    def implemented(self) -> dict[str, frozenset[str]] | None:
+        """Return the implemented hooks of nodes with the arguments that they take.
 
-        None means that there is no manager, and calls return None in place of a list.
+        None means that there is no manager: a call then returns None instead of a list.
         """
         if isinstance(self._manager, _NullPluginManager):
             return None
-        listeners = {name: getattr(self._manager.hook, name).get_hookimpls() for name in NODE_HOOKS}
+        found = {name: getattr(self._manager.hook, name).get_hookimpls() for name in NODE_HOOKS}
         return {
-            name: frozenset(argument for one in found for argument in one.argnames)
-            for name, found in listeners.items()
-            if found
+            name: frozenset(argument for one in implementations for argument in one.argnames)
+            for name, implementations in found.items()
+            if implementations
         }

@@ -1,4 +1,4 @@
-"""The signals that end a process, so that it can end in order."""
+"""Handlers for the signals that end a process, so that it can stop in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def _handling(
     numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
 ) -> Iterator[None]:
-    """Handle signals, but for those that somebody wants ignored, as ``nohup`` does."""
+    """Handle signals, except those that are ignored, as under ``nohup``."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it receives signals
         return
@@ -34,8 +34,8 @@ def _handling(
 
 
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let the signals that end a process do so in order, as Ctrl-C does."""
+def exit_on_signals() -> Iterator[None]:
+    """Raise ``SystemExit`` on the signals that end a process."""
 
     def end(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
@@ -45,8 +45,8 @@ def ending_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def counting_signals() -> Iterator[list[int]]:
-    """Collect the signals that would end this process; none interrupts what is under way."""
-    come: list[int] = []
-    with _handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: come.append(number)):
-        yield come
+def collect_signals() -> Iterator[list[int]]:
+    """Append the signals that would end this process to a list instead."""
+    received: list[int] = []
+    with _handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: received.append(number)):
+        yield received

@@ -1,4 +1,4 @@
-"""A node on its devices: started, watched, measured, and its memory seen to come back."""
+"""One node on its devices: its process, its measurements, and the release of its memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kedro_cuda_runner.errors import CudaRunnerError
 from kedro_cuda_runner.failures import explain
 from kedro_cuda_runner.formatting import duration, gigabytes
+from kedro_cuda_runner.monitor import Watch
 from kedro_cuda_runner.node_process import NodeProcess
 from kedro_cuda_runner.report import NodeRecord
 from kedro_cuda_runner.tracking import continued
@@ -20,23 +21,23 @@ if TYPE_CHECKING:
 
     from kedro_cuda_runner.devices import Device, DeviceLayer
     from kedro_cuda_runner.errors import GpuNodeError
-    from kedro_cuda_runner.monitor import Monitor, Usage
+    from kedro_cuda_runner.monitor import Usage
     from kedro_cuda_runner.node_process import Ending, RunContext
     from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
 
-# the driver gives memory back a moment after a process has ended
+# the driver releases memory a moment after a process has ended
 RELEASE_SECONDS = 10.0
 RELEASED_WITHIN_BYTES = 64 * 2**20
 
 
 class Supervisor:
-    """Sees one node through.
+    """Runs and measures one node.
 
     Attributes:
-        devices: The node's.
-        record: What is known of it, for the report.
+        devices: Devices of the node.
+        record: Its record for the report.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class Supervisor:
         required: Resources,
         devices: Sequence[Device],
         layer: DeviceLayer,
-        monitor: Monitor,
         shared: RunContext,
     ) -> None:
         self.devices = devices
@@ -60,67 +60,55 @@ class Supervisor:
             parts=dict(required.parts),
         )
         self._node = node
-        self._resources = required
+        self._remedy = required.remedy
         self._layer = layer
-        self._monitor = monitor
         self._shared = shared
-        self._is_shared = False
         self._is_stopped = False
         self._process = NodeProcess(node, devices, layer.environment(devices), shared)
-        self._used_before = {one: layer.used_bytes(one) for one in devices}
-        monitor.watch(node.name, devices, self._process.process_ids)
+        self._watch = Watch(layer, devices, self._process.process_ids)
 
     def share(self, devices: Sequence[Device]) -> None:
-        """Take note of a neighbour: what a device uses is then not this node's alone."""
+        """Record that another node runs on ``devices``, whose total use is then no measurement."""
         if set(devices) & set(self.devices):
-            self._is_shared = True
-            self._monitor.share(self._node.name)
+            self._watch.share()
 
     def run(self) -> GpuNodeError | None:
-        """Run the node; blocks.
-
-        Returns:
-            The error, if the node was not finished.
-        """
-        self._announce()
+        """Run the node; blocks. Return the error if it was not finished."""
+        self._log_start()
         started = time.perf_counter()
         with continued(self._shared.tracking):
             try:
                 ending = self._process.run()
             finally:
-                usage = self._monitor.stop(self._node.name)
+                usage = self._watch.stop()
             self.record.seconds = time.perf_counter() - started
-            self._note(usage, ending)
+            self._update_record(usage, ending)
             error = None if ending.done else self._explain(ending)
-        self._wait_for_memory()
+        self._wait_for_memory(usage.levels)
         if error is None:
-            self._praise()
+            self._log_end()
         return error
 
     def stop(self, *, kill: bool) -> None:
-        """Ask the node's process to end, or end it."""
+        """Terminate or kill the node's process."""
         self._is_stopped = True
         self._process.stop(kill=kill)
 
-    def _announce(self) -> None:
-        record = self.record
+    def _log_start(self) -> None:
+        record, estimate = self.record, self.record.estimated_bytes
         if record.devices:
-            needed = (
-                f", about {gigabytes(record.estimated_bytes)} needed"
-                if record.estimated_bytes is not None
-                else ""
-            )
+            needed = "" if estimate is None else f", about {gigabytes(estimate)} needed"
             free = gigabytes(record.available_bytes)
             logger.info("%s on %s: %s free%s", record.node, record.place, free, needed)
         else:
-            logger.info("%s in a process of its own, on the CPU", record.node)
+            logger.info("%s in its own process, on the CPU", record.node)
 
-    def _praise(self) -> None:
+    def _log_end(self) -> None:
         record = self.record
         peak = "" if record.peak_bytes is None else f", peak {gigabytes(record.peak_bytes)}"
         logger.info("%s ended after %s%s", record.node, duration(record.seconds), peak)
 
-    def _note(self, usage: Usage, ending: Ending) -> None:
+    def _update_record(self, usage: Usage, ending: Ending) -> None:
         record = self.record
         peaks = [one for one in (usage.peak_bytes, ending.torch_peak_bytes) if one is not None]
         record.peak_bytes = max(peaks) if peaks and record.devices else None
@@ -135,12 +123,12 @@ class Supervisor:
             )
 
     def _explain(self, ending: Ending) -> GpuNodeError:
-        error = explain(self._node, ending, self.record, remedy=self._resources.remedy)
-        if self._is_stopped:  # Kedro tells no hook either of a node that Ctrl-C ends
+        error = explain(self._node, ending, self.record, remedy=self._remedy)
+        if self._is_stopped:  # Kedro calls no hook either for a node that Ctrl-C ends
             self.record.outcome = "stopped"
-        elif not ending.told_hooks and ending.failure is None:
-            # nobody in the node's process could
-            self._shared.hooks.fire(
+        elif not ending.reported_to_hooks and ending.failure is None:
+            # the node's process died before it could call the hook
+            self._shared.hooks.call(
                 "on_node_error",
                 error=error,
                 node=self._node,
@@ -153,27 +141,24 @@ class Supervisor:
             logger.error("'%s' failed:\n%s", self._node.name, ending.failure.traceback)
         return error
 
-    def _wait_for_memory(self) -> None:
-        if self._is_shared:
-            return
+    def _wait_for_memory(self, levels: dict[Device, int]) -> None:
         deadline = time.monotonic() + RELEASE_SECONDS
-        for device, before in self._used_before.items():
-            held = self._held_since(device, before)
-            while held > RELEASED_WITHIN_BYTES and time.monotonic() < deadline:
+        for device, level in levels.items():
+            while (held := self._held_above(device, level)) > RELEASED_WITHIN_BYTES:
+                if time.monotonic() > deadline:
+                    logger.warning(
+                        "cuda:%d still holds %s more than before '%s' ran",
+                        device.index,
+                        gigabytes(held),
+                        self._node.name,
+                    )
+                    break
                 time.sleep(0.05)
-                held = self._held_since(device, before)
-            if held > RELEASED_WITHIN_BYTES:
-                logger.warning(
-                    "cuda:%d still holds %s more than before '%s' ran",
-                    device.index,
-                    gigabytes(held),
-                    self._node.name,
-                )
 
-    def _held_since(self, device: Device, before: int | None) -> int:
+    def _held_above(self, device: Device, level: int) -> int:
         try:
             used = self._layer.used_bytes(device)
-        except CudaRunnerError as error:  # the node is done, and saved, all the same
+        except CudaRunnerError as error:  # the node is finished and saved nevertheless
             logger.warning("%s", error)
             return 0
-        return 0 if before is None or used is None else used - before
+        return 0 if used is None else used - level

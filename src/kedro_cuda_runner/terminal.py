@@ -1,4 +1,10 @@
-"""What nodes in processes of their own print, on one terminal and in order."""
+"""The output of nodes' processes on one terminal, in order.
+
+Where the runner prints to a terminal, each process gets a pseudo-terminal. On a pipe, even with
+``COLUMNS`` and ``FORCE_COLOR`` set, huggingface_hub and click draw no progress bars (they test
+``isatty``), tqdm's has ten characters, and C libraries print in blocks. rich's ``Live`` cannot
+redraw these bars: they arrive as text, not as tasks.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +18,38 @@ import sys
 import termios
 import threading
 import tty
-from collections import deque
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import TYPE_CHECKING, TextIO, TypeVar
-from unicodedata import east_asian_width
+
+from rich.cells import cell_len, set_cell_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+    from kedro_cuda_runner.last_lines import LastLines
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-KEPT_LINES = 20
-KEPT_CHARACTERS = 2000
-# how faulthandler describes a crash: its cause, the threads, the innermost frame of each first
-CRASH = "Fatal Python error: "
-CRASHED_THREAD = re.compile(r"(Current thread|Stack) .*\(most recent call first\)")
-CRASH_DETAIL = re.compile(r'  File "|  \.\.\.|  <|Thread 0x|Extension modules: ')
-CRASH_FRAMES = 6
-# a line or the rest of one; a carriage return goes back to its beginning, as progress bars do
+# a line or part of one; progress bars return to its beginning with a carriage return
 PIECES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 CLEAR_LINE = "\r\x1b[2K"
 READ_BYTES = 65536
-# a process that prints without end must not keep the others waiting; a pipe holds less than that
+# a process that prints endlessly must not block the others; a pipe holds less than this
 READS_AT_ONCE = 16
-WIDE = ("W", "F")
 
 
 class Terminal:
-    """Lets several writers share a terminal: none writes into another's unfinished line."""
+    """Lets several processes share a terminal: none writes into an unfinished line of another."""
 
     def __init__(self) -> None:
         """Start with an empty line."""
         self._lock = threading.RLock()
-        # whose line is unfinished, by where it is
+        # the output with an unfinished line, by place
         self._open: dict[Hashable, Output] = {}
 
     def write(self, output: Output, text: str, prefix: str) -> None:
-        """Write what an output has received, each of its lines after ``prefix``."""
+        """Write text from an output, each of its lines after ``prefix``."""
         with self._lock:
             other = self._open.get(output.place)
             if other is not None and other is not output:
@@ -60,7 +59,7 @@ class Terminal:
                 if prefix and output.at_line_start and piece.strip("\r\n"):
                     shown = prefix + piece
                     if output.is_bar:
-                        shown = _cut(shown, output.width())
+                        shown = _crop(shown, output.width())
                 _write(output.target, shown)
                 output.at_line_start = piece.endswith(("\r", "\n"))
                 output.is_bar = not piece.endswith("\n") and (output.is_bar or "\r" in piece)
@@ -70,20 +69,20 @@ class Terminal:
             output.target.flush()
 
     def finish_line(self) -> None:
-        """Clear a progress bar, which will be drawn again, or end an unfinished line."""
+        """Clear a progress bar, which will be redrawn, or end an unfinished line."""
         with self._lock:
             for output in list(self._open.values()):
                 self._finish(output)
 
-    def taking_turn(self, act: Callable[[_T], _R]) -> Callable[[_T], _R]:
-        """Return ``act`` on a line of its own, while nobody else writes."""
+    def on_own_line(self, act: Callable[[_T], _R]) -> Callable[[_T], _R]:
+        """Let ``act`` write from the start of a line, while nothing else writes."""
 
-        def act_in_turn(subject: _T) -> _R:
+        def act_on_own_line(subject: _T) -> _R:
             with self._lock:
                 self.finish_line()
                 return act(subject)
 
-        return act_in_turn
+        return act_on_own_line
 
     def _finish(self, output: Output) -> None:
         del self._open[output.place]
@@ -94,7 +93,7 @@ class Terminal:
 
 
 def _place(target: TextIO) -> Hashable:
-    """Return what tells a destination from others: two streams may lead to one terminal or file."""
+    """Identify the destination of a stream: two streams may lead to one terminal or file."""
     try:
         stat = os.fstat(target.fileno())
     except OSError:  # a stream in memory
@@ -105,32 +104,31 @@ def _place(target: TextIO) -> Hashable:
 def _write(target: TextIO, text: str) -> None:
     try:
         target.write(text)
-    except UnicodeEncodeError as error:  # a stream of another encoding that lacks a character
+    except UnicodeEncodeError as error:  # the stream's encoding lacks a character
         target.write(text.encode(error.encoding, "replace").decode(error.encoding))
 
 
-def _cut(bar: str, width: int | None) -> str:
-    """Shorten a bar, which its process has fitted to the terminal without the prefix.
+def _crop(bar: str, width: int | None) -> str:
+    """Shorten a bar, which its process fitted to the terminal without the prefix.
 
-    A bar that is wider than the terminal leaves a line behind whenever it is redrawn.
+    A bar that is wider than the terminal would leave a line behind whenever it is redrawn.
     """
-    if width is None or "\x1b" in bar:
-        return bar
     text = bar.rstrip("\r\n")
-    ends = accumulate(2 if east_asian_width(one) in WIDE else 1 for one in text)
-    return text[: sum(end <= width for end in ends)] + bar[len(text) :]
+    if width is None or "\x1b" in bar or cell_len(text) <= width:
+        return bar
+    return set_cell_size(text, width) + bar[len(text) :]
 
 
 @contextmanager
-def logs_in_turn(terminal: Terminal) -> Iterator[None]:
-    """Let no log line begin behind a progress bar, or a bar in the middle of a log line.
+def logs_on_own_lines(terminal: Terminal) -> Iterator[None]:
+    """Keep log lines and progress bars apart.
 
-    While the block runs, each handler of the root logger has the terminal for itself while it
-    handles a record.
+    Within the block, each handler of the root logger writes at the start of a line, while nothing
+    else writes.
     """
     handlers = logging.getLogger().handlers[:]
     for handler in handlers:
-        handler.handle = terminal.taking_turn(handler.handle)  # type: ignore[method-assign, assignment]
+        handler.handle = terminal.on_own_line(handler.handle)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -139,17 +137,14 @@ def logs_in_turn(terminal: Terminal) -> Iterator[None]:
 
 
 class Output:
-    """What one process prints to one stream, read without waiting.
-
-    The process gets a terminal where the runner has one, so that progress bars are drawn, and a
-    pipe elsewhere.
+    """One output stream of a process, read without blocking.
 
     Attributes:
-        target: Where it is written.
-        place: What ``target`` leads to.
-        child_end: The file descriptor for the process; close it once it has started.
-        at_line_start: Whether the last line was finished.
-        is_bar: Whether the unfinished line has been drawn over.
+        target: The stream to which it is written.
+        place: Identifies the destination of ``target``.
+        child_end: The file descriptor for the process; close it once the process has started.
+        at_line_start: Whether the last line is finished.
+        is_bar: Whether the unfinished line has been redrawn.
     """
 
     def __init__(self, target: TextIO, lines: LastLines) -> None:
@@ -158,26 +153,28 @@ class Output:
         self.at_line_start = True
         self.is_bar = False
         self._lines = lines
-        # the process takes its encoding from the same place as this one
+        # the process uses the same encoding as this one
         encoding = getattr(target, "encoding", None) or "utf-8"
         self._decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
-        self._end, self.child_end = _open_terminal() if target.isatty() else os.pipe()
+        self._end, self.child_end = os.openpty() if target.isatty() else os.pipe()
+        if target.isatty():
+            tty.setraw(self.child_end)  # keeps line breaks as they are
         os.set_blocking(self._end, False)
         self._adopt_size()
 
     def fileno(self) -> int:
-        """Return the end to read from."""
+        """Return the descriptor to read from."""
         return self._end
 
     def width(self) -> int | None:
-        """Return the terminal's columns; None where it is none, or has no size."""
+        """Return the terminal's columns; None without a terminal or its size."""
         try:
             return os.get_terminal_size(self.target.fileno()).columns or None
         except OSError:
             return None
 
     def _adopt_size(self) -> None:
-        """Give the process's terminal the size of the runner's, which a person may change."""
+        """Copy the size of the runner's terminal, which may change, to the process's."""
         try:
             size = fcntl.ioctl(self.target.fileno(), termios.TIOCGWINSZ, bytes(8))
             fcntl.ioctl(self._end, termios.TIOCSWINSZ, size)
@@ -185,7 +182,7 @@ class Output:
             pass
 
     def read(self) -> str | None:
-        """Return what has come; None once no process holds the other end."""
+        """Return what has arrived; None once no process holds the other end."""
         self._adopt_size()
         parts: list[bytes] = []
         for _ in range(READS_AT_ONCE):
@@ -194,7 +191,7 @@ class Output:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno != errno.EIO:  # a terminal that everybody has left, on Linux
+                if error.errno != errno.EIO:  # Linux: every process has closed the terminal
                     raise
                 data = b""
             if not data:
@@ -207,72 +204,12 @@ class Output:
         return text
 
     def close(self) -> None:
-        """Close the end to read from."""
+        """Close the descriptor to read from."""
         os.close(self._end)
 
 
-def _open_terminal() -> tuple[int, int]:
-    end, child_end = os.openpty()
-    tty.setraw(child_end)  # line breaks stay what they are
-    return end, child_end
-
-
 def open_outputs(lines: LastLines) -> tuple[Output, Output]:
-    """Return where a process's standard output and error go; on one terminal they are one."""
+    """Return the standard output and error of a process; on one terminal they are the same."""
     out = Output(sys.stdout, lines)
     same = sys.stdout.isatty() and sys.stderr.isatty()
     return out, out if same else Output(sys.stderr, lines)
-
-
-class LastLines:
-    """The last lines of a process, of a progress bar its last state, of a crash its beginning."""
-
-    def __init__(self, count: int = KEPT_LINES) -> None:
-        """Keep ``count`` lines."""
-        self._lines: deque[str] = deque(maxlen=count)
-        self._rest = ""
-        # frames of the crash still to be kept; None outside of its description
-        self._frames: int | None = None
-
-    def add(self, text: str) -> None:
-        """Take what came, whole lines or not."""
-        *lines, rest = (self._rest + text).split("\n")
-        for line in lines:
-            self.add_line(line)
-        # a bar may be redrawn for days before its line ends
-        drawn, returned, drawing = rest.rpartition("\r")
-        self._rest = (_last_state(drawn) + returned + drawing)[-KEPT_CHARACTERS:]
-
-    def add_line(self, line: str) -> None:
-        """Take a whole line."""
-        shown = _last_state(line)
-        if shown and self._is_wanted(shown):
-            self._lines.append(shown[-KEPT_CHARACTERS:])
-
-    def _is_wanted(self, line: str) -> bool:
-        """Tell the frames of a crash that matter from those that would drive them out.
-
-        What faulthandler prints begins with the frame that crashed, but other threads come before
-        and after.
-        """
-        if line.startswith(CRASH):
-            self._frames = 0
-        elif self._frames is not None and CRASHED_THREAD.match(line):
-            self._frames = CRASH_FRAMES
-        elif self._frames is not None and CRASH_DETAIL.match(line):
-            is_wanted = self._frames > 0
-            self._frames = max(0, self._frames - 1)
-            return is_wanted
-        else:
-            self._frames = None
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the lines, the oldest first."""
-        yield from self._lines
-        if rest := _last_state(self._rest):
-            yield rest
-
-
-def _last_state(line: str) -> str:
-    return next((state for state in reversed(line.rstrip().split("\r")) if state.strip()), "")

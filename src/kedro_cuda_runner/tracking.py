@@ -1,4 +1,4 @@
-"""The MLflow run that nodes in other threads and processes continue."""
+"""The MLflow run that nodes in other threads and processes continue; MLflow is optional."""
 
 from __future__ import annotations
 
@@ -7,27 +7,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import wrapt
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """An MLflow run that is open.
-
-    Attributes:
-        uri: The tracking store.
-        run_id: The run.
-    """
+    """An active MLflow run: the URI of the tracking store and the id of the run."""
 
     uri: str
     run_id: str
 
 
 def active_tracking() -> Tracking | None:
-    """Return this thread's MLflow run; None without one, and MLflow is not imported to find out."""
+    """Return this thread's MLflow run; None without one. MLflow is not imported for this."""
     mlflow = sys.modules.get("mlflow")
     run = mlflow.active_run() if mlflow is not None else None
     if mlflow is None or run is None:
@@ -37,10 +30,11 @@ def active_tracking() -> Tracking | None:
 
 @contextmanager
 def continued(tracking: Tracking | None) -> Iterator[None]:
-    """Make a run active in this thread, and leave it running.
+    """Activate a run in this thread, and leave it running.
 
-    MLflow keeps its active run by thread. Where none is active, whatever logs next would open a
-    run of its own, and transformers' callback would end the run that it finds by its id.
+    MLflow's active run belongs to a thread. Without it, the next log call would open another run.
+    The variable ``MLFLOW_RUN_ID`` is no alternative: transformers' callback ends the run that it
+    names.
     """
     if tracking is None:
         yield
@@ -57,12 +51,11 @@ def continued(tracking: Tracking | None) -> Iterator[None]:
 
 @contextmanager
 def continued_once_imported(tracking: Tracking | None) -> Iterator[None]:
-    """Make a run active in this process as soon as, and only if, MLflow is imported.
-
-    Its import takes seconds, which most nodes can do without.
-    """
+    """Activate a run in this process once MLflow is imported, which takes seconds, if it is."""
     with ExitStack() as opened:
         if tracking is not None:
+            import wrapt
+
             wrapt.register_post_import_hook(
                 lambda _: opened.enter_context(continued(tracking)), "mlflow"
             )

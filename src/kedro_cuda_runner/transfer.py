@@ -1,4 +1,4 @@
-"""Python objects on their way between the runner's process and a node's."""
+"""Pickling of the objects that pass between the runner's process and a node's."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-# A report, a handle or a table of a hundred thousand short records; the weights of a model are not
-# copied through a pipe to be shown to a hook.
+# enough for a report, a handle or a table of 100,000 short records; the weights of a model are not
+# copied between processes for a hook
 HOOK_BYTES_MAX = 64 * 2**20
 
 
 class NotTransferableError(Exception):
-    """An object that cannot, or should not, leave its process; the message says why."""
+    """An object cannot, or should not, leave its process; the message says why."""
 
 
 class StandInError(Exception):
-    """Stands for an exception that cannot leave its process; its text names the type."""
+    """Replaces an exception that cannot leave its process; its text names the type."""
 
 
 @dataclass(frozen=True)
 class NotTransferred:
-    """What a hook gets in place of data that stayed in the process of its node.
+    """Replaces data that stayed in the node's process, when it is passed to a hook.
 
     Attributes:
-        type_name: The type of the data, with its module.
+        type_name: Type of the data with its module.
         reason: Why it was not sent.
     """
 
@@ -47,7 +47,7 @@ class _LimitedBuffer(io.BytesIO):
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses tensors that would take GPU memory, or import PyTorch, where they arrive."""
+    """Refuses tensors that would allocate GPU memory, or import PyTorch, in the other process."""
 
     def __init__(self, file: io.BytesIO, *, tensors: bool) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -60,11 +60,9 @@ class _Pickler(pickle.Pickler):
                 f"another process does not import; put it into a module"
             )
         torch = sys.modules.get("torch")
-        # a module that is still being imported by another thread lacks its classes
-        tensor, layer = (
-            getattr(torch, "Tensor", ()),
-            getattr(getattr(torch, "nn", None), "Module", ()),
-        )
+        # another thread may still be importing it: then it lacks its classes
+        tensor: Any = getattr(torch, "Tensor", ())
+        module: Any = getattr(getattr(torch, "nn", None), "Module", ())
         if isinstance(obj, tensor):
             if obj.device.type != "cpu":
                 raise NotTransferableError(
@@ -72,7 +70,7 @@ class _Pickler(pickle.Pickler):
                 )
             if not self._tensors:
                 raise NotTransferableError("it holds tensors")
-        if isinstance(obj, layer) and not self._tensors:
+        if isinstance(obj, module) and not self._tensors:
             raise NotTransferableError("it holds a model")
         return NotImplemented
 
@@ -82,8 +80,8 @@ def dumps(value: Any, *, limit: int | None = None, tensors: bool = True) -> byte
 
     Args:
         value: The object.
-        limit: Most bytes.
-        tensors: Whether PyTorch's tensors and modules may be part of it, on the CPU.
+        limit: Maximum number of bytes.
+        tensors: Whether it may contain PyTorch tensors on the CPU and modules.
 
     Raises:
         NotTransferableError: It cannot be pickled, or breaks these rules.
@@ -93,13 +91,13 @@ def dumps(value: Any, *, limit: int | None = None, tensors: bool = True) -> byte
         _Pickler(buffer, tensors=tensors).dump(value)
     except NotTransferableError:
         raise
-    except Exception as error:  # whatever the object's own reducer raises
+    except Exception as error:  # raised by the object's own reducer
         raise NotTransferableError(f"it cannot be pickled: {error}") from error
     return buffer.getvalue()
 
 
 def pack_for_hooks(value: Any) -> bytes | NotTransferred:
-    """Return an object as bytes, or what stands for it where that is impossible or too much."""
+    """Pickle an object for a hook, or return a replacement if it cannot be pickled or is large."""
     kind = type(value)
     try:
         return dumps(value, limit=HOOK_BYTES_MAX, tensors=False)
@@ -108,20 +106,20 @@ def pack_for_hooks(value: Any) -> bytes | NotTransferred:
 
 
 def unpack_for_hooks(packed: bytes | NotTransferred) -> Any:
-    """Return the object, or what stands for it."""
+    """Return the object or its replacement."""
     if isinstance(packed, NotTransferred):
         return packed
     try:
-        return pickle.loads(packed)  # noqa: S301 - from this project's own process
-    except Exception as error:  # e.g. a class made in the node's process alone
+        return pickle.loads(packed)  # noqa: S301 - from the node's process
+    except Exception as error:  # such as a class that exists only in the node's process
         return NotTransferred("unknown", f"it cannot be unpickled here: {error}")
 
 
 def pack_error(error: Exception) -> bytes:
-    """Return an exception as bytes, or what stands for it; either is an exception again."""
+    """Pickle an exception, or a ``StandInError`` with its text if that is impossible."""
     try:
         packed = dumps(error, tensors=False)
-        pickle.loads(packed)  # noqa: S301 - many exceptions pickle and then fail to unpickle
-    except Exception:  # then its text has to do
+        pickle.loads(packed)  # noqa: S301 - some exceptions can be pickled but not unpickled
+    except Exception:
         return dumps(StandInError(f"{type(error).__name__}: {error}"))
     return packed

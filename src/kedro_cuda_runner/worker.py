@@ -1,4 +1,4 @@
-"""A node's own process: ``python -m kedro_cuda_runner.worker ADDRESS``."""
+"""The process of a node: ``python -m kedro_cuda_runner.worker ADDRESS``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import faulthandler
 import inspect
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -33,33 +32,34 @@ if TYPE_CHECKING:
     from kedro_cuda_runner.worker_catalog import WorkerCatalog
 
 ORPHAN_GRACE_SECONDS = 10
-# arguments of hooks that are as small as a name
-AS_THEY_ARE = ("dataset_name", "is_async", "run_id")
+# small arguments of hooks, sent unchanged
+PLAIN_ARGUMENTS = ("dataset_name", "is_async", "run_id")
 OUT_OF_MEMORY_TEXTS = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of mem")
 
 
 def main(address: str) -> None:
-    """Fetch a task from the runner at ``address``, do it, and tell how it went."""
+    """Request a task from the runner at ``address``, run it and report the result."""
     faulthandler.enable()
-    signal.signal(signal.SIGTERM, _end_on_signal)
+    # unwinds the stack, so that clean-up code runs
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     rank = int(os.environ.get("RANK", "0"))
     channel = Channel(_connect(address))
-    _watch_runner(_connect(address))
+    _end_with_runner(_connect(address))
     try:
-        task: Task = channel.ask("hello", rank, os.getpid())
-        # of its own: a log record must not read the answer to another question
+        task: Task = channel.request("hello", rank, os.getpid())
+        # a separate connection: a log record must not read the answer to another request
         _send_logs(Channel(_connect(address)), task.log_levels)
-        _work(channel, task, rank)
+        _run_task(channel, task, rank)
     except RunnerGoneError:
-        sys.exit(1)  # the watch takes the rest of this group of processes along
-    _leave()
+        sys.exit(1)  # _end_with_runner ends the rest of this process group
+    _exit()
 
 
-def _leave() -> None:
-    """End the process as the interpreter does, but for taking its modules apart.
+def _exit() -> None:
+    """End the process without tearing down its modules.
 
-    That takes PyTorch, transformers and TRL 1.3 s (2 cores of an Intel Xeon), in which the next
-    node waits for the device, and gives CUDA's libraries a last chance to crash.
+    Teardown takes 1.3 s with PyTorch, transformers and TRL (2 cores of an Intel Xeon) while the
+    next node waits for the device, and CUDA's libraries may crash in it.
     """
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
@@ -72,18 +72,13 @@ def _leave() -> None:
 
 def _connect(address: str) -> Connection:
     connection = Client(address, family="AF_UNIX")
-    # a process that the node starts must not hold the socket open
+    # a process that the node starts must not keep the socket open
     os.set_inheritable(connection.fileno(), False)
     return connection
 
 
-def _end_on_signal(number: int, _: Any) -> None:
-    # unwinds the stack, so that whatever cleans up after itself does
-    sys.exit(128 + number)
-
-
-def _watch_runner(connection: Connection) -> None:
-    """End this process and its own when the runner is gone, however it went."""
+def _end_with_runner(connection: Connection) -> None:
+    """End this process and its children once the runner has ended, for whatever reason."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -105,55 +100,49 @@ class _LogSender(QueueHandler):
         self._process_id = os.getpid()
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._process_id:  # forked by the node: the socket is not its own
+        if os.getpid() != self._process_id:  # a fork must not use its parent's socket
             sys.stderr.write(f"{record.levelname} {record.getMessage()}\n")
             return
-        # what was printed before belongs before
+        # earlier output is printed before the record
         sys.stdout.flush()
         sys.stderr.flush()
-        # what is printed next belongs after it
-        self._channel.ask("log", record)
+        # later output is printed after it
+        self._channel.request("log", record)
 
 
 def _send_logs(channel: Channel, levels: dict[str, int]) -> None:
-    logging.disable()  # it tells which configuration it has found, as it did in the runner
+    logging.disable()  # Kedro logs which configuration it finds, as it did in the runner
     import kedro.framework.project  # noqa: F401 - sets up logging when it is imported
 
     logging.disable(logging.NOTSET)
-    root = logging.getLogger()
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    root.handlers[:] = [_LogSender(channel)]
+    logging.getLogger().handlers[:] = [_LogSender(channel)]
     for name, level in levels.items():
         logging.getLogger(name or None).setLevel(level)
     logging.captureWarnings(True)
 
 
-def _work(channel: Channel, task: Task, rank: int) -> None:
+def _run_task(channel: Channel, task: Task, rank: int) -> None:
+    from kedro_cuda_runner.worker_catalog import unpack_work
+
     try:
-        node, catalog = _unpack(channel, task, rank)
+        node, catalog = unpack_work(task.work, channel, saves=rank == 0)
         if rank == 0:
-            # the active run is a thread's own, and with is_async another one may be the first
-            go_on = continued if task.is_async else continued_once_imported
-            with go_on(task.tracking):
+            # MLflow's active run belongs to a thread; with is_async another thread may log first
+            continue_run = continued if task.is_async else continued_once_imported
+            with continue_run(task.tracking):
                 _run_node(channel, task, node, catalog)
         else:
-            _follow(channel, node, catalog)
+            _run_beside_rank_0(channel, node, catalog)
     except RunnerGoneError:
         raise
-    except Exception as error:  # everything a node may raise; the runner decides what to make of it
-        channel.tell("finished", rank, _torch_peak_bytes(), _describe(error))
+    except Exception as error:  # anything a node may raise; the runner handles it
+        channel.send("finished", rank, _torch_peak_bytes(), _describe(error))
         sys.exit(1)
-    channel.tell("finished", rank, _torch_peak_bytes(), None)
-
-
-def _unpack(channel: Channel, task: Task, rank: int) -> tuple[Node, WorkerCatalog]:
-    from kedro_cuda_runner.worker_catalog import WorkerCatalog
-
-    node, datasets, validation, staying = pickle.loads(task.work)  # noqa: S301 - from the runner
-    return node, WorkerCatalog.of(channel, datasets, validation, staying, saves=rank == 0)
+    channel.send("finished", rank, _torch_peak_bytes(), None)
 
 
 def _run_node(channel: Channel, task: Task, node: Node, catalog: WorkerCatalog) -> None:
@@ -168,10 +157,10 @@ def _run_node(channel: Channel, task: Task, node: Node, catalog: WorkerCatalog) 
     ).execute()
 
 
-def _follow(channel: Channel, node: Node, catalog: WorkerCatalog) -> None:
-    """Run the node beside rank 0, which saves for all and alone is seen by the hooks."""
+def _run_beside_rank_0(channel: Channel, node: Node, catalog: WorkerCatalog) -> None:
+    """Run the node without saving and without hooks, which rank 0 does for all."""
     inputs = {name: catalog.load(name) for name in node.inputs}
-    inputs |= channel.ask("replaced_inputs")
+    inputs |= channel.request("replaced_inputs")
     outputs = node.run(inputs)
     if inspect.isgeneratorfunction(node.func):
         for stream in outputs.values():
@@ -180,53 +169,56 @@ def _follow(channel: Channel, node: Node, catalog: WorkerCatalog) -> None:
 
 
 class RemoteHooks:
-    """Stands for the runner's hooks: ``hooks.hook.before_node_run(...)`` fires them over there.
+    """Replaces pluggy's manager: ``hooks.hook.before_node_run(...)`` calls the runner's hooks.
 
-    Only what somebody reads is sent, and an input once; the runner remembers it.
+    It sends only the arguments that an implementation takes, and each input once.
     """
 
     def __init__(
         self,
         channel: Channel,
-        listened_to: dict[str, frozenset[str]] | None,
+        implemented: dict[str, frozenset[str]] | None,
         known: Collection[str],
     ) -> None:
-        """Take the hooks that have listeners, and the inputs that the runner has itself."""
+        """Take the implemented hooks with their arguments, and the inputs that the runner has."""
         self._channel = channel
-        self._listened_to = listened_to
+        self._implemented = implemented
         self._known = set(known)
 
     @property
     def hook(self) -> RemoteHooks:
-        """Return what has the hooks as attributes, as pluggy's manager does."""
+        """Return the object whose attributes are the hooks, as pluggy's manager does."""
         return self
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return what fires a hook."""
+        """Return a function that calls a hook."""
 
-        def fire(**arguments: Any) -> Any:
-            if self._listened_to is None:
+        def call(**arguments: Any) -> Any:
+            if self._implemented is None:
                 return None
-            if name not in self._listened_to:
+            if name not in self._implemented:
                 return []
-            return self._channel.ask("hook", name, self._pack(name, arguments))
+            packed = self._pack(name, self._implemented[name], arguments)
+            return self._channel.request("hook", name, packed)
 
-        return fire
+        return call
 
-    def _pack(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        read = (self._listened_to or {})[name]
-        packed: dict[str, Any] = {key: None for key in arguments if key not in ("node", "catalog")}
-        packed |= {key: arguments[key] for key in AS_THEY_ARE if key in arguments}
+    def _pack(self, name: str, taken: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+        packed: dict[str, Any] = {
+            key: value if key in PLAIN_ARGUMENTS else None
+            for key, value in arguments.items()
+            if key not in ("node", "catalog")
+        }
         if "error" in packed:
             packed["error"] = pack_error(arguments["error"])
-        if "data" in read and name == "after_dataset_loaded":
+        if "data" in taken and name == "after_dataset_loaded":
             packed["data"] = self._pack_input(arguments["dataset_name"], arguments["data"])
-        elif "data" in read:
+        elif "data" in taken:
             packed["data"] = pack_for_hooks(arguments["data"])
-        if "inputs" in read:
+        if "inputs" in taken:
             inputs = arguments["inputs"]
             packed["inputs"] = {key: self._pack_input(key, inputs[key]) for key in inputs}
-        if "outputs" in read:
+        if "outputs" in taken:
             outputs = arguments["outputs"]
             packed["outputs"] = {key: pack_for_hooks(outputs[key]) for key in outputs}
         return packed
@@ -248,25 +240,25 @@ def _describe(error: Exception) -> Failure:
         message=text,
         traceback=_traceback_from_the_node(error),
         out_of_memory="OutOfMemoryError" in names
-        or any(wanted in text for wanted in OUT_OF_MEMORY_TEXTS),
+        or any(one in text for one in OUT_OF_MEMORY_TEXTS),
         is_usage_error=isinstance(error, click.ClickException | NotTransferableError),
     )
 
 
 def _traceback_from_the_node(error: Exception) -> str:
-    """Return the traceback without the frames of Kedro and the runner that lead to the node."""
+    """Return the traceback without the frames of Kedro and the runner that precede the node."""
     import kedro
 
     leading = (str(Path(kedro.__file__).parent), str(Path(__file__).parent))
     shown = traceback.TracebackException.from_exception(error)
     frames = list(dropwhile(lambda frame: frame.filename.startswith(leading), shown.stack))
-    if frames:  # none where Kedro itself failed
+    if frames:  # none if Kedro itself failed
         shown.stack = traceback.StackSummary.from_list(frames)
     return "".join(shown.format())
 
 
 def _torch_peak_bytes() -> int | None:
-    """Return what PyTorch's allocator held at most on one device, if it was used."""
+    """Return the peak of PyTorch's allocator on one device; None if it was not used."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None

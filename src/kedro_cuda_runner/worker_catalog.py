@@ -1,7 +1,8 @@
-"""The catalog in a node's own process."""
+"""The catalog in a node's process."""
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from kedro.io import DataCatalog
@@ -9,56 +10,72 @@ from kedro.io import DataCatalog
 from kedro_cuda_runner.transfer import NotTransferableError, dumps
 
 if TYPE_CHECKING:
-    from kedro.io import AbstractDataset
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline.node import Node
 
     from kedro_cuda_runner.channel import Channel
 
 
-class WorkerCatalog(DataCatalog):  # type: ignore[misc]
-    """Loads and saves what a node needs, and tells the runner what is being saved.
+def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
+    """Pickle a node with those of its datasets that can work in another process.
 
-    Some datasets stay in the runner's process: those in memory, those that say they belong to one
-    process, and those that cannot be pickled. Their data comes and goes by the channel, and the
-    runner's own catalog logs and validates it.
+    Raises:
+        NotTransferableError: The node's function cannot be imported by its name.
+    """
+    datasets, staying = {}, []
+    for name in dict.fromkeys((*node.inputs, *node.outputs, *node.confirms)):
+        dataset: Any = catalog.get(name)
+        if _can_leave(dataset):
+            datasets[name] = dataset
+        else:
+            staying.append(name)
+    specs = getattr(catalog, "validator_specs", {})
+    validation = (
+        {name: specs[name] for name in datasets if name in specs},
+        getattr(catalog, "validation_enabled", True),
+    )
+    return dumps((node, datasets, validation, tuple(staying)))
+
+
+def _can_leave(dataset: Any) -> bool:
+    if getattr(dataset, "_SINGLE_PROCESS", False) or getattr(dataset, "_EPHEMERAL", False):
+        return False
+    try:
+        dumps(dataset)
+    except NotTransferableError:
+        return False
+    return True
+
+
+def unpack_work(work: bytes, channel: Channel, *, saves: bool) -> tuple[Node, WorkerCatalog]:
+    """Return the node and its catalog; ``saves`` says whether this process saves the outputs."""
+    node, datasets, (specs, is_enabled), staying = pickle.loads(work)  # noqa: S301 - own runner
+    catalog = WorkerCatalog(datasets=datasets, validation_enabled=is_enabled)
+    # the catalog reads them only from its configuration, which is not transferred
+    catalog._validator_specs = specs
+    catalog._channel = channel
+    catalog._saves = saves
+    catalog.staying = staying
+    return node, catalog
+
+
+class WorkerCatalog(DataCatalog):  # type: ignore[misc]
+    """Loads and saves a node's data, and reports to the runner which output is being saved.
+
+    In-memory datasets, datasets marked as single-process and datasets that cannot be pickled stay
+    in the runner's process. The channel transfers their data; the runner's catalog logs and
+    validates it.
 
     Attributes:
-        staying: Their names.
+        staying: Names of these datasets.
     """
 
     staying: tuple[str, ...]
     _channel: Channel
     _saves: bool
 
-    @classmethod
-    def of(
-        cls,
-        channel: Channel,
-        datasets: dict[str, AbstractDataset[Any, Any]],
-        validation: tuple[dict[str, Any], bool],
-        staying: tuple[str, ...],
-        *,
-        saves: bool,
-    ) -> WorkerCatalog:
-        """Return the catalog of one node.
-
-        Args:
-            channel: To the runner.
-            datasets: Those that came along, by name.
-            validation: Their validators, and whether this run validates.
-            staying: The names of those that stayed; the runner validates their data.
-            saves: Whether this process saves, or another one does for it.
-        """
-        specs, is_enabled = validation
-        catalog = cls(datasets=datasets, validation_enabled=is_enabled)
-        # the catalog reads them from its configuration only, which stayed behind
-        catalog._validator_specs = specs
-        catalog._channel = channel
-        catalog._saves = saves
-        catalog.staying = staying
-        return catalog
-
     def load(self, ds_name: str, version: str | None = None) -> Any:
-        """Load; of what stayed with the runner, a copy of its data.
+        """Load a dataset, or a copy of its data if it stays with the runner.
 
         Raises:
             NotTransferableError: The data cannot leave the runner's process.
@@ -66,32 +83,33 @@ class WorkerCatalog(DataCatalog):  # type: ignore[misc]
         if ds_name not in self.staying:
             return super().load(ds_name, version)
         try:
-            return self._channel.ask("load", ds_name)
+            return self._channel.request("load", ds_name)
         except NotTransferableError as error:
             raise NotTransferableError(
-                f"'{ds_name}' cannot be handed to a process of its own: {error}. Give it a "
-                f"catalog entry that saves it, or make it of what can be pickled"
+                f"'{ds_name}' cannot be passed to another process: {error}. Give it a catalog "
+                f"entry that saves it, or make it of what can be pickled"
             ) from error
 
     def save(self, ds_name: str, data: Any) -> None:
-        """Save; whoever dies here leaves the runner knowing which output to remove.
+        """Save a dataset; if this process dies meanwhile, the runner knows what to remove.
 
         Raises:
-            NotTransferableError: The data is for the runner to save, and cannot leave this process.
+            NotTransferableError: The runner saves the data, and it cannot leave this process.
         """
         if not self._saves:
             return
-        self._channel.tell("saving", ds_name)
-        if ds_name in self.staying:
-            self._channel.ask("save", ds_name, self._pack(ds_name, data))
+        self._channel.send("saving", ds_name)
+        is_saved_by_runner = ds_name in self.staying
+        if is_saved_by_runner:
+            self._channel.request("save", ds_name, self._pack(ds_name, data))
         else:
             super().save(ds_name, data)
-        self._channel.tell("saved", ds_name, ds_name in self.staying)
+        self._channel.send("saved", ds_name, is_saved_by_runner)
 
     def confirm(self, name: str) -> None:
-        """Confirm a dataset where it is at home."""
+        """Confirm a dataset, in the runner's process if it stays there."""
         if name in self.staying:
-            self._channel.ask("confirm", name)
+            self._channel.request("confirm", name)
         else:
             super().confirm(name)
 
@@ -101,6 +119,6 @@ class WorkerCatalog(DataCatalog):  # type: ignore[misc]
             return dumps(data)
         except NotTransferableError as error:
             raise NotTransferableError(
-                f"'{ds_name}' cannot be handed to the nodes after it: {error}. Give it a catalog "
+                f"'{ds_name}' cannot be passed to the nodes after it: {error}. Give it a catalog "
                 f"entry that saves it, or return something that can be pickled"
             ) from error

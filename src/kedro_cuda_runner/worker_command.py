@@ -1,4 +1,4 @@
-"""What it takes to start a node's process."""
+"""The command that starts a node's process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from kedro_cuda_runner.transfer import NotTransferableError, dumps
-
-if TYPE_CHECKING:
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
 
 # of sockaddr_un, without the final zero
 SOCKET_PATH_BYTES = 107
@@ -23,7 +16,7 @@ WORKER = "kedro_cuda_runner.worker"
 
 
 def make_socket_folder() -> Path:
-    """Return a new folder, of this user alone, in which a socket can be: its path is short."""
+    """Create a folder, private to this user, whose path is short enough for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="cuda-runner-"))
     if len(os.fsencode(folder / "socket")) > SOCKET_PATH_BYTES:
         folder.rmdir()
@@ -31,41 +24,12 @@ def make_socket_folder() -> Path:
     return folder
 
 
-def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:
-    """Pickle a node and those of its datasets that can work in another process.
-
-    Raises:
-        NotTransferableError: The node's function cannot be found by its name.
-    """
-    names = dict.fromkeys((*node.inputs, *node.outputs, *node.confirms))
-    datasets, staying = {}, []
-    for name in names:
-        dataset: Any = catalog.get(name)
-        is_single = getattr(dataset, "_SINGLE_PROCESS", False) or getattr(
-            dataset, "_EPHEMERAL", False
-        )
-        try:
-            if is_single:
-                raise NotTransferableError
-            dumps(dataset)
-        except NotTransferableError:
-            staying.append(name)
-        else:
-            datasets[name] = dataset
-    specs = getattr(catalog, "validator_specs", {})
-    validation = (
-        {name: specs[name] for name in datasets if name in specs},
-        getattr(catalog, "validation_enabled", True),
-    )
-    return dumps((node, datasets, validation, tuple(staying)))
-
-
 def worker_command(device_count: int, address: str) -> list[str]:
-    """Return what starts a node's process, or with several devices one for each.
+    """Return the command for a node's process, or with several devices for one process each.
 
     Args:
-        device_count: The node's devices.
-        address: The path of the runner's socket.
+        device_count: Number of the node's devices.
+        address: Path of the runner's socket.
     """
     worker = ["-m", WORKER, address]
     if device_count < 2:
@@ -73,7 +37,7 @@ def worker_command(device_count: int, address: str) -> list[str]:
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
         *("--num_processes", str(device_count), "--num_machines", "1", "--machine_rank", "0"),
-        # what a person's own configuration file might say otherwise; the node's library decides
+        # override the user's accelerate configuration: the node's own library decides
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--main_process_port", str(_free_port())),
         *worker,
@@ -87,7 +51,7 @@ def _free_port() -> int:
 
 
 def import_paths() -> list[str]:
-    """Return what this process imports from and a fresh interpreter would not."""
+    """Return the entries of ``sys.path`` that a new interpreter would lack."""
     own = {*site.getsitepackages(), *sysconfig.get_paths().values()}
     stdlib = sysconfig.get_paths()["stdlib"]
     return [path for path in sys.path if path and path not in own and not path.startswith(stdlib)]

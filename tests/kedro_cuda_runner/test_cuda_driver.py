@@ -6,13 +6,7 @@ import pytest
 from missing_libraries import why_not_loaded
 
 from kedro_cuda_runner import cuda_driver
-from kedro_cuda_runner.cuda_driver import (
-    DriverAnswer,
-    DriverDevice,
-    DriverError,
-    ask_driver,
-    read_devices,
-)
+from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError, query_driver, read_devices
 
 UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
 
@@ -65,18 +59,21 @@ class NewerFakeLibrary(FakeLibrary):
         return self._answer("cuDeviceGetUuid_v2")
 
 
+def error_of(function, *args):
+    with pytest.raises(DriverError) as caught:
+        function(*args)
+    return caught.value.args
+
+
 class TestReadDevices:
     def test_older_driver(self):
-        assert read_devices(FakeLibrary()) == DriverAnswer(
-            tuple(DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2))
-        )
+        assert read_devices(FakeLibrary()) == [
+            DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
+        ]
 
     def test_newer_driver_tells_a_slice_from_its_gpu(self):
-        devices = read_devices(NewerFakeLibrary()).devices
-        assert [(device.uuid, device.is_mig) for device in devices] == [
-            (UUIDS[0], False),
-            (UUIDS[1], True),
-        ]
+        devices = read_devices(NewerFakeLibrary())
+        assert [(one.uuid, one.is_mig) for one in devices] == [(UUIDS[0], False), (UUIDS[1], True)]
 
     @pytest.mark.parametrize(
         "function",
@@ -90,16 +87,16 @@ class TestReadDevices:
             "cuDeviceGetUuid_v2",
         ],
     )
-    def test_every_failure_is_told(self, function):
-        answer = read_devices(NewerFakeLibrary(code=803, failing=function))
-        assert answer == DriverAnswer(error=DriverError(function, 803, "CUDA_ERROR_OF_THE_FAKE"))
+    def test_every_failure_is_reported(self, function):
+        library = NewerFakeLibrary(code=803, failing=function)
+        assert error_of(read_devices, library) == (function, 803, "CUDA_ERROR_OF_THE_FAKE")
 
     @pytest.mark.parametrize(
         ("code", "name"), [(803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (4711, "unknown error")]
     )
     def test_library_that_does_not_know_its_errors(self, code, name):
-        answer = read_devices(FakeLibrary(code=code, knows_names=False))
-        assert answer.error == DriverError("cuInit", code, name)
+        library = FakeLibrary(code=code, knows_names=False)
+        assert error_of(read_devices, library) == ("cuInit", code, name)
 
 
 COMPILED = r"""
@@ -140,25 +137,26 @@ def compiled_environment(tmp_path_factory):
     return {**rest, "LD_LIBRARY_PATH": str(folder)}
 
 
-class TestAskDriver:
+class TestQueryDriver:
     def test_compiled_library(self, compiled_environment):
         device = DriverDevice(UUIDS[0], False, "Compiled", 0x2300000000)
-        assert ask_driver(compiled_environment) == DriverAnswer((device,))
+        assert query_driver(compiled_environment) == [device]
 
-    def test_given_environment_counts_not_this_process_s(self, compiled_environment):
-        answer = ask_driver({**compiled_environment, "CUDA_VISIBLE_DEVICES": ""})
-        assert answer == DriverAnswer(error=DriverError("cuInit", 100, "CUDA_ERROR_COMPILED"))
+    def test_uses_the_given_environment(self, compiled_environment):
+        environment = {**compiled_environment, "CUDA_VISIBLE_DEVICES": ""}
+        assert error_of(query_driver, environment) == ("cuInit", 100, "CUDA_ERROR_COMPILED")
 
     def test_driver_that_crashes(self, compiled_environment):
-        error = ask_driver({**compiled_environment, "FAKE_CUINIT": "crash"}).error
-        assert error.code is None
-        assert error.name.startswith("ended with -6")
+        environment = {**compiled_environment, "FAKE_CUINIT": "crash"}
+        function, code, name = error_of(query_driver, environment)
+        assert (function, code) == ("cuInit", None)
+        assert name.startswith("ended with -6")
 
     def test_driver_that_hangs(self, compiled_environment, monkeypatch):
-        monkeypatch.setattr(cuda_driver, "ANSWER_SECONDS", 0.001)
-        error = ask_driver(compiled_environment).error
-        assert error == DriverError("cuInit", None, "no answer in 0.001 seconds")
+        monkeypatch.setattr(cuda_driver, "TIMEOUT_SECONDS", 0.001)
+        error = error_of(query_driver, compiled_environment)
+        assert error == ("cuInit", None, "no answer in 0.001 seconds")
 
     def test_missing_library(self):
         expected = why_not_loaded("libcuda.so.1")
-        assert ask_driver(os.environ) == DriverAnswer(error=DriverError("", None, expected))
+        assert error_of(query_driver, os.environ) == ("", None, expected)

@@ -5,34 +5,41 @@ import sys
 import types
 
 import pytest
-from fake_devices import FakeDevices
 from missing_libraries import why_not_loaded
 
-from kedro_cuda_runner.cuda_driver import DriverAnswer, DriverDevice, DriverError
+from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError
 from kedro_cuda_runner.devices import (
     Device,
     NoDevicesError,
     NvidiaDevices,
     default_layer,
     hidden_from_this_process,
-    lack_of_torch_build,
-    use_layer,
+    torch_build_problem,
 )
 from kedro_cuda_runner.errors import CudaRunnerError
 
 UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
-FOUND = DriverAnswer(
-    (
-        DriverDevice(UUIDS[0], False, "NVIDIA H200", 150 * 10**9),
-        DriverDevice(UUIDS[1], False, "NVIDIA L4", 24 * 10**9),
-    )
-)
-NONE = DriverAnswer(error=DriverError("cuInit", 100, "CUDA_ERROR_NO_DEVICE"))
+FOUND = [
+    DriverDevice(UUIDS[0], False, "NVIDIA H200", 150 * 10**9),
+    DriverDevice(UUIDS[1], False, "NVIDIA L4", 24 * 10**9),
+]
+NONE = DriverError("cuInit", 100, "CUDA_ERROR_NO_DEVICE")
 
 
-def asking(**answers):
-    """Return a driver that answers by CUDA_VISIBLE_DEVICES."""
-    return lambda environment: answers[environment.get("CUDA_VISIBLE_DEVICES", "unset")]
+def driver(**answers):
+    """Return a driver that answers, or fails, by CUDA_VISIBLE_DEVICES."""
+
+    def query(environment):
+        answer = answers[environment.get("CUDA_VISIBLE_DEVICES", "unset")]
+        if isinstance(answer, DriverError):
+            raise answer
+        return answer
+
+    return query
+
+
+def slice_of(*, is_mig):
+    return driver(unset=[DriverDevice(UUIDS[0], is_mig, "H200 MIG 1g.18gb", 18)])
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +98,14 @@ class FakeNvml:
         ]
 
 
-def layer_with(nvml, ask=None):
-    return NvidiaDevices(ask or asking(unset=FOUND), nvml, is_torch_used=False)
+def layer_with(nvml, query=None):
+    return NvidiaDevices(query or driver(unset=FOUND), nvml, is_torch_used=False)
+
+
+def reason_without_devices(query):
+    with pytest.raises(NoDevicesError) as caught:
+        layer_with(FakeNvml(), query).find()
+    return caught.value.message
 
 
 DEVICE = Device(0, "GPU-" + UUIDS[0], "NVIDIA H200", 150 * 10**9)
@@ -105,84 +118,84 @@ class TestFind:
             Device(1, "GPU-" + UUIDS[1], "NVIDIA L4", 24 * 10**9),
         ]
 
-    @pytest.mark.parametrize("driver_tells", [False, True])
-    def test_slice(self, driver_tells):
-        answer = DriverAnswer((DriverDevice(UUIDS[0], driver_tells, "H200 MIG 1g.18gb", 18),))
+    @pytest.mark.parametrize("is_mig", [False, True])
+    def test_slice(self, is_mig):
         nvml = FakeNvml(uuids=("MIG-" + UUIDS[0],))
-        assert layer_with(nvml, asking(unset=answer)).find()[0].uuid == "MIG-" + UUIDS[0]
+        assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == "MIG-" + UUIDS[0]
 
-    @pytest.mark.parametrize(("driver_tells", "prefix"), [(False, "GPU-"), (True, "MIG-")])
-    def test_slice_without_nvml(self, driver_tells, prefix):
-        answer = DriverAnswer((DriverDevice(UUIDS[0], driver_tells, "H200 MIG 1g.18gb", 18),))
+    @pytest.mark.parametrize(("is_mig", "prefix"), [(False, "GPU-"), (True, "MIG-")])
+    def test_slice_without_nvml(self, is_mig, prefix):
         nvml = FakeNvml(errors={"nvmlInit": 12})
-        assert layer_with(nvml, asking(unset=answer)).find()[0].uuid == prefix + UUIDS[0]
+        assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == prefix + UUIDS[0]
 
     def test_nvml_that_knows_neither(self):
         assert layer_with(FakeNvml(uuids=())).find()[0] == DEVICE
-
-    def test_no_driver(self):
-        answer = DriverAnswer(error=DriverError("", None, "libcuda.so.1: cannot open"))
-        with pytest.raises(NoDevicesError, match=r"libcuda\.so\.1, the NVIDIA driver's library"):
-            layer_with(FakeNvml(), asking(unset=answer)).find()
 
     def test_this_machine_s_real_layer(self):
         why = why_not_loaded("libcuda.so.1")
         with pytest.raises(NoDevicesError, match=re.escape(f"cannot be loaded ({why}; a")):
             NvidiaDevices().find()
 
-    def test_is_asked_once_for_the_same_variables(self, monkeypatch):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        asked = []
+    def test_driver_is_queried_once_for_the_same_variables(self, monkeypatch):
+        seen = []
 
-        def ask(environment):
-            asked.append(environment.get("CUDA_VISIBLE_DEVICES"))
+        def query(environment):
+            seen.append(environment.get("CUDA_VISIBLE_DEVICES"))
             return FOUND
 
-        layer = layer_with(FakeNvml(), ask)
+        layer = layer_with(FakeNvml(), query)
         assert layer.find() == layer.find()
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         layer.find()
-        assert asked == [None, "0,1"]
-
-    @pytest.mark.parametrize("answer", [NONE, DriverAnswer()])
-    def test_driver_without_devices(self, answer):
-        with pytest.raises(NoDevicesError, match="the NVIDIA driver finds none; 'nvidia-smi'"):
-            layer_with(FakeNvml(), asking(unset=answer)).find()
+        assert seen == [None, "0,1"]
 
     @pytest.mark.parametrize("value", ["", "-1"])
     def test_all_hidden(self, value, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        layer = layer_with(FakeNvml(), asking(**{value: NONE, "unset": FOUND}))
-        with pytest.raises(
-            NoDevicesError, match=f"CUDA_VISIBLE_DEVICES='{value}' hides all of the 2 there are"
-        ):
-            layer.find()
+        message = reason_without_devices(driver(**{value: NONE, "unset": FOUND}))
+        assert f"CUDA_VISIBLE_DEVICES='{value}' hides all of the 2 there are; unset it" in message
 
     def test_variable_that_hides_nothing_is_not_blamed(self, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-        layer = layer_with(FakeNvml(), asking(**{"0": NONE, "unset": NONE}))
-        with pytest.raises(NoDevicesError, match="the NVIDIA driver finds none"):
-            layer.find()
+        message = reason_without_devices(driver(**{"0": NONE, "unset": NONE}))
+        assert "the NVIDIA driver finds none" in message
 
     @pytest.mark.parametrize(
-        ("code", "name", "remedy"),
+        ("answer", "reason", "remedy"),
         [
-            (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "reboot after an update"),
-            (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", "remove cuda-compat"),
-            (4711, "CUDA_ERROR_NEW", "see whether 'nvidia-smi' works"),
+            (
+                DriverError("", None, "libcuda.so.1: cannot open"),
+                "libcuda.so.1, the NVIDIA driver's library, cannot be loaded (libcuda.so.1: ",
+                "a container needs '--gpus all'",
+            ),
+            (NONE, "the NVIDIA driver finds none; ", "'nvidia-smi' should list a GPU"),
+            ([], "the NVIDIA driver finds none; ", "'nvidia-smi' should list a GPU"),
+            (
+                DriverError("cuInit", 803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+                "cuInit failed: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803); ",
+                "reboot after an update",
+            ),
+            (
+                DriverError("cuInit", 804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE"),
+                "cuInit failed: CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE (804); ",
+                "remove cuda-compat",
+            ),
+            (
+                DriverError("cuInit", 4711, "CUDA_ERROR_NEW"),
+                "cuInit failed: CUDA_ERROR_NEW (4711); ",
+                "see whether 'nvidia-smi' works",
+            ),
+            (
+                DriverError("cuInit", None, "no answer in 120 seconds"),
+                "cuInit failed: no answer in 120 seconds; ",
+                "see whether 'nvidia-smi' works",
+            ),
         ],
     )
-    def test_driver_that_fails(self, code, name, remedy):
-        answer = DriverAnswer(error=DriverError("cuInit", code, name))
-        with pytest.raises(NoDevicesError) as caught:
-            layer_with(FakeNvml(), asking(unset=answer)).find()
-        assert f"cuInit failed: {name} ({code}); " in caught.value.message
-        assert remedy in caught.value.message
-
-    def test_driver_that_gives_no_code(self):
-        answer = DriverAnswer(error=DriverError("cuInit", None, "no answer in 120 seconds"))
-        with pytest.raises(NoDevicesError, match="cuInit failed: no answer in 120 seconds; see"):
-            layer_with(FakeNvml(), asking(unset=answer)).find()
+    def test_no_device(self, answer, reason, remedy):
+        message = reason_without_devices(driver(unset=answer))
+        assert reason in message
+        assert remedy in message
 
 
 class TestTorch:
@@ -192,18 +205,18 @@ class TestTorch:
         return file
 
     def test_cuda_build(self, tmp_path):
-        assert lack_of_torch_build(self.write(tmp_path, "'13.0'")) is None
+        assert torch_build_problem(self.write(tmp_path, "'13.0'")) is None
 
     def test_cpu_build(self, tmp_path):
-        lack = lack_of_torch_build(self.write(tmp_path, "None"))
+        lack = torch_build_problem(self.write(tmp_path, "None"))
         assert lack.startswith("the installed torch 2.11.0+x is built without CUDA; install")
 
     def test_rocm_build(self, tmp_path):
-        lack = lack_of_torch_build(self.write(tmp_path, "None", hip="'6.4'"))
+        lack = torch_build_problem(self.write(tmp_path, "None", hip="'6.4'"))
         assert "2.11.0+x is built for ROCm" in lack
 
     def test_no_such_file(self, tmp_path):
-        assert lack_of_torch_build(tmp_path / "version.py") is None
+        assert torch_build_problem(tmp_path / "version.py") is None
 
     def test_installed_build_counts_and_is_not_imported(self):
         import torch
@@ -211,7 +224,7 @@ class TestTorch:
         code = (
             "import sys\n"
             "from kedro_cuda_runner import devices\n"
-            "print(devices._lack_of_torch())\n"
+            "print(devices._torch_problem())\n"
             "assert 'torch' not in sys.modules\n"
         )
         said = subprocess.run(
@@ -223,7 +236,7 @@ class TestTorch:
     def test_devices_that_the_installed_torch_cannot_use(self):
         import torch
 
-        layer = NvidiaDevices(asking(unset=FOUND), FakeNvml())
+        layer = NvidiaDevices(driver(unset=FOUND), FakeNvml())
         if torch.version.cuda:
             assert layer.find()[0] == DEVICE
         else:
@@ -291,7 +304,7 @@ class TestNvml:
 
     def test_lost_device_is_an_error(self):
         layer = layer_with(FakeNvml(errors={"nvmlDeviceGetMemoryInfo": 15}))
-        with pytest.raises(CudaRunnerError, match=r"cuda:0 .* error 15 \(NVML 15\); see"):
+        with pytest.raises(CudaRunnerError, match=r"cuda:0 .* error 15 \(NVML 15\); check"):
             layer.free_bytes(DEVICE)
         with pytest.raises(CudaRunnerError):
             layer.used_bytes(DEVICE)
@@ -335,28 +348,6 @@ def test_environment_names_uuids_in_order():
         "CUDA_VISIBLE_DEVICES": f"GPU-{UUIDS[1]},GPU-{UUIDS[0]}"
     }
     assert layer.environment([]) == {"CUDA_VISIBLE_DEVICES": ""}
-
-
-def test_layer_is_replaced_and_put_back(tmp_path):
-    fake = FakeDevices(tmp_path)
-    before = use_layer(fake)
-    try:
-        assert default_layer() is fake
-    finally:
-        assert use_layer(before) is fake
-    assert default_layer() is before
-    assert isinstance(before, NvidiaDevices)
-
-
-def test_package_imports_nothing_of_the_project_around_it():
-    code = (
-        "import sys\n"
-        "from kedro_cuda_runner import devices, monitor, placement\n"
-        "print([name for name in sys.modules if name.startswith('ja_instruct.')"
-        " and not name.startswith('kedro_cuda_runner')])\n"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
 
 
 @pytest.mark.gpu

@@ -21,8 +21,8 @@ from kedro_cuda_runner.report import NodeRecord
 from kedro_cuda_runner.transfer import StandInError
 
 PLACE = "on cuda:0 (Fake GPU)"
-PEAK = "GPU memory: peak 2.5 GB of 24.0 GB that were free (24.0 GB in all); estimated were 3.0 GB"
-COMMAND = "Go on with: kedro run"
+PEAK = "GPU memory: peak 2.5 GB of 24.0 GB that were free (24.0 GB in all); the estimate was 3.0 GB"
+COMMAND = "Resume with: kedro run"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ ENDINGS = {
     "not unpicklable": ("exception", "failed with TwoPartsError: two parts"),
     "out of memory": ("out of memory", "ran out of GPU memory (OutOfMemoryError: CUDA out of"),
     "SIGKILL": ("killed", "was killed (SIGKILL)"),
-    "SIGTERM": ("killed", "was asked to end from outside (SIGTERM)"),
+    "SIGTERM": ("killed", "received SIGTERM from outside"),
     "real-time signal": ("killed", f"was killed (signal {signal.SIGRTMIN + 3})"),
     "segmentation fault": ("crashed", "crashed with a segmentation fault (SIGSEGV)"),
     "SIGABRT": ("crashed", "crashed (SIGABRT)"),
@@ -133,7 +133,9 @@ def test_crash_after_the_node_is_done_is_a_warning(layer, caplog, tmp_path):
 def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeypatch):
     monkeypatch.setattr(node_process, "EXIT_SECONDS", 0.3)
     assert run([gpu(gpu_nodes.hang_at_exit, "x", "y", "train")], {"x": 1}, layer) == {"y": "kept"}
-    assert "The process of 'train' had not ended 0 s after its node; it was killed" in caplog.text
+    assert (
+        "The process of 'train' did not end within 0 s after its node; it was killed" in caplog.text
+    )
 
 
 def test_end_that_is_seen_late_is_no_failure(layer, monkeypatch, tmp_path):
@@ -181,7 +183,7 @@ class TestSeveralAtOnce:
     def signal_file(self, tmp_path):
         """Return a file that appears once a failure has been dealt with."""
         path = tmp_path / "failed"
-        handler = TouchOn("may finish what is under way", path)
+        handler = TouchOn("no further node is started", path)
         runner_logger = logging.getLogger("kedro_cuda_runner")
         runner_logger.addHandler(handler)
         yield path
@@ -204,8 +206,8 @@ class TestSeveralAtOnce:
         assert (tmp_path / "there.txt").read_text() == "there"
         assert list(tmp_path.glob("*after*")) == []
         assert (
-            f"'{failed}' failed; no further node is started. 'wait_for' may finish what is under "
-            "way, Ctrl-C stops it"
+            f"'{failed}' failed; no further node is started. Still running: 'wait_for'; Ctrl-C "
+            "stops them"
         ) in caplog.messages
         assert [name for name, _ in errors.seen] == [failed]
 
@@ -238,7 +240,7 @@ class TestSeveralAtOnce:
         self.check(tmp_path, caplog, "fail_when", errors)
         command = caught.value.message.splitlines()[-1]
         assert command == (
-            "Go on with: kedro run --from-nodes=after_done,fail_when,gpu_after_done"
+            "Resume with: kedro run --from-nodes=after_done,fail_when,gpu_after_done"
         ), "what ended well after the failure need not run again"
 
     def test_first_error_counts(self, layer, tmp_path, signal_file, caplog):
@@ -280,4 +282,4 @@ class TestExplain:
 
     def test_unfinished_outputs_are_named(self):
         said = self.explain(Ending(exit_code=1, unfinished=["model", "report"]))
-        assert "  'model', 'report' was not finished; what had been written of it" in said
+        assert "  'model', 'report' was not finished; the part that was written is removed" in said

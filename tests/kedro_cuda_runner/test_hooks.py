@@ -236,13 +236,13 @@ class TestWhatIsSent:
 
     def test_only_what_somebody_listens_to(self, run, monkeypatch):
         sent = []
-        fire = NodeProcess._fire
+        fire = NodeProcess._call_hook
 
         def spy(self, name, arguments):
             sent.append((name, arguments))
             return fire(self, name, arguments)
 
-        monkeypatch.setattr(NodeProcess, "_fire", spy)
+        monkeypatch.setattr(NodeProcess, "_call_hook", spy)
         naming = NamingHooks()
         catalog = DataCatalog({"x": MemoryDataset(1)})
         run([gpu_node(gpu_nodes.double, "x", "y")], catalog, naming)

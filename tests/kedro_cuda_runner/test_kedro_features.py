@@ -143,12 +143,12 @@ class TestStaysHere:
 
     def test_output_that_cannot_be_pickled(self, run):
         catalog = DataCatalog({"x": MemoryDataset(1)})
-        with pytest.raises(GpuNodeError, match=r"'handle' cannot be handed .* catalog entry"):
+        with pytest.raises(GpuNodeError, match=r"'handle' cannot be passed .* catalog entry"):
             run([gpu_node(gpu_nodes.unpicklable, "x", "handle")], catalog)
 
     def test_input_that_cannot_be_pickled(self, run):
         catalog = DataCatalog({"handle": MemoryDataset(lambda: 1, copy_mode="assign")})
-        with pytest.raises(GpuNodeError, match=r"'handle' cannot be handed .* catalog entry"):
+        with pytest.raises(GpuNodeError, match=r"'handle' cannot be passed .* catalog entry"):
             run([gpu_node(gpu_nodes.double, "handle", "y")], catalog)
 
     def test_loads_and_saves_are_logged_once(self, run, caplog):

@@ -39,8 +39,11 @@ def needing(gb=None, devices=1):
     return Resources(devices=devices, memory_bytes=None if gb is None else gb * GB)
 
 
-def placement_on(memory, **arguments):
-    return Placement(memory.devices, memory, **arguments)
+LESS = Resources(memory_bytes=30 * GB, memory_min_bytes=18 * GB)
+
+
+def placement_on(memory):
+    return Placement(memory.devices, memory)
 
 
 def place(placement, name, required):
@@ -48,197 +51,153 @@ def place(placement, name, required):
     return None if devices is None else [device.index for device in devices]
 
 
-class TestCpu:
-    def test_one_place(self):
-        placement = placement_on(Memory(24))
-        assert placement.try_place("one", Resources(devices=0)) == ()
-        assert placement.try_place("two", Resources(devices=0)) is None
-        assert place(placement, "three", needing()) == [0]
-        placement.release("one")
-        assert placement.try_place("two", Resources(devices=0)) == ()
-
-    def test_more_places_and_no_devices(self):
-        placement = placement_on(Memory(), max_cpu_processes=2)
-        placed = [placement.try_place(str(number), Resources(devices=0)) for number in range(3)]
-        assert placed == [(), (), None]
-
-    def test_no_place_would_wait_for_ever(self):
-        with pytest.raises(ValueError, match="max_cpu_processes = 0"):
-            placement_on(Memory(24), max_cpu_processes=0)
-
-
-class TestUnknownMemory:
-    def test_alone_on_its_devices(self):
-        placement = placement_on(Memory(24, 24))
-        assert place(placement, "unknown", needing()) == [0]
-        assert place(placement, "small", needing(1)) == [1]
-        assert place(placement, "another", needing()) is None
-        # nobody joins the unknown one, whatever is free there
-        assert place(placement, "large", needing(23)) == [1]
-        assert place(placement, "too large", needing(1)) is None
-
-    def test_device_with_the_most_room(self):
-        memory = Memory(24, 24, 24)
-        memory.take(0, 20)
-        assert place(placement_on(memory), "unknown", needing()) == [1]
-
-
-class TestSharing:
-    def test_empty_devices_come_first(self):
-        placement = placement_on(Memory(24, 24))
-        assert place(placement, "one", needing(1)) == [0]
-        assert place(placement, "two", needing(1)) == [1]
-        assert place(placement, "three", needing(1)) == [0]
-
-    def test_the_empty_one_even_with_less_room(self):
-        placement = placement_on(Memory(80, 24))
-        assert place(placement, "one", needing(1)) == [0]
-        assert place(placement, "two", needing(1)) == [1]
-
-    def test_then_the_one_with_most_room(self):
-        placement = placement_on(Memory(24, 24))
-        place(placement, "one", needing(10))
-        place(placement, "two", needing(5))
-        assert place(placement, "three", needing(2)) == [1]
-
-    def test_resources_count_before_they_are_taken(self):
-        placement = placement_on(Memory(24))
-        assert place(placement, "one", needing(10)) == [0]
-        assert place(placement, "two", needing(15)) is None
-        assert place(placement, "three", needing(14)) == [0]
-
-    def test_resources_count_once_when_they_are_taken(self):
-        memory = Memory(24)
-        placement = placement_on(memory)
-        place(placement, "one", needing(10))
-        memory.take(0, 10)
-        assert place(placement, "two", needing(15)) is None
-        assert place(placement, "three", needing(14)) == [0]
-
-    def test_what_others_hold_is_left_to_them(self):
-        memory = Memory(24)
-        memory.take(0, 8)
-        placement = placement_on(memory)
-        assert place(placement, "huge", needing(17)) is None
-        assert place(placement, "one", needing(10)) == [0]
-        assert place(placement, "two", needing(7)) is None
-        memory.take(0, 10)
-        assert place(placement, "three", needing(7)) is None
-        assert place(placement, "four", needing(6)) == [0]
-
-    def test_others_that_come_later(self):
-        memory = Memory(24)
-        placement = placement_on(memory)
-        place(placement, "one", needing(10))
-        memory.take(0, 10 + 9)
-        assert place(placement, "two", needing(6)) is None
-        assert place(placement, "three", needing(5)) == [0]
-
-    def test_node_that_takes_more_than_it_said(self):
-        memory = Memory(24)
-        placement = placement_on(memory)
-        place(placement, "one", needing(4))
-        memory.take(0, 20)
-        assert place(placement, "two", needing(5)) is None
-        assert place(placement, "three", needing(4)) == [0]
-
-    def test_others_that_have_gone(self):
-        memory = Memory(24)
-        memory.take(0, 20)
-        placement = placement_on(memory)
-        place(placement, "one", needing(4))
-        memory.take(0, -20)
-        assert place(placement, "two", needing(21)) is None
-        assert place(placement, "three", needing(20)) == [0]
-
-    def test_what_neighbours_hold_is_not_taken_for_others(self):
-        memory = Memory(24)
-        placement = placement_on(memory)
-        place(placement, "one", needing(10))
-        memory.take(0, 10)
-        assert place(placement, "two", needing(2)) == [0]
-        assert place(placement, "three", needing(13)) is None
-        assert place(placement, "four", needing(12)) == [0]
-
-    def test_empty_again_device_is_measured_again(self):
-        memory = Memory(24)
-        placement = placement_on(memory)
-        place(placement, "one", needing(4))
-        placement.release("one")
-        memory.take(0, 20)
-        assert place(placement, "two", needing(5)) is None
-        assert place(placement, "three", needing(2)) == [0]
-        assert place(placement, "four", needing(3)) is None
-        assert place(placement, "five", needing(2)) == [0]
+CPU, ANY = needing(devices=0), needing()
+# sizes of the devices in GB, and steps: ("take", device, GB) by others, ("release", node), or a
+# node, what it requires, and the devices that it gets, None if it must wait
+SCENARIOS = {
+    "one node at a time on the CPU": (
+        (24,),
+        [("one", CPU, []), ("two", CPU, None), ("three", ANY, [0])],
+        [("release", "one"), ("two", CPU, [])],
+    ),
+    "no devices": ((), [("one", CPU, []), ("two", CPU, None)]),
+    "unknown memory: devices are not shared": (
+        (24, 24),
+        [("unknown", ANY, [0]), ("small", needing(1), [1]), ("another", ANY, None)],
+        [("large", needing(23), [1]), ("too large", needing(1), None)],
+    ),
+    "unknown memory: device with the most room": (
+        (24, 24, 24),
+        [("take", 0, 20), ("unknown", ANY, [1])],
+    ),
+    "empty devices come first": (
+        (24, 24),
+        [("one", needing(1), [0]), ("two", needing(1), [1]), ("three", needing(1), [0])],
+    ),
+    "an empty device even with less room": (
+        (80, 24),
+        [("one", needing(1), [0]), ("two", needing(1), [1])],
+    ),
+    "then the device with most room": (
+        (24, 24),
+        [("one", needing(10), [0]), ("two", needing(5), [1]), ("three", needing(2), [1])],
+    ),
+    "claims count before they are used": (
+        (24,),
+        [("one", needing(10), [0]), ("two", needing(15), None), ("three", needing(14), [0])],
+    ),
+    "claims count once when they are used": (
+        (24,),
+        [("one", needing(10), [0]), ("take", 0, 10)],
+        [("two", needing(15), None), ("three", needing(14), [0])],
+    ),
+    "memory that others use is left to them": (
+        (24,),
+        [("take", 0, 8), ("huge", needing(17), None), ("one", needing(10), [0])],
+        [("two", needing(7), None), ("take", 0, 10)],
+        [("three", needing(7), None), ("four", needing(6), [0])],
+    ),
+    "others that come later": (
+        (24,),
+        [("one", needing(10), [0]), ("take", 0, 10 + 9)],
+        [("two", needing(6), None), ("three", needing(5), [0])],
+    ),
+    "a node that uses more than it declared": (
+        (24,),
+        [("one", needing(4), [0]), ("take", 0, 20)],
+        [("two", needing(5), None), ("three", needing(4), [0])],
+    ),
+    "others that have gone": (
+        (24,),
+        [("take", 0, 20), ("one", needing(4), [0]), ("take", 0, -20)],
+        [("two", needing(21), None), ("three", needing(20), [0])],
+    ),
+    "memory of neighbours is not taken for others'": (
+        (24,),
+        [("one", needing(10), [0]), ("take", 0, 10), ("two", needing(2), [0])],
+        [("three", needing(13), None), ("four", needing(12), [0])],
+    ),
+    "a device that is empty again is measured again": (
+        (24,),
+        [("one", needing(4), [0]), ("release", "one"), ("take", 0, 20)],
+        [("two", needing(5), None), ("three", needing(2), [0])],
+        [("four", needing(3), None), ("five", needing(2), [0])],
+    ),
+    "several devices: all or none": (
+        (24, 24, 24),
+        # a refused node holds nothing
+        [("take", 1, 10), ("three", needing(20, 3), None), ("two", needing(20, 2), [0, 2])],
+        [("unknown", needing(devices=2), None), ("release", "two")],
+        [("unknown", needing(devices=3), [0, 1, 2])],
+    ),
+    "several devices: in CUDA's order": ((24, 80), [("both", needing(1, 2), [0, 1])]),
+    "several devices: empty and shared": (
+        (24, 24),
+        [("one", needing(10), [0]), ("both", needing(14, 2), [0, 1])],
+        [("on 1", needing(10), [1]), ("on 0", needing(1), None)],
+    ),
+    "a minimum suffices on a device that is not shared": (
+        (24,),
+        [("train", LESS, [0]), ("other", needing(1), None)],
+    ),
+    "a node joins others only with its peak": (
+        (40,),
+        [("other", needing(15), [0]), ("t", LESS, None)],
+    ),
+}
 
 
-class TestSeveralDevices:
-    def test_all_or_none(self):
-        memory = Memory(24, 24, 24)
-        memory.take(1, 10)
-        placement = placement_on(memory)
-        assert place(placement, "three", needing(20, devices=3)) is None
-        # what was refused holds nothing
-        assert place(placement, "two", needing(20, devices=2)) == [0, 2]
-        assert place(placement, "unknown", needing(devices=2)) is None
-        placement.release("two")
-        assert place(placement, "unknown", needing(devices=3)) == [0, 1, 2]
-
-    def test_in_cuda_s_order(self):
-        memory = Memory(24, 80)
-        assert place(placement_on(memory), "both", needing(1, devices=2)) == [0, 1]
-
-    def test_empty_and_shared_together(self):
-        placement = placement_on(Memory(24, 24))
-        place(placement, "one", needing(10))
-        assert place(placement, "both", needing(14, devices=2)) == [0, 1]
-        assert place(placement, "on 1", needing(10)) == [1]
-        assert place(placement, "on 0", needing(1)) is None
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name):
+    sizes, *lines = SCENARIOS[name]
+    memory = Memory(*sizes)
+    placement = placement_on(memory)
+    for step in (step for line in lines for step in line):
+        match step:
+            case ("take", index, gb):
+                memory.take(index, gb)
+            case ("release", node):
+                placement.release(node)
+            case (node, required, expected):
+                assert place(placement, node, required) == expected, node
 
 
-class TestErrors:
-    @pytest.mark.parametrize("devices", [0, 1])
-    def test_placed_twice(self, devices):
-        placement = placement_on(Memory(24, 24), max_cpu_processes=2)
+@pytest.mark.parametrize("devices", [0, 1])
+def test_placed_or_released_twice(devices):
+    placement = placement_on(Memory(24, 24))
+    placement.try_place("one", Resources(devices=devices))
+    with pytest.raises(ValueError, match="'one' is placed already"):
         placement.try_place("one", Resources(devices=devices))
-        with pytest.raises(ValueError, match="'one' has its place already"):
-            placement.try_place("one", Resources(devices=devices))
-
-    def test_released_twice(self):
-        placement = placement_on(Memory(24))
-        place(placement, "one", needing())
+    placement.release("one")
+    with pytest.raises(KeyError):
         placement.release("one")
-        with pytest.raises(KeyError):
-            placement.release("one")
 
 
-class TestCouldEverFit:
+class TestWhyNeverFits:
     def test_it_could(self):
         placement = placement_on(Memory(24, 48))
-        for required in (
-            Resources(devices=0),
-            needing(),
-            needing(devices=2),
-            needing(48),
-            needing(24, 2),
-        ):
-            assert placement.could_ever_fit(required) is None
+        for required in (CPU, ANY, needing(devices=2), needing(48), needing(24, 2)):
+            assert placement.why_never_fits(required) is None
+        assert placement_on(Memory(24)).why_never_fits(LESS) is None
 
     def test_too_few_devices(self):
-        said = placement_on(Memory(24)).could_ever_fit(needing(devices=2))
+        said = placement_on(Memory(24)).why_never_fits(needing(devices=2))
         assert said == "it needs 2 CUDA devices, there are 1"
 
     def test_too_little_memory(self):
         memory = Memory(24, 48)
         memory.take(1, 8)
-        said = placement_on(memory).could_ever_fit(needing(41))
+        said = placement_on(memory).why_never_fits(needing(41))
         assert said == (
             "it needs 41.0 GB on one device; free are: cuda:0 (Fake GPU) 24.0 of 24.0 GB, "
             "cuda:1 (Fake GPU) 40.0 of 48.0 GB"
         )
 
+    def test_less_than_the_minimum(self):
+        assert "it needs 18.0 GB on one device" in placement_on(Memory(16)).why_never_fits(LESS)
+
     def test_too_little_memory_on_one_of_several(self):
-        said = placement_on(Memory(24, 48)).could_ever_fit(needing(25, devices=2))
+        said = placement_on(Memory(24, 48)).why_never_fits(needing(25, devices=2))
         assert said.startswith("it needs 25.0 GB on each of 2 devices; free are: cuda:0")
 
     def test_this_run_s_nodes_do_not_count(self):
@@ -246,9 +205,9 @@ class TestCouldEverFit:
         placement = placement_on(memory)
         place(placement, "one", needing(20))
         memory.take(0, 20)
-        assert placement.could_ever_fit(needing(24)) is None
+        assert placement.why_never_fits(needing(24)) is None
         placement.release("one")
-        assert placement.could_ever_fit(needing(24)) is not None
+        assert placement.why_never_fits(needing(24)) is not None
 
 
 def test_on_fake_devices_shared_with_a_process(tmp_path):
@@ -283,14 +242,12 @@ class Machine(RuleBasedStateMachine):
                 st.integers(min_value=1, max_value=32), st.integers(min_value=0, max_value=32)
             ),
             max_size=4,
-        ),
-        cpu=st.integers(min_value=1, max_value=2),
+        )
     )
-    def start(self, devices, cpu):
+    def start(self, devices):
         self.memory = Memory(*(size for size, _ in devices))
         self.capacity = [max(0, size - foreign) for size, foreign in devices]
-        self.placement = placement_on(self.memory, max_cpu_processes=cpu)
-        self.cpu = cpu
+        self.placement = placement_on(self.memory)
         self.placed = {}
         self.held = {}
         self.count = 0
@@ -342,7 +299,7 @@ class Machine(RuleBasedStateMachine):
             for required, _ in getattr(self, "placed", {}).values()
             if required.devices == 0
         ]
-        assert len(on_cpu) <= getattr(self, "cpu", 0)
+        assert len(on_cpu) <= 1
         for index, capacity in enumerate(getattr(self, "capacity", [])):
             needs = [self.gb_of(required) for required, on in self.placed.values() if index in on]
             if None in needs:
@@ -363,19 +320,19 @@ class Machine(RuleBasedStateMachine):
                 fitting += sum(others) + wanted <= capacity
         on_cpu = sum(other.devices == 0 for other, _ in self.placed.values())
         devices = self.placement.try_place("tried", required)
-        fits = fitting >= required.devices if required.devices else on_cpu < self.cpu
+        fits = fitting >= required.devices if required.devices else on_cpu < 1
         assert (devices is not None) == fits
         if devices is not None:
             self.placement.release("tried")
 
     @rule(required=RESOURCES)
-    def could_ever_fit_is_true(self, required):
+    def why_never_fits_is_true(self, required):
         """What it says holds now and later: checked in a second machine that nobody uses."""
         alone = Memory(*(device.memory_bytes // GB for device in self.memory.devices))
         for index, capacity in enumerate(self.capacity):
             alone.free[f"GPU-{index}"] = capacity * GB
         fits = placement_on(alone).try_place("tried", required) is not None
-        assert (self.placement.could_ever_fit(required) is None) == fits
+        assert (self.placement.why_never_fits(required) is None) == fits
 
     def teardown(self):
         """Whatever could ever fit does so once everything else is released."""
@@ -385,7 +342,7 @@ class Machine(RuleBasedStateMachine):
             for gb in (None, 0, 1, 8, 30):
                 required = needing(gb, devices)
                 placed = self.placement.try_place("last", required)
-                assert (placed is None) == (self.placement.could_ever_fit(required) is not None)
+                assert (placed is None) == (self.placement.why_never_fits(required) is not None)
                 if placed is not None:
                     self.placement.release("last")
 
@@ -401,7 +358,7 @@ def test_queue_is_worked_off(needs):
     waiting = {
         f"node-{number}": required
         for number, required in enumerate(needs)
-        if placement.could_ever_fit(required) is None
+        if placement.why_never_fits(required) is None
     }
     while waiting:
         started = [
@@ -413,26 +370,3 @@ def test_queue_is_worked_off(needs):
         for name in started:
             del waiting[name]
             placement.release(name)
-
-
-class TestNodeThatCanMakeDoWithLess:
-    RESOURCES = Resources(memory_bytes=30 * GB, memory_min_bytes=18 * GB)
-
-    def test_gets_a_smaller_device_for_itself(self, tmp_path):
-        layer = FakeDevices(tmp_path, count=1, memory_bytes=24e9)
-        placement = Placement(layer.find(), layer)
-        assert placement.could_ever_fit(self.RESOURCES) is None
-        assert placement.try_place("train", self.RESOURCES) == tuple(layer.find())
-        assert placement.try_place("other", Resources(memory_bytes=1 * GB)) is None
-
-    def test_is_refused_where_not_even_that_is_free(self, tmp_path):
-        layer = FakeDevices(tmp_path, count=1, memory_bytes=16e9)
-        assert "it needs 18.0 GB on one device" in Placement(layer.find(), layer).could_ever_fit(
-            self.RESOURCES
-        )
-
-    def test_joins_nobody_with_less_than_its_peak(self, tmp_path):
-        layer = FakeDevices(tmp_path, count=1, memory_bytes=40e9)
-        placement = Placement(layer.find(), layer)
-        assert placement.try_place("other", Resources(memory_bytes=15 * GB)) is not None
-        assert placement.try_place("train", self.RESOURCES) is None

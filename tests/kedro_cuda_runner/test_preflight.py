@@ -100,7 +100,7 @@ def test_everything_at_once(tmp_path, little_disk):
         [
             "node 'misspelt', params:misspelt: unknown keys memory; known are " + ", ".join(KEYS),
             *(
-                f"node '{one.name}' cannot be run in a process of its own: it cannot be pickled: "
+                f"node '{one.name}' cannot run in its own process: it cannot be pickled: "
                 f"{pickle_error(one)}. Define its function at the top level of a module, not as a "
                 "lambda or inside a function"
                 for one in nodes[5:7]

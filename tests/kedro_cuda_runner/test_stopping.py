@@ -108,8 +108,7 @@ def test_signal(number, group, code, start):
     assert not (run.folder / "twice.txt").exists()
     assert run.leftovers() == []
     assert (
-        "Stopping. 'train' was running; outputs that are not finished are removed. Go on with: "
-        "kedro run"
+        "Stopping. Running: 'train'; unfinished outputs are removed. Resume with: kedro run"
     ) in " ".join(run.said().split())
 
 

@@ -15,8 +15,9 @@ from gpu_runs import screen_lines, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedro_cuda_runner import terminal
-from kedro_cuda_runner.terminal import LastLines, Output, Terminal, logs_in_turn
+from kedro_cuda_runner import last_lines, terminal
+from kedro_cuda_runner.last_lines import LastLines
+from kedro_cuda_runner.terminal import Output, Terminal, logs_on_own_lines
 
 
 class Screen(io.StringIO):
@@ -139,14 +140,14 @@ def only_handler(handler):
     root.handlers[:] = before
 
 
-class TestLogsInTurn:
+class TestLogsOnOwnLines:
     @pytest.fixture
     def handler(self):
         return logging.StreamHandler(Screen())
 
     def test_log_line_does_not_start_behind_a_bar(self, handler):
         terminal = Terminal()
-        with only_handler(handler) as screen, logs_in_turn(terminal):
+        with only_handler(handler) as screen, logs_on_own_lines(terminal):
             terminal.write(FakeOutput(screen), "\rbar 1", "")
             logging.warning("a warning")
         assert screen.lines() == ["a warning", ""]
@@ -154,14 +155,14 @@ class TestLogsInTurn:
     def test_record_that_is_not_printed_leaves_the_bar(self, handler):
         terminal = Terminal()
         handler.setLevel(logging.ERROR)
-        with only_handler(handler) as screen, logs_in_turn(terminal):
+        with only_handler(handler) as screen, logs_on_own_lines(terminal):
             terminal.write(FakeOutput(screen), "\rbar 1", "")
             logging.warning("a warning")
         assert screen.lines() == ["bar 1"]
 
     def test_handlers_are_as_before(self, handler):
         with only_handler(handler):
-            with pytest.raises(KeyboardInterrupt), logs_in_turn(Terminal()):
+            with pytest.raises(KeyboardInterrupt), logs_on_own_lines(Terminal()):
                 assert "handle" in vars(handler)
                 raise KeyboardInterrupt
             assert "handle" not in vars(handler)
@@ -179,7 +180,7 @@ class TestLogsInTurn:
         sys.setswitchinterval(1e-6)
         drawing = threading.Thread(target=draw)
         drawing.start()
-        with only_handler(handler) as screen, logs_in_turn(terminal):
+        with only_handler(handler) as screen, logs_on_own_lines(terminal):
             for _ in range(300):
                 logging.warning("log")
         over.set()
@@ -221,7 +222,7 @@ class TestLastLines:
 
     def test_line_of_millions_is_cut(self):
         [line] = self.lines(*["." * 1000] * 50)
-        assert 1000 <= len(line) <= terminal.KEPT_CHARACTERS
+        assert 1000 <= len(line) <= last_lines.KEPT_CHARACTERS
 
     @given(st.lists(st.text(alphabet="ab \r\n", max_size=8), max_size=12))
     def test_pieces_do_not_matter(self, texts):

@@ -42,7 +42,7 @@ def run_and_die(dataset, tmp_path, function=gpu_nodes.identity, is_removed=True)
     nodes = [gpu(function, "text", "answers", "train")]
     with pytest.raises(GpuNodeError) as caught:
         run(nodes, {"text": TEXT, "answers": dataset}, FakeDevices(tmp_path / "devices"))
-    said = "'answers' was not finished; what had been written of it is removed"
+    said = "'answers' was not finished; the part that was written is removed"
     assert (said in caught.value.message) == is_removed
     return caught.value
 
