@@ -1,26 +1,23 @@
-"""Model directories with random weights in a real model's shape, 16-bit or NF4.
+"""Model directories and adapters with random weights in a real model's shape.
 
     python benchmarks/harness/random_models.py nf4 gemma-2-27b /dev/shm/nf4
     python benchmarks/harness/random_models.py bf16 gemma-2-27b /models/bf16
+    python benchmarks/harness/random_models.py adapter /dev/shm/nf4 /dev/shm/nf4-adapter
 
-For speed and memory what the weights are does not matter, and at full size the real ones cannot be
-had everywhere. They are drawn on the GPU where there is one, matrix by matrix, N(0, 0.02) in bf16;
-norms are zero, which Gemma's RMSNorm adds to one. The NF4 directory is what ``quantization`` would
-write of the 16-bit directory of the same seed and device (a test on the tiny shape holds them
-equal), made without the 16-bit weights ever being in a file.
+Speed and memory do not depend on the weights' values, and the real weights cannot be downloaded
+everywhere. The matrices are drawn one by one on the GPU, if there is one, N(0, 0.02) in bf16; norms
+are zero, to which Gemma's RMSNorm adds one. The NF4 directory is what ``quantization`` writes of
+the 16-bit one (a test compares them), made without the 16-bit weights ever being in a file. No
+factor of an adapter is zero, so answers without the adapter would differ.
 
-The tokenizer has a token a character (``character_tokenizer.py``).
+The tokenizer has one token per character (``character_tokenizer.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.harness.character_tokenizer import make_tokenizer
 from benchmarks.harness.recording import PROJECT
 from ja_instruct import __version__
-from ja_instruct.models.directory import write_provenance
+from ja_instruct.models.directory import read_provenance, write_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     import torch
     from transformers import Gemma2Config, PreTrainedModel
 
@@ -81,193 +76,111 @@ SHAPES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 32,
     },
 }
-QUANTIZATION = PROJECT / "conf/base/parameters_quantization.yml"
-WEIGHT_DEVIATION = 0.02
-SHARD_BYTES = 4_000_000_000
-#: Shards on their way to the disk; each waits in host memory.
-SHARDS_IN_FLIGHT = 3
+DEVIATION = 0.02
 SEED = 0
 
 
+def _read_parameters(stage: str) -> Any:
+    """Return the recipe's parameters of a stage."""
+    path = PROJECT / f"conf/base/parameters_{stage}.yml"
+    return yaml.safe_load(path.read_text("utf-8"))[stage]
+
+
 def make_config(shape: str) -> Gemma2Config:
-    """Return the configuration of a shape, in bf16; exits when there is no such shape."""
+    """Return the configuration of a key of ``SHAPES``, in bf16."""
     from transformers import Gemma2Config
 
-    if shape not in SHAPES:
-        sys.exit(f"no shape '{shape}'; there are {', '.join(SHAPES)}")
     return Gemma2Config(**SHAPES[shape], dtype="bfloat16", architectures=["Gemma2ForCausalLM"])
 
 
-def make_bf16_model(
-    directory: Path, shape: str, *, device: str | None = None, shard_bytes: int = SHARD_BYTES
-) -> dict[str, Any]:
-    """Write a 16-bit model directory, as ``google/gemma-2-27b`` is one.
+def empty_model(config: Any) -> PreTrainedModel:
+    """Return a model without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def make_model(
+    directory: Path, kind: str, shape: str, *, device: str | None = None, shard_size: str = "4GB"
+) -> None:
+    """Write a model directory.
 
     Args:
         directory: Where to write; it is created.
+        kind: ``bf16``, such as ``google/gemma-2-27b``, or ``nf4``: all linear layers but the head
+            quantized by bitsandbytes as ``quantization`` does.
         shape: A key of ``SHAPES``.
-        device: Where the weights are drawn; the first GPU by default, the CPU without one.
-        shard_bytes: The size of a safetensors file.
-
-    Returns:
-        Weights, bytes and seconds.
-    """
-    model = _empty_model(shape)
-    return _write(directory, model, _draw_weights(model, _choose(device)), shard_bytes)
-
-
-def make_nf4_model(
-    directory: Path, shape: str, *, device: str | None = None, shard_bytes: int = SHARD_BYTES
-) -> dict[str, Any]:
-    """Write the NF4 directory that ``quantization`` makes of such a 16-bit directory.
-
-    Quantized are all linear layers but the head, by bitsandbytes: NF4 in blocks of 64, constants
-    quantized too, computing in bf16. Arguments and what is returned are ``make_bf16_model``'s.
+        device: Where the weights are drawn; by default the first GPU, or the CPU without one. They
+            are collected in host memory.
+        shard_size: Maximum size of a safetensors file.
     """
     import torch
-    from transformers import BitsAndBytesConfig
+    from transformers import GenerationConfig
+    from transformers.quantizers.base import get_keys_to_not_convert
 
-    model = _empty_model(shape)
-    tensors = _quantize(model, _draw_weights(model, _choose(device)))
-    model.config.quantization_config = BitsAndBytesConfig(
+    model = empty_model(make_config(shape))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kept = get_keys_to_not_convert(model)
+    generator = torch.Generator(device).manual_seed(SEED)
+    for name, module in list(model.named_modules()):
+        weight = module._parameters.get("weight")
+        if weight is None or name == "lm_head":  # tied
+            continue
+        drawn = torch.zeros(weight.shape, dtype=torch.bfloat16, device=device)
+        if weight.dim() > 1:
+            drawn.normal_(std=DEVIATION, generator=generator)
+        if kind == "nf4" and isinstance(module, torch.nn.Linear) and name not in kept:
+            model.set_submodule(name, _quantized(drawn))
+        else:
+            module.weight = torch.nn.Parameter(drawn.cpu(), requires_grad=False)
+    model.tie_weights()
+    tokenizer = make_tokenizer()
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config, key, getattr(tokenizer, key))
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    if kind == "nf4":
+        _mark_as_quantized(model)
+        # the base tokenizer has no template, so quantization adds the recipe's
+        tokenizer.chat_template = _read_parameters("quantization")["chat_template"]
+    model.save_pretrained(directory, max_shard_size=shard_size)
+    tokenizer.save_pretrained(directory)
+    if kind == "nf4":
+        weights = sum(weight.numel() for weight in empty_model(make_config(shape)).parameters())
+        write_provenance(directory, _describe_nf4(shape, weights))
+
+
+def _quantized(weight: torch.Tensor) -> torch.nn.Module:
+    """Return a linear layer with a weight in NF4, on the CPU."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    outputs, inputs = weight.shape
+    layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=torch.bfloat16, device="meta")
+    packed = Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4")
+    layer.weight = packed.to(weight.device).to("cpu")
+    return layer
+
+
+def _mark_as_quantized(model: PreTrainedModel) -> None:
+    """Give the model what ``save_pretrained`` reads of one that transformers has quantized."""
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers import AutoHfQuantizer
+
+    config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    # the base tokenizer has none, so quantization adds the recipe's
-    parameters = yaml.safe_load(QUANTIZATION.read_text("utf-8"))["quantization"]
-    template = parameters["chat_template"]
-    figures = _write(directory, model, tensors, shard_bytes, chat_template=template)
-    started = time.perf_counter()
-    write_provenance(directory, _describe(shape, figures["weights"]))
-    figures["checksums_seconds"] = round(time.perf_counter() - started, 1)
-    return figures
+    model.config.quantization_config = config
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
 
 
-def _choose(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-
-
-def _empty_model(shape: str) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(make_config(shape))
-    return model
-
-
-def _draw_weights(model: PreTrainedModel, device: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each weight of the model, drawn in the same order with the same seed."""
-    import torch
-
-    generator = torch.Generator(device).manual_seed(SEED)
-    # tied weights come once
-    for name, weight in model.named_parameters():
-        if weight.dim() == 1:
-            yield name, torch.zeros(weight.shape, dtype=torch.bfloat16, device=device)
-        else:
-            drawn = torch.empty(weight.shape, dtype=torch.bfloat16, device=device)
-            yield name, drawn.normal_(std=WEIGHT_DEVIATION, generator=generator)
-
-
-def _quantize(
-    model: PreTrainedModel, weights: Iterator[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a matrix as its 4 bits and their constants, under the names transformers gives them."""
-    from bitsandbytes.nn import Params4bit
-    from torch.nn import Linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    kept = set(get_keys_to_not_convert(model))
-    linear = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and name not in kept
-    }
-    for name, weight in weights:
-        if name not in linear:
-            yield name, weight
-            continue
-        quantized = Params4bit(
-            weight, requires_grad=False, compress_statistics=True, quant_type="nf4"
-        ).to(weight.device)
-        yield name, quantized.data
-        for key, tensor in quantized.quant_state.as_dict(packed=True).items():
-            yield f"{name}.{key}", tensor
-
-
-def _write(
-    directory: Path,
-    model: PreTrainedModel,
-    tensors: Iterator[tuple[str, torch.Tensor]],
-    shard_bytes: int,
-    chat_template: str | None = None,
-) -> dict[str, Any]:
-    """Write shards, index, configurations and tokenizer; return weights, bytes and seconds."""
-    from transformers import GenerationConfig
-
-    started = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
-    files = _write_shards(directory, tensors, shard_bytes)
-    index: dict[str, str] = {}
-    for number, (part, names) in enumerate(files, start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        part.rename(directory / name)
-        index |= dict.fromkeys(names, name)
-    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    weights = sum(weight.numel() for weight in model.parameters())
-    content = {
-        "metadata": {"total_parameters": weights, "total_size": size},
-        "weight_map": dict(sorted(index.items())),
-    }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = chat_template
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.config, key, getattr(tokenizer, key))
-    model.config.save_pretrained(directory)
-    GenerationConfig.from_model_config(model.config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    seconds = time.perf_counter() - started
-    return {"weights": weights, "bytes": size, "seconds": round(seconds, 1)}
-
-
-def _write_shards(
-    directory: Path, tensors: Iterator[tuple[str, torch.Tensor]], shard_bytes: int
-) -> list[tuple[Path, Sequence[str]]]:
-    """Write the tensors while further ones are made; return files and what they hold."""
-    from safetensors.torch import save_file
-
-    files: list[tuple[Path, Sequence[str]]] = []
-    waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(SHARDS_IN_FLIGHT) as pool:
-
-        def hand_over(shard: dict[str, torch.Tensor]) -> None:
-            path = directory / f"part-{len(files)}.unfinished"
-            files.append((path, tuple(shard)))
-            waiting.append(pool.submit(save_file, shard, path, {"format": "pt"}))
-            while len(waiting) >= SHARDS_IN_FLIGHT:
-                waiting.popleft().result()
-
-        shard: dict[str, torch.Tensor] = {}
-        size = 0
-        for name, tensor in tensors:
-            if shard and size + tensor.nbytes > shard_bytes:
-                hand_over(shard)
-                shard, size = {}, 0
-            shard[name] = tensor.cpu().contiguous()
-            size += tensor.nbytes
-        hand_over(shard)
-        while waiting:
-            waiting.popleft().result()
-    return files
-
-
-def _describe(shape: str, weights: int) -> dict[str, Any]:
+def _describe_nf4(shape: str, weights: int) -> dict[str, Any]:
     """Return the provenance of an NF4 directory, with the fields that ``quantization`` writes."""
     return {
         "stage": "quantization",
@@ -276,7 +189,7 @@ def _describe(shape: str, weights: int) -> dict[str, Any]:
             "model_id": f"random-{shape}",
             "revision": None,
             "model_type": "gemma2",
-            "provenance": {"made_by": "benchmarks/harness/random_models.py", "seed": SEED},
+            "provenance": {"made_by": __name__, "seed": SEED},
         },
         "settings": {
             "quant_type": "nf4",
@@ -290,30 +203,87 @@ def _describe(shape: str, weights: int) -> dict[str, Any]:
     }
 
 
-MAKERS = {"bf16": make_bf16_model, "nf4": make_nf4_model}
+def make_adapter(directory: Path, model: Path) -> None:
+    """Write a LoRA adapter for a model directory, as the recipe's training would save it.
+
+    Args:
+        directory: Where to write; it is created.
+        model: Of which only the configuration and ``ja_instruct.json`` are read.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    # the adapter has the shapes of the plain model, not those of packed bits
+    config.__dict__.pop("quantization_config", None)
+    settings = {**_read_parameters("sft")["lora"], "task_type": "CAUSAL_LM"}
+    rank = settings.pop("lora_r")
+    del settings["seed"]
+    lora = LoraConfig(r=rank, **settings)
+    adapted = get_peft_model(empty_model(config), lora)
+    torch.manual_seed(SEED)
+    for name, module in adapted.named_modules():
+        if name.endswith((".lora_A.default", ".lora_B.default")):
+            drawn = torch.empty(module.weight.shape).normal_(std=DEVIATION)
+            module.weight = torch.nn.Parameter(drawn)
+    adapted.peft_config["default"].base_model_name_or_path = str(model)
+    adapted.save_pretrained(str(directory), save_embedding_layers=False)
+    provenance = read_provenance(model)
+    source = provenance.get("source", {})
+    base = {
+        "model_id": source.get("model_id"),
+        "revision": source.get("revision"),
+        "weights_sha256": provenance.get("weights_sha256"),
+        "source_files": source.get("files"),
+    }
+    write_provenance(
+        directory,
+        {
+            "stage": "sft",
+            "base": base,
+            "settings": {"made_by": __name__, "seed": SEED, "lora_r": rank},
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        },
+    )
 
 
 def find_or_make(directory: Path, kind: str, shape: str, device: str | None = None) -> None:
-    """Make a model of ``kind`` in ``directory`` unless one is there; say so, and what is free."""
-    # the last file of either kind to be written, or there is no model yet
+    """Make a model of ``kind`` in ``directory`` unless one is there; print which."""
+    # the last file of either kind to be written: without it the directory is incomplete
     last = "ja_instruct.json" if kind == "nf4" else "tokenizer_config.json"
     if (directory / last).is_file():
-        print(f"{directory}: there already", flush=True)
+        print(f"{directory}: exists", flush=True)
         return
-    figures = MAKERS[kind](directory, shape, device=device)
-    free = shutil.disk_usage(directory).free
-    print(f"{directory}: {kind}, {figures}, free {free / 1e9:.1f} GB", flush=True)
+    started = time.perf_counter()
+    make_model(directory, kind, shape, device=device)
+    print(f"{directory}: made in {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def find_or_make_adapter(directory: Path, model: Path) -> None:
+    """Make an adapter in ``directory`` unless one for these weights is there; print which."""
+    base = read_provenance(directory).get("base", {})
+    if base and base["weights_sha256"] == read_provenance(model).get("weights_sha256"):
+        print(f"{directory}: exists", flush=True)
+        return
+    make_adapter(directory, model)
+    print(f"{directory}: made", flush=True)
 
 
 def main() -> None:
-    """Make one model."""
+    """Make one directory."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=list(MAKERS))
-    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("kind", choices=["bf16", "nf4", "adapter"])
+    parser.add_argument("shape", help=f"{', '.join(SHAPES)}; of an adapter, the model directory")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--device", help="default: the GPU where there is one")
+    parser.add_argument("--device", help="where weights are drawn; default: the GPU, if any")
     options = parser.parse_args()
-    find_or_make(options.directory, options.kind, options.shape, options.device)
+    if options.kind == "adapter":
+        find_or_make_adapter(options.directory, Path(options.shape))
+    elif options.shape not in SHAPES:
+        parser.error(f"unknown shape '{options.shape}'; known are {', '.join(SHAPES)}")
+    else:
+        find_or_make(options.directory, options.kind, options.shape, options.device)
 
 
 if __name__ == "__main__":

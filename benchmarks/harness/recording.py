@@ -1,7 +1,8 @@
-"""What every benchmark does with its result: keep it as a file and print it as the last line."""
+"""Tables for people, a file for the repository, and one JSON line last: a benchmark's figures."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -9,7 +10,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +24,13 @@ def describe_hardware() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def device_name() -> str:
+    """Return the GPU's name, or CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
 
 
 def read_commit() -> str | None:
@@ -34,20 +45,52 @@ def read_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def record(name: str, result: dict[str, Any]) -> None:
-    """Write ``results/<name>.json`` with command, hardware and commit, and print it on one line.
+def print_table(
+    rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], title: str = ""
+) -> None:
+    """Print one line per row; a missing figure is a dash.
 
     Args:
-        name: The benchmark, without ``bench_``.
-        result: What was measured, with the key ``ratio``: ours over theirs.
+        rows: Figures by row and key.
+        columns: Keys by column title; dots lead into nested figures, a format may follow a colon:
+            ``{"GB": "memory.torch_gb:.1f"}``.
+        title: Printed above the row names.
     """
+    lines = [[title, *columns]]
+    for name, row in rows.items():
+        cells = []
+        for key in columns.values():
+            path, _, form = key.partition(":")
+            value: Any = functools.reduce(
+                lambda found, part: found and found.get(part), path.split("."), row
+            )
+            cells.append("-" if value is None else format(value, form))
+        lines.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print()
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+    sys.stdout.flush()
+
+
+def record(name: str, result: dict[str, Any], *, keep: bool = True) -> None:
+    """Add command, hardware and commit to a result and print it as one line.
+
+    Args:
+        name: The result is kept as ``results/<name>.json``.
+        result: The figures, with the key ``ratio``: ours over theirs.
+        keep: Write the file. False for trials on a small part or a tiny model.
+    """
+    script = os.path.relpath(sys.argv[0], PROJECT)
     complete = {
         **result,
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], PROJECT), *sys.argv[1:]]),
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
         "hardware": describe_hardware(),
         "commit": read_commit(),
     }
-    path = PROJECT / "benchmarks" / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8")
-    sys.stdout.write(json.dumps(complete) + "\n")
+    if keep:
+        path = PROJECT / "benchmarks" / "results" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8")
+    print(json.dumps(complete))

@@ -1,14 +1,14 @@
-r"""The held-out loss of several adapters on the same samples: of the answers alone, and of all.
+r"""The held-out loss of several adapters on the same samples: of the answers, and of all tokens.
 
-    python benchmarks/training/compare_adapters.py --model data/06_models/base/quantized_model \
+    python benchmarks/training/compare_adapters.py \
+        --model data/06_models/base/quantized_model \
         --samples data/05_model_input/base/eval_dataset.jsonl \
         --adapter base=data/06_models/base/adapter --adapter tuned=data/06_models/tuned/adapter
 
-Runs that were trained with different losses log different held-out losses; here all are asked the
-same. With ``--int8`` each is asked once more with keys and values in 8 bits, as the batched engine
-has them with ``kv_cache_dtype: int8``. The samples, ``prompt`` and ``completion`` in JSON Lines,
-are what a run held out; those of several runs are the same where filtered pairs, ``eval_fraction``
-and seed were.
+Runs with different training losses log different held-out losses; here all adapters get the same
+one. With ``--int8`` each is measured again with the int8 KV cache of ``kv_cache_dtype: int8``. The
+samples are the held-out set of one run, ``prompt`` and ``completion`` in JSON Lines; runs with the
+same filtered pairs, ``eval_fraction`` and seed have the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,32 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness.recording import record
-from benchmarks.training.rounded_cache import RoundedCache
+from benchmarks.harness.recording import print_table, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class RoundedCache(transformers.DynamicCache):
+    """transformers' cache with the rounding of the int8 KV cache; head size: a power of 2."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Round the rotated keys and the values; rotate the keys back."""
+        from ja_instruct.engine.kernels.int8_kv import (
+            hadamard_matrix,
+            hadamard_rotate,
+            quantize_int8,
+        )
+
+        dtype, width = key_states.dtype, key_states.shape[-1]
+        rounded = quantize_int8(hadamard_rotate(key_states)).dequantize(dtype)
+        back = hadamard_matrix(width, dtype, rounded.device).T * width**-0.5
+        values = quantize_int8(value_states).dequantize(dtype)
+        return super().update(rounded @ back, values, *args, **kwargs)
 
 
 def mean_losses(
@@ -36,7 +55,7 @@ def mean_losses(
     Args:
         model: A language model.
         datasets: Samples with ``input_ids`` and ``labels``.
-        cache: Makes what keys and values pass through; None leaves them as they are.
+        cache: Makes a KV cache for each sample; None for no cache.
     """
     import torch
 
@@ -47,25 +66,16 @@ def mean_losses(
             ids = torch.tensor([row["input_ids"]], device=model.device)
             labels = torch.tensor(row["labels"][1:], device=model.device)
             with torch.no_grad():
-                given = {"past_key_values": cache()} if cache else {"use_cache": False}
-                logits = model(input_ids=ids, **given).logits[0, :-1].float()
+                settings = {"past_key_values": cache()} if cache else {"use_cache": False}
+                logits = model(input_ids=ids, **settings).logits[0, :-1].float()
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
         found[name] = round(total / count, 4)
     return found
 
 
-def main() -> None:
-    """Compare, print a table, keep the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="4-bit directory")
-    parser.add_argument("--samples", type=Path, required=True, help="eval_dataset.jsonl of a run")
-    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--int8", action="store_true", help="also with keys and values in 8 bits")
-    parser.add_argument("--result", type=Path, help="where the figures go; default: results/")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], int]:
+    """Return the losses without and with each adapter, and the number of samples."""
     from peft import PeftModel
 
     from ja_instruct.datasets import JSONLinesDataset, QuantizedModelDataset
@@ -76,37 +86,43 @@ def main() -> None:
     samples = JSONLinesDataset(filepath=options.samples).load()
     tokenizer = directory.load_tokenizer()
     datasets = {
-        name: encode_dataset(samples, tokenizer, options.max_length, answers_only, "drop")[0]
-        for name, answers_only in (("answers", True), ("questions and answers", False))
+        name: encode_dataset(samples, tokenizer, options.max_length, completion_only, "drop")[0]
+        for name, completion_only in (("answers", True), ("questions and answers", False))
     }
     base: Any = load_nf4_model(directory, options.device)
-    base.eval()
     losses: dict[str, dict[str, float]] = {}
-
-    def measure(name: str, model: Any) -> None:
+    for name, path in {"without adapter": None, **options.adapters}.items():
+        model = (PeftModel.from_pretrained(base, path) if path else base).eval()
         losses[name] = mean_losses(model, datasets)
         if options.int8:
             losses[f"{name}, int8"] = mean_losses(model, datasets, RoundedCache)
+        base = model.unload() if path else base
+    return losses, len(datasets["answers"])
 
-    measure("without adapter", base)
-    for pair in options.adapter:
-        name, _, path = pair.partition("=")
-        model = PeftModel.from_pretrained(base, path).eval()
-        measure(name, model)
-        base = model.unload()
-    for name, row in losses.items():
-        print(f"{name:<24}" + "".join(f"{key}: {value:<10}" for key, value in row.items()))
-    adapters = [pair.partition("=")[0] for pair in options.adapter]
-    first, *others = (losses[name]["answers"] for name in adapters or losses)
+
+def main() -> None:
+    """Compare, print a table, keep the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="4-bit directory")
+    parser.add_argument("--samples", type=Path, required=True, help="eval_dataset.jsonl of a run")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--int8", action="store_true", help="also with the int8 KV cache")
+    parser.add_argument("--result", type=Path, help="output file; default: results/adapters.json")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    options = parser.parse_args()
+    options.adapters = dict(pair.split("=", 1) for pair in options.adapter)
+    losses, samples = measure(options)
+    print_table(losses, {name: name for name in next(iter(losses.values()))}, "nats a token")
+    first, *others = (losses[name]["answers"] for name in options.adapters or losses)
     result = {
         "ratio": round(others[-1] / first, 4) if others else None,
-        "samples": len(datasets["answers"]),
+        "samples": samples,
         "losses": losses,
     }
     if options.result:
         options.result.write_text(json.dumps(result), "utf-8")
-    else:
-        record("adapters", result)
+    record("adapters", result, keep=options.result is None)
 
 
 if __name__ == "__main__":

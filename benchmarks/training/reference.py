@@ -1,15 +1,12 @@
 """Training as the contest's notebook did it, with unsloth and TRL; and with TRL and PEFT alone.
 
-    python benchmarks/training/reference.py JOB RESULT
-
-is what ``bench_training.py`` starts. The first way is the recipe's to the letter: unsloth's model
-and adapter, TRL's trainer on a column of texts, batches of 4 padded to their longest. The second
-has the same arguments, the model loaded by transformers, the adapter made by PEFT.
+``bench_training.py`` starts it. The first way is the recipe's to the letter: unsloth's model and
+adapter, TRL's trainer on a column of texts, batches of 4 padded to their longest. The second has
+the same arguments; transformers loads the model and PEFT makes the adapter.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.memory import PeakMemory
+from benchmarks.harness.sides import run_job, write_result
 
 # newer unsloth would join the samples of a batch where the notebook's padded them
 os.environ["UNSLOTH_DISABLE_AUTO_PADDING_FREE"] = "1"
@@ -35,7 +35,7 @@ LORA: dict[str, Any] = {
     "bias": "none",
     "use_rslora": False,
 }
-#: Of the recipe's arguments only those differ that say how long to train and what to write.
+#: The recipe's arguments, except those for the length of the training and for its outputs.
 ARGUMENTS: dict[str, Any] = {
     "dataset_text_field": "text",
     "dataset_num_proc": 2,
@@ -83,7 +83,7 @@ def load_with_unsloth(model: str) -> tuple[Any, Any]:
 
 
 def load_with_peft(model: str) -> tuple[Any, Any]:
-    """Return model with adapter, and tokenizer; attention is what transformers chooses."""
+    """Return model with adapter, and tokenizer; transformers chooses the attention."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -109,10 +109,10 @@ WAYS = {"unsloth": load_with_unsloth, "peft": load_with_peft}
 
 
 class CountingCollator:
-    """Counts the tokens of each micro-batch, with and without padding, on their way."""
+    """Wraps a trainer's collator and counts each micro-batch's tokens, without and with padding."""
 
     def __init__(self, collator: Any) -> None:
-        """Wrap a trainer's collator."""
+        """Wrap ``collator``."""
         self._collator = collator
         self.batches: list[tuple[int, int]] = []
 
@@ -124,7 +124,7 @@ class CountingCollator:
         return batch
 
     def by_step(self, accumulation: int, steps: int) -> tuple[list[int], list[int]]:
-        """Return real and padded tokens of each optimizer step; some batches are read ahead."""
+        """Return real and padded tokens per optimizer step; batches read ahead are left out."""
         per_step = [
             self.batches[step * accumulation : (step + 1) * accumulation] for step in range(steps)
         ]
@@ -137,7 +137,7 @@ def build_trainer(model: Any, tokenizer: Any, texts: list[str], changes: dict[st
     import torch
     from datasets import Dataset
 
-    # not from trl before unsloth was imported, which puts its own in their place
+    # after unsloth was imported, which replaces both
     from trl import SFTConfig, SFTTrainer
 
     arguments = {**ARGUMENTS, **changes}
@@ -165,10 +165,9 @@ def build_trainer(model: Any, tokenizer: Any, texts: list[str], changes: dict[st
 
 
 def train(job: dict[str, Any], path: Path) -> None:
-    """Train on the job's samples and write what was measured, step by step, to ``path``."""
-    from benchmarks.harness.peak_memory import PeakMemory
-    from benchmarks.harness.sides import write_result
-
+    """Train on the job's samples and write the figures to ``path`` after each step."""
+    if job["way"] == "unsloth":
+        import unsloth  # noqa: F401  # before transformers, which it patches
     with PeakMemory() as memory:
         started = time.perf_counter()
         model, tokenizer = WAYS[job["way"]](job["model"])
@@ -191,11 +190,10 @@ def train(job: dict[str, Any], path: Path) -> None:
         result: dict[str, Any] = {"load_seconds": round(time.perf_counter() - started, 1)}
 
         def report() -> None:
-            seconds = clock.step_seconds()
             accumulation = trainer.args.gradient_accumulation_steps
-            real, padded = counting.by_step(accumulation, len(seconds))
+            real, padded = counting.by_step(accumulation, len(clock.ends))
             result.update(
-                step_seconds=seconds,
+                step_seconds=clock.step_seconds(),
                 losses=clock.losses,
                 tokens=real,
                 padded_tokens=padded,
@@ -211,17 +209,5 @@ def train(job: dict[str, Any], path: Path) -> None:
         report()
 
 
-def main() -> None:
-    """Do one job."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", type=Path)
-    parser.add_argument("result", type=Path)
-    options = parser.parse_args()
-    job = json.loads(options.job.read_text("utf-8"))
-    if job["way"] == "unsloth":
-        import unsloth  # noqa: F401  # before transformers, which it patches
-    train(job, options.result)
-
-
 if __name__ == "__main__":
-    main()
+    run_job(train)

@@ -1,8 +1,9 @@
-"""When each optimizer step of a trainer ends, and its loss. Imports transformers: unsloth first."""
+"""Times the optimizer steps of a trainer. Imports transformers: import unsloth first."""
 
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -14,14 +15,11 @@ if TYPE_CHECKING:
 class StepClock(TrainerCallback):  # type: ignore[misc]
     """A callback that waits for the device at the end of each step and notes the time.
 
-    All sides are timed by it, so what the waiting costs, under a millisecond, they share.
+    All sides are timed by it, so they share the cost of waiting, under a millisecond.
     """
 
     def __init__(self, report: Callable[[], None], begin: Callable[[], object] = list) -> None:
-        """Take what to call when training begins, maybe again, and after each step.
-
-        A report after each step lets what was measured outlive a failure.
-        """
+        """Call ``begin`` when training begins, maybe again, and ``report`` after each step."""
         self._report = report
         self._begin = begin
         self._began = 0.0
@@ -30,7 +28,7 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
         self.token_sums: list[int] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin anew: a smaller batch after running out of memory starts over."""
+        """Start again: so does a trainer with a smaller batch after running out of memory."""
         self.ends.clear()
         self.losses.clear()
         self.token_sums.clear()
@@ -46,7 +44,7 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
         self.ends.append(time.perf_counter())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Note the loss, and the tokens until now where they are counted, after each step."""
+        """Note the loss, and the number of tokens so far if it is logged."""
         if "loss" in (logs or {}):
             self.losses.append(float(logs["loss"]))
             if "tokens" in logs:
@@ -54,11 +52,9 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
             self._report()
 
     def step_seconds(self) -> list[float]:
-        """Return how long each step took, what lies between two steps included."""
-        starts = [self._began, *self.ends]
-        return [end - start for start, end in zip(starts, self.ends, strict=False)]
+        """Return the seconds of each step, including the time since the step before."""
+        return [end - start for start, end in pairwise([self._began, *self.ends])]
 
     def tokens(self) -> list[int] | None:
-        """Return the real tokens of each step, None where the trainer does not count them."""
-        pairs = zip([0, *self.token_sums], self.token_sums, strict=False)
-        return [after - before for before, after in pairs] or None
+        """Return the real tokens of each step; None if the trainer does not count them."""
+        return [after - before for before, after in pairwise([0, *self.token_sums])] or None

@@ -135,7 +135,7 @@ def test_cache_in_8_bits(gemma2, others, family, settings, benchmark_module):
     model = {**others, "gemma2": gemma2}[family]
     prompts = random_prompts(600, count=6, longest=60)
     exact = one_by_one(model, prompts, 1)
-    rounded = benchmark_module("training.rounded_cache").RoundedCache
+    rounded = benchmark_module("training.compare_adapters").RoundedCache
     expected = one_by_one(model, prompts, 1, cache=rounded)
     # else nothing would be seen of the rounding; this model hardly looks at what was before
     assert expected != exact or family == "gemma3"

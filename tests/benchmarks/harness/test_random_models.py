@@ -3,8 +3,6 @@ import random
 
 import pytest
 
-SHARD_BYTES = 100_000
-
 
 @pytest.fixture(scope="module")
 def random_models(benchmark_module):
@@ -14,14 +12,14 @@ def random_models(benchmark_module):
 @pytest.fixture(scope="module")
 def made(random_models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random_models")
-    for kind, make in random_models.MAKERS.items():
-        make(folder / kind, "tiny", device="cpu", shard_bytes=SHARD_BYTES)
+    for kind in ("bf16", "nf4"):
+        random_models.make_model(folder / kind, kind, "tiny", device="cpu", shard_size="100KB")
     return folder
 
 
 @pytest.fixture(scope="module")
 def quantized(made, tmp_path_factory):
-    """Return what transformers saves of the 16-bit model in 4 bits, beside which NF4 is held."""
+    """Return what transformers saves when it loads the 16-bit model in 4 bits."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -51,7 +49,7 @@ def read_tensors(directory):
 
 
 def unpack(key, tensor):
-    """Return a tensor's values; where the type is packed as JSON, what that says."""
+    """Return a tensor's values; the quantization state is packed as JSON."""
     return json.loads(bytes(tensor.tolist())) if "quant_state" in key else tensor.tolist()
 
 
@@ -69,20 +67,6 @@ def test_configuration_is_what_transformers_saves(made, quantized, name):
         json.loads((directory / name).read_text("utf-8")) for directory in (made / "nf4", quantized)
     )
     assert ours == theirs
-
-
-@pytest.mark.parametrize("kind", ["bf16", "nf4"])
-def test_index_names_every_tensor_once_and_where_it_is(made, kind):
-    from safetensors import safe_open
-
-    index = json.loads((made / kind / "model.safetensors.index.json").read_text("utf-8"))
-    found = {}
-    for path in (made / kind).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path.name)
-    assert index["weight_map"] == found
-    assert len(set(found.values())) > 1
-    assert not list((made / kind).glob("*.unfinished"))
 
 
 def test_weights_are_drawn_and_norms_are_zero(made):
@@ -111,7 +95,16 @@ def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
     assert tokenizer.chat_template
 
 
-def test_product_takes_the_directory_for_its_own_and_trains_on_it(made):
+def test_samples_have_the_given_lengths_in_tokens(benchmark_module):
+    module = benchmark_module("harness.character_tokenizer")
+    tokenizer = module.make_tokenizer()
+    drawn = module.random_samples([(30, 5), (2, 3)], seed=0)
+    counted = [len(tokenizer(prompt + answer + "<eos>")["input_ids"]) for prompt, answer in drawn]
+    assert counted == [35, 5]
+    assert [len(tokenizer(prompt)["input_ids"]) for prompt, _ in drawn] == [30, 2]
+
+
+def test_product_accepts_the_directory(made):
     from ja_instruct.datasets import QuantizedModelDataset
     from ja_instruct.models.directory import parameter_count
     from ja_instruct.models.loading import load_nf4_model
@@ -128,12 +121,6 @@ def test_product_takes_the_directory_for_its_own_and_trains_on_it(made):
 def test_full_size_is_gemma_2_27b(random_models):
     config = random_models.make_config("gemma-2-27b")
     per_layer = 4608 * 128 * (32 + 16 + 16 + 32) + 3 * 4608 * 36864 + 4 * 4608
-    model = random_models._empty_model("gemma-2-27b")
-    weights = sum(weight.numel() for weight in model.parameters())
+    weights = sum(weight.numel() for weight in random_models.empty_model(config).parameters())
     assert weights == 256_000 * 4608 + 46 * per_layer + 4608 == 27_227_128_320
     assert config.layer_types[:2] == ["sliding_attention", "full_attention"]
-
-
-def test_unknown_shape_is_refused(random_models, tmp_path):
-    with pytest.raises(SystemExit, match="no shape 'huge'; there are gemma-2-27b"):
-        random_models.make_bf16_model(tmp_path, "huge", device="cpu")
