@@ -1,35 +1,33 @@
-"""Corpora of any size for the filter's benchmark, made of the real conversations.
+"""Synthetic corpora of any size for the filter's benchmark, made from the real conversations.
 
     python benchmarks/filtering/make_conversations.py 130000 /tmp/130000.jsonl
     python benchmarks/filtering/make_conversations.py --law
 
 A record has the instruction of one real conversation and the response of another of the same set;
-in each side one sentence is exchanged for one of a third, so that few sides repeat: 2.3 % of the
-sides of 130,000 records, 7.4 % at 1,000,000. The sets are dolly_ja and model_answers_ja (11,020
-conversations), drawn by their sizes.
+in each field one sentence is exchanged for one of a third, so that few fields repeat: 2.3 % of
+those of 130,000 records, 7.4 % at 1,000,000. The sets are dolly_ja and model_answers_ja (11,020
+conversations), drawn in proportion to their sizes.
 
-The filter bans every character that a corpus holds 19 times or fewer, so its work depends on how
-many there are. Recombined texts hold no new characters: the larger the corpus, the fewer would be
-rare, where a real corpus has more. Counted in the real conversations, shuffled, mean of 20 orders
+The filter bans every character that a corpus contains 19 times or fewer, so its work depends on
+their number. Recombined texts have no new characters: the larger the corpus, the fewer would be
+rare, whereas a real corpus has more. Counted in the real conversations, shuffled, mean of 20 orders
 (``--law``):
 
     records                    2,000   5,000   11,020
     characters seen <= 19      1,633   1,886    2,187
 
-so they grow with the power 0.171 of the records (least squares in logarithms), which makes 3,335 at
-130,000 and 4,728 at 1,000,000. What the recombined texts hold of them follows from the real counts:
-a character seen c times is rare among N records with the Poisson probability of 19 or fewer at a
-mean of c N / 11,020. The rest is planted: letters that no real conversation holds and that CLD2 can
-read, as often each as a rare real one (1 to 19 times, 4.6 in the mean), all over as clustered as
-there: 3.6 in each record that has any. Counted in what was made: 3,321 in 130,000 records, 4,728 in
-1,000,000.
+so they grow with the power 0.171 of the records (least squares in logarithms): 3,335 at 130,000 and
+4,728 at 1,000,000. A real character seen c times is still rare among N recombined records with the
+Poisson probability of 19 or fewer at a mean of c N / 11,020. The other rare characters are added:
+letters that no real conversation has and that CLD2 can read, each as often as a rare real one (1 to
+19 times, 4.6 on average), and as clustered: 3.6 in each record that has any. Counted in the made
+corpora: 3,321 in 130,000 records, 4,728 in 1,000,000.
 
-``--power 1`` plants as many rare characters a record as the real 11,020 have: 25,799 in 130,000. So
-grows a corpus that is joined of many small ones without anything in common, and a filter that asks
-for one banned text after another suffers from it most.
+``--power 1`` adds as many rare characters a record as the real 11,020 have: 25,799 in 130,000. A
+corpus joined from many small unrelated ones grows like that, and is the worst case for a filter
+that searches one banned text after another.
 
-One seed, one size: the same file, byte for byte. Records are written as they are made; only the
-real conversations and the places of the planted characters are held.
+The same seed and size give the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -39,13 +37,11 @@ import json
 import math
 import random
 import re
-import sys
+import statistics
 import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +57,8 @@ LAW_SIZES = (2_000, 5_000, LAW_RECORDS)
 LAW_ORDERS = 20
 RARE_PER_RECORD_WITH_ANY = 3.6
 
-# first and last code point, and how many letters to take: nearly by the scripts of the rare real
-# characters, of which 71 % are ideographs and 5 % Hangul syllables
+# first and last code point, and number of letters: about the scripts of the rare real characters,
+# of which 71 % are ideographs and 5 % Hangul syllables
 SCRIPTS = (
     (0x4E00, 0x9FFF, 6_000),
     (0xAC00, 0xD7A3, 600),
@@ -77,39 +73,38 @@ SENTENCE = re.compile(r"[^。\n]*[。\n]|[^。\n]+")
 
 
 class Conversation(NamedTuple):
-    """The sentences of the first turn of each side; joined, they are its text."""
+    """The sentences of the first turn of each role; joined, they are its text."""
 
     instruction: list[str]
     response: list[str]
 
     @property
     def counted_text(self) -> str:
-        """What the recipe counts the characters of."""
+        """The text whose characters the recipe counts."""
         return f"{''.join(self.response)} {''.join(self.instruction)}"
 
 
 def find_real_files() -> list[Path]:
-    """Return the two files of real conversations; exits with a message when they are missing."""
+    """Return the two files of real conversations; exits with a message if one is missing."""
     files = [DATA / name / "conversations.jsonl" for name in SETS]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        sys.exit(
-            f"missing: {', '.join(missing)}. The benchmark's corpora are made of these "
-            f"conversations; they lie beside the project, not in it"
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise SystemExit(
+            f"missing: {', '.join(missing)}. The benchmark's corpora are made from these "
+            f"conversations, which lie beside the project, not in it"
         )
     return files
 
 
 def read_conversations(path: Path) -> list[Conversation]:
-    """Read the first turn of each side of every record."""
+    """Read the first turn of each role of every record."""
     conversations = []
-    # split on \n alone: some texts hold U+2028
+    # split on \n alone: some texts contain U+2028
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
-            sides: dict[str, str] = {}
+            first: dict[str, str] = {}
             for turn in json.loads(line)["conversations"]:
-                sides.setdefault(turn["role"], turn["content"] or "")
-            texts = (sides.get("user", ""), sides.get("assistant", ""))
+                first.setdefault(turn["role"], turn["content"] or "")
+            texts = (first.get("user", ""), first.get("assistant", ""))
             conversations.append(Conversation(*map(SENTENCE.findall, texts)))
     return conversations
 
@@ -122,13 +117,8 @@ def count_characters(conversations: list[Conversation]) -> Counter[str]:
     return counts
 
 
-def predict_rare(records: int, power: float) -> float:
-    """Return the number of rare characters that a corpus of this size is to hold."""
-    return LAW_RARE * math.pow(records / LAW_RECORDS, power)
-
-
 def expect_rare(real_counts: Counter[str], records: int) -> float:
-    """Return the number of real characters that stay rare when recombined into ``records``."""
+    """Return the expected number of real characters that stay rare in ``records``."""
 
     def probability(mean: float) -> float:
         terms = range(RARE_COUNT_MAX + 1)
@@ -142,10 +132,10 @@ def expect_rare(real_counts: Counter[str], records: int) -> float:
 
 
 def draw_letters(number: int, known: Counter[str], rng: random.Random) -> list[str]:
-    """Draw assigned letters that are not among ``known``.
+    """Draw assigned letters that are not in ``known``.
 
     Raises:
-        ValueError: There are not as many.
+        ValueError: There are not enough.
     """
     letters: list[str] = []
     for first, last, most in SCRIPTS:
@@ -156,37 +146,39 @@ def draw_letters(number: int, known: Counter[str], rng: random.Random) -> list[s
         ]
         letters += rng.sample(script, min(most, len(script)))
     if number > len(letters):
-        # what is left is ideographs: of the first planes, and of those that hardly any text holds
+        # further ideographs, and those of the planes that hardly any text uses
         taken = set(letters)
         more = [*range(0x4E00, 0xA000), *range(0x3400, 0x4DC0), *range(0x20000, 0x2A6E0)]
         unused = [c for c in map(chr, more) if c not in known and c not in taken]
         letters += unused[: number - len(letters)]
     if number > len(letters):
-        raise ValueError(f"{number} rare characters are wanted, there are {len(letters)}")
+        raise ValueError(f"{number} rare characters are needed, there are {len(letters)}")
     return rng.sample(letters, number)
 
 
 def plan_rare_characters(
     real_counts: Counter[str], records: int, power: float, rng: random.Random
 ) -> dict[int, list[str]]:
-    """Return the characters to plant, by the number of the record from 0."""
-    number = max(0, round(predict_rare(records, power) - expect_rare(real_counts, records)))
+    """Return the characters to add, by the number of the record from 0."""
+    wanted = LAW_RARE * math.pow(records / LAW_RECORDS, power)
+    number = max(0, round(wanted - expect_rare(real_counts, records)))
     rare_counts = [count for count in real_counts.values() if count <= RARE_COUNT_MAX]
-    planted = [
+    added = [
         letter
         for letter in draw_letters(number, real_counts, rng)
         for _ in range(rng.choice(rare_counts))
     ]
-    held = math.ceil(len(planted) / RARE_PER_RECORD_WITH_ANY)
-    places = [rng.randrange(records) for _ in range(held)]
+    places = [
+        rng.randrange(records) for _ in range(math.ceil(len(added) / RARE_PER_RECORD_WITH_ANY))
+    ]
     plan: dict[int, list[str]] = {}
-    for letter in planted:
+    for letter in added:
         plan.setdefault(rng.choice(places), []).append(letter)
     return plan
 
 
 def mix_sentences(own: list[str], other: list[str], rng: random.Random) -> str:
-    """Return a side with a sentence of another in place of one of its own; one alone is kept."""
+    """Return a text with one sentence replaced by another's; a single one is kept beside it."""
     if not other:
         return "".join(own)
     sentence = other[int(rng.random() * len(other))]
@@ -197,14 +189,6 @@ def mix_sentences(own: list[str], other: list[str], rng: random.Random) -> str:
     return "".join(mixed)
 
 
-def plant(sides: list[str], letters: list[str], rng: random.Random) -> None:
-    """Put each letter anywhere in either of ``sides``, in place."""
-    for letter in letters:
-        side = rng.randrange(2)
-        position = rng.randint(0, len(sides[side]))
-        sides[side] = sides[side][:position] + letter + sides[side][position:]
-
-
 def make_conversations(records: int, seed: int, power: float) -> Iterator[dict[str, object]]:
     """Yield the records: ``id`` and ``conversations``."""
     rng = random.Random(seed)
@@ -213,20 +197,23 @@ def make_conversations(records: int, seed: int, power: float) -> Iterator[dict[s
     set_of = [one for one in sets for _ in one]
     plan = plan_rare_characters(count_characters(everything), records, power, rng)
     for number in range(records):
-        # half the time of randrange and choice, which would be most of the time
+        # twice as fast as randrange and choice, which would take most of the time
         first = int(rng.random() * len(everything))
         pool = set_of[first]
         second, third, fourth = (pool[int(rng.random() * len(pool))] for _ in range(3))
-        sides = [
+        texts = [
             mix_sentences(everything[first].instruction, third.instruction, rng),
             mix_sentences(second.response, fourth.response, rng),
         ]
-        plant(sides, plan.get(number, []), rng)
+        for letter in plan.get(number, []):
+            field = rng.randrange(2)
+            position = rng.randint(0, len(texts[field]))
+            texts[field] = texts[field][:position] + letter + texts[field][position:]
         yield {
             "id": f"made-{seed}-{number}",
             "conversations": [
-                {"role": "user", "content": sides[0]},
-                {"role": "assistant", "content": sides[1]},
+                {"role": "user", "content": texts[0]},
+                {"role": "assistant", "content": texts[1]},
             ],
         }
 
@@ -242,21 +229,18 @@ def write_corpus(path: Path, records: int, seed: int, power: float = LAW_POWER) 
 
 
 def measure_law() -> None:
-    """Count the rare characters of parts of the real conversations, print the fitted power."""
-    everything = [talk for file in find_real_files() for talk in read_conversations(file)]
-    points = []
+    """Count the rare characters of parts of the real conversations; print the fitted power."""
+    everything = [one for file in find_real_files() for one in read_conversations(file)]
+    sizes, rare = [], []
     for size in LAW_SIZES:
         found = []
         for seed in range(LAW_ORDERS):
             counts = count_characters(random.Random(seed).sample(everything, size))
             found.append(sum(count <= RARE_COUNT_MAX for count in counts.values()))
-        mean = sum(found) / LAW_ORDERS
-        points.append((math.log(size), math.log(mean)))
-        sys.stdout.write(f"{size:>9,} records{mean:>9,.0f} rare characters\n")
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    power = covariance / sum((x - mean_x) ** 2 for x, _ in points)
-    sys.stdout.write(f"power {power:.3f}\n")
+        sizes.append(math.log(size))
+        rare.append(math.log(statistics.mean(found)))
+        print(f"{size:>9,} records{statistics.mean(found):>9,.0f} rare characters")
+    print(f"power {statistics.linear_regression(sizes, rare).slope:.3f}")
 
 
 def main() -> None:
@@ -267,13 +251,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--power", type=float, default=LAW_POWER, help="of the rare characters")
     parser.add_argument("--law", action="store_true", help="count the real rare characters")
-    arguments = parser.parse_args()
-    if arguments.law:
+    options = parser.parse_args()
+    if options.law:
         measure_law()
-    elif arguments.path is None:
+    elif options.path is None:
         parser.error("give the number of records and the file to write, or --law")
     else:
-        write_corpus(arguments.path, arguments.records, arguments.seed, arguments.power)
+        write_corpus(options.path, options.records, options.seed, options.power)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
-"""The recipe's data filtering as one would write it first: one process, plain Python, CLD2.
+"""The recipe's data filtering as one would first write it: one process, plain Python, CLD2.
 
-It shares no code with the product and is what ``bench_data_filtering.py`` holds it against, in
-results as in time. Every step works on the whole list before the next begins. From the project's
-root, where the word lists lie:
+It shares no code with the product; ``bench_data_filtering.py`` compares the two. Every step works
+on the whole list before the next begins. From the project's root, which has the word lists:
 
     python benchmarks/filtering/reference.py RAW.jsonl KEPT.jsonl
 
-Each step's seconds are printed, and a JSON line last. The clock starts before the raw file is
-opened and stops when the kept records are written: neither imports nor the word lists count, and
-of the product's work writing the rejected records and why has no counterpart here.
+The seconds of each step are printed, and a JSON line last. The clock starts before the raw file is
+opened and stops when the kept records are written: imports and the word lists do not count, and
+nothing here corresponds to the product's writing of rejected records and reasons.
 
-The recipe makes the rare characters part of the banned list, and so does this: one ``in`` for each
-of some thousand texts, which is most of the time. ``--rare set`` asks the rare ones as a set of
-characters instead, the first thing to come to mind once this is too slow; results are the same.
+As in the recipe, the rare characters are part of the banned list: one ``in`` for each of several
+thousand texts, which takes most of the time. ``--rare set`` looks the rare ones up in a set of
+characters instead, the first remedy for that; the results are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -28,8 +26,6 @@ from typing import Any
 
 import pycld2
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 WORD_LISTS = Path(__file__).resolve().parents[2] / "conf/base/word_lists"
 RARE_CHAR_COUNT_MAX = 19
@@ -40,23 +36,23 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read every line and put the first turn of each side before the record's own fields."""
+    """Read every line; put the first turn of each role before the record's own fields."""
     records = []
-    # newline: some texts hold U+2028 or a lone carriage return, which end no line
+    # newline: some texts contain U+2028 or a lone carriage return, which end no line
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             source = json.loads(line)
             turns = source["conversations"] or []
-            sides = {
+            fields = {
                 "instruction": first_content(turns, "user"),
                 "response": first_content(turns, "assistant"),
             }
-            records.append({**sides, **source, **sides})
+            records.append({**fields, **source, **fields})
     return records
 
 
 def first_content(turns: list[dict[str, str | None]], role: str) -> str:
-    """Return the content of the first turn of ``role``, "" without one."""
+    """Return the content of the first turn of ``role``, or "" if there is none."""
     for turn in turns:
         if turn["role"] == role:
             return turn["content"] or ""
@@ -72,13 +68,13 @@ def count_characters(records: list[Record]) -> Counter[str]:
 
 
 def find_rare_characters(records: list[Record]) -> list[str]:
-    """Return the characters seen 19 times or fewer."""
+    """Return the characters that occur 19 times or fewer."""
     counts = count_characters(records)
     return [character for character, count in counts.items() if count <= RARE_CHAR_COUNT_MAX]
 
 
 def replace(records: list[Record], table: list[dict[str, str]]) -> None:
-    """Apply the table, in its order, to both sides, in place."""
+    """Apply the table, in its order, to both fields, in place."""
     for record in records:
         instruction, response = record["instruction"], record["response"]
         for entry in table:
@@ -88,7 +84,7 @@ def replace(records: list[Record], table: list[dict[str, str]]) -> None:
 
 
 def drop_banned(records: list[Record], banned: list[str]) -> list[Record]:
-    """Keep the records with no banned text in either side."""
+    """Keep the records with no banned text in either field."""
     kept = []
     for record in records:
         instruction, response = record["instruction"], record["response"]
@@ -98,7 +94,7 @@ def drop_banned(records: list[Record], banned: list[str]) -> list[Record]:
 
 
 def drop_characters(records: list[Record], characters: set[str]) -> list[Record]:
-    """Keep the records with none of ``characters`` in either side."""
+    """Keep the records with none of ``characters`` in either field."""
     return [
         record
         for record in records
@@ -114,7 +110,7 @@ def is_japanese(text: str) -> bool:
 
 
 def drop_other_languages(records: list[Record]) -> list[Record]:
-    """Keep the records with two Japanese sides; one that CLD2 cannot read is dropped."""
+    """Keep the records with two Japanese fields; drop those that CLD2 cannot read."""
     kept = []
     for record in records:
         try:
@@ -126,7 +122,7 @@ def drop_other_languages(records: list[Record]) -> list[Record]:
 
 
 def drop_rare_survivors(records: list[Record]) -> list[Record]:
-    """Keep the records without a character that all of them hold fewer than 10 times."""
+    """Keep the records without characters that occur fewer than 10 times in all of them."""
     counts = count_characters(records)
     few = {character for character, count in counts.items() if count < SURVIVOR_CHAR_COUNT_MIN}
     return drop_characters(records, few)
@@ -140,12 +136,12 @@ def write_records(records: list[Record], path: Path) -> None:
 
 
 def main() -> None:
-    """Filter, print each step's seconds, the counts last."""
+    """Filter; print each step's seconds, and the counts last."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("raw", type=Path)
     parser.add_argument("kept", type=Path)
     parser.add_argument("--rare", choices=("list", "set"), default="list")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     table = yaml.safe_load((WORD_LISTS / "replacements.yml").read_text("utf-8"))
     banned = yaml.safe_load((WORD_LISTS / "banned_substrings.yml").read_text("utf-8"))
 
@@ -154,14 +150,14 @@ def main() -> None:
     def mark(step: str) -> None:
         marks.append((step, time.perf_counter()))
 
-    records = read_records(arguments.raw)
+    records = read_records(options.raw)
     read = len(records)
     mark("read")
     rare = find_rare_characters(records)
     mark("count")
     replace(records, table)
     mark("replace")
-    if arguments.rare == "list":
+    if options.rare == "list":
         records = drop_banned(records, banned + rare)
     else:
         records = drop_banned(drop_characters(records, set(rare)), banned)
@@ -170,12 +166,12 @@ def main() -> None:
     mark("language")
     records = drop_rare_survivors(records)
     mark("survivors")
-    write_records(records, arguments.kept)
+    write_records(records, options.kept)
     mark("write")
 
     steps = {step: round(end - begin, 3) for (_, begin), (step, end) in pairwise(marks)}
     for step, seconds in steps.items():
-        sys.stdout.write(f"{step:<10}{seconds:>9.3f} s\n")
+        print(f"{step:<10}{seconds:>9.3f} s")
     summary = {
         "seconds": marks[-1][1] - marks[0][1],
         "steps": steps,
@@ -183,7 +179,7 @@ def main() -> None:
         "kept": len(records),
         "rare_characters": len(rare),
     }
-    sys.stdout.write(json.dumps(summary) + "\n")
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

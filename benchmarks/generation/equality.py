@@ -1,15 +1,12 @@
-"""How many answers of the product's engines are those of one by one, token by token, and why not.
+"""How many answers of the product's engines equal those of one by one, and why others differ.
 
-    python benchmarks/generation/equality.py JOB RESULT
-
-is what ``bench_generation.py --equal N`` starts. All engines answer the same prompts, one by one
-last, whose model then tells how far apart it saw the two tokens at which answers part: where that
-is a few steps of bfloat16, rounding has decided.
+``bench_generation.py --equal N`` starts it. All engines answer the same prompts, one by one last.
+Where answers differ, its model gives the scores of both tokens: a difference of a few bfloat16
+steps is a matter of rounding.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import math
@@ -21,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.generation.endless_model import EndlessModel, adapter_at
-from benchmarks.generation.product import changes_of, read_parameters
-from benchmarks.harness.sides import write_result
+from benchmarks.generation.product import EndlessModel, adapter_at, changes_of, read_parameters
+from benchmarks.harness.sides import run_job, write_result
 from ja_instruct.engine.backends import LOADERS, OneByOne, load_engine
 
 if TYPE_CHECKING:
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
 
 Answers = list[list[int]]
 ONE_BY_ONE = {"engine": "one_by_one", "backend": "transformers"}
-#: Bits of a bfloat16's significand that are stored.
+#: Stored bits of a bfloat16's significand.
 BF16_BITS = 7
 
 
@@ -46,41 +42,34 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def compare_answers(ones: Answers, others: Answers) -> dict[str, Any]:
-    """Return the shares of equal answers, and of tokens that come before the first difference."""
+    """Return the shares of equal answers, and of tokens before the first difference."""
     places = [first_difference(one, other) for one, other in zip(ones, others, strict=True)]
     before = sum(
         len(one) if place is None else place for one, place in zip(ones, places, strict=True)
     )
-    equal = places.count(None)
     return {
         "answers": len(ones),
-        "equal_answers": equal,
-        "share_of_equal_answers": round(equal / len(ones), 4),
+        "equal_answers": places.count(None),
+        "share_of_equal_answers": round(places.count(None) / len(ones), 4),
         "share_of_tokens_before_the_first_difference": round(before / sum(map(len, ones)), 4),
         "first_differences": places,
     }
 
 
-def steps_of_bf16(value: float, difference: float) -> float:
-    """Return a difference in units of what bfloat16 tells apart at a value.
-
-    >>> steps_of_bf16(20.0, 0.25)
-    2.0
-    """
-    return difference / 2.0 ** (math.floor(math.log2(abs(value))) - BF16_BITS)
-
-
 def find_margins(
     model: Any, prompts: Answers, ones: Answers, others: Answers, penalty: float
 ) -> list[dict[str, float]]:
-    """Return how much better a model thinks of its own token where another answer leaves it.
+    """Return how much higher a model scores its own token where another answer first differs.
 
     Args:
-        model: That gave ``ones``.
+        model: The model that gave ``ones``.
         prompts: Token ids.
         ones: Its answers.
-        others: Those that they are compared with.
-        penalty: For tokens of prompt and answer so far, as both answers had it.
+        others: The answers to compare with.
+        penalty: The repetition penalty of both.
+
+    Returns:
+        For each difference the token's index, the margin, and the margin in steps of bfloat16.
     """
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor
@@ -96,8 +85,9 @@ def find_margins(
             scores = penalize(ids, model(input_ids=ids).logits[:, -1].float())[0]
         best = float(scores[one[place]])
         margin = best - float(scores[other[place]])
-        steps = steps_of_bf16(best, margin)
-        margins.append({"token": place, "margin": round(margin, 4), "bf16_steps": round(steps, 2)})
+        step = 2.0 ** (math.floor(math.log2(abs(best))) - BF16_BITS)
+        row = {"token": place, "margin": round(margin, 4), "bf16_steps": round(margin / step, 2)}
+        margins.append(row)
     return margins
 
 
@@ -110,21 +100,13 @@ def read_answers(engine: Backend, prompts: Sequence[str]) -> tuple[Answers, floa
 
 
 def answer_batched(job: dict[str, Any], changes: dict[str, Any]) -> tuple[Answers, float]:
-    """Return what an engine of the product answers, and its seconds; its memory is free again."""
+    """Return the answers of one of the product's engines and its seconds, and free its memory."""
     import torch
 
-    parameters, texts = read_parameters(job["environment"], changes_of({**job, "changes": changes}))
+    parameters, _ = read_parameters(job["environment"], changes_of({**job, "changes": changes}))
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))
-    model = EndlessModel.at(Path(job["model"]))
-    answers = read_answers(
-        load_engine(
-            model,
-            adapter_at(Path(job["adapter"])),
-            parameters,
-            stop_at_end_of_turn=texts.format == "chat_template",
-        ),
-        prompts,
-    )
+    model, adapter = EndlessModel.at(Path(job["model"])), adapter_at(Path(job["adapter"]))
+    answers = read_answers(load_engine(model, adapter, parameters), prompts)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -132,38 +114,27 @@ def answer_batched(job: dict[str, Any], changes: dict[str, Any]) -> tuple[Answer
 
 
 def compare(job: dict[str, Any], path: Path) -> None:
-    """Answer the job's prompts by all its engines and write how they differ to ``path``."""
-    result: dict[str, Any] = {"seconds": {}, "beside": {}}
+    """Answer the job's prompts with each of its engines and write how they differ to ``path``."""
+    result: dict[str, Any] = {"seconds": {}, "compared_with_one_by_one": {}}
     others: dict[str, Answers] = {}
     for name, changes in job["engines"].items():
         others[name], result["seconds"][name] = answer_batched(job, changes)
         write_result(path, result)
-    parameters, texts = read_parameters(
-        job["environment"], changes_of({**job, "changes": ONE_BY_ONE})
-    )
+    one_by_one = changes_of({**job, "changes": ONE_BY_ONE})
+    parameters, _ = read_parameters(job["environment"], one_by_one)
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))
     model, tokenizer = LOADERS["transformers"](
         EndlessModel.at(Path(job["model"])), adapter_at(Path(job["adapter"])), parameters
     )
-    engine = OneByOne(
-        model, tokenizer, parameters, stop_at_end_of_turn=texts.format == "chat_template"
-    )
+    engine = OneByOne(model, tokenizer, parameters)
     ones, result["seconds"]["one-by-one"] = read_answers(engine, prompts)
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     for name, answers in others.items():
         margins = find_margins(model, ids, ones, answers, parameters.repetition_penalty)
-        result["beside"][name] = {**compare_answers(ones, answers), "margins": margins}
+        row = {**compare_answers(ones, answers), "margins": margins}
+        result["compared_with_one_by_one"][name] = row
         write_result(path, result)
 
 
-def main() -> None:
-    """Do one job."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", type=Path)
-    parser.add_argument("result", type=Path)
-    options = parser.parse_args()
-    compare(json.loads(options.job.read_text("utf-8")), options.result)
-
-
 if __name__ == "__main__":
-    main()
+    run_job(compare)

@@ -1,15 +1,17 @@
-"""What a model is called with while it generates, and what reading prompts takes, from outside.
+"""Counts and times a model's calls during generation, without changing the engine.
 
-A call with several tokens of a sequence reads a prompt; one with a single token of each is a step.
-A step that is a CUDA graph calls no model: the graph's replay is counted.
+A call with several tokens of a sequence is part of a prefill, one with a single token of each a
+step. A step that is a CUDA graph calls no model: the replays of graphs are counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
 from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,33 +20,33 @@ if TYPE_CHECKING:
     import torch
 
 
-class ForwardClock:
-    """Watches all models of a directory's class, which are loaded after it was made.
+class ForwardClock(contextlib.ExitStack):
+    """Watches, as a context, all models of a directory's class.
 
     Attributes:
-        model: What was called last; None before the first call.
-        first_call: When that was, by ``time.perf_counter``.
-        steps: Steps until now, those included that warm up for a graph.
-        sizes: The different numbers of sequences of the steps, in order.
-        prompt_tokens: How many were read.
+        model: The model of the last call; None before the first.
+        first_call: The time of the first call by ``time.perf_counter``.
+        steps: Number of steps so far, including those that warm up for a graph.
+        batch_sizes: The different numbers of sequences of the steps, in order.
+        prompt_tokens: Number of tokens in prefills.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read which class a directory's model has."""
+        """Read the class from a directory's configuration."""
         import transformers
 
+        super().__init__()
         config = json.loads((directory / "config.json").read_text("utf-8"))
         self._class: Any = getattr(transformers, config["architectures"][0])
-        self._undo: list[Callable[[], None]] = []
-        self._reading: list[tuple[Any, Any]] = []
+        self._prefills: list[tuple[Any, Any]] = []
         self.model: Any = None
         self.first_call: float | None = None
         self.steps = 0
-        self.sizes: list[int] = []
+        self.batch_sizes: list[int] = []
         self.prompt_tokens = 0
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Replace the model's ``forward`` and the graphs' ``replay``."""
         import torch
 
         clock, forward, replay = self, self._class.forward, torch.cuda.CUDAGraph.replay
@@ -55,23 +57,13 @@ class ForwardClock:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             return clock._call(model, ids, functools.partial(forward, model, *args, **kwargs))
 
-        @functools.wraps(replay)
         def counted(graph: Any) -> None:
             clock.steps += 1
             replay(graph)
 
-        for owner, name, old, new in (
-            (self._class, "forward", forward, watched),
-            (torch.cuda.CUDAGraph, "replay", replay, counted),
-        ):
-            setattr(owner, name, new)
-            self._undo.append(functools.partial(setattr, owner, name, old))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave the classes as they were."""
-        while self._undo:
-            self._undo.pop()()
+        self.enter_context(mock.patch.object(self._class, "forward", watched))
+        self.enter_context(mock.patch.object(torch.cuda.CUDAGraph, "replay", counted))
+        return super().__enter__()
 
     def _call(self, model: Any, ids: torch.Tensor, forward: Callable[[], Any]) -> Any:
         import torch
@@ -80,19 +72,18 @@ class ForwardClock:
         if self.first_call is None:
             self.first_call = time.perf_counter()
         if ids.shape[1] == 1:
-            if ids.shape[0] not in self.sizes:
-                self.sizes.append(ids.shape[0])
-            captured = ids.is_cuda and torch.cuda.is_current_stream_capturing()
-            self.steps += not captured
+            if ids.shape[0] not in self.batch_sizes:
+                self.batch_sizes.append(ids.shape[0])
+            self.steps += not (ids.is_cuda and torch.cuda.is_current_stream_capturing())
             return forward()
         self.prompt_tokens += ids.numel()
         before = self._now(ids)
         result = forward()
-        self._reading.append((before, self._now(ids)))
+        self._prefills.append((before, self._now(ids)))
         return result
 
     def _now(self, ids: torch.Tensor) -> Any:
-        """Return the time on the device, which is behind that of the host."""
+        """Return the time on the device, which lags behind the host."""
         import torch
 
         if not ids.is_cuda:
@@ -101,11 +92,11 @@ class ForwardClock:
         event.record()
         return event
 
-    def reading_seconds(self) -> float:
-        """Return what reading prompts has taken, calls of the model alone."""
+    def prefill_seconds(self) -> float:
+        """Return the seconds of all prefills, the model's calls alone."""
         import torch
 
-        if not self._reading or isinstance(self._reading[0][0], float):
-            return float(sum(after - before for before, after in self._reading))
-        torch.cuda.synchronize()
-        return float(sum(before.elapsed_time(after) for before, after in self._reading) / 1e3)
+        if self._prefills and not isinstance(self._prefills[0][0], float):
+            torch.cuda.synchronize()
+            return sum(before.elapsed_time(after) for before, after in self._prefills) / 1e3
+        return float(sum(after - before for before, after in self._prefills))

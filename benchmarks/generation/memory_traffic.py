@@ -1,8 +1,7 @@
-"""How fast a device reads its memory, and what a step of generation must read of it at least."""
+"""How fast a device reads its memory, and how much a step of generation must read at least."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,59 +9,48 @@ if TYPE_CHECKING:
 
     import torch
 
-#: Twice as much is taken of the memory, less than any model that is measured takes.
+#: Two buffers of this size exceed every cache, and fit beside no model.
 COPIED_BYTES = {"cuda": 2_000_000_000, "cpu": 500_000_000}
 COPIES = 10
 
 
 def measure_bandwidth(device: str) -> float:
-    """Return bytes a second, read and written together, of copies too big for any cache."""
+    """Return bytes a second of large copies, reads and writes added."""
     import torch
+    from torch.utils.benchmark import Timer
 
     size = COPIED_BYTES[device]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-
-    def wait() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    target.copy_(source)
-    before = wait()
-    for _ in range(COPIES):
-        target.copy_(source)
-    seconds = wait() - before
-    del source, target
+    # waits for the GPU
+    timer = Timer("target.copy_(source)", globals={"source": source, "target": target})
+    seconds = timer.timeit(COPIES).mean
+    del source, target, timer
     if device == "cuda":
-        # the model may need it all
+        # the model may need all of it
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return 2 * size * COPIES / seconds
+    return 2 * size / seconds
 
 
 def weight_bytes(model: Any) -> int:
-    """Return the bytes of all weights that a step reads, an adapter beside them included.
+    """Return the bytes of all weights that a step reads, including an unmerged adapter.
 
-    Of an embedding that is not the head's matrix too, a step reads a row for each sequence: none of
-    it counts.
+    An embedding that is not also the head's matrix is left out: a step reads one row a sequence.
     """
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    seen = set() if embedding is head else {embedding.data_ptr()}
-    total = 0
-    for tensor in _tensors(model):
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            total += tensor.nbytes
-    return total
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(model)}
+    if embedding is not head:
+        del sizes[embedding.data_ptr()]
+    return sum(sizes.values())
 
 
 def _tensors(model: Any) -> Iterator[torch.Tensor]:
     yield from model.buffers()
     for weight in model.parameters():
         yield weight
-        # bitsandbytes' blocks: their scales, and the scales of those
+        # bitsandbytes' scales of blocks, and the scales of those
         state = getattr(weight, "quant_state", None)
         while state is not None:
             yield state.absmax
@@ -72,7 +60,7 @@ def _tensors(model: Any) -> Iterator[torch.Tensor]:
 def cache_bytes_per_token(model: Any, *, is_int8: bool) -> int:
     """Return the bytes of a token's keys and values in all layers.
 
-    They are as wide as the norms are, or a byte a number with four for each vector's scale.
+    Their type is that of the norms, or int8 with four bytes for the scale of each vector.
     """
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -84,18 +72,15 @@ def cache_bytes_per_token(model: Any, *, is_int8: bool) -> int:
 def bytes_to_read(
     lengths: Sequence[tuple[int, int]], steps: int, weights: int, token: int
 ) -> tuple[int, int]:
-    """Return the bytes of weights and of keys and values that answering must read at least.
+    """Return the bytes of weights, and of keys and values, that decoding must read at least.
 
     Args:
-        lengths: Tokens of each prompt and its answer, whose first comes of reading the prompt.
-        steps: Steps that were taken, each of which reads all weights.
-        weights: Bytes of them.
-        token: Bytes of a token's keys and values.
-
-    Returns:
-        Both; windows are taken to be longer than texts are.
+        lengths: Tokens of each prompt and its answer, whose first token comes from the prefill.
+        steps: Number of steps; each reads all weights.
+        weights: Bytes of the weights.
+        token: Bytes of a token's keys and values. Attention windows are taken as unlimited.
     """
-    seen = sum(
+    read = sum(
         (answer - 1) * prompt + (answer - 1) * answer // 2 for prompt, answer in lengths if answer
     )
-    return steps * weights, seen * token
+    return steps * weights, read * token

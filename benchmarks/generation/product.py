@@ -1,24 +1,20 @@
-"""Generation by the product's engine, loaded as its node ``answer_tasks`` loads it.
+"""Generation by the product's engine, loaded as the node ``answer_tasks`` loads it.
 
-    python benchmarks/generation/product.py JOB RESULT
-
-is what ``bench_generation.py`` starts. No answer ends early (``endless_model.py``). The engine is
-watched from outside (``forward_clock.py``): *preparing* is all before the model is called first,
-the weights brought into the form that steps are taken with; *reading* what reading prompts takes.
+``bench_generation.py`` starts it. ``ForwardClock`` watches the engine from outside: *prepare* is
+the time from loading to the first call of the model, in which weights are converted for decoding.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.generation.endless_model import EndlessModel, adapter_at
 from benchmarks.generation.forward_clock import ForwardClock
 from benchmarks.generation.memory_traffic import (
     cache_bytes_per_token,
@@ -26,25 +22,61 @@ from benchmarks.generation.memory_traffic import (
     weight_bytes,
 )
 from benchmarks.harness.kedro_runs import overridden, read_configuration
-from benchmarks.harness.peak_memory import PeakMemory
-from benchmarks.harness.sides import write_result
-from benchmarks.training.product import limit_memory
+from benchmarks.harness.memory import PeakMemory, limit_memory
+from benchmarks.harness.sides import run_job, write_result
 from ja_instruct.engine.backends import load_engine
+from ja_instruct.models.directory import ModelDirectory, read_provenance
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EndlessModel(ModelDirectory):
+    """A model directory whose answers only end at ``max_new_tokens`` and decode to token ids.
+
+    With random weights, answers end by chance and most tokens are in no tokenizer. So all sides do
+    the same work, and answers differ as texts exactly if they differ as tokens.
+    """
+
+    @classmethod
+    def at(cls, directory: Path) -> EndlessModel:
+        """Return a directory written by ``quantization`` or like it; its files are not hashed."""
+        provenance = read_provenance(directory)
+        return cls(directory.resolve(), provenance["source"]["model_id"], provenance=provenance)
+
+    def load_model(self, **kwargs: Any) -> PreTrainedModel:
+        """Return the model, without stop tokens."""
+        model = super().load_model(**kwargs)
+        model.generation_config.eos_token_id = None
+        return model
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer, which decodes to numbers."""
+        tokenizer: Any = super().load_tokenizer()
+        tokenizer.decode = lambda ids, **_: " ".join(str(int(token)) for token in ids)
+        return tokenizer  # type: ignore[no-any-return]
+
+
+def adapter_at(directory: Path) -> ModelDirectory:
+    """Return an adapter's directory; its files are not hashed."""
+    path = directory.resolve()
+    return ModelDirectory(path, path.name, provenance=read_provenance(path))
 
 
 def read_parameters(
     environment: str, changes: dict[str, Any]
 ) -> tuple[InferenceParameters, PromptParameters]:
-    """Return an environment's parameters, of ``inference`` some changed."""
+    """Return an environment's parameters, those of ``inference`` with changes."""
     configuration = read_configuration(environment)["parameters"]
     inference = overridden(configuration["inference"], changes)
     return InferenceParameters(**inference), PromptParameters(**configuration["prompts"])
 
 
 def changes_of(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters to change, by their names below ``inference``."""
+    """Return the changed parameters of a job, by their names below ``inference``."""
     limit = {} if job["memory_gb"] is None else {"batching.memory_gb": job["memory_gb"]}
     return {
         **limit,
@@ -55,20 +87,17 @@ def changes_of(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate(job: dict[str, Any], path: Path) -> None:
-    """Answer the job's prompts and write what was measured to ``path``."""
-    parameters, texts = read_parameters(job["environment"], changes_of(job))
+    """Answer the job's prompts and write the figures to ``path`` after each answer."""
+    parameters, _ = read_parameters(job["environment"], changes_of(job))
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))[: job["tasks"]]
     result: dict[str, Any] = {"parameters": parameters.model_dump(mode="json"), "answers": []}
     with PeakMemory() as memory, ForwardClock(Path(job["model"])) as clock:
         result["bandwidth"] = measure_bandwidth(job["device"])
         if job["memory_gb"] is not None:
             limit_memory(job["memory_gb"])
-        model = EndlessModel.at(Path(job["model"]))
-        adapter = adapter_at(Path(job["adapter"]))
+        model, adapter = EndlessModel.at(Path(job["model"])), adapter_at(Path(job["adapter"]))
         started = time.perf_counter()
-        engine = load_engine(
-            model, adapter, parameters, stop_at_end_of_turn=texts.format == "chat_template"
-        )
+        engine = load_engine(model, adapter, parameters)
         loaded = time.perf_counter()
         result["load_seconds"] = round(loaded - started, 2)
         for position, one in engine.generate(prompts):
@@ -83,14 +112,14 @@ def generate(job: dict[str, Any], path: Path) -> None:
                 }
             )
             result |= {
-                "preparing_seconds": first - loaded,
+                "prepare_seconds": first - loaded,
                 "generate_seconds": now - first,
                 "steps": clock.steps,
-                "step_sizes": clock.sizes,
+                "batch_sizes": clock.batch_sizes,
                 "memory": memory.figures(),
             }
             write_result(path, result)
-        result["reading_seconds"] = clock.reading_seconds()
+        result["prefill_seconds"] = clock.prefill_seconds()
         if clock.model is not None:
             result["weight_bytes"] = weight_bytes(clock.model)
             result["cache_bytes_per_token"] = cache_bytes_per_token(
@@ -99,14 +128,5 @@ def generate(job: dict[str, Any], path: Path) -> None:
     write_result(path, result)
 
 
-def main() -> None:
-    """Do one job."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", type=Path)
-    parser.add_argument("result", type=Path)
-    options = parser.parse_args()
-    generate(json.loads(options.job.read_text("utf-8")), options.result)
-
-
 if __name__ == "__main__":
-    main()
+    run_job(generate)

@@ -1,15 +1,12 @@
 """Generation as the contest's notebook did it: one prompt after the other, the adapter unmerged.
 
-    python benchmarks/generation/reference.py JOB RESULT
-
-is what ``bench_generation.py`` starts. The model is loaded by unsloth; on a CPU, where it does not
-run, by transformers, dequantized. So that every answer has as many tokens as wanted, no shorter one
-is allowed, and each token is timed: the first of an answer takes the reading of its prompt.
+``bench_generation.py`` starts it. unsloth loads the model; on a CPU, where it does not run,
+transformers does, dequantized. A minimum length gives every answer the same number of tokens, and
+each token is timed: the first of an answer includes the prefill of its prompt.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,12 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness.memory import PeakMemory
+from benchmarks.harness.sides import run_job, write_result
+
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_SEQ_LENGTH = 4096
-#: ``conf/base`` has the same; a test holds them equal.
+#: A test compares both with ``conf/base``.
 REPETITION_PENALTY = 1.1
 BAD_WORDS = ("質問", "###", "#", "##", "---", "<h3>", "filepath", "> ")
 WARM_UP_TOKENS = 8
@@ -49,7 +49,7 @@ def load_with_unsloth(model: str, adapter: str) -> tuple[Any, Any]:
 
 
 def load_with_transformers(model: str, adapter: str) -> tuple[Any, Any]:
-    """Return model with adapter, and tokenizer; on a CPU computed in float32."""
+    """Return model with adapter, and tokenizer; on a CPU in float32."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,7 +73,7 @@ WAYS = {"unsloth": load_with_unsloth, "transformers": load_with_transformers}
 
 
 def make_token_clock() -> Any:
-    """Return what ``generate`` asks after each token whether to stop; it notes when that was."""
+    """Return a stopping criterion that never stops and notes the time of each token."""
     import torch
     from transformers import StoppingCriteria
 
@@ -119,33 +119,23 @@ def answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> dict[str
     }
 
 
-def main() -> None:
-    """Do one job."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", type=Path)
-    parser.add_argument("result", type=Path)
-    options = parser.parse_args()
-    job = json.loads(options.job.read_text("utf-8"))
+def generate(job: dict[str, Any], path: Path) -> None:
+    """Answer the job's prompts and write the figures to ``path`` after each answer."""
     if job["way"] == "unsloth":
         import unsloth  # noqa: F401  # before transformers, which it patches
-    from benchmarks.harness.peak_memory import PeakMemory
-    from benchmarks.harness.sides import write_result
-
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))[: job["tasks"]]
     with PeakMemory() as memory:
         started = time.perf_counter()
         model, tokenizer = WAYS[job["way"]](job["model"], job["adapter"])
-        result: dict[str, Any] = {
-            "load_seconds": round(time.perf_counter() - started, 1),
-            "answers": [],
-        }
-        # kernels are chosen and compiled at the first call
+        load_seconds = round(time.perf_counter() - started, 1)
+        result: dict[str, Any] = {"load_seconds": load_seconds, "answers": []}
+        # the first call selects and compiles kernels
         answer(model, tokenizer, prompts[0], WARM_UP_TOKENS)
         for prompt in prompts:
             result["answers"].append(answer(model, tokenizer, prompt, job["new_tokens"]))
             result["memory"] = memory.figures()
-            write_result(options.result, result)
+            write_result(path, result)
 
 
 if __name__ == "__main__":
-    main()
+    run_job(generate)

@@ -1,5 +1,3 @@
-"""The prompts that the benchmark of answering may take, and the profile of the engine."""
-
 import json
 import sys
 
@@ -19,10 +17,10 @@ def run(benchmark_module, monkeypatch):
     return call
 
 
-def test_prompts_are_the_recipes_with_other_pairs_as_shots(run, tmp_path, read_parameters):
+def test_prompts_are_the_recipes_with_other_pairs_as_examples(run, tmp_path, read_parameters):
     pool, out = tmp_path / "pool.jsonl", tmp_path / "prompts.jsonl"
     pool.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in PAIRS), "utf-8")
-    arguments = ("--pool", pool, "--out", out, "--tasks", 9, "--shots", 3, "--characters", 60)
+    arguments = ("--pool", pool, "--out", out, "--tasks", 9, "--examples", 3, "--characters", 60)
     run("few_shot_prompts", *arguments)
     prompts = [json.loads(line)["prompt"] for line in out.read_text("utf-8").splitlines()]
     texts = PromptParameters(**read_parameters("base")["prompts"])
@@ -31,14 +29,14 @@ def test_prompts_are_the_recipes_with_other_pairs_as_shots(run, tmp_path, read_p
     for task, prompt in zip(tasks, prompts, strict=True):
         assert prompt.startswith(texts.few_shot_header)
         assert sum(pair["output"] in prompt for pair in PAIRS[:9]) == 3
-        # no pair is its own shot
+        # no pair is its own example
         assert prompt.count(task) == 1
     first = out.read_bytes()
     run("few_shot_prompts", *arguments)
     assert out.read_bytes() == first
 
 
-def test_a_pool_that_is_too_small_is_named(run, tmp_path, capsys):
+def test_pool_that_is_too_small_is_named(run, tmp_path, capsys):
     pool = tmp_path / "pool.jsonl"
     pool.write_text(json.dumps(PAIRS[0]) + "\n")
     with pytest.raises(SystemExit):
@@ -46,13 +44,14 @@ def test_a_pool_that_is_too_small_is_named(run, tmp_path, capsys):
     assert "pool.jsonl has 1 pairs that are short enough" in capsys.readouterr().err
 
 
-def test_profile_tells_of_prompt_and_step(run, benchmark_module, tmp_path, capsys):
+def test_profile_prints_prefill_and_step(run, benchmark_module, tmp_path, capsys):
     model, adapter = tmp_path / "nf4", tmp_path / "adapter"
-    benchmark_module("harness.random_models").make_nf4_model(model, "tiny", device="cpu")
-    benchmark_module("harness.random_adapter").make_adapter(adapter, model, device="cpu")
-    numbers = ("--max-num-seqs", 2, "--prompt-tokens", 20, "--answered", 5, "--new-tokens", 12)
+    models = benchmark_module("harness.random_models")
+    models.make_model(model, "nf4", "tiny", device="cpu")
+    models.make_adapter(adapter, model)
+    numbers = ("--max-num-seqs", 2, "--prompt-tokens", 20, "--answer-tokens", 5, "--new-tokens", 12)
     paths = ("--model", model, "--adapter", adapter, "--device", "cpu")
-    run("profile_generation", *paths, *numbers, "--pieces", "8,32")
+    run("profile_generation", *paths, *numbers, "--chunks", "8,32")
     out = capsys.readouterr().out
-    for line in ("in pieces of 8:", "in pieces of 32:", "step of 2 sequences near 25 tokens:"):
+    for line in ("in chunks of 8:", "in chunks of 32:", "step of 2 sequences at token 25:"):
         assert line in out
