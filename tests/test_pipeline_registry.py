@@ -216,6 +216,13 @@ def test_parameters_of_every_environment_are_accepted(read_parameters, pipelines
         model.model_validate(sections[name])
 
 
+def run_python(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.strip()
+
+
 def test_listing_pipelines_imports_no_heavy_library():
     """``kedro registry list`` imports every pipeline; torch alone would take seconds."""
     heavy = ["bitsandbytes", "datasets", "peft", "plotly", "ragatouille", "torch", "transformers"]
@@ -225,7 +232,9 @@ def test_listing_pipelines_imports_no_heavy_library():
         "register_pipelines()\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert run_python(code) == "[]"
+
+
+def test_arrow_returns_freed_memory_to_the_system():
+    code = "import ja_instruct.settings, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    assert run_python(code) == "system"

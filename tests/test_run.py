@@ -7,6 +7,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from ja_instruct.pipeline_registry import register_pipelines
+
 STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "reporting")
 OUTPUTS = (
     "03_primary/test/filtered_pairs.jsonl",
@@ -67,8 +69,6 @@ def test_output_is_there(data, output):
 
 
 def test_every_output_of_the_catalog_is_looked_for(read_configuration):
-    from ja_instruct.pipeline_registry import register_pipelines
-
     catalog = read_configuration("test")["catalog"]
     produced = register_pipelines()["__default__"].all_outputs() & set(catalog)
     assert {catalog[name]["filepath"] for name in produced} == {f"data/{path}" for path in OUTPUTS}
@@ -211,6 +211,14 @@ class TestMlflow:
         assert logged["data_filtering.kept"] > 0
         assert logged["sft.eval_loss_after"] > 0
         assert {f"{stage}.stage_seconds" for stage in STAGES} <= set(logged)
+
+    def test_seconds_of_every_node_that_has_outputs(self, only_run):
+        logged = only_run.data.metrics
+        nodes = register_pipelines()["__default__"].nodes
+        for stage in STAGES:
+            names = [node.name for node in nodes if stage in node.tags and node.outputs]
+            seconds = [logged[f"{stage}.{name}.seconds"] for name in names]
+            assert sum(seconds) == pytest.approx(logged[f"{stage}.stage_seconds"], abs=0.1), stage
 
     def test_curve_of_the_trainer(self, client, only_run, data):
         curve = client.get_metric_history(only_run.info.run_id, "loss")

@@ -1,15 +1,15 @@
-"""Kedro hooks: checks before a run, one line a stage, the last word, MLflow."""
+"""Kedro hooks: working directory, checks before a run, MLflow, a log line per finished stage."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import pyarrow
 from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import BaseModel
@@ -18,6 +18,7 @@ from ja_instruct.preflight import (
     check_parameters,
     check_run,
     environments_without_gpu,
+    filepath_of,
     nodes_to_run,
 )
 from kedro_cuda_runner.formatting import duration
@@ -32,20 +33,31 @@ logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "reporting")
+RESULTS = {"filter_page": "Filter", "answers": "Answers", "adapter": "Adapter"}
+
+
+class WorkingDirectoryHook:
+    """Makes the project's folder the working directory of the process.
+
+    Kedro resolves the ``filepath`` of a catalog entry against the project's folder. Paths in
+    parameters (``sft.checkpoint_dir``) and the other paths of catalog entries (``files``,
+    ``gguf_filepath``) would depend on the folder from which a run is started.
+    """
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Change the working directory; it stays changed after the run."""
+        os.chdir(context.project_path)
 
 
 class PreflightHook:
-    """Refuses what cannot work before any work is done."""
+    """Refuses a run that would fail, before its first node."""
 
     _context: KedroContext
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Validate every parameter as soon as there is a configuration.
-
-        Relative paths in parameters are the project's from whichever folder a run is started.
-        """
-        os.chdir(context.project_path)
+        """Validate every parameter."""
         self._context = context
         check_parameters(context)
 
@@ -53,9 +65,7 @@ class PreflightHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Check inputs, devices, memory and disk; report every problem at once."""
-        # Arrow's own pool keeps what it has used once, 70 MB in a run of the filter
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+        """Check inputs, devices, memory and disk; report all problems at once."""
         check_run(
             pipeline,
             catalog,
@@ -66,15 +76,15 @@ class PreflightHook:
 
 
 class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
-    """kedro-mlflow's hook, made to fit typed parameters and subfolders.
+    """kedro-mlflow's hook for typed parameters and runs started in a subfolder.
 
-    Typed parameters are logged one by one (``sft.lora.lora_r``), and a relative SQLite store is
-    the project's from whichever folder a run is started.
+    Typed parameters are logged one by one (``sft.lora.lora_r``). A relative SQLite path is
+    resolved against the project's folder.
     """
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Make the store's address absolute before kedro-mlflow opens it."""
+        """Make the path of the store absolute before kedro-mlflow opens it."""
         config = dict(context.config_loader["mlflow"])
         server = dict(config.get("server", {}))
         uri = str(server.get("mlflow_tracking_uri", ""))
@@ -90,7 +100,7 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
     def before_node_run(
         self, node: Node, catalog: DataCatalog, inputs: dict[str, Any], is_async: bool
     ) -> None:
-        """Hand typed parameters to kedro-mlflow as the dictionaries that it can flatten."""
+        """Pass typed parameters to kedro-mlflow as dictionaries, which it can flatten."""
         plain = {
             name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
             for name, value in inputs.items()
@@ -99,13 +109,13 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
 
 
 class ProgressHook:
-    """One line a finished stage, its figures in MLflow, and a summary at the end."""
+    """Times every node; logs a line per finished stage, its figures to MLflow, and the results."""
 
     def __init__(self) -> None:
-        """Start with no stage under way."""
+        """Start without a run."""
         self._remaining: dict[str, set[str]] = {}
-        self._seconds: dict[str, float] = {}
         self._summaries: dict[str, dict[str, Any]] = {}
+        self._seconds: dict[str, dict[str, float]] = {}
         self._node_started: dict[str, float] = {}
         self._started = 0.0
 
@@ -113,7 +123,7 @@ class ProgressHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Note which outputs each stage will save."""
+        """Note which outputs each stage will save; log the stages that are skipped."""
         nodes = nodes_to_run(
             pipeline, catalog, only_missing_outputs=run_params["only_missing_outputs"]
         )
@@ -129,68 +139,61 @@ class ProgressHook:
         if finished:
             logger.info("Finished before, skipped: %s", ", ".join(finished))
         self._summaries = {}
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._seconds = {stage: defaultdict(float) for stage in STAGES}
         self._node_started = {}
         self._started = time.perf_counter()
 
     @hook_impl
     def before_dataset_loaded(self, node: Node) -> None:
-        """Start a node's clock where it starts to load: a download is part of its time."""
+        """Start a node's clock when it begins to load: downloads are part of its time."""
         self._node_started.setdefault(node.name, time.perf_counter())
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
-        """Keep a report's summary; when a stage has saved all its outputs, say so."""
-        saved_at = time.perf_counter()
+        """Keep the summary of a report; finish a stage when all its outputs are saved."""
+        now = time.perf_counter()
         for stage in (stage for stage in STAGES if stage in node.tags):
-            self._seconds[stage] += saved_at - self._node_started.get(node.name, saved_at)
+            self._seconds[stage][node.name] += now - self._node_started.get(node.name, now)
             if isinstance(data, dict) and isinstance(data.get("summary"), dict):
                 self._summaries[stage] = data["summary"]
             self._remaining[stage].discard(dataset_name)
             if not self._remaining[stage]:
                 self._finish(stage)
-        # further outputs of the node count from here
-        self._node_started[node.name] = saved_at
+        self._node_started[node.name] = now  # for the node's next output
 
     @hook_impl(tryfirst=True)  # while the MLflow run is open
     def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
-        """Say where the results are, the report last."""
+        """Log where the results are, the report last."""
         logger.info("Finished in %s", duration(time.perf_counter() - self._started))
-        produced = pipeline.all_outputs()
-        results = {"filter_page": "Filter", "answers": "Answers", "adapter": "Adapter"}
-        for name, label in results.items():
-            if name in produced and (path := _path_of(catalog, name)):
-                logger.info("%-8s %s", label, path)
+        paths = {
+            name: path
+            for name in pipeline.all_outputs() & {*RESULTS, "run_report"}
+            if (path := filepath_of(catalog.get(name))) is not None
+        }
+        for name, label in RESULTS.items():
+            if name in paths:
+                logger.info("%-8s %s", label, _shortened(paths[name]))
         run = mlflow.active_run()
         if run is not None:
             logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run.info.run_id)
-        if "run_report" in produced and (path := _path_of(catalog, "run_report")):
-            if run is not None and path.is_file():
-                mlflow.log_artifact(str(path))
-            logger.info("%-8s %s", "Report", path)
+        if (report := paths.get("run_report")) is not None:
+            if run is not None and report.is_file():
+                mlflow.log_artifact(str(report))
+            logger.info("%-8s %s", "Report", _shortened(report))
 
     def _finish(self, stage: str) -> None:
-        figures = ", ".join(
-            f"{key.replace('_', ' ')} {value:,}"
-            for key, value in self._summaries.get(stage, {}).items()
-        )
-        logger.info(
-            "%s done in %s%s",
-            stage,
-            duration(self._seconds[stage]),
-            f": {figures}" if figures else "",
-        )
+        summary = self._summaries.get(stage, {})
+        seconds = self._seconds[stage]
+        figures = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in summary.items())
+        total = sum(seconds.values())
+        logger.info("%s done in %s%s", stage, duration(total), f": {figures}" if figures else "")
         if mlflow.active_run() is not None:
-            metrics = {
-                **self._summaries.get(stage, {}),
-                "stage_seconds": round(self._seconds[stage], 2),
-            }
+            times = {f"{node}.seconds": spent for node, spent in seconds.items()}
+            times["stage_seconds"] = total
+            metrics = {**summary, **{name: round(spent, 2) for name, spent in times.items()}}
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
 
 
-def _path_of(catalog: DataCatalog, name: str) -> Path | None:
-    filepath = getattr(catalog.get(name), "_filepath", None)
-    if filepath is None:
-        return None
-    path, here = Path(filepath), Path.cwd()
+def _shortened(path: Path) -> Path:
+    here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
