@@ -190,15 +190,21 @@ class TestMistakes:
         ("source", "message"),
         [
             ({"file": "a.jsonl"}, "source 2: 'file' is unknown; did you mean 'files'?"),
-            ({"zzz": 1, "hub": "a/b"}, "source 2: 'zzz' is unknown; there are hub, name, split,"),
+            (
+                {"zzz": 1, "hub": "a/b"},
+                "source 2: 'zzz' is unknown; the keys are hub, name, split,",
+            ),
             ({}, "source 2: give either 'hub: owner/name' or 'files: path/*.jsonl'"),
             ({"hub": "a/b", "files": "c.jsonl"}, "source 2: give either 'hub: owner/name' or"),
-            ({"files": "c.jsonl", "split": "train"}, "source 2: split: only a data set of the"),
+            (
+                {"files": "c.jsonl", "split": "train"},
+                "source 2: split: valid only for a data set of the",
+            ),
             ({"hub": "a/b", "columns": ["x"]}, "source 2: 'columns' = ['x']: Input should be a"),
             ({"hub": "a/b", "columns": {"response": "a"}}, "both 'instruction' and 'response'"),
             (
                 {"hub": "a/b", "columns": {"instruction": "q", "response": "q"}},
-                "source 2: columns: 'q' is named twice",
+                "source 2: columns: 'q' is given twice",
             ),
             (
                 {
@@ -206,7 +212,7 @@ class TestMistakes:
                     "columns": {"instruction": "q", "response": "a"},
                     "roles": {"x": "y"},
                 },
-                "source 2: roles, turn_keys: a question and its answer are no turns yet",
+                "source 2: roles, turn_keys: valid only with turns, not with columns of",
             ),
             ({"files": "nowhere/*.jsonl"}, "source 2: no file matches 'nowhere/*.jsonl'; put one"),
             ("a.jsonl", "source 2: Input should be a valid dictionary"),
@@ -223,7 +229,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("sources", [[], "a.jsonl", {"files": "a.jsonl"}])
     def test_no_list(self, sources):
-        with pytest.raises(InputError, match="sources: give a list of them"):
+        with pytest.raises(InputError, match="sources: give a list, each"):
             ConversationsDataset(sources=sources).load()
 
     def test_unknown_suffix(self, tmp_path):

@@ -1,4 +1,4 @@
-"""``HubDataset``: a Hugging Face hub dataset that can be checked before hours of work."""
+"""``HubDataset``: a data set of the Hugging Face hub that can be checked before a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-class HubDataset(AbstractDataset[Any, "Dataset | DatasetDict"]):
-    """Loads a dataset of the hub; takes the arguments of ``huggingface.HFDataset``.
+class HubDataset(AbstractDataset[None, "Dataset | DatasetDict"]):
+    """Loads a data set of the hub, with the arguments of ``huggingface.HFDataset``; does not save.
 
-    Unlike that one it describes itself without network, can be checked, and leaves transformers and
-    torch alone, which the package ``kedro_datasets.huggingface`` imports: 4 s and 350 MB. It only
-    loads.
+    Unlike ``HFDataset`` it can be checked, needs no network for its description, and does not
+    import transformers and torch (4 s and 350 MB) as ``kedro_datasets.huggingface`` does.
 
     Examples:
         YAML API:
@@ -56,20 +55,20 @@ class HubDataset(AbstractDataset[Any, "Dataset | DatasetDict"]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when the hub does not give this dataset to this user."""
+        """Raise ``InputError`` unless the hub gives this user access to the data set."""
         check_repository(
             self.dataset_name, self._dataset_kwargs.get("revision"), repo_type="dataset"
         )
 
     def load(self) -> Dataset | DatasetDict:
-        """Download it, unless the local cache has it."""
+        """Return the data set, downloaded unless it is in the local cache."""
         from datasets import load_dataset
 
         return load_dataset(self.dataset_name, **self._dataset_kwargs)  # type: ignore[no-any-return]
 
-    def save(self, data: Any) -> NoReturn:
-        """Refuse: it is an input."""
-        raise DatasetError(f"'{self.dataset_name}' is a dataset of the hub and only loaded")
+    def save(self, data: None) -> NoReturn:
+        """Raise an error: the data set is an input."""
+        raise DatasetError(f"'{self.dataset_name}' is a data set of the hub and cannot be saved to")
 
     def _describe(self) -> dict[str, Any]:
         return {"dataset_name": self.dataset_name, "dataset_kwargs": self._dataset_kwargs}

@@ -29,24 +29,20 @@ class TokenizerDataset(AbstractDataset[None, "Tokenizer | None"]):
     The library tokenizers reads ``tokenizer.json``: importing transformers for it takes 4 s.
 
     Examples:
-        YAML API, with a hub repository, from which only ``tokenizer.json`` is downloaded, a
-        directory, or the catalog entry of a model:
+        YAML API, with a hub repository, from which only ``tokenizer.json`` is downloaded, with a
+        directory, and with the catalog entry of a model:
 
         ```yaml
-        tokenizer:
+        tokenizer_of_hub:
           type: ja_instruct.datasets.TokenizerDataset
           repo_id: google/gemma-2-27b
           required: false
-        ```
 
-        ```yaml
-        tokenizer:
+        tokenizer_of_directory:
           type: ja_instruct.datasets.TokenizerDataset
           filepath: data/06_models/test/tiny_gemma2
-        ```
 
-        ```yaml
-        tokenizer:
+        tokenizer_of_model:
           type: ja_instruct.datasets.TokenizerDataset
           model:
             type: ja_instruct.datasets.ModelDirectoryDataset

@@ -1,4 +1,4 @@
-"""What only the environment ``demo`` needs: models that Python packages carry."""
+"""Code of the environment ``demo`` alone: models from Python packages."""
 
 import lazy_loader
 

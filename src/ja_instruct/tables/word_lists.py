@@ -109,8 +109,9 @@ def parse_word_list(text: str, kind: WordListKind, name: str) -> Substrings | Re
     except yaml.YAMLError as error:
         raise _explain(error, text, name) from error
     if not isinstance(root, yaml.SequenceNode):
+        what = "a mapping" if isinstance(root, yaml.MappingNode) else "a single value"
         is_empty = root is None or root.tag == "tag:yaml.org,2002:null"
-        raise _not_a_list(name, "empty" if is_empty else f"a {root.id}")
+        raise _not_a_list(name, "empty" if is_empty else what)
     entries = [_parse_entry(node, name) for node in root.value]
     check = _check_substrings if kind == "substrings" else _check_replacements
     return check(entries, name)
@@ -195,7 +196,7 @@ def _explain(error: yaml.YAMLError, text: str, name: str) -> InputError:
 
 
 def _check_substrings(entries: Sequence[_Entry], name: str) -> Substrings:
-    problems = []
+    problems: list[str] = []
     for entry in entries:
         problems += entry.problems
         if not isinstance(entry.value, str):
@@ -212,7 +213,7 @@ def _check_substrings(entries: Sequence[_Entry], name: str) -> Substrings:
 
 
 def _check_replacements(entries: Sequence[_Entry], name: str) -> Replacements:
-    problems = []
+    problems: list[str] = []
     table: list[tuple[_Entry, Replacement]] = []
     for entry in entries:
         problems += entry.problems
