@@ -1,0 +1,121 @@
+"""A Kedro project that has nothing but the runner, made of README.md's example."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kedro_cuda_runner
+
+README = (Path(kedro_cuda_runner.__file__).with_name("README.md")).read_text("utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYPROJECT = """
+[tool.kedro]
+package_name = "my_project"
+project_name = "my-project"
+kedro_init_version = "1.7.0"
+source_dir = "src"
+"""
+SITECUSTOMIZE = """
+import no_network, hidden_libraries
+no_network.block()
+hidden_libraries.hide()
+"""
+SETTINGS = """
+from pathlib import Path
+from fake_devices import FakeDevices
+from kedro_cuda_runner import devices
+
+devices._layer = FakeDevices(Path(__file__).parents[2] / "devices", count={count})
+"""
+
+
+def example(language, *, containing=""):
+    (text,) = [
+        text for name, text in BLOCK.findall(README) if name == language and containing in text
+    ]
+    return text
+
+
+def json_entry(path):
+    return {"type": "json.JSONDataset", "filepath": str(path)}
+
+
+@pytest.fixture
+def make_project(tmp_path):
+    """Return a function that makes the project with a number of fake devices."""
+
+    def make(count):
+        files = {
+            "pyproject.toml": PYPROJECT,
+            "startup/sitecustomize.py": SITECUSTOMIZE,
+            "src/my_project/__init__.py": "",
+            "src/my_project/settings.py": SETTINGS.format(count=count),
+            "src/my_project/pipeline_registry.py": example("python"),
+            "conf/local/.gitkeep": "",
+            "conf/base/parameters.yml": "training: {batch_size: 8}",
+            "conf/base/catalog.yml": yaml.safe_dump(
+                {name: json_entry(tmp_path / f"{name}.json") for name in ("texts", "model")}
+            ),
+            "texts.json": '["b", "a", "b"]',
+        }
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def run(subprocess_environment):
+    """Return a function that runs README.md's command in a project."""
+    *_, command = example("bash").splitlines()
+    assert command.startswith("kedro run --runner=")
+
+    def run(project):
+        paths = (str(project / "startup"), subprocess_environment["PYTHONPATH"])
+        changes = {"COLUMNS": "120", "KEDRO_DISABLE_TELEMETRY": "true"}
+        return subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            cwd=project,
+            env={**subprocess_environment, **changes, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def headings_and_names(table):
+    """Return the headings of a table and the first two cells of its rows."""
+    lines = [re.split(r" {2,}", line.strip()) for line in table.splitlines() if line.strip()]
+    start = next(number for number, cells in enumerate(lines) if cells[0] == "node")
+    return lines[start], [cells[:2] for cells in lines[start + 2 :]]
+
+
+def test_run(make_project, run):
+    project = make_project(count=1)
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((project / "model.json").read_text()) == {"texts": 2, "batch_size": 8}
+    table = headings_and_names(done.stdout)
+    assert table == headings_and_names(example("text"))
+    assert table[1] == [["clean", "CPU"], ["train", "cuda:0"]]
+    assert re.search(r"^ *train +cuda:0 +[\d.]+ s +0\.00 GB +20\.0 GB", done.stdout, re.MULTILINE)
+
+
+def test_run_without_a_device(make_project, run):
+    project = make_project(count=0)
+    done = run(project)
+    assert done.returncode == 1
+    assert "the run cannot start:\n  - 'train': there is no CUDA device" in done.stderr
+    assert not (project / "model.json").exists()
