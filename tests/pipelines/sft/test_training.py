@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ja_instruct.pipelines.sft.loss_watch import LossWatch
+from ja_instruct.pipelines.sft.callbacks import LossWatch
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
 from ja_instruct.pipelines.sft.training import LossInProgressBar, fit_to_processes
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.sft.gpu_utilization import UtilizationMeter
+from ja_instruct.pipelines.sft.measuring import UtilizationMeter
 from ja_instruct.pipelines.sft.micro_batches import (
     StepCollator,
     group_by_length,

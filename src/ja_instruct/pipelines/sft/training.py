@@ -12,7 +12,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, read_state
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
-from ja_instruct.pipelines.sft.loss_watch import LossWatch
+from ja_instruct.pipelines.sft.callbacks import LossWatch
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
 from ja_instruct.pipelines.sft.packed_attention import (
     TransformersPacking,

@@ -4,7 +4,7 @@ import pynvml
 import pytest
 import torch
 
-from ja_instruct.pipelines.sft.gpu_utilization import UtilizationMeter
+from ja_instruct.pipelines.sft.measuring import UtilizationMeter
 
 
 def test_mean_since_the_last_reading(monkeypatch):
