@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ja_instruct.errors import InputError
+from ja_instruct.pipelines.sft.callbacks import LossWatch
 from ja_instruct.pipelines.sft.checkpoints import last_checkpoint
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
-from ja_instruct.pipelines.sft.callbacks import LossWatch
 
 ARGUMENTS = SimpleNamespace(learning_rate=2e-4, warmup_steps=300, output_dir="checkpoints/1a2b")
 

@@ -47,4 +47,4 @@ def test_driver_that_does_not_tell_is_asked_once(monkeypatch, caplog, error):
 
 
 def test_there_is_none_on_a_cpu(make_trainer):
-    assert make_trainer()._meter is None
+    assert make_trainer().meter.utilization is None

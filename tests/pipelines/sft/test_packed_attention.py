@@ -13,10 +13,10 @@ from ja_instruct.pipelines.sft.packed_attention import (
     UnslothPacking,
     backbone_of,
     block_mask,
-    bounded_attention,
     contamination,
     document_ids,
     require_separate_samples,
+    softcap_attention,
 )
 
 PACKED = {"tokens_per_batch": 4000, "packing": True}
@@ -154,7 +154,7 @@ class TestBoundedAttention:
         documents = document_ids(torch.tensor(LENGTHS), torch.device("cpu"))
         settings = {"scale": 0.3, "softcap": 5.0}
         mask = block_mask(documents, window or sum(LENGTHS))
-        found = bounded_attention(*inputs, mask, **settings)
+        found = softcap_attention(*inputs, mask, **settings)
         expected = reference_attention(*inputs, **settings, window=window)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         # each of bound, window and boundaries matters here
@@ -165,11 +165,11 @@ class TestBoundedAttention:
         documents = document_ids(torch.tensor(LENGTHS), torch.device("cpu"))
         mask = block_mask(documents, len(documents))
         query, key, value = heads(2, 1, 1), heads(2, 1, 2), heads(2, 1, 3)
-        before = bounded_attention(query, key, value, mask, scale=0.3, softcap=5.0)
+        before = softcap_attention(query, key, value, mask, scale=0.3, softcap=5.0)
         first = slice(0, LENGTHS[0])
         for one in (query, key, value):
             one[:, :, first] = 100.0
-        after = bounded_attention(query, key, value, mask, scale=0.3, softcap=5.0)
+        after = softcap_attention(query, key, value, mask, scale=0.3, softcap=5.0)
         assert after[:, :, LENGTHS[0] :].equal(before[:, :, LENGTHS[0] :])
         assert not after[:, :, first].equal(before[:, :, first])
 

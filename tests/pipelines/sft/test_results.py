@@ -36,7 +36,9 @@ def trainer():
     model = torch.nn.Linear(1000, 30)
     model.bias.requires_grad_(False)
     state = SimpleNamespace(global_step=10)
-    return SimpleNamespace(model=model, state=state, totals=lambda: (4200, 8.04))
+    return SimpleNamespace(
+        model=model, state=state, meter=SimpleNamespace(totals=lambda: (4200, 8.04))
+    )
 
 
 def test_summary(trainer):
@@ -65,7 +67,7 @@ def test_summary_of_a_training_that_was_resumed(trainer):
 
 
 def test_summary_without_held_out_samples_and_gpu(trainer):
-    trainer.totals = lambda: (0, 0.0)
+    trainer.meter.totals = lambda: (0, 0.0)
     summary = summarize(trainer, [], COUNTS, {"samples": 0}, 0)
     assert math.isnan(summary.pop("train_loss"))
     assert summary["tokens_per_second"] == 0

@@ -145,7 +145,7 @@ class TestInterrupted:
         with caplog.at_level(logging.INFO):
             assert train_tiny(**SAVED).metrics["summary"]["resumed_from_step"] == 2
         checkpoint = only_folder(tmp_path) / "checkpoint-2"
-        assert f"sft: going on from step 2, {checkpoint}" in caplog.text
+        assert f"sft: resuming from step 2, {checkpoint}" in caplog.text
         assert last_checkpoint(only_folder(tmp_path)).name == "checkpoint-5"
 
     def test_moved_folder_is_found(self, interrupted, train_tiny, tmp_path):

@@ -261,7 +261,8 @@ class TestCounts:
 
 class TestWarning:
     @pytest.mark.parametrize(
-        ("over_long", "said"), [("cut", "1 are cut and 0 left"), ("drop", "0 are cut and 1 left")]
+        ("over_long", "said"),
+        [("cut", "1 are cut and 0 dropped"), ("drop", "0 are cut and 1 dropped")],
     )
     def test_more_than_a_hundredth(self, prompts, tokenizer, caplog, over_long, said):
         pairs = [(QUESTION, ANSWER * 50)] + [(QUESTION, ANSWER)] * 98
@@ -270,8 +271,8 @@ class TestWarning:
         longest = len(encode_sample(samples[0], tokenizer, LONG, False)["input_ids"])
         encode_dataset(samples, tokenizer, limit, True, over_long)
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.startswith(f"Of 99 samples {said} out, being longer than")
-        assert f"sft.max_seq_length={limit} tokens (the longest: {longest})" in message
+        assert message.startswith(f"Of 99 samples {said}, as they exceed")
+        assert f"sft.max_seq_length={limit} tokens (the longest has {longest})" in message
         caplog.clear()
         more = Dataset.from_list([*samples, samples[1]])
         encode_dataset(more, tokenizer, limit, True, over_long)

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ja_instruct.pipelines.sft.callbacks import LossWatch
+from ja_instruct.pipelines.sft.callbacks import LossInProgressBar, LossWatch
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
-from ja_instruct.pipelines.sft.training import LossInProgressBar, fit_to_processes
+from ja_instruct.pipelines.sft.training import fit_to_processes
 
 
 def arguments(**changes):
@@ -84,7 +84,7 @@ class TestBuiltTrainer:
     def test_apart_is_said(self, make_trainer, caplog):
         with caplog.at_level(logging.INFO):
             make_trainer(tokens_per_batch=300, packing=True)
-        assert "sft: packed samples are apart (difference " in caplog.text
+        assert "sft: packed samples do not mix (difference " in caplog.text
 
 
 class TestProgressBar:

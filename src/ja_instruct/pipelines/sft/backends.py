@@ -1,18 +1,23 @@
-"""The two ways to put an adapter on the quantized model, with the same result."""
+"""Two ways to add an adapter to the quantized model, with the same result."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
     from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
-def adapt_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
-    """Return model with adapter, and tokenizer, as unsloth makes them on CUDA."""
+def adapt_with_unsloth(
+    model: ModelDirectory, parameters: SftParameters
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return the model with an adapter, and its tokenizer, by unsloth; it needs CUDA."""
     base, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
     from unsloth import FastLanguageModel
 
@@ -35,8 +40,10 @@ def adapt_with_unsloth(model: ModelDirectory, parameters: SftParameters) -> tupl
     return adapted, tokenizer
 
 
-def adapt_with_peft(model: ModelDirectory, parameters: SftParameters) -> tuple[Any, Any]:
-    """Return model with adapter, and tokenizer, by transformers and PEFT on any device."""
+def adapt_with_peft(
+    model: ModelDirectory, parameters: SftParameters
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return the model with an adapter, and its tokenizer, by transformers and PEFT."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
 

@@ -1,4 +1,8 @@
-"""Checkpoints that a run may go on from: of the same model, data and parameters, and complete."""
+"""Checkpoints that a training may resume from: complete, of the same model, data and parameters.
+
+transformers' ``get_last_checkpoint`` also returns a checkpoint that a killed process left half
+written.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
     from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
-# What has no part in the adapter's weights
+# Parameters that do not change the adapter's weights
 WITHOUT_EFFECT: dict[str, Any] = {
     "gpu": {"memory_gb", "disk_gb"},
     "checkpoint_dir": True,
@@ -22,7 +26,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "training": {"report_to", "save_total_limit", "divergence_nats", "auto_find_batch_size"},
 }
 STATE_FILE = "trainer_state.json"
-# the first is written last
+# the state is written last
 FILES = (
     STATE_FILE,
     "adapter_config.json",
@@ -33,7 +37,7 @@ FILES = (
 
 
 def fingerprint(model: ModelDirectory, train_dataset: Dataset, parameters: SftParameters) -> str:
-    """Return what a training's result follows from, as 12 hexadecimal digits."""
+    """Return 12 hexadecimal digits that identify weights, data and parameters of a training."""
     digest = hashlib.sha256()
     settings = parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     weights = model.provenance.get("weights_sha256")
@@ -46,10 +50,7 @@ def fingerprint(model: ModelDirectory, train_dataset: Dataset, parameters: SftPa
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """Return the latest complete checkpoint below ``directory``; None where there is none.
-
-    A run that is killed while it saves leaves an incomplete one, which is passed over.
-    """
+    """Return the latest complete checkpoint below ``directory``; None without one."""
     found = [
         (int(path.name.removeprefix("checkpoint-")), path)
         for path in directory.glob("checkpoint-*")
@@ -69,6 +70,6 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
     try:
         read_state(checkpoint)
-    except ValueError:  # killed while it was written
+    except ValueError:  # the process was killed while it wrote the file
         return False
     return True

@@ -13,9 +13,9 @@ from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 class CpuStepTrainer(StepTrainer):
     """``StepTrainer`` with the loss in plain PyTorch.
 
-    TRL 1.15 computes the loss in a Triton kernel, which a CPU cannot run. The loss is the same,
-    and as there the language-model head, which for a vocabulary of 262,144 outweighs the rest of
-    a 270M model, is computed only at the positions that count.
+    TRL 1.15 computes the loss in a Triton kernel, which a CPU cannot run. The loss is the same, and
+    here too the language-model head is computed only at labelled positions: for a vocabulary of
+    262,144 it has more weights than the rest of a 270M model.
     """
 
     def compute_loss(
@@ -28,11 +28,11 @@ class CpuStepTrainer(StepTrainer):
         """Return the mean negative log-likelihood of the labelled tokens, in nats.
 
         Args:
-            model: A PEFT model around a causal language model.
+            model: The causal language model with its adapter.
             inputs: ``input_ids`` and ``labels``, each (batch, length), and either
                 ``attention_mask`` or, for packed rows, ``position_ids``.
-            return_outputs: Not supported: it would need the whole logits.
-            num_items_in_batch: Labelled tokens over all accumulated batches.
+            return_outputs: Must be False, as most logits are not computed.
+            num_items_in_batch: Labelled tokens to divide by; None counts those of the batch.
         """
         if return_outputs:
             raise ValueError("CpuStepTrainer computes no full logits, so it cannot return outputs")
@@ -47,7 +47,7 @@ class CpuStepTrainer(StepTrainer):
         counted = labels != -100
         targets = labels[counted]
         logits = causal.get_output_embeddings()(hidden[counted]).float()
-        # Gemma 2 bounds its logits
+        # Gemma 2's
         softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)

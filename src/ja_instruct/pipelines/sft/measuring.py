@@ -1,8 +1,9 @@
-"""How busy the GPU is while training. Imports torch: import this module where it is used."""
+"""The tokens, seconds and GPU figures of a training. Imports torch: import it where it is used."""
 
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
@@ -10,10 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 class UtilizationMeter:
-    """The share of time in which the GPU computed anything, in percent, as NVML gives it.
+    """The share of time in which the GPU computes, in percent, as NVML reports it.
 
-    One sample a batch, each over the last fraction of a second. Where the driver does not tell,
-    such as in some containers and on MIG devices, nothing is measured.
+    Nothing is measured where the driver reports none, as in some containers and on MIG devices.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class UtilizationMeter:
         self._is_available = True
 
     def sample(self) -> None:
-        """Ask the driver once."""
+        """Read the utilization over the last fraction of a second."""
         if not self._is_available:
             return
         from pynvml import NVMLError
@@ -34,9 +34,72 @@ class UtilizationMeter:
             logger.info("GPU utilization is not measured: %s", error)
 
     def read(self) -> dict[str, float]:
-        """Return the mean since the last reading; empty where there is none."""
+        """Return the mean since the last reading; empty without samples."""
         if not self._samples:
             return {}
         mean = sum(self._samples) / len(self._samples)
         self._samples.clear()
         return {"gpu_utilization_percent": round(mean, 1)}
+
+
+class TrainingMeter:
+    """Counts tokens without padding, and the seconds between ``start`` and ``pause``."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Create the meter of a training on ``device``."""
+        self._is_on_gpu = device.type == "cuda"
+        self._device = device
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+        self._logged = (0, 0.0)
+        # fetching a count from the GPU waits for the GPU, so it is done when a total is needed
+        self._uncounted: list[torch.Tensor | int] = []
+        self.utilization = UtilizationMeter() if self._is_on_gpu else None
+
+    def start(self) -> None:
+        """Let the clock run."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock, as for evaluations and checkpoints."""
+        if self._started is not None:
+            if self._is_on_gpu:
+                torch.cuda.synchronize(self._device)
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def add(self, tokens: torch.Tensor | int) -> None:
+        """Count the tokens of a batch."""
+        self._uncounted.append(tokens)
+        if self.utilization is not None:
+            self.utilization.sample()
+
+    def totals(self) -> tuple[int, float]:
+        """Return tokens and seconds so far, with the clock paused."""
+        self.pause()
+        self._tokens += sum(int(tokens) for tokens in self._uncounted)
+        self._uncounted.clear()
+        return self._tokens, self._seconds
+
+    def entry(self) -> dict[str, float]:
+        """Return the figures for a log entry; the speed is that since the entry before it."""
+        tokens, seconds = self.totals()
+        self.start()
+        earlier_tokens, earlier_seconds = self._logged
+        self._logged = (tokens, seconds)
+        speed = (tokens - earlier_tokens) / max(seconds - earlier_seconds, 1e-9)
+        figures = {
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(speed, 1),
+        }
+        if self._is_on_gpu:
+            figures["gpu_memory_gb"] = torch.cuda.max_memory_reserved(self._device) / 1e9
+        return figures | (self.utilization.read() if self.utilization is not None else {})
+
+    def resume(self, tokens: int, seconds: float) -> None:
+        """Continue from the totals of a run that was interrupted."""
+        self._tokens, self._seconds = tokens, seconds
+        self._logged = (tokens, seconds)

@@ -1,7 +1,7 @@
-"""Arranging the samples of one optimizer step so that little or nothing is computed for padding.
+"""Arranging the samples of an optimizer step with little or no padding.
 
-The step's samples, and so its gradient, stay the recipe's: the loss is the mean over all their
-labelled tokens however they are arranged. Imports torch: import this module where it is used.
+The gradient does not depend on the arrangement: the loss is the mean over all labelled tokens of
+the step. Imports torch: import this module where it is used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Sample = Mapping[str, torch.Tensor]
 
 
 class StepCollator:
-    """Hands the samples of a step on as they are, to be arranged when memory is known."""
+    """Collates the samples of a whole step without arranging them."""
 
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-        """Return ``samples`` (tensors of one dimension each) and all their ``labels`` in a row.
+        """Return ``samples``, with tensors of one dimension, and ``labels``, (1, tokens).
 
-        The row, (1, tokens), is what the trainer counts the targets of the loss in; it holds no
-        label at the start of a sample, which nothing predicts.
+        The trainer counts the targets of the loss in ``labels``. The first token of a sample is
+        ignored there, as nothing predicts it.
         """
         samples = [
             {key: torch.tensor(example[key]) for key in ("input_ids", "labels")}
@@ -41,9 +41,9 @@ def group_by_length(
 ) -> list[list[int]]:
     """Return the positions of the samples in each micro-batch, longest samples first.
 
-    A batch holds at most ``tokens_per_batch`` tokens: of the samples alone with ``packing``, as
-    few batches as first-fit decreasing finds; with the padding to the longest otherwise, samples
-    of like length together. A sample that alone is longer has a batch of its own.
+    A batch holds at most ``tokens_per_batch`` tokens; a longer sample has a batch of its own. With
+    ``packing`` only the samples' tokens count, and first-fit decreasing fills the batches.
+    Otherwise padding counts too, and samples of similar length share a batch.
 
     Examples:
         >>> group_by_length([3, 9, 4, 5], 10, packing=True)
@@ -57,7 +57,7 @@ def group_by_length(
     groups: list[list[int]] = []
     if not packing:
         for position in order:
-            # the first of a group is its longest
+            # the first sample of a group is its longest
             if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens_per_batch:
                 groups[-1].append(position)
             else:
@@ -94,9 +94,9 @@ def packed(
 ) -> dict[str, torch.Tensor]:
     """Return the samples in one row: ``input_ids``, ``labels`` and ``position_ids``, (1, tokens).
 
-    Positions begin anew with each sample, by which transformers tells one from the next. No
-    sample's first token is a target. What fills the row up to ``multiple_of`` counts as a sample.
-    ``packed_seq_lengths``, (samples,), says the same by lengths, as unsloth wants it.
+    Positions start at 0 in each sample, by which transformers separates samples; unsloth uses
+    ``packed_seq_lengths``, (samples,). The first token of a sample is not a target. Padding up to
+    ``multiple_of`` counts as a sample.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
     ids = [sample["input_ids"] for sample in samples]
@@ -113,13 +113,13 @@ def packed(
         "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[
             None
         ],
-        # on the host: mask and lengths are built from it without waiting for the device
+        # on the host, so that masks are built without a device synchronization
         "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32),
     }
 
 
 def halves(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Return a padded batch as two of half its samples each, without padding that none needs."""
+    """Split a padded batch into two, each padded to its own longest sample."""
     rows = len(inputs["input_ids"])
     parts = []
     for chosen in (slice(0, (rows + 1) // 2), slice((rows + 1) // 2, rows)):
@@ -130,7 +130,7 @@ def halves(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def target_count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return how many tokens of a batch the loss counts, as a tensor of no dimension."""
+    """Return the number of tokens in the loss of a batch, as a scalar tensor."""
     return (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
 
 

@@ -1,22 +1,28 @@
-"""NEFTune's noise for packed rows. Imports torch: import this module where it is used."""
+"""NEFTune for packed rows. Imports torch: import this module where it is used.
+
+transformers scales the noise by the length of a row, which is too small a noise where a row holds
+several samples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 class PackedNeftune:
-    """Adds noise to embeddings by each sample's own length (NEFTune, arXiv:2310.05914).
+    """Adds noise to embeddings by the length of each sample (NEFTune, arXiv:2310.05914).
 
-    The noise is uniform within ``alpha / sqrt(length * width)``. transformers takes for the length
-    that of the row, which with several samples in it would make the noise too small.
+    The noise is uniform within ``± alpha / sqrt(length * width)``.
     """
 
     def __init__(self, model: Any, alpha: float) -> None:
-        """Attach to the embedding of a PEFT model."""
+        """Attach a hook to the input embedding of a PEFT model."""
         self._alpha = alpha
         self._lengths: torch.Tensor | None = None
         self._handle = (
@@ -24,19 +30,19 @@ class PackedNeftune:
         )
 
     def begin(self, lengths: torch.Tensor) -> None:
-        """Note the lengths of the next row's samples, (samples,)."""
+        """Set the lengths of the next row's samples, (samples,)."""
         self._lengths = torch.repeat_interleave(lengths, lengths)
 
     def end(self) -> None:
-        """The row is done, its gradients included: checkpointing embeds nothing again."""
+        """Add no more noise; the row's gradients are computed."""
         self._lengths = None
 
     def remove(self) -> None:
-        """Detach."""
+        """Detach the hook."""
         self._handle.remove()
 
     def _add_noise(
-        self, module: Any, inputs: tuple[Any, ...], output: torch.Tensor
+        self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
         if self._lengths is None or not module.training:
             return None
@@ -52,10 +58,10 @@ def noise(
     """Return the noise of a row.
 
     Args:
-        lengths: Of each token's sample, (tokens,).
+        lengths: The length of each token's sample, (tokens,).
         embedded: (1, tokens, width).
-        alpha: NEFTune's.
-        draw: Uniform numbers from 0 to 1, of a tensor's shape.
+        alpha: NEFTune's scale.
+        draw: Returns uniform numbers from 0 to 1 in the shape of a tensor.
     """
     bound = alpha / torch.sqrt(lengths * embedded.shape[-1])
     return (2 * draw(embedded) - 1) * bound[None, :, None].to(embedded.dtype)

@@ -38,15 +38,12 @@ def build_datasets(
 ) -> tuple[Dataset, Dataset]:
     """Return training and evaluation samples: ``prompt``, ``completion``, ``source``.
 
-    Prompt and completion are what the model sees, but for BOS before and EOS after them. Of the
-    model only the tokenizer is read, where ``prompts.format`` is ``chat_template``.
-
-    The training samples are the filtered pairs, in their order, followed by the hand-written
-    ones. ``eval_fraction`` of the filtered pairs, drawn by the seed, is held out instead.
+    The training samples are the filtered pairs, in their order, followed by those of ``qa_pairs``.
+    ``eval_fraction`` of the filtered pairs, drawn by the seed, are the evaluation samples instead.
+    The tokenizer adds BOS and EOS later; the format ``chat_template`` reads it here already.
 
     Raises:
-        InputError: A column is missing, nothing is left to train on, or the chat template cannot
-            be used.
+        InputError: A column is missing, no sample is left, or the chat template cannot be used.
     """
     from datasets import Dataset
 
@@ -88,16 +85,16 @@ def train(
 ) -> tuple[ModelArtifact, dict[str, Any], list[dict[str, float]]]:
     """Train a LoRA adapter on the 4-bit model (QLoRA, arXiv:2305.14314).
 
-    A run that was interrupted goes on from its last checkpoint. What is held out is evaluated
-    before and after training, and as ``eval_strategy`` says.
+    An interrupted run is resumed from its last checkpoint. ``eval_dataset`` is evaluated before and
+    after training, and between as ``eval_strategy`` says.
 
     Returns:
         The adapter with its tokenizer and model card; ``train_metrics``; ``train_history``, the
-        trainer's log entries, losses in nats a token.
+        trainer's log entries with losses in nats a token.
 
     Raises:
-        InputError: No sample fits, packed samples would see each other, memory does not suffice
-            for one sample, or the loss is no number or diverges.
+        InputError: No sample fits, packed samples would attend to each other, a single sample runs
+            out of memory, or the loss is not finite or diverges.
     """
     model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
     from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
@@ -133,7 +130,7 @@ def train(
 
 
 def plot_loss(train_history: list[dict[str, float]]) -> Figure:
-    """Plot training and evaluation loss (nats a token) over the optimizer's steps."""
+    """Plot training and evaluation losses, in nats a token, over the optimizer's steps."""
     from plotly import graph_objects
 
     figure = graph_objects.Figure()

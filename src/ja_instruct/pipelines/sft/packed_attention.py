@@ -1,10 +1,8 @@
-"""Packed rows in which no sample sees another, and the proof of it before training.
+"""Packed rows whose samples do not attend to each other, and the check of it before training.
 
-transformers tells the samples of a row apart by their positions, unsloth by their lengths. Only for
-Gemma 2, whose attention scores it bounds by a tanh, unsloth knows no kernel without flash-attn: it
-writes out all scores of a row and refuses to pack. Here that attention is PyTorch's FlexAttention
-(arXiv:2412.05496), which skips what no sample may see. Imports torch: import this module where it
-is used.
+TRL packs with flash-attn only, and unsloth refuses to pack Gemma 2, whose scores have a soft cap,
+without it; so that attention is computed here by FlexAttention (arXiv:2412.05496). Imports torch:
+import this module where it is used.
 """
 
 from __future__ import annotations
@@ -12,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.micro_batches import BLOCK_TOKENS, packed
 
-# Relative difference of hidden states. A CPU computes in float32; on a GPU the matrices compute in
-# bfloat16, whose 8 bits are rounded differently in kernels of different shapes, layer after layer.
-# A sample that sees another one differs by tenths.
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+# Relative difference of hidden states. A GPU computes in bfloat16, whose 8 bits are rounded
+# differently in kernels of different shapes, layer after layer. Attention to another sample makes a
+# difference of tenths.
 TOLERANCE = {"cpu": 1e-3, "cuda": 0.05}
 CHECKED_TOKENS = 96
 
@@ -29,25 +30,25 @@ Score = Callable[..., torch.Tensor]
 
 
 class TransformersPacking:
-    """Packed rows for models whose forward is transformers' own: their positions say it all."""
+    """Packed rows for transformers' own models, which separate samples by ``position_ids``."""
 
     multiple_of = 1
 
     def begin(self, row: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return a row, as ``packed`` makes it, as the model takes it."""
+        """Return the model's inputs for a row that ``packed`` made."""
         return {key: value for key, value in row.items() if key != "packed_seq_lengths"}
 
     def end(self) -> None:
-        """Nothing is left behind."""
+        """Do nothing: the model keeps no state of the row."""
 
 
 class UnslothPacking:
-    """Packed rows for models of unsloth."""
+    """Packed rows for unsloth's models, which separate samples by ``packed_seq_lengths``."""
 
     multiple_of = BLOCK_TOKENS
 
     def __init__(self, model: Any) -> None:
-        """Tell unsloth that rows are longer than samples, and give Gemma 2 its attention."""
+        """Let unsloth accept rows of any length, and give Gemma 2 our attention."""
         from unsloth.utils.packing import _enable_hf_packed_attention, mark_allow_overlength
 
         mark_allow_overlength(model)
@@ -58,7 +59,7 @@ class UnslothPacking:
             _use_flex_attention()
 
     def begin(self, row: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the row; what Gemma 2 may see is noted in the model itself, as unsloth does."""
+        """Return the row; the masks of Gemma 2 are set on the model, where unsloth looks."""
         if self._gemma2 is not None:
             lengths = row["packed_seq_lengths"]
             documents = document_ids(lengths, self._gemma2.device)
@@ -71,61 +72,66 @@ class UnslothPacking:
         return dict(row)
 
     def end(self) -> None:
-        """Forget the row: unsloth makes its own masks anew where it finds none."""
+        """Remove the masks; without them unsloth makes its own."""
         if self._gemma2 is not None:
             for name in ("GA_mask", "SWA_mask"):
-                # memory may have run out before there was one
+                # memory may have run out before a mask was set
                 vars(self._gemma2).pop(name, None)
 
 
+Packing = TransformersPacking | UnslothPacking
+
+
 def backbone_of(model: Any) -> Any:
-    """Return the part of a PEFT model around a causal language model that ends before the head."""
+    """Return a causal language model without its adapter wrapper and its head."""
     return model.get_base_model().base_model
 
 
 def document_ids(lengths: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the number of its sample for each token, (tokens,)."""
+    """Return each token's sample number, (tokens,)."""
     numbers = torch.arange(len(lengths), dtype=torch.int32)
     return torch.repeat_interleave(numbers, lengths.cpu()).to(device)
 
 
-def block_mask(documents: torch.Tensor, window: int) -> Any:
-    """Return what each token of a row may see: of its sample the last ``window`` up to itself.
+def block_mask(documents: torch.Tensor, window: int) -> BlockMask:
+    """Return the causal mask of a row: a token attends to the last ``window`` of its sample.
 
     Args:
-        documents: What ``document_ids`` returns.
-        window: In tokens; of the row's length it takes nothing away.
+        documents: Each token's sample number, (tokens,).
+        window: In tokens, the token itself included.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    # as a tensor: compiled for one number, the kernel would be compiled for each
+    # a tensor, as the kernel would be compiled again for each number
     reach = torch.tensor(window, device=documents.device)
 
-    def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    def causal_mask(
+        _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
         return (documents[query] == documents[key]) & (key <= query) & (query - key < reach)
 
     tokens = len(documents)
-    return create_block_mask(visible, None, None, tokens, tokens, device=documents.device)
+    return create_block_mask(causal_mask, None, None, tokens, tokens, device=documents.device)
 
 
-def bounded_attention(
+def softcap_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: Any,
+    mask: BlockMask,
     *,
     scale: float,
     softcap: float,
 ) -> torch.Tensor:
-    """Return attention with scores bounded by ``softcap * tanh(score / softcap)`` (Gemma 2).
+    """Return attention with the scores ``softcap * tanh(score / softcap)`` (Gemma 2).
 
     Args:
         query: (batch, heads, tokens, width).
-        key: (batch, key heads, tokens, width); each serves ``heads / key heads`` heads.
-        value: As ``key``.
-        mask: A ``BlockMask``.
-        scale: Factor of the scores.
-        softcap: Their bound.
+        key: (batch, key heads, tokens, width); a key head serves ``heads / key heads`` heads.
+        value: (batch, key heads, tokens, width).
+        mask: Made by ``block_mask``.
+        scale: Factor of the scores before the soft cap.
+        softcap: Gemma 2's ``attn_logit_softcapping``.
 
     Returns:
         (batch, heads, tokens, width).
@@ -135,7 +141,7 @@ def bounded_attention(
         query,
         key,
         value,
-        score_mod=_bounded_score(softcap),
+        score_mod=_softcap_score(softcap),
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -151,21 +157,21 @@ def _flex_attention() -> Callable[..., Any]:
 
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Callable[..., Any]:
-    # compiled for the first row, then once more for rows of any length, with and without gradients
+    # compiled for the first row, then for rows of any length, with and without gradients
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     return torch.compile(_flex_attention(), fullgraph=True)
 
 
 @lru_cache(maxsize=4)
-def _bounded_score(softcap: float) -> Score:
-    def bounded(score: Any, *_places: Any) -> Any:
+def _softcap_score(softcap: float) -> Score:
+    def score_mod(score: torch.Tensor, *_indices: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
-    return bounded
+    return score_mod
 
 
 def _use_flex_attention() -> None:
-    """Put our attention where unsloth's Gemma 2 looks for its own, for rows with our masks."""
+    """Replace the attention of unsloth's Gemma 2 for rows with our masks."""
     from torch.nn.attention.flex_attention import BlockMask
     from unsloth.models import gemma2
 
@@ -177,7 +183,7 @@ def _use_flex_attention() -> None:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        causal_mask: Any,
+        causal_mask: BlockMask | torch.Tensor | None,
         module: Any,
         batch_size: int,
         tokens: int,
@@ -188,7 +194,7 @@ def _use_flex_attention() -> None:
             )
             return unsloths
         config = module.config
-        result = bounded_attention(
+        result = softcap_attention(
             query,
             key,
             value,
@@ -203,17 +209,14 @@ def _use_flex_attention() -> None:
 
 
 def contamination(
-    model: Any, sequences: Sequence[torch.Tensor], packing: TransformersPacking | UnslothPacking
+    model: Any,
+    sequences: Sequence[torch.Tensor],
+    packing: Packing,
 ) -> float:
-    """Return how much the hidden states of samples differ between a row of them and each alone.
+    """Return how much the hidden states of samples in a packed row differ from each sample alone.
 
-    Args:
-        model: A PEFT model around a causal language model.
-        sequences: Token ids, (tokens,) each; only their beginnings are looked at.
-        packing: Makes the row.
-
-    Returns:
-        The largest of the relative differences (Frobenius norm).
+    It is the largest relative difference (Frobenius norm) over ``sequences``, token ids of shape
+    (tokens,) each, of which only the beginnings are compared.
     """
     backbone = backbone_of(model)
     short = [ids[:CHECKED_TOKENS].to(model.device) for ids in sequences]
@@ -226,24 +229,20 @@ def contamination(
         together = _hidden(backbone, {key: row[key] for key in row if key != "labels"})
         packing.end()
     model.train(was_training)
-    differences = []
-    start = 0
-    for hidden in alone:
-        piece = together[:, start : start + hidden.shape[1]].float()
-        difference = (piece - hidden.float()).norm() / hidden.float().norm()
-        differences.append(float(difference))
-        start += hidden.shape[1]
-    return max(differences)
+    lengths = [hidden.shape[1] for hidden in alone]
+    parts = together[:, : sum(lengths)].split(lengths, dim=1)
+    return max(
+        float((part.float() - hidden.float()).norm() / hidden.float().norm())
+        for part, hidden in zip(parts, alone, strict=True)
+    )
 
 
 def require_separate_samples(
-    model: Any, sequences: Sequence[torch.Tensor], packing: TransformersPacking | UnslothPacking
+    model: Any,
+    sequences: Sequence[torch.Tensor],
+    packing: Packing,
 ) -> float:
-    """Raise ``InputError`` when a sample in a packed row is computed otherwise than alone.
-
-    Returns:
-        The relative difference of the hidden states, for the log.
-    """
+    """Return ``contamination``; raise ``InputError`` when it shows attention to other samples."""
     difference = contamination(model, sequences, packing)
     if not difference <= TOLERANCE[model.device.type]:
         raise InputError(

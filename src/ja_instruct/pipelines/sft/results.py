@@ -1,4 +1,4 @@
-"""What a training came to: figures, provenance, model card."""
+"""The results of a training: figures, provenance, model card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ja_instruct.models.cards import AdapterFacts, adapter_card
 if TYPE_CHECKING:
     from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
+    from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 
 Entry = dict[str, float]
 
@@ -19,8 +20,8 @@ Entry = dict[str, float]
 def mean_training_loss(history: Sequence[Entry]) -> float:
     """Return the mean loss over the optimizer's steps, in nats a token.
 
-    An entry's loss is the mean of the steps since the entry before it. A training that ended before
-    the first entry has the trainer's own mean.
+    An entry's loss is the mean of the steps since the entry before it. Without such an entry the
+    trainer's own mean is returned.
 
     >>> mean_training_loss([{"step": 5, "loss": 3.0}, {"step": 6, "loss": 1.5}])
     2.75
@@ -35,7 +36,7 @@ def mean_training_loss(history: Sequence[Entry]) -> float:
 
 
 def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
-    """Return the held-out loss before and after training and its lowest since, if there are any.
+    """Return the held-out losses before and after training, and the lowest after the first step.
 
     >>> evaluation_losses([{"step": 0, "eval_loss": 3.0}, {"step": 5, "eval_loss": 2.5}])
     {'eval_loss_before': 3.0, 'eval_loss_after': 2.5, 'eval_loss_best': 2.5}
@@ -51,15 +52,16 @@ def evaluation_losses(history: Sequence[Entry]) -> dict[str, float]:
 
 
 def summarize(
-    trainer: Any,
+    trainer: StepTrainer,
     history: Sequence[Entry],
     counts: dict[str, int],
     eval_counts: dict[str, int],
     resumed_from_step: int,
 ) -> dict[str, Any]:
-    """Return the figures of a training that people look at first."""
-    tokens, seconds = trainer.totals()
-    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    """Return the main figures of a training."""
+    tokens, seconds = trainer.meter.totals()
+    model: Any = trainer.model
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     summary: dict[str, Any] = {
         "train_samples": counts["samples"],
         "eval_samples": eval_counts["samples"],
@@ -84,7 +86,7 @@ def summarize(
 def provenance_of(
     model: ModelDirectory, parameters: SftParameters, summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what an adapter's directory says of its making."""
+    """Return the provenance that is saved in the adapter's directory."""
     return {
         "stage": "sft",
         "base": {
@@ -94,7 +96,7 @@ def provenance_of(
             # of the 16-bit model, which the adapter may be merged into
             "source_files": model.provenance.get("source", {}).get("files"),
         },
-        # of the GPUs only their number, which multiplies the batch
+        # gpu.devices stays, as it multiplies the batch
         "settings": parameters.model_dump(
             mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}, "model_card": True}
         ),
@@ -107,14 +109,7 @@ def provenance_of(
 def write_card(
     provenance: dict[str, Any], parameters: SftParameters, metrics: dict[str, Any], prompt: str
 ) -> str:
-    """Return the adapter's model card.
-
-    Args:
-        provenance: What ``provenance_of`` returns.
-        parameters: Of the stage.
-        metrics: ``train_metrics``.
-        prompt: An example of the text before an answer.
-    """
+    """Return the adapter's model card, with ``prompt`` as an example of a training prompt."""
     import torch
 
     on_gpu = parameters.device == "cuda" and torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Training samples: from question and answer to token ids and labels."""
+"""Training samples: question and answer as token ids and labels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,9 @@ def to_samples(
     source: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[dict[str, str]]:
-    """Return a sample a pair: ``prompt`` up to the answer, ``completion``, ``source``.
+    """Return ``prompt``, ``completion`` and ``source`` for pairs of question and answer.
 
-    Args:
-        pairs: Question and answer.
-        prompts: The format and its texts.
-        source: The catalog name of where the pairs are from.
-        tokenizer: The model's; only the format ``chat_template`` needs it.
+    Only the format ``chat_template`` needs the tokenizer.
 
     Raises:
         InputError: The format is ``chat_template`` and the template cannot be used.
@@ -40,7 +36,7 @@ def to_samples(
     from tqdm import tqdm
 
     samples = []
-    # of 130,000 pairs only chat_template's take so long that the bar appears
+    # without a chat template 130,000 pairs take less than the delay
     shown = {"desc": f"sft: {source}", "unit": "sample", "delay": 2, "disable": None}
     for question, answer in tqdm(list(pairs), **shown):
         prompt, completion = training_sample(prompts, question, answer, tokenizer)
@@ -55,26 +51,17 @@ def encode_dataset(
     completion_only_loss: bool,
     over_long: Literal["cut", "drop"] = "cut",
 ) -> tuple[Dataset, dict[str, int]]:
-    """Encode every sample, cut or drop the over-long, drop those with nothing to learn.
+    """Encode the samples; cut or drop long ones, and drop those without a label.
 
     The text of a sample is prompt and completion, plus EOS when the completion is not empty, as
-    the recipe has it. With ``completion_only_loss`` the labels of the prompt are -100; the answer,
-    to which EOS and a template's end of turn belong, begins where the tokens of the prompt alone
-    and of the whole text part.
-
-    Args:
-        samples: ``prompt`` and ``completion``.
-        tokenizer: The model's.
-        max_seq_length: Tokens of a sample at most.
-        completion_only_loss: Leave the prompt out of the loss.
-        over_long: ``cut`` a longer sample at its end, or ``drop`` it whole.
+    in the recipe. With ``completion_only_loss`` the labels of the prompt are -100. The completion
+    starts at the first token in which the whole text differs from the prompt alone.
 
     Returns:
         A dataset of ``input_ids`` and ``labels`` in the order of ``samples``, and counts:
-        ``samples`` in it, of which ``cut``; their ``tokens`` and ``loss_tokens``, those in the
-        loss; the samples ``dropped_over_long``, and those ``dropped_nothing_to_learn``, which are
-        without an answer, or whose cut left none; ``longest``, the tokens of the longest sample
-        before any cut.
+        ``samples``, their ``tokens`` and the ``loss_tokens`` among them, samples that are ``cut``,
+        ``dropped_over_long`` or ``dropped_nothing_to_learn`` (no token of the answer is left), and
+        ``longest``, the tokens of the longest sample before it is cut.
 
     Raises:
         InputError: The tokenizer has no EOS.
@@ -112,22 +99,22 @@ def encode_dataset(
 def _encode(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, completion_only_loss: bool
 ) -> list[tuple[list[int], int]]:
-    """Return the ids of every sample and the position of the first that the loss counts."""
+    """Return the ids of every sample, and the position of its first token in the loss."""
     end = eos_text(tokenizer)
     texts = [
         prompt + completion + (end if completion else "")
         for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)
     ]
-    # at once: a fast tokenizer shares a list out among the processor's cores
+    # in one call, as a fast tokenizer splits a list among the processor's cores
     encoded: list[list[int]] = tokenizer(texts, return_attention_mask=False)["input_ids"]
     if not completion_only_loss:
         return [(ids, 0) for ids in encoded]
     prompts: list[list[int]] = tokenizer(batch["prompt"], return_attention_mask=False)["input_ids"]
-    return [(ids, _parting(ids, alone)) for ids, alone in zip(encoded, prompts, strict=True)]
+    return [(ids, _common_length(ids, alone)) for ids, alone in zip(encoded, prompts, strict=True)]
 
 
-def _parting(ids: list[int], others: list[int]) -> int:
-    """Return the length of what both begin with."""
+def _common_length(ids: list[int], others: list[int]) -> int:
+    """Return the length of the common beginning."""
     pairs = enumerate(zip(ids, others, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
@@ -144,9 +131,9 @@ def _warn_of_long_samples(counts: dict[str, int], samples: int, max_seq_length: 
     nothing = counts["dropped_nothing_to_learn"]
     if over_long + nothing > WARN_ABOVE_SHARE * samples:
         logger.warning(
-            "Of %d samples %d are cut and %d left out, being longer than sft.max_seq_length=%d "
-            "tokens (the longest: %d); %d more have no answer within it. Raise sft.max_seq_length, "
-            "or let data_filtering leave them out (its rule token_count)",
+            "Of %d samples %d are cut and %d dropped, as they exceed sft.max_seq_length=%d tokens "
+            "(the longest has %d); %d more have no answer within it. Raise sft.max_seq_length, or "
+            "reject them in data_filtering (its rule token_count)",
             samples,
             counts["cut"],
             counts["dropped_over_long"],

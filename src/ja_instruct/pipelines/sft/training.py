@@ -1,4 +1,7 @@
-"""Building TRL's trainer. Imports torch, transformers and TRL: import it where it is used."""
+"""Building TRL's trainer, and training from scratch or from a checkpoint.
+
+Imports torch, transformers and TRL: import this module where it is used.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,30 @@ import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 
+from ja_instruct.pipelines.sft.callbacks import LossInProgressBar, LossWatch
 from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, read_state
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
-from ja_instruct.pipelines.sft.callbacks import LossWatch
+from ja_instruct.pipelines.sft.micro_batches import StepCollator
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
 from ja_instruct.pipelines.sft.packed_attention import (
     TransformersPacking,
     UnslothPacking,
     require_separate_samples,
 )
-from ja_instruct.pipelines.sft.step_trainer import StepTrainer, collator_for
+from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from collections.abc import Sequence
 
-    from ja_instruct.pipelines.sft.parameters import SftParameters
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from ja_instruct.pipelines.sft.parameters import SftParameters, TrainingParameters
 
 logger = logging.getLogger(__name__)
 
-
-class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
-    """Shows the latest loss in the progress bar, where the stock callback prints dictionaries."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Name the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("sft: training")
-
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        """Name the bar of an evaluation."""
-        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-        if self.prediction_bar is not None:
-            self.prediction_bar.set_description("sft: evaluating")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Put the losses just logged behind the bar."""
-        shown = {key: logs[key] for key in ("loss", "eval_loss") if key in (logs or {})}
-        if state.is_world_process_zero and self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown)
-
-
-# Told to the trainer in other words, or not its business
+# Not passed to SFTConfig under these names
 OWN_PARAMETERS = {
     "report_to",
     "gradient_checkpointing",
@@ -66,19 +49,39 @@ OWN_PARAMETERS = {
 
 
 def training_arguments(parameters: SftParameters, output_dir: str | None = None) -> SFTConfig:
-    """Return the trainer's arguments; every name not listed in the parameters keeps its default.
-
-    Args:
-        parameters: Of the stage.
-        output_dir: Where checkpoints go; ``checkpoint_dir`` itself by default.
-    """
+    """Return the trainer's arguments; names that the parameters lack keep their defaults."""
     training = parameters.training
     on_cpu = parameters.device == "cpu"
-    settings = training.model_dump(exclude=OWN_PARAMETERS)
+    settings = training.model_dump(exclude=OWN_PARAMETERS) | _replaced(training)
     if not parameters.eval_fraction:
         settings["eval_strategy"] = "no"
+    return SFTConfig(
+        **settings,
+        output_dir=output_dir or parameters.checkpoint_dir,
+        max_length=parameters.max_seq_length,
+        report_to=list(training.report_to) or "none",
+        use_cpu=on_cpu,
+        # TRL's own packing needs flash-attn to keep samples apart
+        packing=False,
+        # unsloth's own is set when the adapter is made
+        gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
+        # so that the patience of early stopping goes on counting
+        restore_callback_states_from_checkpoint=True,
+        # otherwise a loss that is not finite is logged as the mean of those before it
+        logging_nan_inf_filter=False,
+        # the default follows transformers' log level
+        disable_tqdm=False,
+        dataloader_pin_memory=not on_cpu,
+        # the samples are token ids, cut to length
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def _replaced(training: TrainingParameters) -> dict[str, Any]:
+    """Return arguments that differ from the parameters of their name, or are derived."""
+    settings: dict[str, Any] = {}
     if training.tokens_per_batch is not None:
-        # a batch of the trainer is a whole step, arranged by StepTrainer
+        # a batch of the trainer is a whole step, which StepTrainer splits
         step = training.per_device_train_batch_size * training.gradient_accumulation_steps
         settings |= {
             "per_device_train_batch_size": step,
@@ -86,44 +89,22 @@ def training_arguments(parameters: SftParameters, output_dir: str | None = None)
             "gradient_accumulation_steps": 1,
         }
     if training.packing:
-        # by samples, not by rows: PackedNeftune
-        settings["neftune_noise_alpha"] = None
+        settings["neftune_noise_alpha"] = None  # PackedNeftune adds the noise
     if training.early_stopping_patience is not None:
         settings |= {
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
             "greater_is_better": False,
         }
-    return SFTConfig(
-        **settings,
-        output_dir=output_dir or parameters.checkpoint_dir,
-        max_length=parameters.max_seq_length,
-        report_to=list(training.report_to) or "none",
-        use_cpu=on_cpu,
-        # rows are made here, with any attention, and not by TRL, which wants flash-attn for it
-        packing=False,
-        # unsloth brings its own, set when the adapter is made
-        gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
-        # the patience of early stopping is counted on
-        restore_callback_states_from_checkpoint=True,
-        # a loss that is no number would be logged as the mean of those before it
-        logging_nan_inf_filter=False,
-        # its default follows transformers' log level
-        disable_tqdm=False,
-        # pinned memory is for copies to a GPU
-        dataloader_pin_memory=not on_cpu,
-        # the samples are token ids already, cut to length
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    return settings
 
 
 def fit_to_processes(arguments: SFTConfig) -> SFTConfig:
-    """Set what several processes need that train together, each on its GPU; one needs nothing.
+    """Change the arguments where several processes train together, each on its GPU.
 
-    A PEFT model is no ``PreTrainedModel``, so the trainer would look for unused parameters in
-    every step. All adapters are used, and the search goes together with checkpointing only
-    where that is not reentrant. An out-of-memory error in one process would halve the batch
-    there alone, while the others wait for its gradients.
+    The search for unused parameters goes: all adapters are used, and with reentrant gradient
+    checkpointing it fails. So does the smaller batch on an out-of-memory error, which would halve
+    one process's batch while the others wait for its gradients.
     """
     if arguments.world_size > 1:
         arguments.ddp_find_unused_parameters = False
@@ -134,8 +115,8 @@ def fit_to_processes(arguments: SFTConfig) -> SFTConfig:
 
 
 def build_trainer(
-    model: Any,
-    tokenizer: Any,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
     parameters: SftParameters,
@@ -144,7 +125,7 @@ def build_trainer(
     """Return a trainer over datasets of ``input_ids`` and ``labels``.
 
     Raises:
-        InputError: Packing is asked for, and the model cannot keep packed samples apart.
+        InputError: Packing is set, and the model cannot keep packed samples apart.
     """
     training = parameters.training
     trainer_class = CpuStepTrainer if parameters.device == "cpu" else StepTrainer
@@ -156,12 +137,12 @@ def build_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        data_collator=collator_for(training.tokens_per_batch),
+        # by default TRL's, which pads
+        data_collator=None if training.tokens_per_batch is None else StepCollator(),
     )
     trainer.tokens_per_batch = training.tokens_per_batch
     trainer.backs_off = arguments.auto_find_batch_size
-    # transformers' own begins the training anew, in smaller steps, with the weights as they are
-    arguments.auto_find_batch_size = False
+    arguments.auto_find_batch_size = False  # StepTrainer replaces transformers' own
     if training.packing:
         _pack(trainer, parameters)
     trainer.remove_callback(ProgressCallback)
@@ -177,15 +158,14 @@ def build_trainer(
 
 
 def _pack(trainer: StepTrainer, parameters: SftParameters) -> None:
-    packing = (
-        UnslothPacking(trainer.model) if parameters.backend == "unsloth" else TransformersPacking()
-    )
+    on_unsloth = parameters.backend == "unsloth"
+    packing = UnslothPacking(trainer.model) if on_unsloth else TransformersPacking()
     dataset: Any = trainer.train_dataset
     first = dataset[:2]["input_ids"]
     if len(first) == 2:
         sequences = [torch.tensor(ids) for ids in first]
         difference = require_separate_samples(trainer.model, sequences, packing)
-        logger.info("sft: packed samples are apart (difference %.1e)", difference)
+        logger.info("sft: packed samples do not mix (difference %.1e)", difference)
     trainer.packing = packing
     alpha = parameters.training.neftune_noise_alpha
     if alpha is not None:
@@ -193,10 +173,10 @@ def _pack(trainer: StepTrainer, parameters: SftParameters) -> None:
 
 
 def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) -> int:
-    """Train to the end, from ``checkpoint`` where there is one, and evaluate the result.
+    """Train to the end, from ``checkpoint`` if there is one, and evaluate the result.
 
     Returns:
-        The step that training went on from, 0 for a whole run; ``trainer.state`` has the rest.
+        The step that training resumed from, 0 without a checkpoint.
     """
     if checkpoint is None:
         trainer.train()
@@ -205,17 +185,17 @@ def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) ->
     state = read_state(checkpoint)
     done = [entry for entry in state["log_history"] if "tokens" in entry]
     if done:
-        trainer.go_on_counting(done[-1]["tokens"], done[-1]["seconds"])
+        trainer.meter.resume(done[-1]["tokens"], done[-1]["seconds"])
     trainer.args.eval_on_start = False
     if trainer.args.report_to:
         _log_earlier_curves(state["log_history"])
     if not _has_ended(state):
-        logger.info("sft: going on from step %d, %s", state["global_step"], checkpoint)
+        logger.info("sft: resuming from step %d, %s", state["global_step"], checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         logger.info(
-            "sft: this training had come to its end; its last checkpoint is used. Remove %s, or "
-            "set sft.resume to false, to train again",
+            "sft: this training has finished; its last checkpoint is used. Remove %s, or set "
+            "sft.resume to false, to train again",
             checkpoint.parent,
         )
         best = state["best_model_checkpoint"] if trainer.args.load_best_model_at_end else None
@@ -240,8 +220,8 @@ def _evaluate_at_end(trainer: StepTrainer) -> None:
         trainer.evaluate()
 
 
-def _log_earlier_curves(history: list[dict[str, float]]) -> None:
-    """Give the MLflow run of the resumed training the curves from their beginning."""
+def _log_earlier_curves(history: Sequence[dict[str, float]]) -> None:
+    """Log the curves up to the checkpoint to the MLflow run of the resumed training."""
     import mlflow
 
     if mlflow.active_run() is None:
