@@ -35,7 +35,7 @@ def test_tensors_are_read_where_they_are(two_files):
 def test_a_download_that_was_cut_off_is_named(two_files):
     path = two_files / "model-1.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"{path}: no complete safetensors file"):
+    with pytest.raises(InputError, match=f"{path}: not a complete safetensors file"):
         read_headers(two_files)
 
 

@@ -1,4 +1,4 @@
-"""``HubPublicationDataset``: a model published on the Hugging Face hub."""
+"""``HubPublicationDataset``: a model that is published on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kedro.io import AbstractDataset
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.publication import check_login, upload
+from ja_instruct.models.directory import as_json
+from ja_instruct.models.publication import check_login
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
-    """Uploads a model directory to a repository of the hub, and keeps a record of it.
+    """Saves a model to a repository of the hub, and a record of that to a file; loads the record.
 
-    It exists when the record says that this repository was published to; what the hub holds by
-    now is not asked. Loading returns the record: repository, commit, address, checksums.
+    The dataset exists if the record names this repository; the hub is not asked for its current
+    content. The record holds repository, commit, address and checksums.
 
     Examples:
         YAML API:
@@ -55,8 +56,7 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
         Args:
             filepath: The record, a JSON file.
             repo_id: ``owner/name`` on the hub; None refuses to publish.
-            private: Whether a repository that does not exist yet is created private; one that
-                exists stays as it is.
+            private: Whether a new repository is private; an existing one stays as it is.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
         self._filepath = Path(filepath)
@@ -65,7 +65,7 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` unless this repository was published to."""
+        """Raise ``InputError`` unless the model was published to this repository."""
         if not self._exists():
             raise InputError(
                 f"{self._filepath}: no record of a publication to '{self._repo_id}'; publish "
@@ -73,7 +73,7 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
             )
 
     def check_output(self) -> None:
-        """Raise ``InputError`` when no repository is named or the user may not write to it."""
+        """Raise ``InputError`` if no repository is named or the user may not write to it."""
         check_login(self._repo_id)
 
     def load(self) -> dict[str, Any]:
@@ -84,12 +84,12 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
     def save(self, data: Publication) -> None:
         """Upload, then write the record."""
         self.check_output()
-        record = upload(data, str(self._repo_id), private=self._private)
+        record = data.upload(str(self._repo_id), private=self._private)
         with replacing(self._filepath) as new:
-            new.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            new.write_text(as_json(record), "utf-8")
 
     def discard_unfinished(self) -> None:
-        """Tidy up after a process that was killed while it saved."""
+        """Remove what a process left behind that was killed while it saved."""
         discard_unfinished(self._filepath)
 
     def _read(self) -> dict[str, Any]:

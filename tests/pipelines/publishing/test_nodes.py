@@ -27,7 +27,7 @@ def make(tmp_path):
 @pytest.mark.parametrize(
     ("revision", "expected"), [("a" * 40, "a" * 40), ("sha256:" + "b" * 64, None), (None, None)]
 )
-def test_adapter_names_the_base_by_its_name(make, parameters, revision, expected):
+def test_adapter_has_the_hubs_name_of_its_base(make, parameters, revision, expected):
     adapter = make(base={"model_id": "google/gemma-2-27b", "revision": revision})
     assert publish_adapter(adapter, parameters).json_changes == {
         "adapter_config.json": {
@@ -54,5 +54,5 @@ def test_merged_model_must_have_been_checked(make, parameters):
     report = {"weights_sha256": CHECKSUMS}
     assert publish_merged_model(model, report, parameters).weights_sha256 == CHECKSUMS
     for other in ({}, {"weights_sha256": {"model.safetensors": "d" * 64}}):
-        with pytest.raises(InputError, match=r"not about the merged model at .*check_merged_model"):
+        with pytest.raises(InputError, match="does not describe .*check_merged_model"):
             publish_merged_model(model, other, parameters)

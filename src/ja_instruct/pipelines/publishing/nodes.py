@@ -1,30 +1,27 @@
-"""Nodes of ``publishing``: they say what to publish, the datasets upload it."""
+"""Nodes of ``publishing``: what is uploaded; the catalog names the repositories."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.cards import COMMIT
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.publication import Publication
 from ja_instruct.pipelines.publishing.parameters import PublishingParameters
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def publish_quantized_model(
     quantized_model: ModelDirectory, parameters: PublishingParameters
 ) -> Publication:
-    """Describe the publication of the 4-bit model."""
+    """Publish the 4-bit model as it is."""
     return _publication(quantized_model, parameters)
 
 
 def publish_adapter(adapter: ModelDirectory, parameters: PublishingParameters) -> Publication:
-    """Describe the publication of the adapter.
+    """Publish the adapter with the hub's name of its base.
 
-    PEFT notes as its base the directory on this computer; the published copy names the model
-    instead, so that ``AutoPeftModelForCausalLM`` finds it.
+    PEFT records the base's directory on this computer; ``AutoPeftModelForCausalLM`` needs the name.
     """
     base = adapter.provenance.get("base", {})
     changes: dict[str, dict[str, Any]] = {}
@@ -32,7 +29,7 @@ def publish_adapter(adapter: ModelDirectory, parameters: PublishingParameters) -
         revision = str(base.get("revision") or "")
         changes["adapter_config.json"] = {
             "base_model_name_or_path": base["model_id"],
-            "revision": revision if _COMMIT.fullmatch(revision) else None,
+            "revision": revision if COMMIT.fullmatch(revision) else None,
         }
     return _publication(adapter, parameters, changes)
 
@@ -42,16 +39,16 @@ def publish_merged_model(
     export_report: dict[str, Any],
     parameters: PublishingParameters,
 ) -> Publication:
-    """Describe the publication of the merged model, which must have passed its check.
+    """Publish the merged model as it is, if its check has passed.
 
     Raises:
-        InputError: ``export_report`` is about another model than this.
+        InputError: ``export_report`` describes another model.
     """
     publication = _publication(merged_model, parameters)
     if export_report.get("weights_sha256") != publication.weights_sha256:
         raise InputError(
-            f"export_report is not about the merged model at {merged_model.path}; check it with "
-            f"'kedro run --pipeline=export --nodes=check_merged_model'"
+            f"export_report does not describe the merged model at {merged_model.path}; check it "
+            f"with 'kedro run --pipeline=export --nodes=check_merged_model'"
         )
     return publication
 

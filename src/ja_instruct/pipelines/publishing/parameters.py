@@ -6,6 +6,6 @@ from ja_instruct.config import Parameters
 
 
 class PublishingParameters(Parameters):
-    """How models are published; where to is said in the catalog."""
+    """How models are published; the catalog names the repositories."""
 
-    commit_message: str = Field(min_length=1, description="Of the commits on the hub")
+    commit_message: str = Field(min_length=1, description="Message of the commits on the hub")
