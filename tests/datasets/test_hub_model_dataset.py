@@ -15,8 +15,8 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 @pytest.fixture
 def repository(monkeypatch, tmp_path):
-    """A repository of which the local cache holds the configurations of two revisions."""
-    # first, as its module takes over the constant when it is imported
+    """A repository with the configurations of two revisions in the local cache."""
+    # before the constant, which this module copies when it is imported
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     cached = Path(tmp_path) / "models--owner--name"
@@ -38,12 +38,12 @@ def test_configuration_comes_from_the_cache(repository, revision, expected):
 
 
 @pytest.mark.parametrize(("repo_id", "revision"), [("owner/name", "v3"), ("owner/other", None)])
-def test_offline_what_is_not_cached_is_not_there(repository, repo_id, revision):
+def test_offline_without_a_cache_there_is_no_configuration(repository, repo_id, revision):
     assert HubModelDataset(repo_id=repo_id, revision=revision).peek_config() is None
 
 
 class TestHub:
-    """The hub's answers are made up at its boundary, HTTP."""
+    """The hub is faked at HTTP."""
 
     @pytest.fixture
     def hub(self, repository, monkeypatch):
@@ -57,40 +57,28 @@ class TestHub:
         yield answer_with
         huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
-    def test_configuration_is_fetched_and_nothing_else(self, hub):
-        asked = []
-        content = b'{"model_type": "llama"}'
-
-        def respond(request):
-            asked.append(request.url.path)
-            headers = {
-                "ETag": '"0123"',
-                "X-Repo-Commit": "c" * 40,
-                "Content-Length": str(len(content)),
-            }
-            return httpx.Response(200, headers=headers, content=content)
-
-        hub(respond)
+    def test_only_the_configuration_is_fetched_once(self, model_on_the_hub):
+        requests = model_on_the_hub({"model_type": "llama"}, {})
         dataset = HubModelDataset(repo_id="owner/other")
         assert dataset.peek_config() == {"model_type": "llama"}
-        assert set(asked) == {"/owner/other/resolve/main/config.json"}
-        count = len(asked)
+        assert set(requests) == {"/owner/other/resolve/main/config.json"}
+        count = len(requests)
         assert dataset.peek_config() == {"model_type": "llama"}
-        assert len(asked) == count
+        assert len(requests) == count
 
     @pytest.mark.parametrize("status", [401, 403, 404, 500])
-    def test_none_where_the_hub_does_not_give_it(self, hub, status, monkeypatch):
-        # the client asks again and again, ever later
+    def test_there_is_no_configuration_if_the_hub_refuses(self, hub, status, monkeypatch):
+        # between the client's attempts
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         hub(lambda request: httpx.Response(status))
         assert HubModelDataset(repo_id="owner/other").peek_config() is None
 
     @pytest.fixture
     def model_on_the_hub(self, hub):
-        """Answers for a model of a configuration and types of weights; what was asked for."""
+        """A function that serves a configuration and types of weights, and returns the requests."""
 
         def answer(config, types):
-            asked = []
+            requests = []
             content = json.dumps(config).encode()
             info = {
                 "id": "owner/other",
@@ -100,7 +88,7 @@ class TestHub:
             }
 
             def respond(request):
-                asked.append(request.url.path)
+                requests.append(request.url.path)
                 if request.url.path.endswith("/config.json"):
                     headers = {
                         "ETag": '"0123"',
@@ -111,11 +99,11 @@ class TestHub:
                 return httpx.Response(200, json=info)
 
             hub(respond)
-            return asked
+            return requests
 
         return answer
 
-    def test_16_bit_model_is_taken(self, model_on_the_hub):
+    def test_16_bit_model_is_accepted(self, model_on_the_hub):
         model_on_the_hub({"model_type": "gemma2"}, {"BF16": 100, "F32": 20})
         dataset = HubModelDataset(repo_id="owner/other")
         dataset.check()
@@ -129,17 +117,17 @@ class TestHub:
                 {"BF16": 1, "U8": 9},
                 r"'owner/other' on the hub is quantized already \(bitsandbytes\)",
             ),
-            ({}, {"BF16": 1, "U8": 9}, "'owner/other' on the hub has weights of type U8, not of"),
-            ({}, {"F8_E4M3": 9, "F32": 1}, "has weights of type F8_E4M3, not of BF16, F16, F32"),
+            ({}, {"BF16": 1, "U8": 9}, "'owner/other' on the hub has weights of type U8, not only"),
+            ({}, {"F8_E4M3": 9, "F32": 1}, "has weights of type F8_E4M3, not only BF16, F16, F32"),
         ],
     )
     def test_quantized_model_is_refused_before_any_weights_are_fetched(
         self, model_on_the_hub, config, types, message
     ):
-        asked = model_on_the_hub(config, types)
+        requests = model_on_the_hub(config, types)
         with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
             HubModelDataset(repo_id="owner/other").check()
-        assert not [path for path in asked if "safetensors" in path]
+        assert not [path for path in requests if "safetensors" in path]
 
 
 def test_cached_model_of_8_bits_is_refused(repository, monkeypatch):

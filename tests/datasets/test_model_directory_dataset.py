@@ -14,7 +14,7 @@ def dataset(tmp_path):
     return ModelDirectoryDataset(filepath=tmp_path / "model", model_id="owner/name")
 
 
-def test_configuration_is_there_before_the_weights_are(dataset, tmp_path):
+def test_configuration_is_available_without_weights(dataset, tmp_path):
     assert dataset.peek_config() is None
     (tmp_path / "model").mkdir()
     assert dataset.peek_config() is None
@@ -33,7 +33,7 @@ def write_model(directory, dtype, **config):
     save_file({"weight": torch.zeros(2, 2).to(dtype)}, directory / "model.safetensors")
 
 
-def test_16_bit_model_is_handed_on(dataset, tmp_path):
+def test_16_bit_model_is_loaded(dataset, tmp_path):
     write_model(tmp_path / "model", torch.bfloat16)
     model = dataset.load()
     assert (model.path, model.model_id) == (tmp_path / "model", "owner/name")

@@ -9,6 +9,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.models.directory import (
     ModelDirectory,
+    read_config,
     refuse_quantized,
     refuse_quantized_config,
     refuse_quantized_types,
@@ -23,7 +24,7 @@ from ja_instruct.models.hub import (
 
 
 class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
-    """A model of the hub, downloaded to the hub's own cache when it is loaded.
+    """A model on the hub, downloaded to the hub's cache when it is loaded.
 
     Examples:
         YAML API:
@@ -61,10 +62,10 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when the hub does not give this model to this user.
+        """Raise ``InputError`` if this user cannot download the model, or if it is quantized.
 
-        A model that somebody has quantized is refused too, before its weights are downloaded: by
-        its configuration, and by the types that the hub lists.
+        A quantized model is detected before its weights are downloaded, by its configuration and by
+        the weight types that the hub lists.
         """
         check_repository(self._repo_id, self._revision, "model")
         refuse_quantized_config(self.peek_config() or {}, f"'{self._repo_id}' on the hub")
@@ -72,36 +73,36 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         refuse_quantized_types(types, f"'{self._repo_id}' on the hub")
 
     def parameter_count(self) -> int | None:
-        """Return the number of weights as the hub tells it, for the check of free memory."""
+        """Return the number of weights that the hub lists, for the check of free memory."""
         counts = weights_by_type(self._repo_id, self._revision)
         return sum(counts.values()) if counts else None
 
     def pending_download_bytes(self) -> int:
-        """Return how much has yet to be downloaded, for the check of free disk."""
+        """Return the size of the missing files, for the check of free disk space."""
         return pending_download_bytes(self._repo_id, self._revision)
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, a few kilobytes; None where it cannot be had, for any reason.
+        """Return ``config.json``, a few kilobytes; None if it is not available for any reason.
 
-        The hub is asked once: several nodes are estimated from it, by several checks.
+        It is fetched once, because several checks estimate several nodes from it.
         """
         return self._config
 
     @cached_property
     def _config(self) -> dict[str, Any] | None:
         path = fetch_file(self._repo_id, self._revision, "config.json")
-        return None if path is None else ModelDirectory(path.parent, self._repo_id).load_config()
+        return None if path is None else read_config(path.parent)
 
     def load(self) -> ModelDirectory:
-        """Download what is missing and return a handle on the snapshot."""
+        """Download the missing files and return a handle on the snapshot."""
         snapshot = download_model(self._repo_id, self._revision)
-        # the cache names a snapshot's folder by its commit
+        # the cache names the folder of a snapshot after its commit
         model = ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
         refuse_quantized(model)
         return model
 
     def save(self, data: ModelDirectory) -> NoReturn:
-        """Refuse: pushing to the hub is no catalog matter."""
+        """Refuse: this entry is an input."""
         raise DatasetError(f"hub model '{self._repo_id}' is an input and is never written to")
 
     def _describe(self) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.models.directory import (
+    CONFIG_FILE,
     ModelDirectory,
     parameter_count,
+    read_config,
     read_provenance,
     refuse_quantized,
     require_model_files,
@@ -17,7 +19,7 @@ from ja_instruct.models.directory import (
 
 
 class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
-    """A 16-bit transformers model directory that somebody else made; read only.
+    """A 16-bit transformers model directory that others made; it is only read.
 
     Examples:
         YAML API:
@@ -55,7 +57,7 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` when the directory holds no model, or a quantized one."""
+        """Raise ``InputError`` if the directory holds no model, or a quantized one."""
         require_model_files(
             self._filepath, "correct 'filepath' of this catalog entry, or download the model to it"
         )
@@ -70,13 +72,11 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         return 0
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, None where it is missing; nothing is checked or loaded."""
-        if not self._exists():
-            return None
-        return ModelDirectory(self._filepath, self._model_id).load_config()
+        """Return ``config.json``, or None if it is missing; nothing is checked or loaded."""
+        return read_config(self._filepath)
 
     def load(self) -> ModelDirectory:
-        """Return a handle on the directory; weights are read when a node asks for them."""
+        """Return a handle on the directory; a node that uses it reads the weights."""
         self.check()
         return ModelDirectory(
             self._filepath, self._model_id, provenance=read_provenance(self._filepath)
@@ -87,7 +87,7 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         raise DatasetError(f"{self._filepath} is an input and is never written to")
 
     def _exists(self) -> bool:
-        return (self._filepath / "config.json").is_file()
+        return (self._filepath / CONFIG_FILE).is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "model_id": self._model_id}

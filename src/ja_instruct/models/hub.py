@@ -1,4 +1,4 @@
-"""Asking the Hugging Face hub for a repository, with errors a person can act on."""
+"""Requests to the Hugging Face hub, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ WEIGHTS_AND_TOKENIZER = (
     "*.jinja",
     "artifact.metadata",
 )
+_OFFLINE_REMEDY = (
+    "check the network and HF_HUB_OFFLINE, point the catalog entry at a local directory, or try "
+    "the embedded example with '--env=demo', which needs no network"
+)
 
 
-def _offline_remedy() -> str:
-    return (
-        "check the network and HF_HUB_OFFLINE, point the catalog entry at a local directory, or "
-        "try the embedded example with '--env=demo', which needs no network"
-    )
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the hub's client: refused, out of reach, not in the local cache."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    return HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError
 
 
 def check_repository(
     repo_id: str, revision: str | None, repo_type: Literal["model", "dataset"]
 ) -> None:
-    """Raise ``InputError`` unless the hub (or the local cache, when offline) has the repository.
+    """Raise ``InputError`` unless the hub has the repository, or offline the local cache.
 
     Args:
         repo_id: ``owner/name`` on the hub.
         revision: Branch, tag or commit; None is the default branch.
-        repo_type: What to look for.
+        repo_type: Whether it is a model or a data set.
     """
-    import httpx
-    from huggingface_hub import HfApi, constants, scan_cache_dir
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import (
-        CacheNotFound,
         GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -66,81 +67,75 @@ def check_repository(
             f"{repo_type} '{repo_id}' is not on the hub, or it is private and you are not logged "
             f"in ('hf auth login'); check the name in the catalog"
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.TransportError, OSError) as error:
-        try:
-            cached = {repo.repo_id for repo in scan_cache_dir().repos}
-        except CacheNotFound:
-            cached = set()
-        if repo_id in cached:
-            logger.info("%s '%s': hub not reached, using the local cache", repo_type, repo_id)
-            return
+    except _hub_errors() as error:
+        _require_cached(repo_id, repo_type, error)
+
+
+def _require_cached(repo_id: str, repo_type: str, error: Exception) -> None:
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cached = {repo.repo_id for repo in scan_cache_dir().repos}
+    except CacheNotFound:
+        cached = set()
+    if repo_id not in cached:
         state = "offline mode is on" if constants.HF_HUB_OFFLINE else type(error).__name__
         raise InputError(
-            f"{repo_type} '{repo_id}' cannot be reached ({state}): {_offline_remedy()}"
+            f"{repo_type} '{repo_id}' cannot be reached ({state}): {_OFFLINE_REMEDY}"
         ) from error
+    logger.info("%s '%s': the hub is out of reach, using the local cache", repo_type, repo_id)
 
 
 def download_model(repo_id: str, revision: str | None) -> Path:
     """Download a model's safetensors, configuration and tokenizer; return the local snapshot.
 
     Raises:
-        InputError: The repository cannot be had; the message says how to get access.
+        InputError: The repository is not accessible; the message says how to get access.
     """
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=list(WEIGHTS_AND_TOKENIZER)
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError) as error:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except _hub_errors() as error:
         check_repository(repo_id, revision, "model")
         raise InputError(
-            f"model '{repo_id}' could not be downloaded ({error}): {_offline_remedy()}"
+            f"model '{repo_id}' could not be downloaded ({error}): {_OFFLINE_REMEDY}"
         ) from error
 
 
 def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
-    """Return a model's file, downloaded or out of the cache; None where neither has it."""
-    import httpx
+    """Return a file of a model, downloaded or from the cache; None if neither has it."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, name, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError):
+    except _hub_errors():
         return None
 
 
 def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
-    """Return how many weights a model has of each type (``BF16``), as the hub lists them.
+    """Return the number of a model's weights of each type (``BF16``), as the hub lists them.
 
-    Empty where the hub cannot be asked, or knows of no safetensors in the repository.
+    Empty if the hub cannot be reached, or lists no safetensors in the repository.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         listed = HfApi().model_info(repo_id, revision=revision).safetensors
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.TransportError):
+    except _hub_errors():
         return {}
     return {} if listed is None else dict(listed.parameters)
 
 
 def pending_download_bytes(repo_id: str, revision: str | None) -> int:
-    """Return how much ``download_model`` has yet to fetch; 0 where the hub cannot be asked."""
-    import httpx
+    """Return how much ``download_model`` would fetch; 0 if the hub cannot be reached."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
-        files = snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(WEIGHTS_AND_TOKENIZER), dry_run=True
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, OSError):
+        files = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, dry_run=True)
+    except _hub_errors():
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)

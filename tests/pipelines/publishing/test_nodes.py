@@ -54,5 +54,5 @@ def test_merged_model_must_have_been_checked(make, parameters):
     report = {"weights_sha256": CHECKSUMS}
     assert publish_merged_model(model, report, parameters).weights_sha256 == CHECKSUMS
     for other in ({}, {"weights_sha256": {"model.safetensors": "d" * 64}}):
-        with pytest.raises(InputError, match="does not describe .*check_merged_model"):
+        with pytest.raises(InputError, match=r"does not describe .*check_merged_model"):
             publish_merged_model(model, other, parameters)
