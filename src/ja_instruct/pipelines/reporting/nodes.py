@@ -47,7 +47,12 @@ def build_run_report(
         model=quantization_report["source"],
         loss=train_metrics["summary"],
         rejected_by_rule=sorted(rejected, key=lambda item: -item[1]),
-        loss_plot=loss_plot.to_html(full_html=False, include_plotlyjs=True, default_height=380),
+        loss_plot=loss_plot.to_html(
+            full_html=False,
+            include_plotlyjs=True,
+            default_height=380,
+            config={"responsive": True, "displayModeBar": False},
+        ),
         comparisons=_compare(
             as_dataset(tasks, "tasks"),
             as_dataset(base_answers, "base_answers"),
