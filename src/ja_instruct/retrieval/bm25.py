@@ -11,11 +11,11 @@ a matrix back would take, and nothing can disagree with the texts.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.ranking import Result
+from ja_instruct.text import fold, split_ngrams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,21 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 def normalize(text: str) -> str:
-    r"""Return the text as BM25 compares it: NFKC, without case, white space, control characters.
+    r"""Return the text as BM25 compares it: folded, without white space and control characters.
 
     >>> normalize(" ｶﾞﾝﾀﾞﾑ　ＲＸ\u200b78 ")
     'ガンダムrx78'
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(
-        character
-        for character in folded
-        if not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf")
-    )
+    return fold(text, drop=("Z", "Cc", "Cf"))
 
 
 def split_bigrams(text: str) -> list[str]:
-    """Return each pair of neighbours of the normalized text; a lone character is its own token.
+    """Return the character bigrams of the normalized text; a single character is its own token.
 
     >>> split_bigrams("日本の 首都")
     ['日本', '本の', 'の首', '首都']
@@ -50,7 +45,7 @@ def split_bigrams(text: str) -> list[str]:
     (['川'], [])
     """
     normal = normalize(text)
-    return [normal[i : i + 2] for i in range(len(normal) - 1)] or list(normal)
+    return split_ngrams(normal, 2) or list(normal)
 
 
 def search_bigrams(

@@ -9,10 +9,9 @@ from ja_instruct.pipelines.inference.few_shot_examples import (
     diversify,
     fit_examples,
     fold_question,
-    jaccard,
-    split_ngrams,
 )
 from ja_instruct.retrieval.ranking import Result
+from ja_instruct.text import jaccard, ngram_set
 
 TEXTS = st.text("日本の首都はどこ富士山", max_size=12)
 
@@ -82,7 +81,7 @@ def diversify_slowly(results, questions, count, diversity):
             relevance = (scores[i] - min(scores)) / span if span else 1.0
             redundancy = max(
                 (
-                    jaccard(*(split_ngrams(fold_question(questions[k]), 2) for k in (i, j)))
+                    jaccard(*(ngram_set(fold_question(questions[k]), 2) for k in (i, j)))
                     for j in chosen
                 ),
                 default=0.0,

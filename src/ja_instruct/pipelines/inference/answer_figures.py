@@ -11,6 +11,7 @@ from typing import Any
 from ja_instruct.engine.answer import Answer
 from ja_instruct.pipelines.inference.answering import find_failure
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.text import split_ngrams
 
 # Longer than a Japanese word with its particle, so that what repeats is a phrase
 REPETITION_NGRAM_CHARS = 8
@@ -40,11 +41,8 @@ def repeated_share(text: str) -> float:
     >>> repeated_share("はい。" * 20)
     0.943...
     """
-    count = len(text) - REPETITION_NGRAM_CHARS + 1
-    if count < 1:
-        return 0.0
-    different = {text[i : i + REPETITION_NGRAM_CHARS] for i in range(count)}
-    return 1 - len(different) / count
+    ngrams = split_ngrams(text, REPETITION_NGRAM_CHARS)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def banned_word_hits(text: str, words: Sequence[str]) -> dict[str, int]:

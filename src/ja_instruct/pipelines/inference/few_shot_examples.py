@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.retrieval.index import retrieve
+from ja_instruct.text import fold, jaccard, ngram_set
 
 if TYPE_CHECKING:
     from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex
@@ -25,36 +25,16 @@ CANDIDATES_PER_EXAMPLE = 4
 
 
 def fold_question(text: str) -> str:
-    r"""Return what of a question tells it from another: NFKC, without case, blanks, punctuation.
+    r"""Return a question folded, without white space, control characters and punctuation.
 
-    A text of nothing else stays as it is.
+    A text of nothing else keeps its punctuation.
 
     >>> fold_question("日本の　首都は、どこ？") == fold_question("日本の首都はどこ?\n")
     True
     >>> fold_question("？！")
     '?!'
     """
-    normal = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(one for one in normal if unicodedata.category(one)[0] not in "CPZ")
-    return kept or normal.strip()
-
-
-def split_ngrams(text: str, size: int) -> frozenset[str]:
-    """Return the set of a text's character n-grams; a shorter text is one.
-
-    >>> sorted(split_ngrams("首都は", 2))
-    ['都は', '首都']
-    """
-    return frozenset(text[i : i + size] for i in range(max(1, len(text) - size + 1)))
-
-
-def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Return the share of what two sets have in common; neither is empty.
-
-    >>> jaccard(frozenset("日本"), frozenset("日光"))
-    0.3333333333333333
-    """
-    return len(first & second) / len(first | second)
+    return fold(text, drop=("C", "P", "Z")) or fold(text).strip()
 
 
 class PoolQuestions:
@@ -63,7 +43,7 @@ class PoolQuestions:
     def __init__(self, questions: Sequence[str]) -> None:
         """Take the questions in the order of the pool."""
         folded = map(fold_question, questions)
-        self._ngrams = [split_ngrams(text, SAME_TASK_NGRAM_CHARS) for text in folded]
+        self._ngrams = [ngram_set(text, SAME_TASK_NGRAM_CHARS) for text in folded]
 
     def positions_of(self, task: str) -> set[int]:
         """Return the positions of the questions that ask what ``task`` asks.
@@ -71,7 +51,7 @@ class PoolQuestions:
         Those are equal to it when folded, or have ``SAME_TASK_JACCARD`` of their character 5-grams
         in common with it.
         """
-        asked = split_ngrams(fold_question(task), SAME_TASK_NGRAM_CHARS)
+        asked = ngram_set(fold_question(task), SAME_TASK_NGRAM_CHARS)
         return {
             position
             for position, ngrams in enumerate(self._ngrams)
@@ -100,7 +80,7 @@ def diversify(
     Returns:
         The chosen, in the order of ``results``.
     """
-    ngrams = [split_ngrams(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
+    ngrams = [ngram_set(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
     relevance = _scale([result.score for result in results])
     redundancy = [0.0] * len(results)
     left = list(range(len(results)))
