@@ -1,4 +1,4 @@
-"""Kedro hooks: working directory, checks before a run, MLflow, a log line per finished stage."""
+"""Kedro hooks: working directory, checks before and after a run, MLflow, a log line per stage."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import BaseModel
 
+from ja_instruct.errors import InputError
+from ja_instruct.memory.resources import parameters_of
 from ja_instruct.preflight import (
     check_parameters,
     check_run,
@@ -192,6 +194,37 @@ class ProgressHook:
             times["stage_seconds"] = total
             metrics = {**summary, **{name: round(spent, 2) for name, spent in times.items()}}
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
+
+
+class UnansweredTasksHook:
+    """Ends a run with an error if tasks have no answer.
+
+    A hook and not a node, because everything must be saved before, whatever else the run computes,
+    and ``--only-missing-outputs`` must not skip it. Registered after kedro-mlflow's hook, so that
+    it is called before it, while the MLflow run is open.
+    """
+
+    @hook_impl
+    def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
+        """Check the saved ``inference_report`` of each node that answers tasks.
+
+        Raises:
+            InputError: Tasks have no answer; the MLflow run has failed then.
+        """
+        from ja_instruct.pipelines.inference.answering import require_all_answered
+        from ja_instruct.pipelines.inference.nodes import answer_tasks
+
+        for node in (node for node in pipeline.nodes if node.func is answer_tasks):
+            report = node.outputs[1]
+            base = report.removesuffix("inference_report") + "base_answers"
+            count = len(catalog.load(base)) if catalog.exists(base) else 0
+            _, parameters = parameters_of(node, catalog, "inference")
+            try:
+                require_all_answered(catalog.load(report), count, parameters)
+            except InputError:
+                if mlflow.active_run() is not None:
+                    mlflow.end_run("FAILED")
+                raise
 
 
 def _shortened(path: Path) -> Path:

@@ -30,13 +30,20 @@ from ja_instruct.hooks import (  # noqa: E402
     FlatParametersMlflowHook,
     PreflightHook,
     ProgressHook,
+    UnansweredTasksHook,
     WorkingDirectoryHook,
 )
 
 # the project's subclass replaces kedro-mlflow's hook; telemetry is off
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-telemetry")
 # pluggy calls the last registered first: inputs are checked before an MLflow run is opened
-HOOKS = (ProgressHook(), FlatParametersMlflowHook(), PreflightHook(), WorkingDirectoryHook())
+HOOKS = (
+    ProgressHook(),
+    FlatParametersMlflowHook(),
+    UnansweredTasksHook(),
+    PreflightHook(),
+    WorkingDirectoryHook(),
+)
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

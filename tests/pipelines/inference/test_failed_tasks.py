@@ -1,14 +1,20 @@
-"""Runs some of whose tasks have no answer."""
+"""Runs with tasks that have no answer."""
 
 import json
 import shutil
 
 import pytest
+from mlflow import MlflowClient
 
-# whose nodes answer in processes of their own; the tests below run in this one
+from ja_instruct.errors import InputError
+from ja_instruct.pipelines.inference.answering import require_all_answered
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+
 RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
 FAILS = "--params=inference.fail_on_failed_tasks=true"
+PIPELINES = "--pipelines=inference,reporting"
 STORE = "07_model_output/test/answer_store.jsonl"
+REPORT = {"failed": [{"task_id": 7, "reason": "the answer is empty"}], "summary": {"tasks": 3}}
 
 
 def read_lines(path):
@@ -17,7 +23,7 @@ def read_lines(path):
 
 @pytest.fixture(scope="module")
 def failing(finished_project, tmp_path_factory):
-    """A finished project whose second task has become empty; its data."""
+    """The data of a finished project whose second task has become empty."""
     copy = tmp_path_factory.mktemp("failing") / "project"
     shutil.copytree(finished_project, copy, symlinks=True)
     path = copy / "data/01_raw/demo/tasks.jsonl"
@@ -28,39 +34,53 @@ def failing(finished_project, tmp_path_factory):
     return copy / "data"
 
 
-def test_run_ends_with_a_list_when_all_is_saved(failing, run_kedro):
-    outputs = [failing / "07_model_output/test/output.jsonl", failing / "08_reporting/test"]
-    page = outputs[1] / "report.html"
-    page.unlink()
-    before = read_lines(outputs[0])
+def last_status(data):
+    """Return the MLflow status of the latest run."""
+    client = MlflowClient(f"sqlite:///{data}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("ja-instruct")
+    return client.search_runs([experiment.experiment_id])[0].info.status
+
+
+@pytest.mark.parametrize("options", [(), (RUNNER,)], ids=["SequentialRunner", "CudaRunner"])
+def test_run_ends_with_a_list_after_everything_is_saved(failing, run_kedro, options):
+    output = failing / "07_model_output/test/output.jsonl"
+    folder = failing / "08_reporting/test"
+    (folder / "report.html").unlink()
+    before = read_lines(output)
     stored = (failing / STORE).read_bytes()
-    done = run_kedro(
-        "--env=test", "--pipelines=inference,reporting", FAILS, RUNNER, cwd=failing.parent
-    )
-    assert done.returncode != 0
+    done = run_kedro("--env=test", PIPELINES, FAILS, *options, cwd=failing.parent)
+    assert done.returncode == 1
     shown = done.stdout + done.stderr
     failed = before[1]["task_id"]
-    assert f"- {failed}: the task is empty" in shown
     assert f"of {len(before)} tasks have no answer" in shown
-    answers = read_lines(outputs[0])
+    assert f"- {failed}: the task is empty" in shown
+    assert "2 of the base model" in " ".join(shown.split())
+    assert "Traceback" not in shown
+    assert last_status(failing) == "FAILED"
+    answers = read_lines(output)
     assert [one["output"] for one in answers[2:]] == [one["output"] for one in before[2:]]
     assert answers[1] == {"task_id": failed, "input": " ", "output": ""}
-    report = json.loads((outputs[1] / "inference_report.json").read_text("utf-8"))
+    report = json.loads((folder / "inference_report.json").read_text("utf-8"))
     assert {"task_id": failed, "reason": "the task is empty"} in report["failed"]
-    assert page.exists()
-    # the other answers had been given before
+    assert (folder / "report.html").exists()
+    # the other answers were given before
     assert (failing / STORE).read_bytes() == stored
 
 
-def test_it_fails_as_long_as_tasks_have_no_answer(failing, invoke_kedro):
+def test_run_of_missing_outputs_fails_while_tasks_have_no_answer(failing, invoke_kedro):
     result = invoke_kedro("--env=test", "--only-missing-outputs", FAILS, cwd=failing.parent)
-    assert result.exit_code != 0
-    assert "the task is empty" in result.output + str(result.exception)
+    assert result.exit_code == 1
+    assert "the task is empty" in result.output
+    assert last_status(failing) == "FAILED"
 
 
-def test_run_goes_well_on_request(failing, invoke_kedro):
-    result = invoke_kedro("--env=test", "--pipelines=inference,reporting", cwd=failing.parent)
+def test_run_succeeds_on_request_without_generating_again(failing, invoke_kedro, monkeypatch):
+    from ja_instruct.pipelines.inference import nodes
+
+    monkeypatch.setattr(nodes, "load_engine", lambda *args: pytest.fail("a model was loaded"))
+    result = invoke_kedro("--env=test", PIPELINES, cwd=failing.parent)
     assert result.exit_code == 0, result.output
+    assert last_status(failing) == "FINISHED"
 
 
 def test_both_models_answers_are_in_the_store(finished_project):
@@ -71,9 +91,14 @@ def test_both_models_answers_are_in_the_store(finished_project):
     assert sorted(stored) == sorted(one["output"] for one in answers + compared)
 
 
-def test_answers_are_not_generated_twice(failing, invoke_kedro, monkeypatch):
-    from ja_instruct.pipelines.inference import nodes
-
-    monkeypatch.setattr(nodes, "load_engine", lambda *args: pytest.fail("a model was loaded"))
-    result = invoke_kedro("--env=test", "--pipeline=inference", cwd=failing.parent)
-    assert result.exit_code == 0, result.output
+def test_failed_tasks_raise_an_error_or_are_a_warning(read_parameters, caplog):
+    section = read_parameters("base")["inference"]
+    strict = InferenceParameters(**section)
+    assert strict.fail_on_failed_tasks
+    require_all_answered({**REPORT, "failed": []}, 0, strict)
+    assert not caplog.records
+    with pytest.raises(InputError, match="1 of 3 tasks have no answer:\n  - 7: the answer is"):
+        require_all_answered(REPORT, 0, strict)
+    lenient = InferenceParameters(**{**section, "fail_on_failed_tasks": False})
+    require_all_answered(REPORT, 0, lenient)
+    assert "  - 7: the answer is empty" in caplog.text

@@ -13,7 +13,6 @@ from ja_instruct.pipelines.inference.nodes import (
     answer_tasks,
     answer_with_base_model,
     build_prompts,
-    require_all_answered,
 )
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
@@ -264,11 +263,15 @@ PROMPTS = Dataset.from_list(
 )
 
 
-MODEL = ModelDirectory(Path("model"), "owner/model", provenance={"weights_sha256": {"a": "1"}})
+def noted(weights, **provenance):
+    return {"weights_sha256": weights, "files": {"a": {"sha256": "1"}}, **provenance}
+
+
+MODEL = ModelDirectory(Path("model"), "owner/model", provenance=noted({"a": "1"}))
 ADAPTER = ModelDirectory(
     Path("adapter"),
     "adapter",
-    provenance={"base": {"weights_sha256": {"a": "1"}}, "weights_sha256": {"b": "1"}},
+    provenance=noted({"b": "1"}, base={"weights_sha256": {"a": "1"}}),
 )
 
 
@@ -390,25 +393,6 @@ class TestAnswers:
         answers = answer_base(compare_tasks=0)
         assert len(answers) == 0
         assert asked == []
-
-
-REPORT = {"failed": [{"task_id": 7, "reason": "the answer is empty"}]}
-
-
-class TestAllAnswered:
-    def test_failed_tasks_end_the_run(self, parameters):
-        with pytest.raises(InputError, match="1 of 3 tasks have no answer:\n  - 7: the answer is"):
-            require_all_answered(PROMPTS, PROMPTS, REPORT, parameters(fail_on_failed_tasks=True))
-
-    def test_failed_tasks_are_warned_of_on_request(self, parameters, caplog):
-        require_all_answered(PROMPTS, PROMPTS, REPORT, parameters(fail_on_failed_tasks=False))
-        assert "  - 7: the answer is empty" in caplog.text
-
-    def test_nothing_is_said_of_answers(self, parameters, caplog):
-        require_all_answered(
-            PROMPTS, PROMPTS, {"failed": []}, parameters(fail_on_failed_tasks=True)
-        )
-        assert not caplog.records
 
 
 @pytest.mark.parametrize(

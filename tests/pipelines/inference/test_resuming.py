@@ -130,8 +130,8 @@ def test_killed_run_goes_on_to_the_same_answers(
 
 
 ONE = {"sha256": "1"}
-MODEL = ModelDirectory(Path("model"), "model", provenance={"weights_sha256": {"a": "1"}})
-ADAPTER = ModelDirectory(Path("adapter"), "adapter", provenance={"weights_sha256": {"b": "1"}})
+MODEL = ModelDirectory(Path("model"), "model", provenance={"files": {"a": ONE}})
+ADAPTER = ModelDirectory(Path("adapter"), "adapter", provenance={"files": {"b": ONE}})
 
 
 class TestKeys:
@@ -152,9 +152,9 @@ class TestKeys:
         "changes",
         [
             {"text": "問い "},
-            {"model": replace(MODEL, provenance={"weights_sha256": {"a": "2"}})},
+            {"model": replace(MODEL, provenance={"files": {"a": {"sha256": "2"}}})},
             {"model": replace(MODEL, provenance={"files": {"a": ONE, "tokenizer.json": ONE}})},
-            {"adapter": replace(ADAPTER, provenance={"weights_sha256": {"b": "2"}})},
+            {"adapter": replace(ADAPTER, provenance={"files": {"b": {"sha256": "2"}}})},
             {"adapter": None},
             {"prompt_format": "chat_template"},
             {"max_new_tokens": 9},

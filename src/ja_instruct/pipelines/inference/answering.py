@@ -186,3 +186,32 @@ def require_submission(
         is_whole = tuple(answer) == COLUMNS and isinstance(answer["output"], str)
         if not is_whole or any(answer[name] != task[name] for name in ("task_id", "input")):
             raise RuntimeError(f"the answer of task {task['task_id']!r} is {dict(answer)!r}")
+
+
+def require_all_answered(
+    report: Mapping[str, Any], base_answers: int, parameters: InferenceParameters
+) -> None:
+    """Raise an error if tasks have no answer; everything must be saved by then.
+
+    Args:
+        report: ``inference_report``.
+        base_answers: Number of the base model's answers.
+        parameters: Without ``fail_on_failed_tasks`` the error is a warning.
+
+    Raises:
+        InputError: Tasks have failed.
+    """
+    failed = report["failed"]
+    if not failed:
+        return
+    listed = "\n".join(f"  - {one['task_id']}: {one['reason']}" for one in failed)
+    message = f"{len(failed)} of {report['summary']['tasks']} tasks have no answer:\n{listed}"
+    if not parameters.fail_on_failed_tasks:
+        logger.warning(message)
+        return
+    raise InputError(
+        f"{message}\nEverything is saved, including the other answers and {base_answers} of the "
+        f"base model. 'kedro run --pipeline=inference' retries tasks that raised an error; other "
+        f"reasons need other tasks or settings. With inference.fail_on_failed_tasks: false this is "
+        f"a warning"
+    )

@@ -272,31 +272,3 @@ def answer_with_base_model(
             "the base model failed in %d of %d tasks: %s", len(failed), len(chosen), _listed(failed)
         )
     return Dataset.from_list(answers)
-
-
-def require_all_answered(
-    answers: Dataset,
-    base_answers: Dataset,
-    inference_report: dict[str, Any],
-    parameters: InferenceParameters,
-) -> None:
-    """End the run with an error if tasks have failed; everything is saved by then.
-
-    Raises:
-        InputError: Tasks have failed and ``fail_on_failed_tasks`` is set.
-    """
-    # a report that was made before there were failed tasks has none
-    failed = inference_report.get("failed", [])
-    if not failed:
-        return
-    listed = "\n".join(f"  - {one['task_id']}: {one['reason']}" for one in failed)
-    message = f"{len(failed)} of {len(answers)} tasks have no answer:\n{listed}"
-    if not parameters.fail_on_failed_tasks:
-        logger.warning(message)
-        return
-    raise InputError(
-        f"{message}\nEverything is saved, the answers of the others and {len(base_answers)} of the "
-        f"base model too. 'kedro run --pipeline=inference' tries those again that raised an error; "
-        f"other reasons need other tasks or settings. With inference.fail_on_failed_tasks: false "
-        f"this is a warning"
-    )

@@ -8,7 +8,6 @@ from ja_instruct.pipelines.inference.nodes import (
     answer_tasks,
     answer_with_base_model,
     build_prompts,
-    require_all_answered,
 )
 
 
@@ -56,14 +55,6 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 outputs="base_answers",
                 name="answer_with_base_model",
                 tags="gpu",
-            ),
-            # of the nodes that take both kinds of answers it is the last by its name: everything is
-            # saved when it fails
-            node(
-                require_all_answered,
-                inputs=["answers", "base_answers", "inference_report", "params:inference"],
-                outputs=None,
-                name="require_all_answered",
             ),
         ],
         tags="inference",
