@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,8 +11,8 @@ from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository
 from ja_instruct.tables.arrow import collect
-from ja_instruct.tables.conversation_sources import parse_sources
-from ja_instruct.tables.conversations import SOURCE, Place, read_places
+from ja_instruct.tables.conversation_sources import find_places
+from ja_instruct.tables.conversations import SOURCE, read_places
 from ja_instruct.tables.json_lines import BAD_RECORD
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class ConversationsDataset(AbstractDataset[None, "Dataset"]):
                 conflicting types, or more than ``bad_records_max`` bad records, of which the first
                 five are listed.
         """
-        places = self._find_places()
+        places = find_places(self._sources)
         for place in places:
             if isinstance(place.path, str) and not Path(place.path).is_dir():
                 check_repository(place.path, place.source.revision, repo_type="dataset")
@@ -117,38 +116,28 @@ class ConversationsDataset(AbstractDataset[None, "Dataset"]):
             InputError: A mistake in the configuration, a file that cannot be read, or columns of
                 conflicting types.
         """
-        places = self._find_places()
+        places = find_places(self._sources)
         dataset = collect(read_places(places))
+        if SOURCE not in dataset.column_names:
+            return dataset
         if len(places) == 1 or "source" in dataset.column_names:
-            return dataset.remove_columns([SOURCE]) if SOURCE in dataset.column_names else dataset
-        return dataset.rename_column(SOURCE, "source") if len(dataset) else dataset
+            return dataset.remove_columns([SOURCE])
+        return dataset.rename_column(SOURCE, "source")
 
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first records of the files, not of the hub, as the table of kedro-viz."""
-        places = [place for place in self._find_places() if isinstance(place.path, Path)]
-        (head,) = [*islice(read_places(places), 1)] or [None]
-        return make_preview([] if head is None else head.drop_columns(SOURCE).to_pylist()[:nrows])
+        places = [place for place in find_places(self._sources) if isinstance(place.path, Path)]
+        head = next(read_places(places), None)
+        records = [] if head is None else head.drop_columns(SOURCE).to_pylist()
+        return make_preview(records[:nrows])
 
     def save(self, data: None) -> NoReturn:
         """Raise an error: the sources are inputs."""
         raise DatasetError("conversations are read from their sources, not written to them")
 
-    def _find_places(self) -> list[Place]:
-        places = []
-        problems = []
-        for number, source in enumerate(parse_sources(self._sources), start=1):
-            try:
-                paths = [source.hub] if source.hub is not None else source.find_files()
-                places += [Place(number, path, source) for path in paths]
-            except InputError as error:
-                problems.append(f"source {number}: {error}")
-        if problems:
-            raise InputError("; ".join(problems))
-        return places
-
     def _exists(self) -> bool:
         try:
-            return bool(self._find_places())
+            return bool(find_places(self._sources))
         except InputError:
             return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -99,26 +99,40 @@ class ConversationSource(Parameters):
         return list(found)
 
 
-def parse_sources(sources: object) -> list[ConversationSource]:
-    """Return the sources of a catalog entry.
+class Place(NamedTuple):
+    """A file (``Path``) or a data set of the hub (``str``), with its source and its number."""
+
+    number: int
+    path: str | Path
+    source: ConversationSource
+
+
+def find_places(sources: object) -> list[Place]:
+    """Return the files and data sets of a catalog entry's ``sources``, in order.
 
     Raises:
-        InputError: Lists every mistake, with the number of its source from 1.
+        InputError: Lists every mistake and every pattern without a file, with the number of its
+            source from 1.
     """
     if not isinstance(sources, list) or not sources:
         raise InputError(
             "sources: give a list, each entry with 'hub: owner/name' or 'files: path/*.jsonl'"
         )
-    parsed = []
-    problems = []
-    for number, source in enumerate(sources, start=1):
+    places: list[Place] = []
+    problems: list[str] = []
+    for number, entry in enumerate(sources, start=1):
         try:
-            parsed.append(ConversationSource.model_validate(source))
+            source = ConversationSource.model_validate(entry)
+            paths = [source.hub] if source.hub is not None else source.find_files()
         except ValidationError as error:
             problems += [f"source {number}: {_explain(detail)}" for detail in error.errors()]
+        except InputError as error:
+            problems.append(f"source {number}: {error}")
+        else:
+            places += [Place(number, path, source) for path in paths]
     if problems:
         raise InputError("; ".join(problems))
-    return parsed
+    return places
 
 
 def _explain(detail: ErrorDetails) -> str:

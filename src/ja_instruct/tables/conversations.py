@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,22 +22,15 @@ from ja_instruct.tables.json_types import JSONType, to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
 
-    from ja_instruct.tables.conversation_sources import ConversationSource
+    from ja_instruct.tables.conversation_sources import ConversationSource, Place
 
 # The column with the name of the source; no file uses a noncharacter in a name.
 SOURCE = "\ufdd1source"
 PARQUET_ROWS = 2000
-
-
-class Place(NamedTuple):
-    """A file (``Path``) or a data set of the hub (``str``), and its entry in ``sources``."""
-
-    number: int
-    path: str | Path
-    source: ConversationSource
 
 
 def read_places(places: Sequence[Place]) -> Iterator[pa.Table]:
