@@ -91,10 +91,10 @@ def test_without_examples_header_and_task_remain(prompts, texts):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("train_prompt", "質問:{}", "must hold {} twice"),
+        ("train_prompt", "質問:{}", "must contain {} twice"),
         ("train_prompt", "{}と{}、以上", "the second at its end"),
-        ("task_prompt", "質問:", "must hold {input}"),
-        ("few_shot_example", "{output}", "must hold {input}"),
+        ("task_prompt", "質問:", "must contain {input}"),
+        ("few_shot_example", "{output}", "must contain {input}"),
     ],
 )
 def test_texts_without_their_places_are_refused(prompts, name, text, message):
@@ -215,13 +215,13 @@ class TestChatTemplate:
             # another beginning for a conversation that has its answer
             (
                 "{{ messages | length }}{{ messages[-1]['content'] }}",
-                "'日本の首都はどこですか。' alike with and without",
+                "'日本の首都はどこですか。' differently with and without",
             ),
             # an answer that is not the one given
             (
                 "{{ messages[0]['content'] }}{% if messages[1] %}"
                 "{{ messages[1]['content'] | replace('東', '西') }}{% endif %}",
-                "not the answer as it is",
+                "changes the answer",
             ),
         ],
     )

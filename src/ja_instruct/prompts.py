@@ -1,4 +1,4 @@
-"""The texts a model sees: one place for training and inference."""
+"""Prompts and training samples as text, in one place for training and inference."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class PromptParameters(Parameters):
     format: Literal["recipe", "training_prompt", "chat_template"] = Field(
         description=(
             "recipe: train_prompt in training, few_shot_* and task_prompt at inference; "
-            "training_prompt: train_prompt in both; chat_template: the model's own, in both"
+            "training_prompt: train_prompt in both; chat_template: the model's template in both"
         )
     )
-    train_prompt: str = Field(description="A training sample: two {} for question and answer")
-    few_shot_header: str = Field(description="Opens the prompt, before the examples")
+    train_prompt: str = Field(description="A training sample, with two {} for question and answer")
+    few_shot_header: str = Field(description="The prompt before the examples")
     few_shot_example: str = Field(description="One example, with {input} and {output}")
-    task_prompt: str = Field(description="Closes the prompt, with {input}")
+    task_prompt: str = Field(description="The prompt after the examples, with {input}")
 
     @field_validator("train_prompt")
     @classmethod
     def _ends_with_answer(cls, value: str) -> str:
         if value.count("{}") != 2 or not value.endswith("{}"):
             raise ValueError(
-                "train_prompt must hold {} twice, for question and answer, the second at its end"
+                "train_prompt must contain {} twice, for question and answer, the second at its end"
             )
         return value
 
@@ -42,12 +42,12 @@ class PromptParameters(Parameters):
     @classmethod
     def _holds_input(cls, value: str) -> str:
         if "{input}" not in value:
-            raise ValueError("must hold {input}, the place of the question")
+            raise ValueError("must contain {input}, the place of the question")
         return value
 
 
 def training_prompt(prompts: PromptParameters, instruction: str) -> str:
-    """Return a training sample up to where the answer begins.
+    """Return a training sample up to its answer.
 
     >>> prompts = PromptParameters(
     ...     format="recipe", train_prompt="質問:{} 回答:{}", few_shot_header="",
@@ -62,13 +62,7 @@ def training_prompt(prompts: PromptParameters, instruction: str) -> str:
 def few_shot_prompt(
     prompts: PromptParameters, task: str, examples: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Return the recipe's prompt of one task: header, examples, task.
-
-    Args:
-        prompts: The texts.
-        task: The task's ``input``.
-        examples: Records with ``input`` and ``output`` in the order in which they appear; the
-            recipe puts the most similar one last, next to the task.
+    """Return the recipe's prompt of one task: header, examples in the order given, task.
 
     >>> prompts = PromptParameters(
     ...     format="recipe", train_prompt="{}{}", few_shot_header="例:",
@@ -92,16 +86,9 @@ def training_sample(
 ) -> tuple[str, str]:
     """Return prompt and completion of a training sample, in the format of ``prompts``.
 
-    Prompt and completion are what the model sees, without what every format leaves to the
-    encoding: BOS before the prompt, EOS after a completion that is not empty. The completion of
-    ``chat_template`` closes the model's turn; that of an empty answer is empty, which teaches
-    nothing.
-
-    Args:
-        prompts: The format and its texts.
-        question: What the user says.
-        answer: What the model shall say.
-        tokenizer: The one with the template; only ``chat_template`` needs it.
+    BOS before the prompt, and EOS after a completion that is not empty, are added by the encoding.
+    The completion of ``chat_template`` includes the end of the model's turn, except for an empty
+    answer. Only that format needs the tokenizer.
 
     Raises:
         InputError: The format is ``chat_template`` and the template cannot be used.
@@ -123,14 +110,13 @@ def inference_prompt(
     """Return the prompt of one task, in the format of ``prompts``; tokenization adds BOS.
 
     Without examples, ``training_prompt`` and ``chat_template`` give the prompt of training. The
-    examples of ``training_prompt`` are whole training samples, each with its EOS, so that no other
-    text has to mark the end of an answer; those of ``chat_template`` are earlier turns of the
-    conversation.
+    examples of ``training_prompt`` are whole training samples, each with its EOS; those of
+    ``chat_template`` are earlier turns of the conversation.
 
     Args:
         prompts: The format and its texts.
         task: The task's ``input``.
-        examples: Records with ``input`` and ``output`` in the order in which they appear.
+        examples: Records with ``input`` and ``output``, in the order of the prompt.
         tokenizer: The model's.
 
     Raises:
@@ -149,11 +135,7 @@ def inference_prompt(
 
 
 def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of the end-of-sequence token.
-
-    Raises:
-        InputError: There is none, so no answer could end.
-    """
+    """Return the text of the end-of-sequence token; raise ``InputError`` if there is none."""
     if tokenizer.eos_token is None:
         raise InputError(
             f"the tokenizer at '{tokenizer.name_or_path}' has no end-of-sequence token, so that "
@@ -163,9 +145,9 @@ def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the special token with which the chat template closes the model's turn.
+    """Return the id of the special token with which the chat template ends the model's turn.
 
-    None where it closes it with EOS or with no special token: then EOS alone ends an answer.
+    It is None if the turn ends with EOS or without a special token: then EOS alone ends an answer.
 
     Raises:
         InputError: There is no template, or it cannot be used.
@@ -185,14 +167,14 @@ def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str)
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     whole = _render(tokenizer, turns, add_generation_prompt=False)
     completion = whole.removeprefix(prompt)
-    # templates may trim an answer, but not rewrite it
+    # a template may trim an answer, but not rewrite it
     if not whole.startswith(prompt) or answer.strip() not in completion:
         raise _unusable_template(
             tokenizer,
-            f"does not write the question '{question[:40]}' alike with and without its answer, or "
-            f"not the answer as it is, so that training and inference would differ",
+            f"writes the question '{question[:40]}' differently with and without its answer, or "
+            f"changes the answer, so that training and inference would differ",
         )
-    # some templates write the EOS that follows every completion, and may be a line break after it
+    # the encoding adds EOS, which some templates write too, perhaps with a line break
     if completion.rstrip().endswith(eos_text(tokenizer)):
         completion = completion.rstrip().removesuffix(eos_text(tokenizer))
     return prompt, completion
@@ -226,7 +208,7 @@ def _render(
 
 
 def _without_added_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return ``text`` without the BOS, and blanks before it, that tokenization adds itself."""
+    """Return ``text`` without the BOS that the tokenizer adds, and without blanks before it."""
     from_bos = text.lstrip()
     if not tokenizer.bos_token or not from_bos.startswith(tokenizer.bos_token):
         return text

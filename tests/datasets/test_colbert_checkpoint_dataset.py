@@ -21,9 +21,9 @@ def test_directory(tmp_path):
 
 def test_missing_directory(tmp_path):
     dataset = ColbertCheckpointDataset(filepath=tmp_path / "none")
-    with pytest.raises(InputError, match="is no ColBERT checkpoint"):
+    with pytest.raises(InputError, match="is not a ColBERT checkpoint"):
         _ = dataset.load().directory
-    with pytest.raises(InputError, match="is no ColBERT checkpoint"):
+    with pytest.raises(InputError, match="is not a ColBERT checkpoint"):
         dataset.check()
 
 

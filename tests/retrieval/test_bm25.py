@@ -76,11 +76,11 @@ def test_width_case_and_spaces_do_not_matter():
 def test_a_query_that_shares_nothing(query, caplog):
     (results,) = search_bigrams(POOL, [query], 3)
     assert [tuple(result) for result in results] == [(0, 0.0), (1, 0.0), (2, 0.0)]
-    assert "1 of 1 queries share no pair of characters" in caplog.text
+    assert "1 of 1 queries have no pair of characters" in caplog.text
     assert search_bigrams(POOL, [query], 3, keep_unrelated=False) == [[]]
 
 
-def test_a_lone_character_finds_its_like():
+def test_a_single_character_is_found():
     (results,) = search_bigrams(["川の名前", "川"], ["川"], 1)
     assert results[0].position == 1
 

@@ -326,7 +326,7 @@ def test_a_damaged_file_is_named(checkpoint, tmp_path):
     [
         ("artifact.metadata", "'artifact.metadata' is missing"),
         ("config.json", "'config.json' is missing"),
-        ("model.safetensors", "holds no .safetensors file"),
+        ("model.safetensors", "has no .safetensors file"),
     ],
 )
 def test_incomplete_checkpoints(checkpoint, tmp_path, remove, message):
@@ -339,7 +339,7 @@ def test_incomplete_checkpoints(checkpoint, tmp_path, remove, message):
 def test_checkpoints_with_code_are_refused(checkpoint, tmp_path):
     broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
     (broken / "modeling.py").write_text("raise SystemExit")
-    with pytest.raises(InputError, match="Python code of its own"):
+    with pytest.raises(InputError, match="contains Python code"):
         check_checkpoint(broken)
 
 

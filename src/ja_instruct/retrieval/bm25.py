@@ -1,11 +1,9 @@
-"""BM25 on character bigrams: a search without a model, by bm25s (https://arxiv.org/abs/2407.03618).
+"""BM25 on character bigrams, by bm25s (https://arxiv.org/abs/2407.03618): search without a model.
 
-Japanese has no spaces, and pairs of characters need no dictionary to find words in common. The
-variant and its constants are the library's own: Lucene's, k1 = 1.5, b = 0.75.
-
-An index is made anew from the texts whenever it is needed, and never saved: 40 ms for the recipe's
-111 questions and 0.4 s for JSQuAD's 1,145 passages, which is no more than reading a vocabulary and
-a matrix back would take, and nothing can disagree with the texts.
+Japanese has no spaces, and bigrams need no dictionary. Variant and constants are the library's
+defaults: Lucene, k1 = 1.5, b = 0.75. The index is built from the texts for every search and never
+saved: it takes 40 ms for the recipe's 111 questions and 0.4 s for JSQuAD's 1,145 passages, no more
+than reading it from the disk would.
 """
 
 from __future__ import annotations
@@ -28,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 
 def normalize(text: str) -> str:
-    r"""Return the text as BM25 compares it: folded, without white space and control characters.
+    r"""Return the text in NFKC without case, white space and control characters.
 
     >>> normalize(" ｶﾞﾝﾀﾞﾑ　ＲＸ\u200b78 ")
     'ガンダムrx78'
     """
-    return fold(text, drop=("Z", "Cc", "Cf"))
+    return fold(text, drop=("Cc", "Cf", "Z"))
 
 
 def split_bigrams(text: str) -> list[str]:
-    """Return the character bigrams of the normalized text; a single character is its own token.
+    """Return the character bigrams of the normalized text; a single character is one token.
 
     >>> split_bigrams("日本の 首都")
     ['日本', '本の', 'の首', '首都']
@@ -51,20 +49,20 @@ def split_bigrams(text: str) -> list[str]:
 def search_bigrams(
     questions: Sequence[str], queries: Sequence[str], top_k: int, *, keep_unrelated: bool = True
 ) -> list[list[Result]]:
-    """Find the questions nearest to each query.
+    """Search a pool of n questions for each of m queries.
 
     Args:
-        questions: The pool of n texts.
-        queries: The m texts to search for.
-        top_k: Results a query, from 1 to n.
-        keep_unrelated: Fill up to ``top_k`` with questions that share no bigram with the query;
-            their score is 0.
+        questions: The pool.
+        queries: The texts to search for.
+        top_k: Results per query, from 1 to n.
+        keep_unrelated: Whether to return questions that share no bigram with the query; their
+            score is 0.
 
     Returns:
         m lists of results, best first; the earlier position wins a tie.
 
     Raises:
-        InputError: ``top_k`` is out of range, or no question holds a character.
+        InputError: ``top_k`` is out of range, or no question contains a character to compare.
     """
     import numpy as np
 
@@ -77,15 +75,15 @@ def search_bigrams(
     found = []
     for query in queries:
         scores = _score(index, query)
-        # bm25s's own selection leaves the order of ties open
+        # bm25s' own selection leaves the order of ties open
         positions = np.argsort(-scores, kind="stable")[:top_k]
         results = [Result(int(position), float(scores[position])) for position in positions]
         unrelated += not results[0].score
         found.append([result for result in results if keep_unrelated or result.score])
     if unrelated:
         logger.warning(
-            "%d of %d queries share no pair of characters with any question of the pool, so BM25 "
-            "cannot tell which are near",
+            "%d of %d queries have no pair of characters in common with any question of the pool, "
+            "so BM25 cannot rank the questions for them",
             unrelated,
             len(queries),
         )
@@ -98,8 +96,8 @@ def _index(questions: Sequence[str]) -> BM25:
     tokens = [split_bigrams(question) for question in questions]
     if not any(tokens):
         raise InputError(
-            f"none of the {len(questions)} questions of 'qa_pairs' holds a character that BM25 "
-            f"could compare; look at its column 'input'"
+            f"none of the {len(questions)} questions of 'qa_pairs' contains a character that BM25 "
+            f"can compare; check its column 'input'"
         )
     index = BM25()
     index.index(tokens, create_empty_token=False, show_progress=False)
@@ -107,7 +105,7 @@ def _index(questions: Sequence[str]) -> BM25:
 
 
 def _score(index: BM25, query: str) -> NDArray[np.float32]:
-    """Return the score of each question, of shape (n,)."""
+    """Return the scores of the questions, (n,)."""
     scores: NDArray[np.float32] = index.get_scores_from_ids(
         index.get_tokens_ids(split_bigrams(query))
     )

@@ -1,7 +1,7 @@
 """Encoding and searching a pool of questions in memory, with RAGatouille and a ColBERT encoder.
 
-ColBERT (https://arxiv.org/abs/2004.12832) keeps one vector a token. A query's score for a text is
-the sum, over the query's tokens, of the best dot product with any token of the text.
+ColBERT (https://arxiv.org/abs/2004.12832) has one vector per token. The score of a text is the sum,
+over the query's tokens, of the best dot product with any token of the text.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# RAGatouille gives a query 32 tokens or 1.35 times its words, and a Japanese text is one word.
+# RAGatouille encodes 32 tokens of a query, or 1.35 times its words; a Japanese text is one word.
 DEFAULT_QUERY_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class EncodedQuestions:
-    """A pool of n questions, one vector a token, stored without padding.
+    """A pool of n questions with one vector per token, stored without padding.
 
     Attributes:
         questions: The n texts, in order.
-        embeddings: Float tensor of shape (tokens of all questions, dimension); rows of masked
-            punctuation are zero.
-        lengths: Integer tensor of shape (n,), the rows of each question.
-        padded_length: The rows that RAGatouille pads a question to, its window.
-        truncated: Positions of the questions that are longer than the window.
+        embeddings: Floats of shape (tokens of all questions, dimension); rows of masked punctuation
+            are zero.
+        lengths: Integers of shape (n,): the rows of each question.
+        padded_length: The window: RAGatouille pads questions to so many rows.
+        truncated: Positions of questions longer than the window.
     """
 
     questions: tuple[str, ...]
@@ -48,7 +48,7 @@ class EncodedQuestions:
 
 
 class _Vectors(NamedTuple):
-    """A question's embeddings, of shape (tokens, dimension), and whether it was cut."""
+    """A question's embeddings, of shape (tokens, dimension), and whether it was truncated."""
 
     embeddings: Tensor
     truncated: bool
@@ -62,7 +62,7 @@ def _check_window(name: str, tokens: int | None, window: int) -> None:
 
 
 def _count_tokens(retriever: RAGPretrainedModel, texts: list[str]) -> list[int]:
-    """Count each text's tokens, the two special ones and ColBERT's marker included."""
+    """Count the tokens of each text, with two special ones and ColBERT's marker."""
     encoded = retriever.model.inference_ckpt.raw_tokenizer(texts, verbose=False)
     return [len(ids) + 1 for ids in encoded["input_ids"]]
 
@@ -77,20 +77,19 @@ def encode_questions(
 ) -> EncodedQuestions:
     """Encode a pool of questions in memory with RAGatouille's ``encode``.
 
-    A text that occurs several times, or in ``known``, is not encoded again. Its encoding is its own
-    but for rounding: the padding of a batch changes the order of sums (1e-6 in float32).
+    A text that occurs several times, or in ``known``, is not encoded again. An encoding depends on
+    the rest of its batch only by rounding: padding changes the order of sums (1e-6 in float32).
 
     Args:
         checkpoint_directory: A local ColBERT checkpoint; not loaded when all texts are known.
         questions: The n texts.
         batch_size: Texts in one forward pass.
-        max_document_tokens: Tokens kept of a question, special ones included; None is the
-            encoder's whole window, RAGatouille's own choice.
+        max_document_tokens: Tokens of a question that are encoded, special ones included; None is
+            RAGatouille's choice, the encoder's window.
         known: Encoded earlier with the same checkpoint and ``max_document_tokens``.
 
     Returns:
-        The embeddings, of shape (tokens, dimension), on the CPU: float32 when encoded on a CPU,
-        float16 when encoded on a GPU.
+        The pool, on the CPU: float32 when encoded on a CPU, float16 when encoded on a GPU.
 
     Raises:
         InputError: The pool is empty, or the checkpoint cannot be used.
@@ -118,7 +117,7 @@ def encode_questions(
 
 
 def _embedding_dtype() -> torch.dtype:
-    """Return what colbert-ai encodes to here."""
+    """Return the data type that colbert-ai encodes to on this machine."""
     import torch
 
     return torch.float16 if torch.cuda.device_count() else torch.float32
@@ -159,8 +158,8 @@ def _encode_batch(
 ) -> Tensor:
     """Encode texts of similar length; return shape (texts, window, dimension), zero-padded.
 
-    One batch a call, because in a call colbert-ai pads every batch to the longest text of all,
-    and RAGatouille keeps every text at the length of the window.
+    One batch per call: within a call colbert-ai pads all batches to the longest text of all, and
+    RAGatouille pads all texts to the window.
     """
     with quiet():
         retriever.encode(
@@ -169,28 +168,23 @@ def _encode_batch(
             max_document_length=max_document_tokens or "auto",
             verbose=False,
         )
-    # RAGatouille's doc_masks say nothing: they are all -inf and never read.
+    # RAGatouille's doc_masks are all -inf and never read
     padded: Tensor = retriever.model.in_memory_embed_docs.cpu()
     retriever.clear_encoded_docs(force=True)
     return padded
 
 
 def _trim(padded: Tensor) -> Tensor:
-    """Cut the padding off one question; the last token, [SEP], is never masked."""
+    """Remove the padding of one question; its last token, [SEP], is never masked."""
     used = padded.ne(0).any(dim=1).nonzero()
     return padded[: int(used[-1]) + 1].clone()
 
 
 def _restore(retriever: RAGPretrainedModel, texts: list[str], encoded: EncodedQuestions) -> None:
-    """Put saved embeddings where RAGatouille's ``encode`` would have left them, without padding.
+    """Put embeddings where RAGatouille's ``encode`` leaves them, but without padding.
 
-    Padded, JSQuAD's 1,145 passages take 0.9 GB, for one of them fills the window, and a query five
-    times as long.
-
-    Args:
-        retriever: What will search.
-        texts: The pool's distinct texts.
-        encoded: The pool.
+    With padding JSQuAD's 1,145 passages take 0.9 GB, as one fills the window, and a query takes
+    five times as long. ``texts`` are the distinct texts of ``encoded``.
     """
     import torch
 
@@ -212,20 +206,19 @@ def _restore(retriever: RAGPretrainedModel, texts: list[str], encoded: EncodedQu
 
 
 def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int) -> Tensor:
-    """Sum, over the query's tokens, the best dot product with any token of each text.
+    """Return ColBERT's score of a query for every text, on embeddings without padding.
 
-    RAGatouille does the same on texts that are all padded to the longest. Its rows of padding are
-    zero and take part in the maximum, so that a token never scores below 0 in a text shorter than
-    the window; that is kept.
+    RAGatouille's rows of padding are zero and take part in the maximum, so a token never scores
+    below 0 in a text shorter than the window. That is kept here.
 
     Args:
-        query: Of shape (query tokens, dimension).
-        embeddings: The tokens of all texts one after the other, of shape (tokens, dimension).
-        lengths: The tokens of each text, of shape (texts,).
-        window: The tokens of a text that has no padding.
+        query: (query tokens, dimension).
+        embeddings: The tokens of all texts, (tokens, dimension).
+        lengths: The number of tokens of each text, (texts,).
+        window: The number of tokens of a text without padding.
 
     Returns:
-        The scores, of shape (texts,), summed in float32 whatever the embeddings are.
+        The scores, (texts,), summed in float32 for any type of embeddings.
 
     >>> import torch
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
@@ -243,8 +236,8 @@ def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int
 def _use_query_length(retriever: RAGPretrainedModel, max_query_tokens: int) -> None:
     """Make RAGatouille encode each query at its own length, up to ``max_query_tokens``.
 
-    One at a time: ColBERT pads the queries of a batch to one length with [MASK] tokens that take
-    part in the score, so that a query's result would depend on its neighbours.
+    Queries are encoded one by one: ColBERT pads a batch to one length with [MASK] tokens, which
+    count in the score, so results would depend on the other queries of the batch.
     """
     from tqdm import tqdm
 
@@ -271,21 +264,20 @@ def search(
     batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
-    """Find the questions nearest to each query with RAGatouille's ``search_encoded_docs``.
-
-    Equal texts are searched for as one: their scores are the same to the last digit.
+    """Search n questions for each of m queries with RAGatouille's ``search_encoded_docs``.
 
     Args:
         checkpoint_directory: The checkpoint that ``encoded`` was made with.
-        encoded: The pool of n questions; it is not encoded again.
-        queries: The m texts to search for.
-        top_k: Results a query, from 1 to n.
+        encoded: The pool.
+        queries: The texts to search for.
+        top_k: Results per query, from 1 to n.
         batch_size: Queries in one forward pass.
-        max_query_tokens: Tokens read of a query, special ones included. None is RAGatouille's
-            own choice: 32 for a text without spaces, whatever its length.
+        max_query_tokens: Tokens of a query that are encoded, special ones included. None is
+            RAGatouille's choice, which is 32 for a text without spaces.
 
     Returns:
-        m lists of ``top_k`` results, best first; the earlier position wins a tie.
+        m lists of ``top_k`` results, best first. Equal texts have equal scores; the earlier
+        position wins a tie.
 
     Raises:
         InputError: ``top_k`` is out of range, or the checkpoint cannot be used.
@@ -331,8 +323,8 @@ def _report_cut_queries(
     cut = sum(count > limit for count in _count_tokens(retriever, list(queries)))
     if cut:
         logger.warning(
-            "%d of %d queries are longer than %d tokens and were searched for by their beginning "
-            "alone; 'max_query_tokens' sets how much is read",
+            "%d of %d queries are longer than %d tokens, and only their beginning was used; "
+            "'max_query_tokens' sets the limit",
             cut,
             len(queries),
             limit,

@@ -1,18 +1,18 @@
 """Loading ColBERT checkpoints with colbert-ai and RAGatouille under transformers 5.
 
-colbert-ai 0.2.22 was written for transformers 4, prints as it likes, compiles a C++ extension when
-it loads, runs code that a checkpoint brings, and may ask the hub for the model that a checkpoint
-was once trained from. All of that is put right here and nowhere else.
+colbert-ai 0.2.22 was written for transformers 4. It prints, compiles a C++ extension on loading,
+runs Python code that a checkpoint brings, and may ask the hub for the model that a checkpoint was
+trained from. This module prevents all of that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import warnings
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
@@ -29,11 +29,10 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what RAGatouille and colbert-ai print and warn of to the debug log.
+    """Send the output and the warnings of RAGatouille and colbert-ai to the debug log.
 
-    The lines are logged when the block ends: a log handler may itself write to the standard output,
-    which is caught here. The standard error stays as it is: progress bars are drawn there, and
-    libraries that are imported meanwhile keep it for their log.
+    The lines are logged after the block, as a log handler may write to the standard output. The
+    standard error is left alone: progress bars and other libraries' logs use it.
     """
     printed = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -62,47 +61,42 @@ def list_weight_files(directory: Path) -> list[Path]:
 
 def hash_weights(directory: Path) -> str:
     """Return the SHA-256, in hex, over the weight files in the order of their names."""
-    digest = sha256()
+    digest = hashlib.sha256()
     for path in list_weight_files(directory):
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
 def check_checkpoint(directory: Path) -> None:
-    """Refuse what colbert-ai would load wrongly, unsafely or from the network.
+    """Raise ``InputError`` when colbert-ai would load wrongly, unsafely or from the network.
 
-    Raises:
-        InputError: ``directory`` lacks its configuration, ``artifact.metadata`` or safetensors
-            weights, or brings Python code of its own (colbert-ai passes ``trust_remote_code``).
+    That is so without configuration, ``artifact.metadata`` or safetensors weights, and when the
+    checkpoint contains Python code, as colbert-ai passes ``trust_remote_code``.
     """
     for name in ("config.json", "artifact.metadata"):
         if not (directory / name).is_file():
             raise InputError(
-                f"{directory} is no ColBERT checkpoint: '{name}' is missing. Point "
+                f"{directory} is not a ColBERT checkpoint: '{name}' is missing. Point "
                 f"'retriever_checkpoint' at a directory saved by ColBERT or at its hub repository"
             )
     if not list_weight_files(directory):
         raise InputError(
-            f"{directory} holds no .safetensors file; other formats can run code when they are "
+            f"{directory} has no .safetensors file; other formats can run code when they are "
             f"loaded. Convert it: load it and call save_pretrained, or choose another checkpoint"
         )
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config or any(directory.glob("*.py")):
         raise InputError(
-            f"{directory} brings Python code of its own, which would run when it is loaded; "
+            f"{directory} contains Python code, which would run when it is loaded; "
             f"choose a ColBERT checkpoint of an architecture that transformers has"
         )
 
 
 def prove_weights(model: nn.Module, directory: Path) -> None:
-    """Compare every parameter of a loaded ColBERT model with the checkpoint's safetensors.
+    """Raise ``InputError`` unless a loaded model has all weights of the checkpoint and no others.
 
-    The pooler is left out: ColBERT reads the token vectors only.
-
-    Raises:
-        InputError: A parameter is missing from the checkpoint, left over, or differs.
+    The pooler, which ColBERT does not use, may differ.
     """
     from safetensors import safe_open
 
@@ -110,7 +104,7 @@ def prove_weights(model: nn.Module, directory: Path) -> None:
     missing, differing, left_over = set(loaded), [], []
     for path in list_weight_files(directory):
         with safe_open(path, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118 - no dict
+            for key in stored.keys():  # noqa: SIM118 - not a dict
                 if key in loaded:
                     missing.discard(key)
                     tensor = stored.get_tensor(key).to(loaded[key].device, loaded[key].dtype)
@@ -118,7 +112,7 @@ def prove_weights(model: nn.Module, directory: Path) -> None:
                         differing.append(key)
                 elif ".pooler." not in key and not key.startswith("cls."):
                     left_over.append(key)
-    # Older checkpoints also store this constant, which is no weight.
+    # a constant that older checkpoints store
     left_over = [key for key in left_over if not key.endswith(".position_ids")]
     for keys, what in (
         (sorted(missing), "lack(s)"),
@@ -128,17 +122,17 @@ def prove_weights(model: nn.Module, directory: Path) -> None:
         if keys:
             raise InputError(
                 f"the weights in {directory} {what} {len(keys)} tensor(s) such as '{keys[0]}'; "
-                f"the checkpoint is damaged or no ColBERT of this architecture: fetch it again or "
-                f"choose another"
+                f"the checkpoint is damaged or of another architecture: fetch it again or choose "
+                f"another"
             )
 
 
 @contextlib.contextmanager
 def _class_for_transformers_5(directory: Path) -> Iterator[None]:
-    """Make colbert-ai build a model class that transformers 5 can fill from ``directory``.
+    """Make colbert-ai build a model class that transformers 5 can load from ``directory``.
 
-    Its ``HF_ColBERT`` never calls ``post_init``, which would set the two attributes; and it takes
-    the architecture from the model that ``artifact.metadata`` names, on the hub if need be.
+    Its ``HF_ColBERT`` does not call ``post_init``, which sets the two attributes, and it takes the
+    architecture from the model that ``artifact.metadata`` names, possibly from the hub.
     """
     from colbert.modeling import base_colbert
     from colbert.modeling.colbert import ColBERT
@@ -152,7 +146,7 @@ def _class_for_transformers_5(directory: Path) -> Iterator[None]:
         return model_class
 
     base_colbert.class_factory = class_factory
-    # Set, it stops the compilation of an extension that only on-disk indexes use.
+    # prevents the compilation of an extension for on-disk indexes
     ColBERT.loaded_extensions = True
     try:
         yield
@@ -161,10 +155,10 @@ def _class_for_transformers_5(directory: Path) -> Iterator[None]:
 
 
 def load_retriever(directory: Path) -> RAGPretrainedModel:
-    """Load a checkpoint directory in float32 on the GPU, or on the CPU where there is none."""
+    """Load a checkpoint in float32, on the GPU if there is one."""
     from safetensors import SafetensorError
 
-    # A relative path of two parts would pass for a hub repository.
+    # a relative path of two parts would be read as a hub repository
     directory = directory.resolve()
     check_checkpoint(directory)
     try:

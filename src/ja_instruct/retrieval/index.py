@@ -1,4 +1,4 @@
-"""The retriever's checkpoint, the index of a pool, and the search that ties the two."""
+"""The encoder's checkpoint, the index of a pool, and the search that uses both."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 Retriever = Literal["colbert", "bm25", "hybrid"]
 
-# Results of each ranking that are fused; what lies behind them adds 1/160 at most.
+# Results of each ranking that are fused; later ones would add 1/160 at most.
 FUSED_RESULTS = 100
 
 
 class ColbertCheckpoint:
-    """A ColBERT checkpoint that is fetched when it is first used, which BM25 never does.
+    """A ColBERT checkpoint that is downloaded or converted on first use; BM25 never uses it.
 
     Attributes:
-        model_id: What it is, for people: hub repository and revision, or the source it was made of.
+        model_id: Its name for people: hub repository and revision, or its source.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class ColbertCheckpoint:
         """Create the handle.
 
         Args:
-            directory: Holds safetensors weights, configuration, tokenizer and
+            directory: Contains safetensors weights, configuration, tokenizer and
                 ``artifact.metadata``; or a function that puts it on the disk and returns it.
             model_id: See the class.
-            sha256: Over its weight files, in hex; None is computed when it is asked for.
+            sha256: Over the weight files, in hex; None is computed on demand.
         """
         self._source = directory
         self.model_id = model_id
@@ -52,11 +52,7 @@ class ColbertCheckpoint:
 
     @cached_property
     def directory(self) -> Path:
-        """The checkpoint's directory.
-
-        Raises:
-            InputError: It cannot be had, or is not one that is safe to load.
-        """
+        """The checkpoint's directory; raises ``InputError`` when it is unavailable or unsafe."""
         return self._source if isinstance(self._source, Path) else self._source()
 
     @cached_property
@@ -70,13 +66,13 @@ class RetrievalIndex:
     """A pool of questions, ready to be searched by one of the retrievers.
 
     Attributes:
-        retriever: What it is for.
-        questions: The n texts, in order. BM25 needs nothing else.
+        retriever: The retriever that it is for.
+        questions: The n texts, in order.
         encoded: The questions' embeddings; None for BM25.
-        model_id: The name of the checkpoint that encoded them; None for BM25.
-        checkpoint_sha256: The checkpoint's weights; None for BM25.
-        max_document_tokens: Tokens of a question that were to be encoded; None is the window.
-        versions: Package versions that made it.
+        model_id: The checkpoint that encoded them; None for BM25.
+        checkpoint_sha256: The checksum of its weights; None for BM25.
+        max_document_tokens: Tokens of a question that are encoded; None is the encoder's window.
+        versions: The package versions that made it.
     """
 
     retriever: Retriever
@@ -89,11 +85,7 @@ class RetrievalIndex:
 
 
 def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
-    """Make sure that position i of the index is still record i of the pool.
-
-    Raises:
-        InputError: The pool was changed after the index was made.
-    """
+    """Raise ``InputError`` unless position i of the index is record i of the pool."""
     if index.questions != tuple(questions):
         raise InputError(
             f"'retrieval_index' was made of {len(index.questions)} questions that are not "
@@ -111,18 +103,18 @@ def retrieve(
     batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
-    """Find the questions of the index that are nearest to each query, by the index's retriever.
+    """Search an index of n questions for each of m queries, with the index's retriever.
 
-    A score is ColBERT's sum of similarities, BM25's sum of weights, or, of ``hybrid``, the
-    reciprocal rank fusion of both rankings. They cannot be compared with each other.
+    The scores of different retrievers cannot be compared: ColBERT sums similarities, BM25 weights,
+    and ``hybrid`` reciprocal ranks.
 
     Args:
-        index: The pool of n questions.
-        checkpoint: The one that the index was made with; BM25 does not touch it.
-        queries: The m texts to search for.
-        top_k: Results a query; lowered to n, with a log line, when the pool is smaller.
+        index: The pool.
+        checkpoint: The one that the index was made with; BM25 does not use it.
+        queries: The texts to search for.
+        top_k: Results per query; lowered to n, with a warning, when the pool is smaller.
         batch_size: Queries in one forward pass.
-        max_query_tokens: Tokens read of a query; see ``ja_instruct.retrieval.colbert.search``.
+        max_query_tokens: See ``ja_instruct.retrieval.colbert.search``.
 
     Returns:
         m lists of results, best first; the earlier position wins a tie.
@@ -137,12 +129,12 @@ def retrieve(
     if index.retriever == "bm25":
         return search_bigrams(index.questions, queries, top_k)
 
-    def search_vectors(results: int) -> list[list[Result]]:
+    def search_vectors(count: int) -> list[list[Result]]:
         return search(
             checkpoint.directory,
             _encoded_with(index, checkpoint),
             queries,
-            results,
+            count,
             batch_size=batch_size,
             max_query_tokens=max_query_tokens,
         )
@@ -150,7 +142,7 @@ def retrieve(
     if index.retriever == "colbert":
         return search_vectors(top_k)
     depth = min(max(top_k, FUSED_RESULTS), pool_size) if top_k > 0 else top_k
-    # a question that shares nothing with the query has no rank to add
+    # questions without a common bigram have no rank
     by_words = search_bigrams(index.questions, queries, depth, keep_unrelated=False)
     return [
         fuse_rankings([[result.position for result in results] for results in both], top_k)

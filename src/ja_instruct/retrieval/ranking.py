@@ -1,8 +1,8 @@
-"""Reciprocal rank fusion: several rankings made one, whatever their scores mean.
+"""Search results, and reciprocal rank fusion of several rankings.
 
 Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
-Learning Methods", SIGIR 2009 (https://doi.org/10.1145/1571941.1572114). A text's score is the sum,
-over the rankings that hold it, of 1 / (k + rank), with ranks from 1.
+Learning Methods", SIGIR 2009 (https://doi.org/10.1145/1571941.1572114): the score of a text is the
+sum, over the rankings that contain it, of 1 / (k + rank), with ranks from 1.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# The paper's, fixed in a pilot before its experiments.
+# The paper's constant
 RANK_CONSTANT = 60
 
 
 class Result(NamedTuple):
-    """One result: the position of a question in the pool, and its score."""
+    """The position of a question in the pool, and its score."""
 
     position: int
     score: float
 
 
 def best_first(results: Iterable[Result], top_k: int) -> list[Result]:
-    """Return the ``top_k`` results of the highest scores; the earlier position wins a tie.
+    """Return the ``top_k`` results with the highest scores; the earlier position wins a tie.
 
     >>> best_first([Result(2, 0.5), Result(0, 0.1), Result(1, 0.5)], top_k=2)
     [Result(position=1, score=0.5), Result(position=2, score=0.5)]
@@ -36,15 +36,12 @@ def best_first(results: Iterable[Result], top_k: int) -> list[Result]:
 def fuse_rankings(
     rankings: Sequence[Sequence[int]], top_k: int, *, k: int = RANK_CONSTANT
 ) -> list[Result]:
-    """Fuse rankings of the same pool.
+    """Fuse rankings of the same pool into at most ``top_k`` results, best first.
 
     Args:
-        rankings: Positions, best first; a position that a ranking lacks gets nothing from it.
-        top_k: Results to return, fewer when the rankings hold fewer positions.
-        k: How little the first ranks stand out; the larger, the less.
-
-    Returns:
-        Results with the fused score, best first; the earlier position wins a tie.
+        rankings: Positions, best first. A position adds nothing for a ranking that lacks it.
+        top_k: Number of results.
+        k: Smoothing constant: larger values flatten the ranks.
 
     >>> [result.position for result in fuse_rankings([[4, 7, 1], [7, 2]], top_k=3)]
     [7, 4, 2]

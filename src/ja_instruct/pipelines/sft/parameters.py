@@ -18,7 +18,7 @@ class LoraParameters(Parameters):
     bias: Literal["none", "all", "lora_only"]
     target_modules: tuple[str, ...] = Field(min_length=1, description="Adapted linear layers")
     use_rslora: bool = Field(description="Scale by alpha / sqrt(r) (arXiv:2312.03732)")
-    seed: int = Field(description="Initialises the adapter's weights")
+    seed: int = Field(description="For the adapter's initial weights")
 
 
 class TrainingParameters(Parameters):
@@ -28,7 +28,7 @@ class TrainingParameters(Parameters):
     per_device_eval_batch_size: int = Field(gt=0)
     gradient_accumulation_steps: int = Field(gt=0)
     num_train_epochs: float = Field(gt=0)
-    max_steps: int = Field(description="Ends training earlier; -1 for whole epochs")
+    max_steps: int = Field(description="Ends training early; -1 trains whole epochs")
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: str
     warmup_steps: int = Field(ge=0)
@@ -37,35 +37,35 @@ class TrainingParameters(Parameters):
     bf16: bool
     neftune_noise_alpha: float | None = Field(description="NEFTune (arXiv:2310.05914)")
     auto_find_batch_size: bool = Field(
-        description="Halve what is computed at once on out-of-memory; the optimizer's steps stay"
+        description="Compute smaller pieces when memory runs out; optimizer steps stay the same"
     )
     gradient_checkpointing: bool
     tokens_per_batch: int | None = Field(
         gt=0,
         description=(
-            "null: batches of per_device_train_batch_size samples as they come, padded. A number: "
-            "the samples of one optimizer step, per_device_train_batch_size x "
-            "gradient_accumulation_steps, sorted by length and in batches of at most so many tokens"
+            "null: batches of per_device_train_batch_size samples in order, padded. A number: the "
+            "samples of an optimizer step, per_device_train_batch_size x "
+            "gradient_accumulation_steps, sorted by length, in batches of at most so many tokens"
         ),
     )
-    packing: bool = Field(
-        description="Samples one behind the other, without padding; none sees another"
-    )
+    packing: bool = Field(description="Several samples in a row, which do not attend to each other")
     logging_steps: int = Field(gt=0)
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
-        description="When to evaluate between the evaluations before and after training"
+        description="When to evaluate, besides before and after training"
     )
     eval_steps: int = Field(gt=0)
     early_stopping_patience: int | None = Field(
         gt=0,
-        description="Evaluations without a better loss that end training; the best adapter is kept",
+        description="Stop after so many evaluations without a better loss; keep the best adapter",
     )
-    early_stopping_threshold: float = Field(ge=0, description="What counts as better, in nats")
+    early_stopping_threshold: float = Field(
+        ge=0, description="Minimum improvement of the loss, in nats"
+    )
     divergence_nats: float | None = Field(
         gt=0,
         description=(
             "Stop when the mean of the last 10 logged losses is so far above the lowest such mean; "
-            "null never. A loss that is no number always stops"
+            "null for no limit. A loss that is not finite always stops"
         ),
     )
     save_strategy: Literal["no", "steps", "epoch"]
@@ -76,7 +76,7 @@ class TrainingParameters(Parameters):
 
 
 class SftParameters(Parameters):
-    """Everything ``sft`` can be told."""
+    """Section ``sft``."""
 
     backend: Literal["unsloth", "peft"] = Field(
         description="unsloth needs CUDA; peft runs anywhere"
@@ -84,20 +84,20 @@ class SftParameters(Parameters):
     device: Device
     gpu: GpuParameters = Field(
         description=(
-            "More than one device only with backend peft, data-parallel: each takes batches of "
-            "its own, so the effective batch is per_device_train_batch_size x "
-            "gradient_accumulation_steps x devices, and an epoch has as many fewer steps"
+            "More than one device only with backend peft, data-parallel: the effective batch is "
+            "per_device_train_batch_size x gradient_accumulation_steps x devices, and an epoch has "
+            "correspondingly fewer steps"
         )
     )
-    max_seq_length: int = Field(gt=0, description="Of a sample, in tokens")
+    max_seq_length: int = Field(gt=0, description="Maximum length of a sample, in tokens")
     over_long: Literal["cut", "drop"] = Field(
-        description="A longer sample is cut at its end, or left out"
+        description="Whether a longer sample is cut at its end, or dropped"
     )
-    completion_only_loss: bool = Field(description="Leave the question out of the loss")
+    completion_only_loss: bool = Field(description="Leave the prompt out of the loss")
     eval_fraction: float = Field(ge=0, lt=1, description="Share of filtered_pairs held out")
     checkpoint_dir: str = Field(description="Where the trainer keeps its checkpoints")
     resume: bool = Field(
-        description="Go on from the last checkpoint of the same model, data and parameters"
+        description="Resume from the last checkpoint of the same model, data and parameters"
     )
     model_card: ModelCardParameters
     lora: LoraParameters
