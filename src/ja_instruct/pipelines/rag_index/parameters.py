@@ -11,15 +11,15 @@ class RagIndexParameters(Parameters):
 
     retriever: Retriever = Field(
         description=(
-            "colbert searches by token embeddings, with a model; bm25 by character bigrams, without "
-            "one; hybrid fuses the two rankings."
+            "colbert: search by token embeddings, with a model; bm25: by character bigrams; "
+            "hybrid: both rankings, fused."
         )
     )
     batch_size: int = Field(ge=1, description="Questions in one forward pass of the encoder.")
     max_document_tokens: int | None = Field(
         ge=4,
         description=(
-            "Tokens of a question that are encoded, special ones included; the rest is cut. null is "
-            "RAGatouille's choice, the encoder's window."
+            "Tokens of a question that are encoded, special ones included; null is RAGatouille's "
+            "choice, the encoder's window."
         ),
     )

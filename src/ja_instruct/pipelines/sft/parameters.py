@@ -58,9 +58,7 @@ class TrainingParameters(Parameters):
         gt=0,
         description="Stop after so many evaluations without a better loss; keep the best adapter",
     )
-    early_stopping_threshold: float = Field(
-        ge=0, description="Minimum improvement of the loss, in nats"
-    )
+    early_stopping_threshold: float = Field(ge=0, description="Smallest better loss, in nats")
     divergence_nats: float | None = Field(
         gt=0,
         description=(
