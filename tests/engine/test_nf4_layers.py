@@ -23,9 +23,9 @@ def nf4_layer(inputs=128, outputs=96, *, bias=True, quant_type="nf4"):
 
 def written_out(weight):
     shifts = torch.tensor([4, 0, 12, 8])
-    places = (weight.quads[..., None].int() >> shifts) & 15
+    places = (weight.packed[..., None].int() >> shifts) & 15
     scales = weight.scales.T.float().repeat_interleave(64, dim=1)
-    return weight.levels[places.view(weight.outputs, -1)].float() * scales
+    return weight.codebook[places.view(weight.outputs, -1)].float() * scales
 
 
 def reference(x, weight, bias, arranged, low_rank):
@@ -36,7 +36,7 @@ def reference(x, weight, bias, arranged, low_rank):
         rows.float(), values, None if bias is None else bias.float()
     )
     if low_rank is not None:
-        output += low_rank.scaling * low_rank.narrow.float() @ low_rank.second.float().T
+        output += low_rank.scaling * low_rank.xa.float() @ low_rank.b.float().T
     return output.to(torch.bfloat16)
 
 
@@ -49,12 +49,12 @@ def kernel_calls(monkeypatch):
     calls = []
 
     def dequantize(weight, factors=None):
-        calls.append(f"written out, rank {len(factors.first) if factors else 0}")
-        added = factors.scaling * factors.second.float() @ factors.first.float() if factors else 0
+        calls.append(f"written out, rank {len(factors.a) if factors else 0}")
+        added = factors.scaling * factors.b.float() @ factors.a.float() if factors else 0
         return (written_out(weight) + added).to(torch.bfloat16)
 
     def matmul(x, weight, bias=None, *, arranged=None, low_rank=None):
-        calls.append((len(x), low_rank.second.shape[1]) if low_rank else len(x))
+        calls.append((len(x), low_rank.b.shape[1]) if low_rank else len(x))
         return reference(x, weight, bias, arranged, low_rank)
 
     monkeypatch.setattr(subject, "nf4_matmul", matmul)
@@ -105,8 +105,8 @@ def test_weights_it_cannot_read_stay_with_bitsandbytes(kernel_calls, caplog):
     with caplog.at_level("INFO"):
         assert use_fused_nf4(model) == 1
     assert "type 'fp4' instead of 'nf4'" in caplog.text
-    assert "no multiple of 64" in caplog.text
-    assert "1 of 3 4-bit layers multiply a few rows in four bits" in caplog.text
+    assert "not a multiple of 64" in caplog.text
+    assert "1 of 3 4-bit layers use the NF4 kernels" in caplog.text
 
 
 def test_on_a_cpu_nothing_changes():

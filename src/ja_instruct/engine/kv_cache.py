@@ -127,7 +127,7 @@ def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, *, is_int8: bo
 
 
 def _head_width(text: PretrainedConfig) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def causal_mask(

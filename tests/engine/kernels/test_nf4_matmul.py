@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ja_instruct.engine.kernels import triton as triton_kernels
-from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY
 from ja_instruct.engine.kernels.nf4_matmul import (
     Blocks,
     LowRank,
@@ -17,7 +16,7 @@ from ja_instruct.engine.kernels.nf4_matmul import (
     cut_work,
     nf4_matmul,
 )
-from ja_instruct.engine.kernels.nf4_weight import LEVELS, nf4_weight
+from ja_instruct.engine.kernels.nf4_weight import ASSEMBLY, CODEBOOK, nf4_weight
 from ja_instruct.engine.kernels.triton import is_available
 
 # of the four weights in 16 bits, in their order
@@ -39,8 +38,8 @@ def reference_nf4_matmul(x, packed, state, bias=None):
 
 def dequantize(weight):
     """Return the weights as the kernel multiplies them: a level, and its block's scale."""
-    places = (weight.quads[..., None].int() >> SHIFTS) & 15
-    values = weight.levels[places.view(weight.outputs, -1)].float()
+    places = (weight.packed[..., None].int() >> SHIFTS) & 15
+    values = weight.codebook[places.view(weight.outputs, -1)].float()
     return values * weight.scales.T.float().repeat_interleave(64, dim=1)
 
 
@@ -57,7 +56,7 @@ def test_quads_hold_bitsandbytes_weights_in_their_order(shape, nested):
 
 def test_packed_weights_are_not_copied():
     packed, state = quantize(128, 128)
-    assert nf4_weight(packed, state).quads.data_ptr() == packed.data_ptr()
+    assert nf4_weight(packed, state).packed.data_ptr() == packed.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def run_assembly(word):
 
 
 def test_assembly_looks_up_each_weight():
-    levels = torch.tensor(LEVELS).to(torch.bfloat16).view(torch.int16).tolist()
+    codebook = torch.tensor(CODEBOOK).to(torch.bfloat16).view(torch.int16).tolist()
     chance = random.Random(0)
     words = [chance.getrandbits(32) for _ in range(300)] + [0, 2**32 - 1]
     for word in words:
@@ -136,7 +135,7 @@ def test_assembly_looks_up_each_weight():
             for half in (0, 1):
                 byte = word >> 16 * half + 8 * (number // 2) & 255
                 place = byte & 15 if number % 2 else byte >> 4
-                assert register >> 16 * half & 0xFFFF == levels[place] & 0xFFFF
+                assert register >> 16 * half & 0xFFFF == codebook[place] & 0xFFFF
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_assembly_looks_up_each_weight():
     [
         ((64, 128), {"quant_type": "fp4"}, "type 'fp4' instead of 'nf4'"),
         ((64, 128), {"blocksize": 128}, "block size 128 instead of 64"),
-        ((64, 96), {}, "rows of 96 weights, which are no multiple of 64"),
+        ((64, 96), {}, "rows of 96 weights, which is not a multiple of 64"),
         ((64, 128), {"quant_storage": torch.float32}, "storage torch.float32 instead of"),
     ],
     ids=["type", "block", "row", "storage"],
@@ -180,11 +179,11 @@ def test_it_is_not_available_on_a_cpu():
     assert not is_available(torch.device("cpu"))
 
 
-def test_other_levels_are_refused():
+def test_another_codebook_is_refused():
     packed, state = quantize(64, 128)
     state.code = state.code.clone()
     state.code[3] += 0.01
-    with pytest.raises(ValueError, match="which are not NF4's"):
+    with pytest.raises(ValueError, match="which is not NF4's"):
         nf4_weight(packed, state)
 
 
@@ -255,12 +254,12 @@ def test_adapter_is_added(rank):
 
 
 @pytest.mark.gpu
-def test_weights_are_levels_and_scales():
+def test_weights_are_codebook_values_times_scales():
     packed, state = quantize(192, 64, device="cuda")
     weight = nf4_weight(packed, state)
     unit = torch.eye(64, device="cuda", dtype=torch.bfloat16)
-    places = (weight.quads[..., None].int() >> SHIFTS.cuda()) & 15
-    values = weight.levels[places.view(192, 64)].float() * weight.scales.T.float()
+    places = (weight.packed[..., None].int() >> SHIFTS.cuda()) & 15
+    values = weight.codebook[places.view(192, 64)].float() * weight.scales.T.float()
     assert torch.equal(nf4_matmul(unit, weight).T, values.to(torch.bfloat16))
 
 

@@ -1,8 +1,8 @@
-"""Attention of one token a sequence in one reading of keys and values, up to where they reach.
+"""Decoding attention: one query token per sequence, which reads keys and values once.
 
-Written with PyTorch's operations a step writes and reads its scores five times, and reads keys as
-far as the longest sequence goes. Here each program reads a part of one sequence's keys of one head
-and keeps a running softmax (FlashAttention, arXiv:2205.14135; over parts: Flash-Decoding).
+With PyTorch's operations a step writes and reads its scores five times, and reads the keys of the
+longest sequence for all. Here each program reads a part of one sequence's keys of one head and
+keeps a running softmax (FlashAttention, arXiv:2205.14135; over parts: Flash-Decoding).
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from ja_instruct.engine.kernels.decode_kernels import (
 from ja_instruct.engine.kernels.int8_kv import TURNED_AT_ONCE, Int8Vectors, hadamard_matrix
 from ja_instruct.engine.kernels.triton import supports_heads, supports_ptx, traits
 
-# Numbers of keys that a program reads at once
+# Key elements that a program reads at once
 TILE = 64 * 128
-# Programs of a processor, about, and of a key head at least: of fewer, the last to end hold up more
+# About so many programs per processor, and at least so many parts per key head: with fewer, the
+# last programs keep the others waiting
 PROGRAMS, LEAST_PARTS = 4, 2
-# positions that a program looks through for what is visible
+# Positions whose mask a program reads at most
 LONGEST_PART = 4096
 
 
 def supports_decode(query: torch.Tensor, key: torch.Tensor | Int8Vectors) -> bool:
-    """Return whether the kernel is for such a step: one token a sequence, in 16 bits, on CUDA.
+    """Return whether the kernel supports a step: one token per sequence, in 16 bits, on CUDA.
 
-    Keys and values may be in 8 bits.
+    Keys and values may be int8.
     """
     computed = query if isinstance(key, Int8Vectors) else key
     return query.shape[2] == 1 and supports_heads(query, computed)
@@ -49,20 +50,20 @@ def decode_attention(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Return what each sequence's token attends to; see ``grouped_attention``.
+    """Return the attention output; see ``grouped_attention``.
 
-    The order of summing depends on shapes and device alone. There is nothing to wait for, and after
-    a first call, which compiles, a CUDA graph can hold it.
+    The order of summation depends only on shapes and device. After a first call, which compiles, a
+    CUDA graph can capture it.
 
     Args:
-        query: (sequences, heads, 1, width); the heads that share a key head follow each other.
-        key: (sequences, key heads, span, width), also a view of a longer cache; perhaps in 8 bits,
-            then rotated, and the numbers of a head's positions following each other.
+        query: (sequences, heads, 1, width); the heads that share a key head are adjacent.
+        key: (sequences, key heads, span, width), possibly a view of a longer cache. Int8 keys are
+            rotated, and the positions of a head are contiguous.
         value: As the keys.
-        mask: Added to the scores, (sequences or 1, 1, 1, span); where it is the least number of its
-            type at both ends, keys are not read.
+        mask: Added to the scores, (sequences or 1, 1, 1, span). Keys are not read at both ends of
+            the span where it is the lowest number of its dtype.
         scaling: Of the scores.
-        softcap: What scores are bounded by; None leaves them.
+        softcap: Bound on the scores, or None.
 
     Returns:
         (sequences, heads, 1, width).
@@ -71,7 +72,7 @@ def decode_attention(
     key_heads, span = (key.scales if isinstance(key, Int8Vectors) else key).shape[1:3]
     group, pairs = heads // key_heads, sequences * key_heads
     block = max(16, TILE // width)
-    # none with more to look through than it can
+    # no part may be longer than LONGEST_PART
     wanted = max(
         -(-PROGRAMS * traits(query.device).processors // pairs),
         LEAST_PARTS,
@@ -83,61 +84,43 @@ def decode_attention(
     query = query.contiguous()
     sums = torch.empty((pairs, parts, group, width), dtype=torch.float32, device=query.device)
     totals = torch.empty((2, pairs, parts, group), dtype=torch.float32, device=query.device)
-    speaks = supports_ptx(query.device)
-    # scores are powers of two, and those that are bounded come as twice themselves by the bound
+    has_ptx = supports_ptx(query.device)
+    # scores are to the base 2, and with a soft cap the kernel expects 2 * score / cap
     factor = scaling * math.log2(math.e) * (2 / softcap if softcap else 1)
     if isinstance(key, Int8Vectors):
-        kernel, given, strides, more = _in_8_bits(key, value, query)
+        kernel, given, strides, more = _int8_arguments(key, value, query)
     else:
-        kernel, given, strides, more = _in_16_bits(key, value)
+        kernel, given, strides, more = _arguments(key, value)
     kernel[(pairs, parts)](
-        query,
-        *given,
-        mask,
-        sums,
-        totals,
-        totals[1],
-        *strides,
-        mask.stride(0) if mask.shape[0] > 1 else 0,
-        key_heads,
-        group,
-        span,
-        part,
-        torch.finfo(mask.dtype).min / 2,
-        factor,
-        (softcap or 1.0) * math.log2(math.e),
-        bounded=softcap is not None,
-        power=POWER if speaks else None,
-        inverse=INVERSE if speaks else None,
-        **more,
-        rows=rows,
-        width=width,
-        block=block,
-        positions=1 << (part - 1).bit_length(),
-        num_warps=4,
-        num_stages=3,
-    )
+        query, *given, mask, sums, totals, totals[1], *strides,
+        mask.stride(0) if mask.shape[0] > 1 else 0, key_heads, group, span, part,
+        torch.finfo(mask.dtype).min / 2, factor, (softcap or 1.0) * math.log2(math.e),
+        bounded=softcap is not None, power=POWER if has_ptx else None,
+        inverse=INVERSE if has_ptx else None, **more, rows=rows, width=width, block=block,
+        positions=1 << (part - 1).bit_length(), num_warps=4, num_stages=3,
+    )  # fmt: skip
     output = torch.empty_like(query)
     join[(pairs,)](
-        sums, totals, totals[1], output, group, parts, rows=rows, width=width, num_warps=4
-    )
+        sums, totals, totals[1], output, group, parts,
+        rows=rows, width=width, num_warps=4,
+    )  # fmt: skip
     return output
 
 
 @cache
 def _rotation(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the rotation's even columns and then its odd ones, as the kernel has queries."""
+    """Return the Hadamard matrix's even columns and then its odd ones, as the kernel pairs them."""
     whole = hadamard_matrix(width, dtype, device)
     return torch.cat([whole[:, ::2], whole[:, 1::2]], dim=1)
 
 
-def _in_16_bits(key: Any, value: Any) -> tuple[Any, ...]:
-    """Return the kernel, its keys and values, how they lie, and what else it is compiled with."""
+def _arguments(key: torch.Tensor, value: Any) -> tuple[Any, ...]:
+    """Return the kernel, its keys and values, their strides, and further arguments."""
     return attend, (key, value), (*key.stride()[:3], *value.stride()[:3]), {}
 
 
-def _in_8_bits(key: Any, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
-    """Return the same for keys and values in 8 bits."""
+def _int8_arguments(key: Int8Vectors, value: Any, query: torch.Tensor) -> tuple[Any, ...]:
+    """Return the same for int8 keys and values."""
     pairs = [vectors.numbers.view(torch.int16) for vectors in (key, value)]
     width = query.shape[-1]
     given = (*pairs, key.scales, value.scales, _rotation(width, query.dtype, query.device))

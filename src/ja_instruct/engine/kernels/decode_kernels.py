@@ -1,6 +1,7 @@
-"""The kernels of ``decode_attention``: a part of a sequence's keys, in 16 bits or in 8, and a sum.
+"""The kernels of ``decode_attention``: a part of a sequence's keys, in 16 bits or int8, and a sum.
 
-Scores are in powers of two, which is what a GPU computes.
+Scores are to the base 2, because a GPU computes powers of 2. The kernels stand apart from
+``decode_attention``, because both together would exceed 350 lines.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from typing import Any
 
 from ja_instruct.engine.kernels.triton import jit, tl
 
-# Four bytes with 128 added become four numbers in float16: behind the byte 0x64 a byte is 1024 more
-# than it stands for. The low bytes of two int16 first, then the high ones.
+# Converts four bytes, stored with an offset of 128, to four float16 numbers: after the byte 0x64 a
+# byte reads as its value plus 1024. The low bytes of two int16 first, then the high ones.
 NUMBERS = """{
 .reg .b32 offset;
 mov.b32 offset, 0xe480e480;
@@ -19,7 +20,7 @@ prmt.b32 $1, $2, 0x64646464, 0x4341;
 add.f16x2 $0, $0, offset;
 add.f16x2 $1, $1, offset;
 }"""
-# without what makes subnormal numbers of a few
+# flush subnormal results to zero, which is faster
 POWER = "ex2.approx.ftz.f32 $0, $1;"
 INVERSE = "rcp.approx.ftz.f32 $0, $1;"
 
@@ -40,7 +41,7 @@ def _inverse(x: tl.tensor, inverse: tl.constexpr) -> tl.tensor:
 
 @jit()
 def _numbers(pairs: tl.tensor, assembly: tl.constexpr) -> Any:
-    """Return the first of each pair of bytes, and the second, in float16."""
+    """Return the first byte of each pair, and the second, as float16."""
     if assembly is not None:
         first, second = tl.inline_asm_elementwise(
             assembly,
@@ -61,17 +62,13 @@ def _numbers(pairs: tl.tensor, assembly: tl.constexpr) -> Any:
 def _find_part(
     mask: tl.tensor,
     mask_sequence: tl.tensor,
-    key_heads: tl.tensor,
-    span: tl.tensor,
-    part: tl.tensor,
-    hidden: tl.tensor,
-    block: tl.constexpr,
-    positions: tl.constexpr,
-) -> Any:
-    """Return what a program looks at.
+    key_heads: tl.tensor, span: tl.tensor, part: tl.tensor, hidden: tl.tensor,
+    block: tl.constexpr, positions: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Return a program's sequence, mask and key head, and its part of the span.
 
-    That is a sequence, its mask and a key head, the end of a part of the span, and within that the
-    first block of positions with one that is seen, and the position behind the last.
+    Of the part: its end, the first block that contains an unmasked position, and the position after
+    the last unmasked one.
     """
     sequence = (tl.program_id(0) // key_heads).to(tl.int64)
     head = tl.program_id(0) % key_heads
@@ -87,21 +84,15 @@ def _find_part(
 
 @jit()
 def _weigh(
-    score: tl.tensor,
-    added: tl.tensor,
-    high: tl.tensor,
-    total: tl.tensor,
-    bound: tl.tensor,
-    bounded: tl.constexpr,
-    power: tl.constexpr,
-    inverse: tl.constexpr,
-) -> Any:
-    """Return scores' weights, what those of before shrink to, and the new maximum and total.
+    score: tl.tensor, added: tl.tensor, high: tl.tensor, total: tl.tensor, bound: tl.tensor,
+    bounded: tl.constexpr, power: tl.constexpr, inverse: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Return the weights of scores, the factor for earlier weights, and the new maximum and total.
 
-    Of bounded scores twice is given, by the bound.
+    With a soft cap, ``score`` is 2·s/cap.
     """
     if bounded:
-        # the hyperbolic tangent
+        # cap · tanh(s/cap)
         score = bound - 2 * bound * _inverse(_power(score, power) + 1, inverse)
     score += added * 1.4426950408889634
     higher = tl.maximum(high, tl.max(score, axis=1))
@@ -112,36 +103,17 @@ def _weigh(
 
 @jit()
 def attend(
-    query: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    mask: tl.tensor,
-    sums: tl.tensor,
-    largest: tl.tensor,
-    totals: tl.tensor,
-    key_sequence: tl.tensor,
-    key_head: tl.tensor,
-    key_position: tl.tensor,
-    value_sequence: tl.tensor,
-    value_head: tl.tensor,
-    value_position: tl.tensor,
+    query: tl.tensor, key: tl.tensor, value: tl.tensor, mask: tl.tensor, sums: tl.tensor,
+    largest: tl.tensor, totals: tl.tensor,
+    key_sequence: tl.tensor, key_head: tl.tensor, key_position: tl.tensor,
+    value_sequence: tl.tensor, value_head: tl.tensor, value_position: tl.tensor,
     mask_sequence: tl.tensor,
-    key_heads: tl.tensor,
-    group: tl.tensor,
-    span: tl.tensor,
-    part: tl.tensor,
-    hidden: tl.tensor,
-    factor: tl.tensor,
-    bound: tl.tensor,
-    bounded: tl.constexpr,
-    power: tl.constexpr,
-    inverse: tl.constexpr,
-    rows: tl.constexpr,
-    width: tl.constexpr,
-    block: tl.constexpr,
-    positions: tl.constexpr,
-) -> None:
-    """Attend to a part of a sequence's keys with the queries of one key head."""
+    key_heads: tl.tensor, group: tl.tensor, span: tl.tensor, part: tl.tensor, hidden: tl.tensor,
+    factor: tl.tensor, bound: tl.tensor,
+    bounded: tl.constexpr, power: tl.constexpr, inverse: tl.constexpr, rows: tl.constexpr,
+    width: tl.constexpr, block: tl.constexpr, positions: tl.constexpr,
+) -> None:  # fmt: skip
+    """Attend to a part of a sequence's keys with the queries that share a key head."""
     pair = tl.program_id(0)
     sequence, mask, head, last, begin, end = _find_part(
         mask, mask_sequence, key_heads, span, part, hidden, block, positions
@@ -177,43 +149,21 @@ def attend(
 
 @jit()
 def attend_in_int8(
-    query: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    key_scales: tl.tensor,
-    value_scales: tl.tensor,
-    rotating: tl.tensor,
-    mask: tl.tensor,
-    sums: tl.tensor,
-    largest: tl.tensor,
-    totals: tl.tensor,
-    pairs_sequence: tl.tensor,
-    pairs_head: tl.tensor,
-    scale_sequence: tl.tensor,
-    scale_head: tl.tensor,
-    mask_sequence: tl.tensor,
-    key_heads: tl.tensor,
-    group: tl.tensor,
-    span: tl.tensor,
-    part: tl.tensor,
-    hidden: tl.tensor,
-    factor: tl.tensor,
-    bound: tl.tensor,
-    bounded: tl.constexpr,
-    power: tl.constexpr,
-    inverse: tl.constexpr,
-    assembly: tl.constexpr,
-    root: tl.constexpr,
-    turned_at_once: tl.constexpr,
-    rows: tl.constexpr,
-    width: tl.constexpr,
-    block: tl.constexpr,
-    positions: tl.constexpr,
-) -> None:
-    """Attend in the same way to keys whose numbers are bytes, read in pairs.
+    query: tl.tensor, key: tl.tensor, value: tl.tensor, key_scales: tl.tensor,
+    value_scales: tl.tensor, rotating: tl.tensor, mask: tl.tensor, sums: tl.tensor,
+    largest: tl.tensor, totals: tl.tensor,
+    pairs_sequence: tl.tensor, pairs_head: tl.tensor, scale_sequence: tl.tensor,
+    scale_head: tl.tensor, mask_sequence: tl.tensor,
+    key_heads: tl.tensor, group: tl.tensor, span: tl.tensor, part: tl.tensor, hidden: tl.tensor,
+    factor: tl.tensor, bound: tl.tensor,
+    bounded: tl.constexpr, power: tl.constexpr, inverse: tl.constexpr, assembly: tl.constexpr,
+    root: tl.constexpr, turned_at_once: tl.constexpr, rows: tl.constexpr, width: tl.constexpr,
+    block: tl.constexpr, positions: tl.constexpr,
+) -> None:  # fmt: skip
+    """Attend in the same way to int8 keys, which are read in pairs of bytes.
 
-    Pairs reach the products as 16-bit numbers do. Their first numbers and their second are tensors
-    of their own, and so are the sums, which are stored in turn. Queries are rotated as keys are.
+    The first numbers of the pairs and the second ones are separate tensors, and so are the sums,
+    which are stored alternately. Queries are rotated like the keys.
     """
     half: tl.constexpr = width // 2
     pair = tl.program_id(0)
@@ -223,7 +173,7 @@ def attend_in_int8(
     row = tl.arange(0, rows)
     column = tl.arange(0, half)
     there = (row < group)[:, None]
-    # of each rotated query the first numbers of the pairs, and the second
+    # the rotated queries: the first numbers of the pairs, and the second
     q0 = tl.zeros((rows, half), tl.float32)
     q1 = tl.zeros((rows, half), tl.float32)
     for first_place in tl.static_range(0, width, turned_at_once):
@@ -274,16 +224,11 @@ def attend_in_int8(
 
 @jit()
 def join(
-    sums: tl.tensor,
-    largest: tl.tensor,
-    totals: tl.tensor,
-    output: tl.tensor,
-    group: tl.tensor,
+    sums: tl.tensor, largest: tl.tensor, totals: tl.tensor, output: tl.tensor, group: tl.tensor,
     parts: tl.tensor,
-    rows: tl.constexpr,
-    width: tl.constexpr,
-) -> None:
-    """Join the parts of a key head's queries, always in the same order."""
+    rows: tl.constexpr, width: tl.constexpr,
+) -> None:  # fmt: skip
+    """Combine the parts of a key head's queries, always in the same order."""
     pair = tl.program_id(0)
     row = tl.arange(0, rows)
     column = tl.arange(0, width)

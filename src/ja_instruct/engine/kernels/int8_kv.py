@@ -1,10 +1,10 @@
-"""Keys and values in eight bits: integers, and for each vector what they are multiplied by.
+"""Int8 KV cache: keys and values as integers with a scale per vector.
 
-A cache in 8 bits holds twice as many sequences as one in 16, and a step reads half as much of it. A
-vector's largest number becomes 127, so that each number is off by a 254th of that at most.
+An int8 cache holds twice as many sequences as a 16-bit one, and a step reads half as much of it. A
+vector's largest absolute number becomes 127, so the error of each number is at most a 254th of it.
 
-In keys a few numbers are often many times as large as the others, so they are rotated before they
-are rounded, and so are the queries that look for them.
+Keys often have a few numbers that are many times as large as the others, so they are rotated before
+they are rounded, and so are the queries.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ import torch
 from ja_instruct.engine.kernels.triton import WIDTHS, is_available, jit, tl
 
 LARGEST = 127
-# Added to an integer, to store it without a sign: the kernel of attention takes it off with what
-# else makes a number of a byte
+# Added to store integers unsigned; the attention kernel subtracts it while it converts bytes
 OFFSET = 128
-# what a vector of zeros is divided by
+# Divisor of a vector of zeros
 LEAST = 1e-30
-STORED_AT_ONCE, RESTORED_AT_ONCE = 16, 64
-# numbers of a vector, or the rotation would not find room in a processor's shared memory
+STORED_AT_ONCE, DEQUANTIZED_AT_ONCE = 16, 64
+# With more numbers of a vector at once the rotation would not fit into shared memory
 TURNED_AT_ONCE = 128
 
 
 class Int8Vectors(NamedTuple):
-    """Vectors, each in integers with a scale of its own.
+    """Vectors of integers, each with its scale.
 
     Attributes:
-        numbers: uint8, (..., width), 128 more than they stand for.
+        numbers: uint8, (..., width), with ``OFFSET`` added.
         scales: float32, (...).
     """
 
@@ -51,7 +50,7 @@ class Int8Vectors(NamedTuple):
         return Int8Vectors(self.numbers[index], self.scales[index])
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the vectors, (sequences, heads, tokens, width) on a GPU."""
+        """Return the vectors; on a GPU they must be (sequences, heads, tokens, width)."""
         if _is_for_kernels(self.numbers):
             return _dequantize(self, dtype)
         return ((self.numbers.float() - OFFSET) * self.scales[..., None]).to(dtype)
@@ -59,31 +58,25 @@ class Int8Vectors(NamedTuple):
 
 @cache
 def hadamard_matrix(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return a matrix of 1 and -1, (width, width), that rotates, and stretches by the width's root.
+    """Return a Hadamard matrix with some rows negated, (width, width), of 1 and -1.
 
-    Where the width is no power of 2, it rotates blocks of a width that is, and is 0 between them.
-
-    It is Hadamard's, with some rows negative: what stands out in one number of a vector, as in the
-    keys of many models, is spread over all, so that it takes no precision from the others (QuaRot,
-    arXiv:2404.00456). Products of two vectors that are both rotated are those of before.
-
-    Args:
-        width: Of the vectors.
-        dtype: Of the numbers.
-        device: Where they are to be.
+    Divided by the root of the width it is a rotation. It spreads an outlier in one number of a
+    vector over all of them, so that the others keep their precision (QuaRot, arXiv:2404.00456), and
+    leaves the product of two rotated vectors unchanged. If the width is not a power of 2, blocks of
+    the largest power of 2 that divides it are rotated, with 0 between them.
     """
     signs = torch.ones(1, 1)
     while len(signs) < _block(width):
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
     signs = torch.kron(torch.eye(width // _block(width)), signs)
-    # half of the rows, and without a pattern that is Hadamard's own
+    # half of the rows, in an order that is unlike the matrix's own pattern
     negative = torch.arange(width) * 40503 % 2**16 >= 2**15
     signs[negative] *= -1
     return signs.to(device, dtype)
 
 
 def _block(width: int) -> int:
-    """Return the largest power of 2 that a width is a multiple of."""
+    """Return the largest power of 2 that divides a width."""
     return width & -width
 
 
@@ -95,7 +88,7 @@ def hadamard_rotate(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_int8(vectors: torch.Tensor) -> Int8Vectors:
-    """Return vectors, (..., width), rounded to 8 bits each by its own largest number."""
+    """Return vectors, (..., width), rounded to int8, each with its own scale."""
     vectors = vectors.float()
     scales = vectors.abs().amax(dim=-1) * (1 / LARGEST)
     numbers = (vectors / scales.clamp(min=LEAST)[..., None]).round()
@@ -103,7 +96,7 @@ def quantize_int8(vectors: torch.Tensor) -> Int8Vectors:
 
 
 def supports_store(vectors: torch.Tensor) -> bool:
-    """Return whether a kernel stores such vectors: in 16 bits, of a head's width, on CUDA."""
+    """Return whether ``store_int8`` supports vectors: 16 bits, of some widths, on CUDA."""
     return vectors.dtype in (torch.bfloat16, torch.float16) and _is_for_kernels(vectors)
 
 
@@ -116,75 +109,47 @@ def store_int8(
     kept: tuple[Int8Vectors, Int8Vectors],
     positions: torch.Tensor,
 ) -> None:
-    """Write sequences' new keys and values into their places of a cache, in 8 bits.
+    """Quantize new keys and values to int8 and store them in a cache.
 
-    One kernel does ``quantize_int8`` of the rotated keys and of the values, and the assignment. It
-    needs no host synchronization, and after a first call, which compiles, a CUDA graph can hold it.
+    The kernel rotates the keys and does what ``quantize_int8`` does. It needs no host
+    synchronization, and after a first call, which compiles, a CUDA graph can capture it.
 
     Args:
-        new: Keys and values, each (sequences, heads, tokens, width), the numbers of a vector one
-            behind the other.
-        kept: Keys and values, each (sequences, heads, length, width), contiguous.
-        positions: Where, (sequences, tokens).
+        new: Keys and values, each (sequences, heads, tokens, width), dense in the width.
+        kept: Keys and values of the cache, each (sequences, heads, length, width), contiguous.
+        positions: In the cache, (sequences, tokens).
     """
     sequences, heads, tokens, width = new[0].shape
     keys, values = kept
     _store[(-(-sequences * tokens // STORED_AT_ONCE), heads)](
-        *new,
-        hadamard_matrix(width, new[0].dtype, new[0].device),
-        *keys,
-        *values,
-        positions.contiguous(),
-        *new[0].stride()[:3],
-        *new[1].stride()[:3],
-        sequences * tokens,
-        tokens,
-        heads,
-        keys.numbers.shape[2],
-        root=width**-0.5,
-        inverse=1 / LARGEST,
-        offset=OFFSET,
-        least=LEAST,
-        at_once=STORED_AT_ONCE,
-        turned_at_once=min(width, TURNED_AT_ONCE),
-        width=width,
+        *new, hadamard_matrix(width, new[0].dtype, new[0].device), *keys, *values,
+        positions.contiguous(), *new[0].stride()[:3], *new[1].stride()[:3], sequences * tokens,
+        tokens, heads, keys.numbers.shape[2],
+        root=width**-0.5, inverse=1 / LARGEST, offset=OFFSET, least=LEAST,
+        at_once=STORED_AT_ONCE, turned_at_once=min(width, TURNED_AT_ONCE), width=width,
         num_warps=4,
-    )
+    )  # fmt: skip
 
 
 def _dequantize(vectors: Int8Vectors, dtype: torch.dtype) -> torch.Tensor:
     numbers, scales = vectors
     sequences, heads, tokens, width = numbers.shape
     output = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
-    _restore[(-(-tokens // RESTORED_AT_ONCE), heads, sequences)](
-        numbers,
-        scales,
-        output,
-        *numbers.stride()[:2],
-        *scales.stride()[:2],
-        heads,
-        tokens,
-        offset=OFFSET,
-        width=width,
-        at_once=RESTORED_AT_ONCE,
-    )
+    _dequantize_kernel[(-(-tokens // DEQUANTIZED_AT_ONCE), heads, sequences)](
+        numbers, scales, output, *numbers.stride()[:2], *scales.stride()[:2], heads, tokens,
+        offset=OFFSET, width=width, at_once=DEQUANTIZED_AT_ONCE,
+    )  # fmt: skip
     return output
 
 
 @jit()
 def _store_rounded(
-    vectors: tl.tensor,
-    numbers: tl.tensor,
-    scales: tl.tensor,
-    there: tl.tensor,
+    vectors: tl.tensor, numbers: tl.tensor, scales: tl.tensor, there: tl.tensor,
     inside: tl.tensor,
-    inverse: tl.constexpr,
-    offset: tl.constexpr,
-    least: tl.constexpr,
-    width: tl.constexpr,
-) -> None:
+    inverse: tl.constexpr, offset: tl.constexpr, least: tl.constexpr, width: tl.constexpr,
+) -> None:  # fmt: skip
     scale = tl.max(tl.abs(vectors), axis=1) * inverse
-    # adding what leaves no bits behind the point rounds halves to even, as PyTorch does
+    # adding 1.5 · 2²³ leaves no fraction bits, and rounds halves to even as PyTorch does
     rounded = tl.div_rn(vectors, tl.maximum(scale, least)[:, None]) + 12582912.0 - 12582912.0
     to = numbers + there[:, None] * width + tl.arange(0, width)[None, :]
     tl.store(to, (rounded + offset).to(tl.uint8), mask=inside[:, None])
@@ -193,33 +158,16 @@ def _store_rounded(
 
 @jit("places", "tokens", "length")
 def _store(
-    keys: tl.tensor,
-    values: tl.tensor,
-    rotating: tl.tensor,
-    key_numbers: tl.tensor,
-    key_scales: tl.tensor,
-    value_numbers: tl.tensor,
-    value_scales: tl.tensor,
+    keys: tl.tensor, values: tl.tensor, rotating: tl.tensor, key_numbers: tl.tensor,
+    key_scales: tl.tensor, value_numbers: tl.tensor, value_scales: tl.tensor,
     positions: tl.tensor,
-    key_sequence: tl.tensor,
-    key_head: tl.tensor,
-    key_token: tl.tensor,
-    value_sequence: tl.tensor,
-    value_head: tl.tensor,
-    value_token: tl.tensor,
-    places: tl.tensor,
-    tokens: tl.tensor,
-    heads: tl.tensor,
-    length: tl.tensor,
-    root: tl.constexpr,
-    inverse: tl.constexpr,
-    offset: tl.constexpr,
-    least: tl.constexpr,
-    at_once: tl.constexpr,
-    turned_at_once: tl.constexpr,
-    width: tl.constexpr,
-) -> None:
-    """Rotate a head's keys of some tokens, round them and the values, and store them."""
+    key_sequence: tl.tensor, key_head: tl.tensor, key_token: tl.tensor,
+    value_sequence: tl.tensor, value_head: tl.tensor, value_token: tl.tensor,
+    places: tl.tensor, tokens: tl.tensor, heads: tl.tensor, length: tl.tensor,
+    root: tl.constexpr, inverse: tl.constexpr, offset: tl.constexpr, least: tl.constexpr,
+    at_once: tl.constexpr, turned_at_once: tl.constexpr, width: tl.constexpr,
+) -> None:  # fmt: skip
+    """Rotate some tokens' keys of a head, quantize them and the values, and store both."""
     place = tl.program_id(0) * at_once + tl.arange(0, at_once)
     head = tl.program_id(1)
     inside = place < places
@@ -252,21 +200,14 @@ def _store(
 
 
 @jit("tokens")
-def _restore(
-    numbers: tl.tensor,
-    scales: tl.tensor,
-    output: tl.tensor,
-    numbers_sequence: tl.tensor,
-    numbers_head: tl.tensor,
-    scales_sequence: tl.tensor,
+def _dequantize_kernel(
+    numbers: tl.tensor, scales: tl.tensor, output: tl.tensor,
+    numbers_sequence: tl.tensor, numbers_head: tl.tensor, scales_sequence: tl.tensor,
     scales_head: tl.tensor,
-    heads: tl.tensor,
-    tokens: tl.tensor,
-    offset: tl.constexpr,
-    width: tl.constexpr,
-    at_once: tl.constexpr,
-) -> None:
-    """Restore some tokens of a head."""
+    heads: tl.tensor, tokens: tl.tensor,
+    offset: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
+) -> None:  # fmt: skip
+    """Dequantize some tokens of a head."""
     token = tl.program_id(0) * at_once + tl.arange(0, at_once)
     head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     inside = token < tokens
@@ -276,5 +217,5 @@ def _restore(
     number = tl.load(numbers + there, mask=inside[:, None], other=offset).to(tl.float32) - offset
     scale = tl.load(scales + token, mask=inside, other=0.0)
     output += (sequence * heads + head) * tokens * width
-    restored = (number * scale[:, None]).to(output.dtype.element_ty)
-    tl.store(output + there, restored, mask=inside[:, None])
+    values = (number * scale[:, None]).to(output.dtype.element_ty)
+    tl.store(output + there, values, mask=inside[:, None])

@@ -1,12 +1,12 @@
-"""Multiplying a few rows with a matrix that bitsandbytes holds in four bits.
+"""Multiply a few rows with an NF4 matrix of bitsandbytes.
 
-A step of generation multiplies as many rows as there are sequences, so reading the weights is what
-it costs. Writing them out in bfloat16 first reads and writes nine times as much; here they become
-bfloat16 in registers, between memory and multiplication (QLoRA, arXiv:2305.14314). A level is
-rounded to bfloat16 and a block's sum is scaled in float32, where bitsandbytes rounds level times
-scale: the two differ by as much as either does from the exact weight, 2⁻⁹ of it.
+A decoding step multiplies one row per sequence, so its cost is reading the weights. Dequantizing
+them to memory first reads and writes nine times as much; here they become bfloat16 in registers
+(QLoRA, arXiv:2305.14314). Codebook values are rounded to bfloat16 and the sum of a block is scaled
+in float32, while bitsandbytes rounds value times scale: the two differ by as much as either does
+from the exact weight, 2⁻⁹ of it.
 
-The work is cut into equal parts whatever the matrix's shape, as in Stream-K (arXiv:2301.03598).
+The work is split into equal shares whatever the matrix's shape, as in Stream-K (arXiv:2301.03598).
 """
 
 from __future__ import annotations
@@ -16,42 +16,41 @@ from typing import NamedTuple
 
 import torch
 
-from ja_instruct.engine.kernels.nf4_decode import ASSEMBLY, decode
-from ja_instruct.engine.kernels.nf4_weight import BLOCK, Nf4Weight
+from ja_instruct.engine.kernels.nf4_weight import ASSEMBLY, BLOCK, Nf4Weight, decode
 from ja_instruct.engine.kernels.triton import jit, supports_ptx, tl, traits
 
 MAX_ROWS = 64
 ADDED_AT_ONCE = 512
-# chunks of a program, or its start would be most of its work
+# Chunks per program at least, or most of its time would be its start
 LEAST_SHARE = 4
-# one compiled kernel for all numbers of rows and ways to cut
+# One compiled kernel serves all values of these
 UNSPECIALIZED = ("rows", "chunks", "total", "share")
 
 
 class LowRank(NamedTuple):
-    """What an adapter adds to a product: ``scaling · narrow @ second.T``.
+    """A LoRA adapter of a product, which adds ``scaling · xa @ b.T``.
 
     Attributes:
-        narrow: bfloat16, (rows, rank), the rows times the first factor, perhaps columns of a wider
-            tensor; rank is a multiple of 16.
-        second: bfloat16, (outputs, rank).
+        xa: bfloat16, (rows, rank), the rows times Aᵀ, possibly columns of a wider tensor; rank is a
+            multiple of 16.
+        b: bfloat16, (outputs, rank).
         scaling: A number.
     """
 
-    narrow: torch.Tensor
-    second: torch.Tensor
+    xa: torch.Tensor
+    b: torch.Tensor
     scaling: float
 
 
 class Blocks(NamedTuple):
-    """How the work is cut.
+    """How the work is split.
 
     Attributes:
-        outputs: That a program computes at once.
-        programs: Among which the work is divided.
-        warps: Of a program.
-        stages: Loads on their way at once.
-        joined: Whether 64 inputs are one product; or four, one after the other.
+        outputs: Per program, at once.
+        programs: Number of programs.
+        warps: Per program.
+        stages: Of the loads' pipeline.
+        joined: Whether 64 inputs are one product, or four in turn.
     """
 
     outputs: int
@@ -62,9 +61,9 @@ class Blocks(NamedTuple):
 
 
 def arrange(x: torch.Tensor) -> torch.Tensor:
-    """Return rows as the kernel reads them: of each 64 numbers every fourth, then the next fourths.
+    """Return rows in the kernel's order: of 64 numbers 0, 4, 8, …, then 1, 5, 9, … and so on.
 
-    Four weights lie in 16 bits, and come out of them in as many tensors.
+    An int16 packs four weights, which are decoded into four tensors.
 
     Args:
         x: (rows, inputs), inputs a multiple of 64.
@@ -73,8 +72,8 @@ def arrange(x: torch.Tensor) -> torch.Tensor:
         (inputs / 64, rows, 64).
     """
     rows, inputs = x.shape
-    quads = x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 0, 3, 2)
-    return quads.reshape(inputs // BLOCK, rows, BLOCK)
+    fours = x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 0, 3, 2)
+    return fours.reshape(inputs // BLOCK, rows, BLOCK)
 
 
 def nf4_matmul(
@@ -86,24 +85,24 @@ def nf4_matmul(
     low_rank: LowRank | None = None,
     blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """Return ``x @ weight.T + bias``, and what an adapter adds.
+    """Return ``x @ weight.T + bias``, with an adapter's product added.
 
-    The order of summing depends on shapes and device alone, so equal inputs give equal outputs.
-    There is nothing to wait for, and after a first call, which compiles, a CUDA graph can hold it.
+    The order of summation depends only on shapes and device, so equal inputs give equal outputs.
+    After a first call, which compiles, a CUDA graph can capture it.
 
     Args:
         x: (rows, inputs), bfloat16, up to 64 rows.
         weight: On the same device.
-        bias: (outputs,); None adds nothing.
-        arranged: ``arrange(x)``, where the caller has it already.
-        low_rank: None adds nothing.
-        blocks: How the work is cut; None: as suits the device.
+        bias: (outputs,), or None.
+        arranged: ``arrange(x)``, if the caller has it already.
+        low_rank: The adapter, or None.
+        blocks: How the work is split; None for the device's default.
 
     Returns:
         (rows, outputs), bfloat16, summed in float32.
 
     Raises:
-        ValueError: ``x`` has another type, more rows or other columns.
+        ValueError: ``x`` has another dtype, more rows or other columns.
     """
     rows, inputs = x.shape
     if x.dtype != torch.bfloat16 or rows > MAX_ROWS or inputs != weight.inputs:
@@ -116,53 +115,32 @@ def nf4_matmul(
     parts = torch.empty((cut.slots, rows, weight.outputs), dtype=torch.float32, device=x.device)
     output = torch.empty((rows, weight.outputs), dtype=torch.bfloat16, device=x.device)
     _multiply[(cut.programs,)](
-        arrange(x) if arranged is None else arranged,
-        weight.quads,
-        weight.scales,
-        weight.levels,
-        low_rank.narrow if low_rank else None,
-        low_rank.second if low_rank else None,
-        low_rank.scaling if low_rank else 1.0,
-        parts,
-        rows,
-        weight.outputs,
-        inputs // 4,
-        cut.chunks,
-        cut.total,
-        cut.share,
-        low_rank.second.shape[1] if low_rank else 0,
-        low_rank.narrow.stride(0) if low_rank else 0,
+        arrange(x) if arranged is None else arranged, weight.packed, weight.scales,
+        weight.codebook, low_rank.xa if low_rank else None,
+        low_rank.b if low_rank else None, low_rank.scaling if low_rank else 1.0, parts,
+        rows, weight.outputs, inputs // 4, cut.chunks, cut.total, cut.share,
+        low_rank.b.shape[1] if low_rank else 0,
+        low_rank.xa.stride(0) if low_rank else 0,
         assembly=ASSEMBLY if supports_ptx(x.device) else None,
-        block_rows=max(16, 1 << (rows - 1).bit_length()),
-        block_outputs=blocks.outputs,
-        joined=blocks.joined,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-    )
+        block_rows=max(16, 1 << (rows - 1).bit_length()), block_outputs=blocks.outputs,
+        joined=blocks.joined, num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
     _add[(-(-weight.outputs // ADDED_AT_ONCE), rows)](
-        parts,
-        bias,
-        output,
-        rows,
-        weight.outputs,
-        cut.chunks,
-        cut.share,
-        slots=cut.slots,
-        block_outputs=blocks.outputs,
-        at_once=ADDED_AT_ONCE,
-    )
+        parts, bias, output, rows, weight.outputs, cut.chunks, cut.share,
+        slots=cut.slots, block_outputs=blocks.outputs, at_once=ADDED_AT_ONCE,
+    )  # fmt: skip
     return output
 
 
 class Cut(NamedTuple):
-    """A matrix as chunks of 64 inputs of some outputs, in equal shares.
+    """A matrix split into chunks of 64 inputs by a block of outputs, in equal shares.
 
     Attributes:
-        chunks: Of a tile, which is some outputs with all inputs.
+        chunks: Per tile, which is a block of outputs with all inputs.
         total: Chunks of all tiles.
-        share: Chunks of a program; its last may be another tile's than its first.
-        programs: That have a share.
-        slots: Programs among which a tile may be divided.
+        share: Chunks per program, possibly of several tiles.
+        programs: Number of shares.
+        slots: The most programs that share a tile.
     """
 
     chunks: int
@@ -174,7 +152,7 @@ class Cut(NamedTuple):
 
 @cache
 def cut_work(outputs: int, inputs: int, blocks: Blocks) -> Cut:
-    """Return the shares of a matrix: one for each program, or fewer that are not too small."""
+    """Return the shares of a matrix: one per program, or fewer if they would be too small."""
     chunks = inputs // BLOCK
     tiles = -(-outputs // blocks.outputs)
     total = tiles * chunks
@@ -185,14 +163,14 @@ def cut_work(outputs: int, inputs: int, blocks: Blocks) -> Cut:
 
 
 def choose_blocks(processors: int, major: int) -> Blocks:
-    """Return how work is cut on a device.
+    """Return how to split the work on a device.
 
     Args:
         processors: Multiprocessors of the device.
-        major: Of its compute capability; 9 is Hopper.
+        major: Major compute capability; 9 is Hopper.
     """
-    # As many programs as find room at once, so that they end together. Hopper waits for each
-    # product of weights in registers; elsewhere joining them would be a detour by shared memory.
+    # As many programs as run at once, so that they end together. Hopper waits for each product of
+    # weights in registers; elsewhere joining them would go through shared memory.
     if major == 9:
         return Blocks(128, 2 * processors, 4, 4, joined=True)
     return Blocks(64, 3 * processors, 4, 3)
@@ -200,28 +178,16 @@ def choose_blocks(processors: int, major: int) -> Blocks:
 
 @jit(*UNSPECIALIZED)
 def _multiply(
-    x: tl.tensor,
-    quads: tl.tensor,
-    scales: tl.tensor,
-    levels: tl.tensor,
-    narrow: tl.tensor,
-    second: tl.tensor,
-    scaling: tl.tensor,
-    parts: tl.tensor,
-    rows: tl.tensor,
+    x: tl.tensor, packed: tl.tensor, scales: tl.tensor, codebook: tl.tensor, xa: tl.tensor,
+    b: tl.tensor, scaling: tl.tensor, parts: tl.tensor, rows: tl.tensor,
     outputs: tl.tensor,
-    quads_a_row: tl.tensor,
-    chunks: tl.tensor,
-    total: tl.tensor,
-    share: tl.tensor,
-    rank: tl.tensor,
-    narrow_row: tl.tensor,
-    assembly: tl.constexpr,
-    block_rows: tl.constexpr,
-    block_outputs: tl.constexpr,
+    packed_per_row: tl.tensor,
+    chunks: tl.tensor, total: tl.tensor, share: tl.tensor, rank: tl.tensor,
+    xa_row: tl.tensor,
+    assembly: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr,
     joined: tl.constexpr,
-) -> None:
-    """Multiply a share of the chunks with all rows, and store a sum for each tile it touches."""
+) -> None:  # fmt: skip
+    """Multiply a share of the chunks with all rows, and store a partial sum for each tile."""
     program = tl.program_id(0)
     begin = program * share
     end = tl.minimum(begin + share, total)
@@ -232,33 +198,31 @@ def _multiply(
     x_at = x + row[None, :] * 64 + tl.arange(0, taken)[:, None]
     for tile in tl.range(begin // chunks, (end - 1) // chunks + 1, num_stages=1):
         column = tile * block_outputs + tl.arange(0, block_outputs)
-        # those beyond the last read its weights, so that no load needs a mask; they are not stored
+        # columns beyond the last load the last, so that no load needs a mask; they are not stored
         safe = tl.minimum(column, outputs - 1)
         first = tl.maximum(begin - tile * chunks, 0)
         last = tl.minimum(end - tile * chunks, chunks)
         summed = tl.zeros((block_outputs, block_rows), tl.float32)
-        if narrow is not None:
+        if xa is not None:
             for place in tl.range(0, tl.where(first == 0, rank, 0), 16, num_stages=1):
-                factor = tl.load(second + safe[:, None] * rank + (place + at)[None, :])
-                few = tl.load(
-                    narrow + row[None, :] * narrow_row + (place + at)[:, None],
+                b_rows = tl.load(b + safe[:, None] * rank + (place + at)[None, :])
+                xa_rows = tl.load(
+                    xa + row[None, :] * xa_row + (place + at)[:, None],
                     mask=present,
                     other=0.0,
                 )
-                summed = tl.dot(factor, few, summed)
+                summed = tl.dot(b_rows, xa_rows, summed)
             summed *= scaling
-        quad_at = quads + safe.to(tl.int64)[:, None] * quads_a_row + at[None, :]
-        # Loaded a chunk ahead: Triton does that for what is multiplied alone, and waiting for the
-        # memory in each turn would take longer than all else
+        packed_at = packed + safe.to(tl.int64)[:, None] * packed_per_row + at[None, :]
+        # Scales are loaded a chunk ahead, because Triton pipelines only the loads of a product, and
+        # waiting for the memory in each iteration would take most of the time.
         following = tl.load(scales + first * outputs + safe)
         for chunk in tl.range(first, last):
             scale = following.to(tl.float32)
             following = tl.load(scales + tl.minimum(chunk + 1, last - 1) * outputs + safe)
-            quad = tl.load(quad_at + chunk * 16)
-            w0, w1, w2, w3 = decode(quad, levels, assembly)
+            w0, w1, w2, w3 = decode(tl.load(packed_at + chunk * 16), codebook, assembly)
             here = x_at + chunk * (64 * rows)
-            # the weights stand first: Hopper multiplies 64 rows at least, and takes them from
-            # registers
+            # weights are the left operand: Hopper multiplies at least 64 rows, from registers
             if joined:
                 pairs = tl.join(tl.join(w0, w1), tl.join(w2, w3))
                 w = tl.reshape(tl.permute(pairs, (0, 3, 2, 1)), (block_outputs, 64))
@@ -276,18 +240,11 @@ def _multiply(
 
 @jit(*UNSPECIALIZED)
 def _add(
-    parts: tl.tensor,
-    bias: tl.tensor,
-    output: tl.tensor,
-    rows: tl.tensor,
-    outputs: tl.tensor,
-    chunks: tl.tensor,
-    share: tl.tensor,
-    slots: tl.constexpr,
-    block_outputs: tl.constexpr,
-    at_once: tl.constexpr,
-) -> None:
-    """Add up a row's parts, always in the same order."""
+    parts: tl.tensor, bias: tl.tensor, output: tl.tensor, rows: tl.tensor, outputs: tl.tensor,
+    chunks: tl.tensor, share: tl.tensor,
+    slots: tl.constexpr, block_outputs: tl.constexpr, at_once: tl.constexpr,
+) -> None:  # fmt: skip
+    """Add a row's partial sums, always in the same order."""
     column = tl.program_id(0) * at_once + tl.arange(0, at_once)
     inside = column < outputs
     begin = column // block_outputs * chunks

@@ -1,4 +1,4 @@
-"""The kernels of ``fused_layers``: a norm, a gate and a rotation, each launched once."""
+"""The kernels of ``fused_layers``: RMSNorm, gated activation and rotary embedding."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 
 from ja_instruct.engine.kernels.triton import jit, tl
 
-# How a norm weighs x, which is normalized in float32: Gemma's x * (1 + weight), rounded once;
-# Llama's, with x rounded before it is weighed; x * weight, rounded once.
+# How a norm applies its weight to x, which is normalized in float32. one_plus: x * (1 + weight),
+# rounded once (Gemma); rounded: x is rounded before the product (Llama); exact: x * weight, rounded
+# once.
 Form = Literal["one_plus", "rounded", "exact"]
 Activation = Literal["gelu_tanh", "silu"]
 
-# what a program of a norm can hold
+# The largest row that a program of the norm can hold
 WIDEST = 2**15
 GATED_AT_ONCE = 1024
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> torch.Tensor:
-    """Return x by the root of its mean square, weighed (arXiv:1910.07467), computed in float32.
+    """Return RMSNorm (arXiv:1910.07467), computed in float32.
 
-    As the other kernels here it waits for nothing, and after a first call, which compiles, a CUDA
-    graph can hold it.
+    Like the other kernels here it needs no host synchronization, and after a first call, which
+    compiles, a CUDA graph can capture it.
 
     Args:
         x: (..., width), in 16 bits.
@@ -31,56 +32,50 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> t
         form: How the weight is applied.
 
     Returns:
-        As x.
+        The shape and dtype of x.
     """
     width = x.shape[-1]
     x = x.contiguous()
     output = torch.empty_like(x)
     block = 1 << (width - 1).bit_length()
     _normalize[(x.numel() // width,)](
-        x,
-        weight.contiguous(),
-        output,
-        width,
-        eps,
-        one_plus=form == "one_plus",
-        rounded=form == "rounded",
-        block=block,
-        # 16 numbers a thread: a step has few rows, and each waits for its loads
+        x, weight.contiguous(), output, width, eps,
+        one_plus=form == "one_plus", rounded=form == "rounded", block=block,
         num_warps=min(16, max(1, block // 512)),
-    )
+    )  # fmt: skip
     return output
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Return the activation of the gate times up, computed in float32 and rounded once.
+    """Return activation(gate) * up, computed in float32 and rounded once.
 
     Args:
         gate: Any shape, in 16 bits.
         up: As the gate.
-        activation: GELU by its approximation with tanh (arXiv:1606.08415), or SiLU.
+        activation: GELU's approximation with tanh (arXiv:1606.08415), or SiLU.
     """
     gate, up = gate.contiguous(), up.contiguous()
     output = torch.empty_like(gate)
     count = gate.numel()
     _gate[(-(-count // GATED_AT_ONCE),)](
-        gate, up, output, count, gelu=activation == "gelu_tanh", block=GATED_AT_ONCE, num_warps=4
-    )
+        gate, up, output, count,
+        gelu=activation == "gelu_tanh", block=GATED_AT_ONCE, num_warps=4,
+    )  # fmt: skip
     return output
 
 
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return queries and keys turned by their positions' angles (RoFormer, arXiv:2104.09864).
+    """Return queries and keys with rotary embedding (RoFormer, arXiv:2104.09864).
 
-    The two halves of a head are the coordinates, as in transformers; float32, rounded once.
+    The halves of a head are the coordinates, as in transformers. Computed in float32, rounded once.
 
     Args:
-        query: (sequences, heads, tokens, width) in 16 bits, a view whose last dimension is dense.
+        query: (sequences, heads, tokens, width) in 16 bits, dense in the width.
         key: (sequences, key heads, tokens, width), likewise.
         cos: (sequences or 1, tokens, width), likewise.
-        sin: As the cosines.
+        sin: As ``cos``.
 
     Returns:
         Both, contiguous.
@@ -91,41 +86,21 @@ def rotate(
         torch.empty(numbers.shape, dtype=query.dtype, device=query.device)
         for numbers in (query, key)
     ]
-    # one sequence's angles may be those of all
+    # all sequences can share the angles of one
     steps = [0 if angle.shape[0] == 1 else angle.stride(0) for angle in (cos, sin)]
     _rotate[(sequences * tokens, heads + key_heads)](
-        query,
-        key,
-        cos,
-        sin,
-        *outputs,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        steps[0],
-        cos.stride(1),
-        steps[1],
-        sin.stride(1),
-        tokens,
-        heads,
-        key_heads,
-        half=width // 2,
-        block=1 << (width // 2 - 1).bit_length(),
-        num_warps=1,
-    )
+        query, key, cos, sin, *outputs, *query.stride()[:3], *key.stride()[:3], steps[0],
+        cos.stride(1), steps[1], sin.stride(1), tokens, heads, key_heads,
+        half=width // 2, block=1 << (width // 2 - 1).bit_length(), num_warps=1,
+    )  # fmt: skip
     return outputs[0], outputs[1]
 
 
 @jit()
 def _normalize(
-    x: tl.tensor,
-    weight: tl.tensor,
-    output: tl.tensor,
-    width: tl.tensor,
-    eps: tl.tensor,
-    one_plus: tl.constexpr,
-    rounded: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
+    x: tl.tensor, weight: tl.tensor, output: tl.tensor, width: tl.tensor, eps: tl.tensor,
+    one_plus: tl.constexpr, rounded: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
     """Normalize a row."""
     column = tl.arange(0, block)
     inside = column < width
@@ -142,22 +117,18 @@ def _normalize(
 
 @jit()
 def _gate(
-    gate: tl.tensor,
-    up: tl.tensor,
-    output: tl.tensor,
-    count: tl.tensor,
-    gelu: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
-    """Multiply a block of numbers with what the gate lets through."""
+    gate: tl.tensor, up: tl.tensor, output: tl.tensor, count: tl.tensor,
+    gelu: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    """Apply the gate to a block of numbers."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
     x = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     slope = x
     if gelu:
-        # (1 + tanh(u)) / 2 is the logistic function of 2 u, without a difference of near numbers;
-        # 2 times the root of 2 / pi
+        # (1 + tanh(u)) / 2 is the logistic function of 2u, without cancellation; the constant is
+        # 2 √(2/π)
         slope = 1.5957691216057308 * (x + 0.044715 * x * x * x)
     result = x / (1.0 + tl.exp(-slope)) * factor
     tl.store(output + at, result.to(output.dtype.element_ty), mask=inside)
@@ -165,29 +136,15 @@ def _gate(
 
 @jit()
 def _rotate(
-    query: tl.tensor,
-    key: tl.tensor,
-    cos: tl.tensor,
-    sin: tl.tensor,
-    query_output: tl.tensor,
+    query: tl.tensor, key: tl.tensor, cos: tl.tensor, sin: tl.tensor, query_output: tl.tensor,
     key_output: tl.tensor,
-    query_sequence: tl.tensor,
-    query_head: tl.tensor,
-    query_token: tl.tensor,
-    key_sequence: tl.tensor,
-    key_head: tl.tensor,
-    key_token: tl.tensor,
-    cos_sequence: tl.tensor,
-    cos_token: tl.tensor,
-    sin_sequence: tl.tensor,
-    sin_token: tl.tensor,
-    tokens: tl.tensor,
-    heads: tl.tensor,
-    key_heads: tl.tensor,
-    half: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
-    """Turn one head of one token, of the queries first, then of the keys."""
+    query_sequence: tl.tensor, query_head: tl.tensor, query_token: tl.tensor,
+    key_sequence: tl.tensor, key_head: tl.tensor, key_token: tl.tensor, cos_sequence: tl.tensor,
+    cos_token: tl.tensor, sin_sequence: tl.tensor, sin_token: tl.tensor,
+    tokens: tl.tensor, heads: tl.tensor, key_heads: tl.tensor,
+    half: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    """Rotate one head of one token: the queries' heads first, then the keys'."""
     place = tl.program_id(0).to(tl.int64)
     sequence = place // tokens
     token = place % tokens
@@ -207,14 +164,10 @@ def _rotate(
 
 @jit()
 def _turn(
-    x: tl.tensor,
-    cos: tl.tensor,
-    sin: tl.tensor,
-    output: tl.tensor,
-    half: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
-    """Turn one head, whose halves are the coordinates."""
+    x: tl.tensor, cos: tl.tensor, sin: tl.tensor, output: tl.tensor,
+    half: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    """Rotate one head, whose halves are the coordinates."""
     low = tl.arange(0, block)
     high = half + low
     inside = low < half

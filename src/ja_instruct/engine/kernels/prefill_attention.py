@@ -1,9 +1,11 @@
-"""Attention of a prompt's piece without its scores ever being written out.
+"""Prefill attention with a soft cap, whose scores never leave the registers.
 
-Written with PyTorch's operations, scores with a soft cap are written and read seven times. Here a
-program keeps the scores of a block of queries against a block of keys in registers, under a running
-softmax (FlashAttention, arXiv:2205.14135). The heads that share a key head are rows of one block,
-so that keys are read and the mask is looked at once for all of them (arXiv:2305.13245).
+With PyTorch's operations such scores are written and read seven times. Here a program keeps the
+scores of a block of queries and a block of keys in registers, with a running softmax
+(FlashAttention, arXiv:2205.14135). The heads that share a key head are rows of one block, so that
+keys and mask are read once for all of them (arXiv:2305.13245). On an H200 it is 7 to 11 times as
+fast as PyTorch's operations (``benchmarks/results/generation_kernels.json``). FlexAttention could
+compute the same; it has not been measured for prefill.
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from ja_instruct.engine.kernels.triton import (
     traits,
 )
 
-# query heads of a key head that a block has room for
+# Query heads per key head that fit into a block
 MOST_HEADS = 32
-# e to the power of x is 2 to the power of x times this, and a processor knows powers of 2
+# e^x = 2^(x · log2 e); the hardware computes powers of 2
 LOG2_E = log2(e)
-# what differs from piece to piece: no reason to compile anew where it is divisible by 16 or is 1
+# These differ from chunk to chunk, and their values must not trigger a compilation
 UNSPECIALIZED = ("tokens", "span", "key_blocks", "kinds_sequence")
 
 
 class Blocks(NamedTuple):
-    """How the work is cut.
+    """Block sizes.
 
     Attributes:
-        rows: Queries of a program, those of all heads of a key head together.
-        keys: Taken at once.
-        warps: Of a program.
-        stages: Blocks of keys on their way at once.
+        rows: Queries per program, of all heads that share a key head.
+        keys: Keys per iteration.
+        warps: Per program.
+        stages: Of the loads' pipeline.
     """
 
     rows: int
@@ -47,10 +49,7 @@ class Blocks(NamedTuple):
 
 
 def supports_prefill(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Return whether the kernel is for such a piece: more than one token, in 16 bits, on CUDA.
-
-    It wants Ampere or newer, which have bfloat16.
-    """
+    """Return whether the kernel supports a chunk: several tokens, 16 bits, Ampere or newer."""
     return (
         query.shape[2] > 1
         and query.shape[1] <= MOST_HEADS * key.shape[1]
@@ -61,10 +60,10 @@ def supports_prefill(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 
 def choose_blocks(width: int, major: int) -> Blocks:
-    """Return how to cut the work of heads of a width, by the compute capability.
+    """Return the block sizes for a head width and a major compute capability.
 
-    What a program holds must fit its registers, 255 a thread, and its processor's shared memory:
-    227 kB in 9.0 and 10.0, but 99 kB in most others. The older instructions also hold the queries
+    A program's data must fit into its registers, 255 per thread, and into shared memory: 227 kB
+    with capability 9.0 and 10.0, 99 kB with most others. Older instructions also keep the queries
     in registers.
     """
     if major in (9, 10):
@@ -81,26 +80,26 @@ def prefill_attention(
     softcap: float | None,
     blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """Return what each token of a piece attends to; see ``grouped_attention``.
+    """Return the attention output of a chunk of tokens; see ``grouped_attention``.
 
-    Sums are float32, and only the weights are rounded to the queries' type before they meet the
-    values. The order of summing depends on shapes, device and mask alone. There is nothing to wait
-    for, and after a first call, which compiles, a CUDA graph can hold it.
+    Sums are float32, and only the attention weights are rounded to the queries' dtype. The order of
+    summation depends only on shapes, device and mask. After a first call, which compiles, a CUDA
+    graph can capture it.
 
     Args:
-        query: (sequences, heads, tokens, width); the heads that share a key head follow each other.
-        key: (sequences, key heads, span, width), also a view of a longer cache.
+        query: (sequences, heads, tokens, width); the heads that share a key head are adjacent.
+        key: (sequences, key heads, span, width), possibly a view of a longer cache.
         value: As the keys.
-        mask: Added to the scores, (sequences or 1, 1, tokens, span). What it hides by the least
-            number of the queries' type before all that a block of tokens sees, or behind it, is not
-            read. Blocks to which it adds nothing are read without it.
-        scaling: Of the scores, more than 0.
-        softcap: What scores are bounded by; None leaves them.
-        blocks: How the work is cut; None: as suits the device.
+        mask: Added to the scores, (sequences or 1, 1, tokens, span). Blocks of keys that it hides,
+            by the lowest number of the queries' dtype, are not read at both ends of the span.
+            Blocks to which it adds 0 are computed without it.
+        scaling: Of the scores, positive.
+        softcap: Bound on the scores, or None.
+        blocks: Block sizes; None for the device's default.
 
     Returns:
         (sequences, heads, tokens, width), a view of (sequences, tokens, heads, width). A token that
-        sees nothing gets numbers without meaning, yet finite ones.
+        attends to nothing gets arbitrary finite numbers.
     """
     sequences, heads, tokens, width = query.shape
     key_heads, span = key.shape[1:3]
@@ -115,73 +114,39 @@ def prefill_attention(
     kinds = torch.empty(shape, dtype=torch.int32, device=query.device)
     tiles = query.new_empty((*shape, cut.rows // members, cut.keys))
     _survey[shape[::-1]](
-        mask,
-        kinds,
-        tiles,
-        mask.stride(0),
-        mask.stride(2),
-        tokens,
-        span,
+        mask, kinds, tiles, mask.stride(0), mask.stride(2), tokens, span,
         torch.finfo(query.dtype).min / 2,
-        block_tokens=cut.rows // members,
-        keys=cut.keys,
-        num_warps=4,
-    )
+        block_tokens=cut.rows // members, keys=cut.keys, num_warps=4,
+    )  # fmt: skip
     output = query.new_empty((sequences, tokens, heads, width))
     _attend[(sequences * key_heads, shape[1])](
-        query,
-        key,
-        value,
-        kinds,
-        tiles,
-        output,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        shape[1] * shape[2] if len(mask) > 1 else 0,
-        key_heads,
-        group,
-        tokens,
-        span,
-        shape[2],
-        scaling / softcap if softcap else 1.0,
-        (softcap or scaling) * LOG2_E,
-        LOG2_E,
-        bounded=softcap is not None,
-        has_tanh=query.device.type == "cuda",
-        members=members,
-        rows=cut.rows,
-        width=width,
-        keys=cut.keys,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
-    )
+        query, key, value, kinds, tiles, output, *query.stride()[:3], *key.stride()[:3],
+        *value.stride()[:3], shape[1] * shape[2] if len(mask) > 1 else 0, key_heads, group,
+        tokens, span, shape[2], scaling / softcap if softcap else 1.0,
+        (softcap or scaling) * LOG2_E, LOG2_E,
+        bounded=softcap is not None, has_tanh=query.device.type == "cuda", members=members,
+        rows=cut.rows, width=width, keys=cut.keys, num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
     return output.transpose(1, 2)
 
 
 @jit(*UNSPECIALIZED)
 def _survey(
-    mask: tl.tensor,
-    kinds: tl.tensor,
-    tiles: tl.tensor,
-    mask_sequence: tl.tensor,
-    mask_token: tl.tensor,
-    tokens: tl.tensor,
-    span: tl.tensor,
-    hidden: tl.tensor,
-    block_tokens: tl.constexpr,
-    keys: tl.constexpr,
-) -> None:
-    """Note for a block of tokens and of keys: 0 hidden, 1 to be masked, 2 all seen as it is.
+    mask: tl.tensor, kinds: tl.tensor, tiles: tl.tensor,
+    mask_sequence: tl.tensor, mask_token: tl.tensor,
+    tokens: tl.tensor, span: tl.tensor, hidden: tl.tensor,
+    block_tokens: tl.constexpr, keys: tl.constexpr,
+) -> None:  # fmt: skip
+    """Classify a block of tokens and keys: 0 hidden, 1 partly masked, 2 unmasked.
 
-    What is to be masked is copied to where its rows are together and begin evenly.
+    The mask of a partly masked block is copied to a contiguous, aligned tile.
     """
     row = tl.arange(0, block_tokens)
     column = tl.arange(0, keys)
     token = tl.program_id(1) * block_tokens + row
     at = tl.program_id(0) * keys + column
     outside = (at >= span)[None, :]
-    # a last block's tokens that are none hide nothing and show nothing; keys that are none hide
+    # tokens beyond the last neither hide nor show anything; keys beyond the last are hidden
     real = (token < tokens)[:, None] & (at < span)[None, :]
     mask += tl.program_id(2).to(tl.int64) * mask_sequence
     places = mask + token.to(tl.int64)[:, None] * mask_token + at[None, :]
@@ -192,7 +157,7 @@ def _survey(
     line += tl.program_id(0)
     tl.store(kinds + line, some + 1 - changed)
     if changed == 1:
-        # a key that is hidden adds what float32 can hold, so that no row has only infinities
+        # hidden keys get a finite bias, so that no row has only infinities
         bias = tl.where(outside, float("-inf"), tl.maximum(added, hidden))
         tile = tiles + line.to(tl.int64) * (block_tokens * keys)
         here = tile + row[:, None] * keys + column[None, :]
@@ -201,9 +166,9 @@ def _survey(
 
 @jit(*UNSPECIALIZED)
 def _find_range(kinds: tl.tensor, key_blocks: tl.tensor) -> tuple[Any, Any, Any, Any]:
-    """Return where blocks of keys begin to be seen, to be plain, and where either ends.
+    """Return the first visible block of keys, the first and last unmasked, and the last visible.
 
-    The plain ones are those of one run; where they are several, none counts as such.
+    Ends are exclusive. Unmasked blocks that are not one run count as masked.
     """
     begin, end, low, high, plain = key_blocks, 0, key_blocks, 0, 0
     for first in range(0, key_blocks, 64):
@@ -220,9 +185,9 @@ def _find_range(kinds: tl.tensor, key_blocks: tl.tensor) -> tuple[Any, Any, Any,
 
 @jit(*UNSPECIALIZED)
 def _tanh(x: tl.tensor, has_tanh: tl.constexpr) -> tl.tensor:
-    """Return the hyperbolic tangent: of the hardware, to 11 bits, or by way of exponents."""
+    """Return tanh(x): the hardware's, accurate to 11 bits, or from exponentials."""
     if has_tanh:
-        # one instruction instead of two and a division, closer than 16 bits can tell
+        # one instruction instead of two and a division, and more accurate than 16-bit results
         y = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -233,29 +198,18 @@ def _tanh(x: tl.tensor, has_tanh: tl.constexpr) -> tl.tensor:
 
 @jit(*UNSPECIALIZED)
 def _read(
-    q: tl.tensor,
-    k_places: tl.tensor,
-    v_places: tl.tensor,
-    kind: tl.tensor,
-    added_places: tl.tensor,
-    inside: tl.tensor,
-    highest: tl.tensor,
-    total: tl.tensor,
-    summed: tl.tensor,
-    inner: tl.tensor,
-    outer: tl.tensor,
-    log2_e: tl.tensor,
-    bounded: tl.constexpr,
-    has_tanh: tl.constexpr,
-    masked: tl.constexpr,
-) -> tuple[Any, Any, Any]:
-    """Take a block of keys into the running softmax, whose scores are logarithms to the base 2."""
+    q: tl.tensor, k_places: tl.tensor, v_places: tl.tensor, kind: tl.tensor,
+    added_places: tl.tensor, inside: tl.tensor, highest: tl.tensor, total: tl.tensor,
+    summed: tl.tensor, inner: tl.tensor, outer: tl.tensor, log2_e: tl.tensor,
+    bounded: tl.constexpr, has_tanh: tl.constexpr, masked: tl.constexpr,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Add a block of keys to the running softmax, whose scores are to the base 2."""
     k = tl.load(k_places, mask=inside[None, :], other=0.0) if masked else tl.load(k_places)
     score = tl.dot(q, k)
     if bounded:
         score = _tanh(score * inner, has_tanh)
     if masked:
-        # plain blocks of several runs have no tile: what lies there is anything
+        # unmasked blocks have no tile: its memory is uninitialized
         added = tl.where(tl.load(kind) == 2, 0.0, tl.load(added_places).to(tl.float32))
         score = score * outer + added * log2_e
         higher = tl.maximum(highest, tl.max(score, axis=1))
@@ -272,41 +226,21 @@ def _read(
 
 @jit(*UNSPECIALIZED)
 def _attend(
-    query: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    kinds: tl.tensor,
-    tiles: tl.tensor,
+    query: tl.tensor, key: tl.tensor, value: tl.tensor, kinds: tl.tensor, tiles: tl.tensor,
     output: tl.tensor,
-    query_sequence: tl.tensor,
-    query_head: tl.tensor,
-    query_token: tl.tensor,
-    key_sequence: tl.tensor,
-    key_head: tl.tensor,
-    key_position: tl.tensor,
-    value_sequence: tl.tensor,
-    value_head: tl.tensor,
-    value_position: tl.tensor,
+    query_sequence: tl.tensor, query_head: tl.tensor, query_token: tl.tensor,
+    key_sequence: tl.tensor, key_head: tl.tensor, key_position: tl.tensor,
+    value_sequence: tl.tensor, value_head: tl.tensor, value_position: tl.tensor,
     kinds_sequence: tl.tensor,
-    key_heads: tl.tensor,
-    group: tl.tensor,
-    tokens: tl.tensor,
-    span: tl.tensor,
-    key_blocks: tl.tensor,
-    inner: tl.tensor,
-    outer: tl.tensor,
-    log2_e: tl.tensor,
-    bounded: tl.constexpr,
-    has_tanh: tl.constexpr,
-    members: tl.constexpr,
-    rows: tl.constexpr,
-    width: tl.constexpr,
-    keys: tl.constexpr,
-) -> None:
-    """Attend to a sequence's keys of one head with a block of tokens of the heads that share it."""
+    key_heads: tl.tensor, group: tl.tensor, tokens: tl.tensor, span: tl.tensor,
+    key_blocks: tl.tensor, inner: tl.tensor, outer: tl.tensor, log2_e: tl.tensor,
+    bounded: tl.constexpr, has_tanh: tl.constexpr, members: tl.constexpr, rows: tl.constexpr,
+    width: tl.constexpr, keys: tl.constexpr,
+) -> None:  # fmt: skip
+    """Attend to one key head of a sequence with a block of tokens of the heads that share it."""
     sequence = (tl.program_id(0) // key_heads).to(tl.int64)
     head = tl.program_id(0) % key_heads
-    # the last tokens, which see most, first
+    # the last tokens first, because they attend to most keys
     block = tl.num_programs(1) - 1 - tl.program_id(1)
     line = sequence * kinds_sequence + block * key_blocks
     begin, low, high, end = _find_range(kinds + line, key_blocks)
@@ -329,7 +263,7 @@ def _attend(
     total = tl.zeros((rows,), tl.float32)
     summed = tl.zeros((rows, width), tl.float32)
     for step in range(begin, end - (high - low)):
-        # before the plain blocks, and behind them
+        # the blocks before and after the unmasked ones
         place = tl.where(step < low, step, step + (high - low))
         highest, total, summed = _read(
             q, k_places + place * keys * key_position, v_places + place * keys * value_position,

@@ -1,4 +1,4 @@
-"""What the kernels of this folder share: Triton where there is one, and what a device is."""
+"""What the kernels share: Triton, if it is installed, and what a device supports."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # it comes with PyTorch for CUDA, and nothing else can use the kernels
+except ImportError:  # PyTorch for CUDA brings it, and other devices cannot use the kernels
     triton = tl = None
 
 __all__ = ["Traits", "is_available", "jit", "supports_heads", "supports_ptx", "tl", "traits"]
 
-# of a head, for the kernels of attention
+# Head widths that the attention kernels support
 WIDTHS = (32, 64, 128, 256)
 
 
 class Traits(NamedTuple):
-    """What kernels are cut by.
+    """What the kernels' block sizes depend on.
 
     Attributes:
         processors: Multiprocessors.
-        major: Of the compute capability; 8 is Ampere, 9 Hopper.
+        major: Major compute capability; 8 is Ampere, 9 Hopper.
     """
 
     processors: int
@@ -35,7 +35,7 @@ class Traits(NamedTuple):
 
 @cache
 def traits(device: torch.device) -> Traits:
-    """Return what a device is; anything but CUDA is Triton's interpreter, and small."""
+    """Return the traits of a device; without CUDA those of Triton's interpreter."""
     if device.type != "cuda":
         return Traits(4, 9)
     properties = torch.cuda.get_device_properties(device)
@@ -43,20 +43,20 @@ def traits(device: torch.device) -> Traits:
 
 
 def is_available(device: torch.device) -> bool:
-    """Return whether kernels run on a device: with Triton, from Ampere on for bfloat16."""
+    """Return whether a device runs the kernels: with Triton, and since Ampere, for bfloat16."""
     return device.type == "cuda" and triton is not None and traits(device).major >= 8
 
 
 def supports_ptx(device: torch.device) -> bool:
-    """Return whether a device takes NVIDIA's assembly.
+    """Return whether a device supports NVIDIA's assembly.
 
-    AMD's devices are called cuda, too, and Triton's interpreter reads none.
+    PyTorch calls AMD's devices cuda too, and Triton's interpreter has no assembler.
     """
     return device.type == "cuda" and torch.version.hip is None
 
 
 def supports_heads(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Return whether kernels of attention are for such heads: in 16 bits, on CUDA, of a width."""
+    """Return whether the attention kernels support heads: 16 bits, on CUDA, of some widths."""
     return (
         triton is not None
         and query.device.type == "cuda"
@@ -67,11 +67,11 @@ def supports_heads(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 
 def jit(*varying: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return what makes a function a kernel; without Triton it stays as it is.
+    """Return a decorator that makes a function a kernel; without Triton it changes nothing.
 
     Args:
-        varying: Parameters for whose values (1, or divisible by 16) no kernel is compiled anew;
-            those that a function does not have are passed over.
+        varying: Parameters whose values (1, or divisible by 16) do not trigger a compilation; names
+            that a function does not have are ignored.
     """
 
     def compile_later(function: Callable[..., Any]) -> Any:
