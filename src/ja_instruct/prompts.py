@@ -111,13 +111,8 @@ def inference_prompt(
 
     Without examples, ``training_prompt`` and ``chat_template`` give the prompt of training. The
     examples of ``training_prompt`` are whole training samples, each with its EOS; those of
-    ``chat_template`` are earlier turns of the conversation.
-
-    Args:
-        prompts: The format and its texts.
-        task: The task's ``input``.
-        examples: Records with ``input`` and ``output``, in the order of the prompt.
-        tokenizer: The model's.
+    ``chat_template`` are earlier turns of the conversation. All have ``input`` and ``output``, and
+    appear in the order given.
 
     Raises:
         InputError: The tokenizer lacks what the format needs: EOS, or a template it can use.

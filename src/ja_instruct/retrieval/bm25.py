@@ -51,15 +51,9 @@ def search_bigrams(
 ) -> list[list[Result]]:
     """Search a pool of n questions for each of m queries.
 
-    Args:
-        questions: The pool.
-        queries: The texts to search for.
-        top_k: Results per query, from 1 to n.
-        keep_unrelated: Whether to return questions that share no bigram with the query; their
-            score is 0.
-
     Returns:
-        m lists of results, best first; the earlier position wins a tie.
+        m lists of ``top_k`` results, best first; the earlier position wins a tie. Questions that
+        share no bigram with the query score 0; ``keep_unrelated=False`` leaves them out.
 
     Raises:
         InputError: ``top_k`` is out of range, or no question contains a character to compare.

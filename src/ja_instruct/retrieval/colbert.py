@@ -81,7 +81,7 @@ def encode_questions(
     the rest of its batch only by rounding: padding changes the order of sums (1e-6 in float32).
 
     Args:
-        checkpoint_directory: A local ColBERT checkpoint; not loaded when all texts are known.
+        checkpoint_directory: A ColBERT checkpoint; not loaded when all texts are known.
         questions: The n texts.
         batch_size: Texts in one forward pass.
         max_document_tokens: Tokens of a question that are encoded, special ones included; None is

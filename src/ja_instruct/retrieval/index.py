@@ -38,13 +38,9 @@ class ColbertCheckpoint:
     def __init__(
         self, directory: Path | Callable[[], Path], model_id: str, sha256: str | None = None
     ) -> None:
-        """Create the handle.
+        """Create the handle of a directory, or of a function that makes one and returns it.
 
-        Args:
-            directory: Contains safetensors weights, configuration, tokenizer and
-                ``artifact.metadata``; or a function that puts it on the disk and returns it.
-            model_id: See the class.
-            sha256: Over the weight files, in hex; None is computed on demand.
+        Without ``sha256``, the checksum over the weight files is computed on demand.
         """
         self._source = directory
         self.model_id = model_id
@@ -106,18 +102,12 @@ def retrieve(
     """Search an index of n questions for each of m queries, with the index's retriever.
 
     The scores of different retrievers cannot be compared: ColBERT sums similarities, BM25 weights,
-    and ``hybrid`` reciprocal ranks.
-
-    Args:
-        index: The pool.
-        checkpoint: The one that the index was made with; BM25 does not use it.
-        queries: The texts to search for.
-        top_k: Results per query; lowered to n, with a warning, when the pool is smaller.
-        batch_size: Queries in one forward pass.
-        max_query_tokens: See ``ja_instruct.retrieval.colbert.search``.
+    and ``hybrid`` reciprocal ranks. ``batch_size`` and ``max_query_tokens`` are those of
+    ``ja_instruct.retrieval.colbert.search``.
 
     Returns:
-        m lists of results, best first; the earlier position wins a tie.
+        m lists of ``top_k`` results, or n if the pool is smaller, best first; the earlier position
+        wins a tie.
 
     Raises:
         InputError: The index was made with other weights, or ``top_k`` is less than 1.

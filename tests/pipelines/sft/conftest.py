@@ -60,7 +60,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def samples() -> Dataset:
-    """Return samples of unlike lengths, some beyond the tiny model's window of 64 tokens."""
+    """Return samples of different lengths, some beyond the tiny model's window of 64 tokens."""
     from datasets import Dataset
 
     chance = random.Random(5)
@@ -78,17 +78,14 @@ def samples() -> Dataset:
 
 @pytest.fixture(scope="session")
 def section_of_test(read_parameters: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Return ``sft`` of the environment ``test``; to read it takes longer than a training step."""
+    """Return ``sft`` of the environment ``test``, which takes longer to read than a step."""
     section: dict[str, Any] = read_parameters("test")["sft"]
     return section
 
 
 @pytest.fixture
 def sft_parameters(section_of_test: dict[str, Any], tmp_path: Path) -> Callable[..., SftParameters]:
-    """Return a function from changes to the parameters of ``test`` to parameters.
-
-    What is none of ``sft`` itself is taken for one of ``sft.training``.
-    """
+    """Return a function that changes parameters of ``sft`` or ``sft.training`` in ``test``."""
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
     def change(**changes: Any) -> SftParameters:
@@ -104,10 +101,7 @@ def sft_parameters(section_of_test: dict[str, Any], tmp_path: Path) -> Callable[
 
 @pytest.fixture
 def _quick_collection() -> Iterator[None]:
-    """Keep what is there already out of garbage collection, which every training asks for.
-
-    To look through all that the libraries have made takes as long as the rest of a training.
-    """
+    """Exclude the libraries' objects from garbage collection, which takes as long as a training."""
     import ja_instruct.pipelines.sft.training  # noqa: F401
 
     gc.freeze()
@@ -122,7 +116,7 @@ def train_tiny(
     sft_parameters: Callable[..., SftParameters],
     _quick_collection: None,
 ) -> Callable[..., Trained]:
-    """Return a function that trains on ``samples``, of which the first five are held out too."""
+    """Return a function that trains on ``samples`` and evaluates the first five of them."""
     from ja_instruct.pipelines.sft.nodes import train
 
     def run(
@@ -145,7 +139,7 @@ def make_trainer(
     sft_parameters: Callable[..., SftParameters],
     _quick_collection: None,
 ) -> Callable[..., StepTrainer]:
-    """Return a function that builds the trainer which the node would train with."""
+    """Return a function that builds the node's trainer."""
     from ja_instruct.pipelines.sft.backends import adapt_with_peft
     from ja_instruct.pipelines.sft.samples import encode_dataset
     from ja_instruct.pipelines.sft.training import build_trainer
@@ -156,5 +150,22 @@ def make_trainer(
         limits = (parameters.max_seq_length, parameters.completion_only_loss)
         encoded, _ = encode_dataset(samples, tokenizer, *limits)
         return build_trainer(model, tokenizer, encoded, encoded.select(range(5)), parameters)
+
+    return make
+
+
+@pytest.fixture
+def trainer_with_adapter(make_trainer: Callable[..., StepTrainer]) -> Callable[..., StepTrainer]:
+    """Return ``make_trainer`` with weights in the adapter that change the model."""
+    import torch
+
+    def make(**changes: Any) -> StepTrainer:
+        trainer = make_trainer(**changes)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for name, weight in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+        return trainer
 
     return make

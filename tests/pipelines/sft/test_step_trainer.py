@@ -28,22 +28,6 @@ def assert_same_training(one, other, rel=1e-4):
         torch.testing.assert_close(one.weights[name], weight, rtol=1e-2, atol=1e-4)
 
 
-@pytest.fixture
-def trainer_with_adapter(make_trainer):
-    """A function that builds a trainer whose adapter says something: a fresh one is zero."""
-
-    def make(**changes):
-        trainer = make_trainer(**changes)
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for name, weight in trainer.model.named_parameters():
-                if "lora_B" in name:
-                    weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-        return trainer
-
-    return make
-
-
 def gradients(trainer):
     """Return those of the first optimizer step's samples, as the trainer accumulates them."""
     trainer.model.train()
