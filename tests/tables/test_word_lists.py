@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import assume, given
+import yaml
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ja_instruct.errors import InputError
@@ -120,10 +121,6 @@ def test_all_mistakes_are_listed_at_once() -> None:
     assert [re.match(r"    - a\.yml:(\d) ", one).group(1) for one in mistakes] == list("14568")
     assert mistakes[-2].endswith("('翻訳') repeats line 3: remove one")
 
-    entries = [{"find": "", "replace": ""}, *table(("甲", "乙"), ("乙", "丙"), ("丙", "丙丙"))]
-    first, *mistakes = refusal_of(read_replacements, entries, "b").splitlines()
-    assert [re.match(r"    - 'b', entry (\d) ", one).group(1) for one in mistakes] == list("142")
-
 
 texts = st.text("甲乙丙", max_size=4)
 
@@ -168,3 +165,126 @@ def test_the_property_sees_a_chain() -> None:
     chain = (Replacement("甲", "乙"), Replacement("乙", "丙"))
     assert apply_with_origins(chain, "甲") == ("丙", True)
     assert apply_with_origins(chain[::-1], "甲乙") == ("乙丙", False)
+
+
+def parse(text, kind="substrings"):
+    return parse_word_list(text, kind, "a.yml")
+
+
+def refusal_of_file(text, kind="substrings"):
+    return refusal_of(parse_word_list, text, kind, "a.yml")
+
+
+def test_substrings_of_a_file() -> None:
+    text = '# 翻訳\n\n- "翻訳"\n- 英訳  # 訳\n- " - a "\n- "\\u0942"\n- |-\n  一\n  二\n'
+    assert parse(text) == ["翻訳", "英訳", " - a ", "\u0942", "一\n二"]
+    assert parse("# 空\n[]\n") == []
+
+
+def test_replacements_of_a_file() -> None:
+    text = '# 直す\n- find: "松下"\n  replace: "三菱"\n- {replace: "", find: "♪"}\n'
+    assert parse(text, "replacements") == [Replacement("松下", "三菱"), Replacement("♪", "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        *[(text, "empty") for text in ("", "# - 翻訳\n", "null\n", "---\n")],
+        ("翻訳: 英訳\n", "a mapping"),
+        ("翻訳\n", "a single value"),
+    ],
+)
+def test_file_without_a_list(text, what) -> None:
+    assert f"a.yml is {what}, not a list: " in (message := refusal_of_file(text))
+    assert "[] for an empty list" in message
+
+
+@pytest.mark.parametrize(
+    "wrong", ["yes", "3", "null", "~", "1_000", "2024-13-45", "1:30", "[翻訳]", "# 二"]
+)
+def test_values_other_than_text_are_shown_as_in_the_file(wrong) -> None:
+    message = refusal_of_file(f"# 一\n- 翻訳\n\n- {wrong}\n")
+    shown = {"[翻訳]": "a list within the list", "# 二": "nothing"}.get(wrong, wrong)
+    assert f"a.yml:4 is {shown}, not text" in message
+    assert "put it in quotes" in message
+    assert parse(f'# 一\n- 翻訳\n\n- "{wrong}"\n') == ["翻訳", wrong]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('- "一"\n- "二"三"\n', 2),
+        ("# 一\n\n- *二\n", 3),
+        ("- 一\n- @二\n", 2),
+        ('- "一"\n  "二"\n', 2),
+        ("- 一\n-二\n- 三\n", 3),
+        ('- "一\\d"\n', 1),
+        ("- 一\n---\n- 二\n", 2),
+        ("- 一\n\t- 二\n", 2),
+    ],
+)
+def test_invalid_yaml_names_line_and_remedy(text, line) -> None:
+    message = refusal_of_file(text)
+    assert re.search(rf"a\.yml:{line}: not valid YAML \(.+\); .*put in quotes", message)
+
+
+def test_control_character() -> None:
+    message = refusal_of_file("- 一\n- 二\x01\n")
+    assert re.search(r"a\.yml:2: contains the control character U\+0001.*\\x01", message)
+    assert parse('- "二\\x01"\n') == ["二\x01"]
+
+
+@pytest.mark.parametrize(
+    "text", ["- 一\n- 二\n  三\n", '- 一\n- "二\n  三"\n', "- 一\n- '二\n\n  三'\n"]
+)
+def test_entries_that_yaml_would_join(text) -> None:
+    message = refusal_of_file(text)
+    assert re.search(r"a\.yml:2 continues in line [34], and YAML joins .*begin every", message)
+
+
+def test_mapping_that_lacks_its_dash() -> None:
+    text = "- find: 一\n  replace: 二\n  find: 三\n  replace: 四\n"
+    message = refusal_of_file(text, "replacements")
+    assert re.search(r"a\.yml:1 has 'find' and 'replace' more than once: begin every", message)
+
+
+def test_all_mistakes_of_a_table_are_listed_at_once() -> None:
+    text = (
+        "# 直す\n- {find: 甲, replace: 乙}\n- {find: yes, replace: 一}\n\n"
+        "- {find: 乙, replace: 丙}\n- find: 丁\n  replace: 戊\n    己\n"
+    )
+    first, *mistakes = refusal_of_file(text, "replacements").splitlines()
+    assert first == "a.yml has 3 problems:"
+    assert "a.yml:3 has yes under 'find', not text" in mistakes[0]
+    assert "a.yml:7 continues in line 8" in mistakes[1]
+    assert "a.yml:2 inserts '乙', in which line 5 replaces '乙' again" in mistakes[2]
+
+
+def test_list_of_the_other_kind() -> None:
+    assert "write a mapping" in refusal_of_file("- 一\n", "replacements")
+    assert "not text" in refusal_of_file("- find: 一\n  replace: 二\n")
+
+
+@given(entries=st.lists(st.text(min_size=1), unique=True))
+@example(
+    entries=["\u2028", "\x85", "\ufeff", "\x00", "'", '"', "\\", "\n", " 一 ", "𠮷", "#", "- a"]
+)
+def test_every_text_can_be_written_in_quotes(entries) -> None:
+    text = yaml.safe_dump(entries, default_style='"', allow_unicode=True, width=10**6)
+    assert parse(text) == entries
+
+
+PIECES = ["- ", "\n- ", "\n", " ", '"', "'", "#", ": ", "|", ">", *"[]{},", "&a", "*a"]
+TEXTS = ["一", "yes", "3", "~", "2024-01-01", "!!int ", "!!str ", "<<", "=", "\t", "\x01", "\\"]
+
+
+@pytest.mark.parametrize("kind", ["substrings", "replacements"])
+@given(parts=st.lists(st.sampled_from([*PIECES, *TEXTS, "find: ", "replace: "]), max_size=14))
+def test_file_is_read_as_yaml_reads_it_or_rejected(kind, parts) -> None:
+    text = "- " + "".join(parts)
+    try:
+        entries = parse(text, kind)
+    except InputError:
+        return
+    plain = [entry._asdict() if kind == "replacements" else entry for entry in entries]
+    assert plain == yaml.safe_load(text)
