@@ -48,6 +48,17 @@ def ids_of(dataset):
     return dataset.load().encode(TEXT, add_special_tokens=False).ids
 
 
+def assert_unavailable(message, **source):
+    """Assert that ``check`` and ``load`` raise the error, and that an optional one is None."""
+    dataset = TokenizerDataset(**source)
+    for read in (dataset.check, dataset.load):
+        with pytest.raises(InputError, match=message):
+            read()
+    optional = TokenizerDataset(**source, required=False)
+    optional.check()
+    assert optional.load() is None
+
+
 @pytest.mark.parametrize("name", [".", "tokenizer.json"])
 def test_from_a_directory_or_its_file(directory, name):
     dataset = TokenizerDataset(filepath=directory / name)
@@ -84,12 +95,14 @@ def test_transformers_counts_the_same(tiny_gemma2):
     assert [encoding.ids for encoding in found] == expected
 
 
-def test_missing_file(tmp_path):
-    dataset = TokenizerDataset(filepath=tmp_path / "model")
-    assert not dataset.exists()
-    for ask in (dataset.check, dataset.load):
-        with pytest.raises(InputError, match=r"model/tokenizer\.json: no such file; .*save_pretr"):
-            ask()
+def test_missing_file(tmp_path, caplog):
+    assert not TokenizerDataset(filepath=tmp_path / "model").exists()
+    message = r"model/tokenizer\.json: no such file; .*save_pretr"
+    assert_unavailable(message, filepath=tmp_path / "model")
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "No lengths in tokens" in record.getMessage()
+    assert "model/tokenizer.json: no such file" in record.getMessage()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"version": "1.0"', b"\xff\xfe", b"[]"])
@@ -97,18 +110,6 @@ def test_file_that_is_no_tokenizer(directory, content):
     (directory / "tokenizer.json").write_bytes(content)
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer .*again"):
         TokenizerDataset(filepath=directory).load()
-
-
-def test_not_required_and_missing(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    dataset = TokenizerDataset(filepath=tmp_path / "model", required=False)
-    dataset.check()
-    assert not caplog.records
-    assert dataset.load() is None
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "No lengths in tokens" in record.getMessage()
-    assert "model/tokenizer.json: no such file" in record.getMessage()
 
 
 def test_not_required_and_there(directory, caplog):
@@ -119,12 +120,8 @@ def test_not_required_and_there(directory, caplog):
 @pytest.mark.parametrize("there", [True, False])
 def test_a_node_gets_the_tokenizer_or_none(directory, there):
     filepath = directory if there else directory / "missing"
-    catalog = DataCatalog(
-        {
-            "tokenizer": TokenizerDataset(filepath=filepath, required=False),
-            "known": MemoryDataset(),
-        }
-    )
+    dataset = TokenizerDataset(filepath=filepath, required=False)
+    catalog = DataCatalog({"tokenizer": dataset, "known": MemoryDataset()})
     step = node(lambda tokenizer: {"known": tokenizer is not None}, "tokenizer", "known", name="a")
     SequentialRunner().run(pipeline([step]), catalog)
     assert catalog.load("known") == {"known": there}
@@ -174,40 +171,29 @@ class TestModel:
         dataset.check()
         assert ids_of(dataset) == IDS
         assert dataset._describe()["model"]["filepath"] == str(directory)
-
-    def test_without_tokenizer(self, directory):
         (directory / "tokenizer.json").unlink()
-        (directory / "config.json").write_text("{}", "utf-8")
-        save_file({}, directory / "model.safetensors")
         with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
             TokenizerDataset(model=self.entry(directory)).load()
 
     def test_missing(self, tmp_path, caplog):
         entry = self.entry(tmp_path / "missing")
-        dataset = TokenizerDataset(model=entry)
-        assert not dataset.exists()
-        for ask in (dataset.check, dataset.load):
-            with pytest.raises(InputError, match="missing: no such model directory"):
-                ask()
-        dataset = TokenizerDataset(model=entry, required=False)
-        dataset.check()
-        assert dataset.load() is None
+        assert not TokenizerDataset(model=entry).exists()
+        assert_unavailable("missing: no such model directory", model=entry)
         assert "no such model directory" in caplog.text
 
-    def test_error_of_a_library(self, tmp_path, caplog):
-        (tmp_path / "a.json").write_text("{", "utf-8")
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", r"(?s)model of the tokenizer cannot be loaded: .*Expecting"),
+            ("{}", "JSONDataset loads a dict, not a model directory"),
+        ],
+    )
+    def test_other_dataset(self, tmp_path, content, message):
+        (tmp_path / "a.json").write_text(content, "utf-8")
         entry = {"type": "json.JSONDataset", "filepath": str(tmp_path / "a.json")}
-        with pytest.raises(
-            InputError, match=r"(?s)model of the tokenizer cannot be loaded: .*Expecting"
-        ):
+        with pytest.raises(InputError, match=message):
             TokenizerDataset(model=entry).load()
         assert TokenizerDataset(model=entry, required=False).load() is None
-
-    def test_no_model(self, tmp_path):
-        (tmp_path / "a.json").write_text("{}", "utf-8")
-        entry = {"type": "json.JSONDataset", "filepath": str(tmp_path / "a.json")}
-        with pytest.raises(InputError, match="JSONDataset loads a dict, not a model directory"):
-            TokenizerDataset(model=entry).load()
 
     def test_unknown_dataset(self):
         with pytest.raises(DatasetError, match="NoSuchDataset"):
@@ -331,13 +317,7 @@ class TestHub:
     )
     def test_refusing(self, hub, status, code, message, caplog):
         hub(lambda request: httpx.Response(status, headers={"X-Error-Code": code}, json={}))
-        dataset = TokenizerDataset(repo_id=REPOSITORY, revision="v9")
-        for ask in (dataset.check, dataset.load):
-            with pytest.raises(InputError, match=message):
-                ask()
-        dataset = TokenizerDataset(repo_id=REPOSITORY, revision="v9", required=False)
-        dataset.check()
-        assert dataset.load() is None
+        assert_unavailable(message, repo_id=REPOSITORY, revision="v9")
         (record,) = [record for record in caplog.records if record.name.startswith("ja_instruct")]
         assert message in record.getMessage()
 
@@ -346,27 +326,27 @@ class TestHub:
         TokenizerDataset(repo_id=REPOSITORY, required=False).check()
         assert not asked
 
-    def test_repository_without_tokenizer_json(self, hub, respond):
-        def without(request):
-            if "/resolve/" in request.url.path:
-                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-            return respond(request)
+    @pytest.fixture
+    def without_file(self, hub, respond):
+        """Return a function that makes the hub lack the file for some methods of HTTP."""
 
-        hub(without)
-        dataset = TokenizerDataset(repo_id=REPOSITORY)
-        for ask in (dataset.check, dataset.load):
-            with pytest.raises(
-                InputError, match=r"has no tokenizer\.json on the hub: .*'filepath'"
-            ):
-                ask()
+        def lack(*methods):
+            def answer(request):
+                if request.method in methods and "/resolve/" in request.url.path:
+                    return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
+                return respond(request)
 
-    def test_download_that_breaks_off(self, hub, respond):
-        def broken(request):
-            if request.method == "GET" and "/resolve/" in request.url.path:
-                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-            return respond(request)
+            hub(answer)
 
-        hub(broken)
+        return lack
+
+    def test_repository_without_tokenizer_json(self, without_file):
+        without_file("HEAD", "GET")
+        message = r"has no tokenizer\.json on the hub: .*'filepath'"
+        assert_unavailable(message, repo_id=REPOSITORY)
+
+    def test_download_that_breaks_off(self, without_file):
+        without_file("GET")
         with pytest.raises(InputError, match=r"(?s)could not be downloaded .*'filepath'"):
             TokenizerDataset(repo_id=REPOSITORY).load()
 
@@ -383,17 +363,12 @@ class TestHub:
         snapshot = cache / "models--google--gemma-2-27b" / "snapshots" / COMMIT
         snapshot.mkdir(parents=True)
         (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
-        dataset = TokenizerDataset(repo_id=REPOSITORY)
-        for ask in (dataset.check, dataset.load):
-            with pytest.raises(InputError, match=r"its tokenizer\.json is not in the local cache"):
-                ask()
+        message = r"its tokenizer\.json is not in the local cache"
+        assert_unavailable(message, repo_id=REPOSITORY)
 
     def test_offline_and_nothing_cached(self):
-        with pytest.raises(InputError, match="offline mode is on"):
-            TokenizerDataset(repo_id=REPOSITORY).check()
+        assert_unavailable("offline mode is on", repo_id=REPOSITORY)
 
     def test_name_that_cannot_be(self):
-        dataset = TokenizerDataset(repo_id="google/gemma/2")
-        with pytest.raises(InputError, match=r"'google/gemma/2': not a repository name"):
-            dataset.load()
-        assert TokenizerDataset(repo_id="google/gemma/2", required=False).load() is None
+        message = "'google/gemma/2': not a repository name"
+        assert_unavailable(message, repo_id="google/gemma/2")

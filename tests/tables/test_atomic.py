@@ -24,74 +24,69 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_new_file(tmp_path):
-    target = tmp_path / "deep" / "answers.jsonl"
+def write_file(path, content):
+    path.write_text(content, "utf-8")
+
+
+def write_directory(path, content):
+    path.mkdir()
+    (path / content).touch()
+
+
+def content_of(path):
+    return path.read_text("utf-8") if path.is_file() else "".join(names(path))
+
+
+both = pytest.mark.parametrize("write", [write_file, write_directory])
+
+
+@both
+def test_new(tmp_path, write):
+    target = tmp_path / "deep" / "answers"
     with replacing(target) as new:
-        new.write_text("新", "utf-8")
+        write(new, "新")
         assert not target.exists()
-    assert target.read_text("utf-8") == "新"
-    assert names(target.parent) == ["answers.jsonl"]
+    assert content_of(target) == "新"
+    assert names(target.parent) == ["answers"]
 
 
-def test_file_keeps_its_content_until_the_end(tmp_path):
-    target = tmp_path / "answers.jsonl"
-    target.write_text("旧", "utf-8")
+@both
+def test_replaced_at_the_end(tmp_path, write):
+    target = tmp_path / "answers"
+    write(target, "旧")
     with replacing(target) as new:
-        new.write_text("新", "utf-8")
-        assert target.read_text("utf-8") == "旧"
-    assert target.read_text("utf-8") == "新"
+        write(new, "新")
+        assert content_of(target) == "旧"
+    assert content_of(target) == "新"
+    assert names(tmp_path) == ["answers"]
 
 
+@both
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_interrupted_file_leaves_the_old_one(tmp_path, error):
-    target = tmp_path / "answers.jsonl"
-    target.write_text("旧", "utf-8")
+def test_interrupted(tmp_path, write, error):
+    target = tmp_path / "answers"
+    write(target, "旧")
     with pytest.raises(error), replacing(target) as new:
-        new.write_text("半分", "utf-8")
+        write(new, "半分")
         raise error
-    assert target.read_text("utf-8") == "旧"
-    assert names(tmp_path) == ["answers.jsonl"]
+    assert content_of(target) == "旧"
+    assert names(tmp_path) == ["answers"]
 
 
-def test_interrupted_first_write_leaves_nothing(tmp_path):
+@both
+def test_interrupted_first_write_leaves_nothing(tmp_path, write):
     with pytest.raises(ValueError), replacing(tmp_path / "adapter") as new:
-        new.mkdir()
-        (new / "half.safetensors").touch()
+        write(new, "半分")
         raise ValueError
     assert names(tmp_path) == []
 
 
 def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path):
     target = tmp_path / "adapter"
-    target.mkdir()
-    (target / "old").touch()
+    write_directory(target, "old")
     with pytest.raises(FileNotFoundError), replacing(target):
         pass
     assert names(target) == ["old"]
-    assert names(tmp_path) == ["adapter"]
-
-
-def test_directory_is_replaced_not_merged(tmp_path):
-    target = tmp_path / "adapter"
-    target.mkdir()
-    (target / "old.safetensors").touch()
-    with replacing(target) as new:
-        new.mkdir()
-        (new / "new.safetensors").touch()
-        assert names(target) == ["old.safetensors"]
-    assert names(target) == ["new.safetensors"]
-    assert names(tmp_path) == ["adapter"]
-
-
-def test_interrupted_directory_leaves_the_old_one(tmp_path):
-    target = tmp_path / "adapter"
-    target.mkdir()
-    (target / "old.safetensors").touch()
-    with pytest.raises(ValueError), replacing(target) as new:
-        new.mkdir()
-        (new / "half.safetensors").touch()
-        raise ValueError
-    assert names(target) == ["old.safetensors"]
     assert names(tmp_path) == ["adapter"]
 
 
