@@ -364,7 +364,7 @@ def tiny_nf4(
 
     parameters = QuantizationParameters(**read_parameters("test")["quantization"])
     dataset = QuantizedModelDataset(filepath=tmp_path_factory.mktemp("nf4") / "quantized_model")
-    dataset.save(quantize(tiny_gemma2, parameters)[0])
+    dataset.save(quantize(tiny_gemma2, parameters))
     return dataset.load()
 
 

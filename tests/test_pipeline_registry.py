@@ -30,7 +30,7 @@ CONTRACT = {
     ),
     "quantization": (
         {"base_model", "perplexity_texts"},
-        {"quantized_model", "quantization_measurements", "quantization_report"},
+        {"quantized_model", "quantization_report"},
     ),
     "sft": (
         {"filtered_pairs", "qa_pairs", "quantized_model"},

@@ -26,7 +26,6 @@ OUTPUTS = (
     "08_reporting/test/filter_report.html",
     "08_reporting/test/rejection_plot.json",
     "08_reporting/test/length_plot.json",
-    "08_reporting/test/quantization_measurements.json",
     "08_reporting/test/quantization_report.json",
     "08_reporting/test/train_metrics.json",
     "08_reporting/test/train_history.json",

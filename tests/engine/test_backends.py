@@ -228,7 +228,7 @@ def model_that_says(tiny_gemma2, tmp_path, read_parameters):
         model.save_pretrained(tmp_path / "ending")
         section = QuantizationParameters(**read_parameters("test")["quantization"])
         dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
-        dataset.save(quantize(ModelDirectory(tmp_path / "ending", "ending"), section)[0])
+        dataset.save(quantize(ModelDirectory(tmp_path / "ending", "ending"), section))
         return dataset.load()
 
     return make

@@ -25,7 +25,6 @@ def parameters(read_parameters):
 
 @pytest.fixture(scope="module")
 def quantized(tiny_gemma2, parameters):
-    """Model artifact and measurements."""
     return quantize(tiny_gemma2, parameters)
 
 
@@ -73,7 +72,7 @@ def test_weights_are_close_to_the_original_and_no_finer_than_4_bits(tiny_nf4, ti
     assert compared == 2 * len(PROJECTIONS)
 
 
-def test_what_is_not_quantized_is_the_original(reloaded, tiny_gemma2):
+def test_unquantized_weights_are_the_original(reloaded, tiny_gemma2):
     original = dict(tiny_gemma2.load_model(dtype=torch.bfloat16).named_parameters())
     for name in ("model.embed_tokens.weight", "model.norm.weight"):
         assert reloaded.get_parameter(name).equal(original[name]), name
@@ -87,7 +86,7 @@ def test_tokenizer_is_saved_beside_the_weights(tiny_nf4, tiny_gemma2):
 
 def test_chat_template_is_added_where_there_is_none(tiny_gemma2, quantized, tiny_nf4, parameters):
     assert tiny_gemma2.load_tokenizer().chat_template is None
-    assert quantized[0].provenance["chat_template_added"] is True
+    assert quantized.provenance["chat_template_added"] is True
     tokenizer = tiny_nf4.load_tokenizer()
     assert tokenizer.chat_template == parameters.chat_template
     turns = [{"role": "user", "content": "首都は?"}, {"role": "assistant", "content": "東京です。"}]
@@ -109,13 +108,13 @@ def with_template(tiny_gemma2, tmp_path):
 
 
 def test_publishers_chat_template_is_kept(with_template, parameters):
-    artifact, _ = quantize(with_template, parameters)
+    artifact = quantize(with_template, parameters)
     assert artifact.tokenizer.chat_template == "the publisher's own"
     assert artifact.provenance["chat_template_added"] is False
 
 
-def test_no_chat_template_is_added_when_none_is_wanted(tiny_gemma2, parameters):
-    artifact, _ = quantize(tiny_gemma2, parameters.model_copy(update={"chat_template": ""}))
+def test_empty_chat_template_is_not_added(tiny_gemma2, parameters):
+    artifact = quantize(tiny_gemma2, parameters.model_copy(update={"chat_template": ""}))
     assert artifact.tokenizer.chat_template is None
     assert artifact.provenance["chat_template_added"] is False
 
@@ -135,7 +134,7 @@ def test_shards_are_written_one_at_a_time(tiny_gemma2, parameters, tmp_path, mon
 
     monkeypatch.setattr(quantized_model_dataset, "MAX_SHARD_SIZE", "100KB")
     dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
-    dataset.save(quantize(tiny_gemma2, parameters)[0])
+    dataset.save(quantize(tiny_gemma2, parameters))
     directory = dataset.load()
     shards = sorted(path.name for path in directory.path.glob("*.safetensors"))
     assert len(shards) > 1
@@ -149,34 +148,31 @@ def sha256(path):
 
 
 def test_provenance_names_every_file_of_the_source(quantized, tiny_gemma2):
-    artifact, _ = quantized
     files = {path.name: path for path in tiny_gemma2.path.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
-    assert artifact.provenance["source"]["files"] == {
+    assert quantized.provenance["source"]["files"] == {
         name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
     }
 
 
 def test_provenance_counts_the_weights_before_they_are_packed(quantized, tiny_gemma2):
-    artifact, _ = quantized
     count = sum(weight.numel() for weight in tiny_gemma2.load_model().parameters())
-    assert artifact.provenance["parameters"] == count
-    assert artifact.provenance["stage"] == "quantization"
+    assert quantized.provenance["parameters"] == count
+    assert quantized.provenance["stage"] == "quantization"
 
 
 def test_card_names_the_source(tiny_gemma2, parameters):
     source = dataclasses.replace(tiny_gemma2, model_id="google/gemma-2-27b", revision="a" * 40)
-    card = quantize(source, parameters)[0].card
+    card = quantize(source, parameters).card
     assert "base_model: google/gemma-2-27b" in card
     assert "a" * 40 in card
     assert "library_name: transformers" in card
     assert "language: ja" in card
 
 
-def test_measurements(quantized):
-    _, measurements = quantized
-    assert set(measurements) == {"hashing_seconds", "quantizing_seconds", "model_memory_gb"}
-    json.dumps(measurements)
+def test_memory_is_recorded(quantized, tiny_nf4):
+    assert set(quantized.provenance["memory_gb"]) == {"model"}
+    assert tiny_nf4.provenance["memory_gb"] == quantized.provenance["memory_gb"]
 
 
 TEXTS = [{"text": "日本の首都は東京です。"}, {"text": "富士山の高さは3,776メートルです。"}]
@@ -184,11 +180,10 @@ TEXTS = [{"text": "日本の首都は東京です。"}, {"text": "富士山の�
 
 class TestReport:
     @pytest.fixture(scope="class")
-    def measure(self, tiny_gemma2, tiny_nf4, parameters, quantized):
+    def measure(self, tiny_gemma2, tiny_nf4, parameters):
         def measure(base_model=tiny_gemma2, texts=TEXTS, **changes):
-            return measure_quantization(
-                base_model, tiny_nf4, quantized[1], texts, parameters.model_copy(update=changes)
-            )
+            changed = parameters.model_copy(update=changes)
+            return measure_quantization(base_model, tiny_nf4, texts, changed)
 
         return measure
 
@@ -196,8 +191,8 @@ class TestReport:
     def report(self, measure):
         return measure()
 
-    def test_what_was_made_of_what(self, report, quantized, tiny_nf4, parameters):
-        assert report["source"] == quantized[0].provenance["source"]
+    def test_source_and_settings(self, report, quantized, parameters):
+        assert report["source"] == quantized.provenance["source"]
         assert report["source"]["model_id"] == "tiny-random-gemma2"
         assert report["source"]["model_type"] == "gemma2"
         assert set(report["settings"]) == set(QuantizationParameters.model_fields) - {
@@ -208,7 +203,7 @@ class TestReport:
         assert report["settings"]["quant_type"] == parameters.quant_type
         assert set(report["versions"]) == {"torch", "transformers", "bitsandbytes", "ja-instruct"}
         assert report["chat_template_added"] is True
-        assert report["measurements"] == quantized[1]
+        assert report["memory_gb"] == quantized.provenance["memory_gb"]
         json.dumps(report)
 
     def test_every_written_file(self, report, tiny_nf4):
@@ -260,12 +255,6 @@ class TestReport:
     def test_texts_of_another_name(self, measure):
         with pytest.raises(InputError, match=r"'perplexity_texts' lacks the column\(s\) text"):
             measure(texts=[{"content": "本文"}])
-
-    def test_directory_of_an_older_version(self, tiny_gemma2, tiny_nf4, parameters, quantized):
-        source = {"model_id": "tiny-random-gemma2", "revision": None}
-        older = dataclasses.replace(tiny_nf4, provenance={**tiny_nf4.provenance, "source": source})
-        with pytest.raises(InputError, match="does not list the files it was made of"):
-            measure_quantization(tiny_gemma2, older, quantized[1], TEXTS, parameters)
 
     def test_another_base_model_is_refused(self, measure, tiny_gemma2, tmp_path):
         copy = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""Quantization on a CUDA device: in its memory for one matrix more than the result."""
+"""Quantization on a CUDA device holds one 16-bit matrix besides the result."""
 
 import pytest
 import torch
@@ -55,13 +55,13 @@ def weights_of(directory):
 def test_the_16_bit_model_is_never_whole_on_the_device(base, parameters, tmp_path):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    artifact, measurements = quantize(base, parameters)
+    artifact = quantize(base, parameters)
     assert peak_above(before) < 0.6 * weights_of(base)
-    assert measurements["gpu_memory_peak_gb"] > 0
+    assert artifact.provenance["memory_gb"]["gpu_peak"] > 0
     dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
     dataset.save(artifact)
     report = measure_quantization(
-        base, dataset.load(), measurements, [{"text": text} for text in TEXTS], parameters
+        base, dataset.load(), [{"text": text} for text in TEXTS], parameters
     )
     summary = report["summary"]
     assert 0.05 < summary["mean_relative_error"] < 0.15
@@ -79,6 +79,6 @@ def test_streamed_is_plain(base):
     assert score(model.eval(), samples, "plain").nats == pytest.approx(found.nats, rel=1e-3)
 
 
-def test_4_bit_model_is_the_directory(tiny_nf4):
+def test_4_bit_model_is_loaded_on_the_device(tiny_nf4):
     model = load_nf4_model(tiny_nf4, "cuda")
     assert model.device.type == "cuda"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,7 @@ from ja_instruct.pipelines.quantization.gpu_resources import (
 )
 from ja_instruct.pipelines.quantization.layer_streaming import StreamedModel
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.pipelines.quantization.perplexity import (
-    Sample,
-    Score,
-    make_samples,
-    score,
-)
+from ja_instruct.pipelines.quantization.perplexity import Sample, Score, make_samples, score
 from ja_instruct.pipelines.quantization.weight_errors import relative_errors, summarize_errors
 from ja_instruct.tables.columns import as_dataset, require_columns
 
@@ -32,12 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ja_instruct.models.checksums import FileRecord
 else:  # Kedro resolves the hints of a node; the library takes seconds to import
     Dataset = Any
 
-logger = logging.getLogger(__name__)
-
-# what says how the weights were made; the others say where and how they were measured
+# These parameters do not influence the weights.
 _NOT_SETTINGS = {"chat_template", "gpu", "perplexity_max_tokens"}
 PERPLEXITY = (
     "exp of the mean negative log-likelihood of the predicted tokens; texts one by one, BOS first"
@@ -45,64 +39,61 @@ PERPLEXITY = (
 
 
 @gpu_resources(estimate_quantization)
-def quantize(
-    base_model: ModelDirectory, parameters: QuantizationParameters
-) -> tuple[ModelArtifact, dict[str, Any]]:
+def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> ModelArtifact:
     """Quantize the linear layers of a 16-bit model to 4 bits (QLoRA, arXiv:2305.14314).
 
-    transformers reads, casts and quantizes a matrix at a time, so that neither the device nor the
-    host ever holds the 16-bit model.
+    transformers reads, casts and quantizes one matrix at a time, so neither the device nor the
+    host ever holds the whole 16-bit model.
 
     Returns:
-        The quantized model with its tokenizer, its provenance with the checksums of every source
-        file, and ``quantization_measurements``: seconds and memory (10⁹ bytes).
+        The quantized model with its tokenizer. Its provenance lists the checksums of every source
+        file and the memory used (10⁹ bytes).
 
     Raises:
-        InputError: The source is quantized already, so that nobody could say by whom.
+        InputError: The source is quantized already, so the 4-bit weights would be somebody else's.
     """
-    import torch
-
     refuse_quantized(base_model)
-    on_gpu = parameters.device == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
     files = base_model.checksums("quantization: hashing the source")
-    hashed = time.perf_counter()
-    model = _load_in_4_bits(base_model, parameters)
+    model, memory_gb = _load_in_4_bits(base_model, parameters)
     tokenizer = base_model.load_tokenizer()
     added_template = bool(parameters.chat_template) and not tokenizer.chat_template
     if added_template:
         tokenizer.chat_template = parameters.chat_template
-    measurements = {
-        "hashing_seconds": round(hashed - started, 1),
-        "quantizing_seconds": round(time.perf_counter() - hashed, 1),
-        "model_memory_gb": round(model.get_memory_footprint() / 1e9, 3),
-    }
-    if on_gpu:
-        measurements["gpu_memory_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
     provenance = {
         "stage": "quantization",
         "parameters": model.num_parameters(),
-        "source": _describe_source(base_model, files),
+        "source": {
+            "model_id": base_model.model_id,
+            "revision": base_model.revision,
+            "model_type": base_model.load_config().get("model_type"),
+            "provenance": base_model.provenance,
+            "files": files,
+        },
         "settings": parameters.model_dump(exclude=_NOT_SETTINGS),
         "chat_template_added": added_template,
+        "memory_gb": memory_gb,
         "versions": {
             "ja-instruct": __version__,
             **{name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
         },
     }
-    return ModelArtifact(model, tokenizer, provenance, quantized_card(provenance)), measurements
+    return ModelArtifact(model, tokenizer, provenance, quantized_card(provenance))
 
 
-def _load_in_4_bits(base_model: ModelDirectory, parameters: QuantizationParameters) -> Any:
+def _load_in_4_bits(
+    base_model: ModelDirectory, parameters: QuantizationParameters
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Return the quantized model, and the memory of the model and at the peak."""
     import torch
     from transformers import BitsAndBytesConfig
 
     free_gpu_memory()
+    on_gpu = parameters.device == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     compute_dtype = getattr(torch, parameters.compute_dtype)
-    return base_model.load_model(
-        device_map={"": 0} if parameters.device == "cuda" else "cpu",
+    model = base_model.load_model(
+        device_map={"": 0} if on_gpu else "cpu",
         dtype=compute_dtype,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
@@ -111,38 +102,29 @@ def _load_in_4_bits(base_model: ModelDirectory, parameters: QuantizationParamete
             bnb_4bit_compute_dtype=compute_dtype,
         ),
     )
-
-
-def _describe_source(
-    base_model: ModelDirectory, files: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "model_id": base_model.model_id,
-        "revision": base_model.revision,
-        "model_type": base_model.load_config().get("model_type"),
-        "provenance": base_model.provenance,
-        "files": files,
-    }
+    memory = {"model": model.get_memory_footprint()}
+    if on_gpu:
+        memory["gpu_peak"] = torch.cuda.max_memory_allocated()
+    return model, {name: round(used / 1e9, 3) for name, used in memory.items()}
 
 
 @gpu_resources(estimate_measurement)
 def measure_quantization(
     base_model: ModelDirectory,
     quantized_model: ModelDirectory,
-    quantization_measurements: dict[str, Any],
     perplexity_texts: Dataset,
     parameters: QuantizationParameters,
 ) -> dict[str, Any]:
-    """Compare the 4-bit model with its source: matrix by matrix, and by what both predict.
+    """Compare the 4-bit model with its source: matrix by matrix, and by their predictions.
 
     Returns:
-        ``quantization_report``: ``summary``; ``source`` and ``written`` with the SHA-256 and bytes
-        of every file; ``settings``, ``versions``, ``chat_template_added``; ``errors`` of every
-        matrix; ``perplexity`` of both models; ``measurements`` of ``quantize``. Sizes in the
-        summary are those of the safetensors on disk, in 10⁶ bytes.
+        ``quantization_report``: ``summary``; ``source`` and ``written`` with the SHA-256 and size
+        of every file; ``settings``, ``versions``, ``chat_template_added``, ``memory_gb``;
+        ``errors`` of every matrix; ``perplexity`` of both models. Sizes in the summary are those
+        of the safetensors on disk, in 10⁶ bytes.
 
     Raises:
-        InputError: ``base_model`` is not what ``quantized_model`` was made of.
+        InputError: ``quantized_model`` was not made from ``base_model``.
     """
     provenance = quantized_model.provenance
     _require_same_source(base_model, quantized_model)
@@ -150,14 +132,13 @@ def measure_quantization(
         relative_errors(base_model.path, quantized_model.path, parameters.device)
     )
     perplexity = _compare_predictions(base_model, quantized_model, perplexity_texts, parameters)
-    reported = ("source", "settings", "chat_template_added", "versions")
+    copied = ("source", "settings", "chat_template_added", "memory_gb", "versions")
     return {
         "summary": _summarize(provenance, errors, perplexity),
-        **{key: provenance[key] for key in reported},
+        **{key: provenance.get(key) for key in copied},
         "written": provenance["files"],
         "errors": errors,
         "perplexity": perplexity,
-        "measurements": quantization_measurements,
     }
 
 
@@ -182,26 +163,20 @@ def _summarize(
 
 
 def _require_same_source(base_model: ModelDirectory, quantized_model: ModelDirectory) -> None:
-    """Compare names and sizes: the bytes were hashed when they were quantized."""
-    files = quantized_model.provenance["source"].get("files")
-    if files is None:
-        raise InputError(
-            f"{quantized_model.path}: its provenance does not list the files it was made of, as an "
-            f"older version wrote it; run 'kedro run --pipeline=quantization' again"
-        )
-    for name, noted in files.items():
+    """Compare names and sizes only: the content was hashed when it was quantized."""
+    for name, record in quantized_model.provenance["source"]["files"].items():
         path = base_model.path / name
-        if not path.is_file() or path.stat().st_size != noted["bytes"]:
+        if not path.is_file() or path.stat().st_size != record["bytes"]:
             raise InputError(
-                f"{path}: not the {noted['bytes']:,} bytes that {quantized_model.path} was made "
+                f"{path}: not the {record['bytes']:,} bytes that {quantized_model.path} was made "
                 f"of; run 'kedro run --pipeline=quantization' again, or point base_model at "
                 f"'{quantized_model.model_id}', revision {quantized_model.revision}"
             )
 
 
-def _weights_mb(files: dict[str, dict[str, Any]]) -> float:
-    weights = (noted for name, noted in files.items() if name.endswith(".safetensors"))
-    return sum(int(noted["bytes"]) for noted in weights) / 1e6
+def _weights_mb(files: dict[str, FileRecord]) -> float:
+    weights = (record for name, record in files.items() if name.endswith(".safetensors"))
+    return sum(record["bytes"] for record in weights) / 1e6
 
 
 def _compare_predictions(
@@ -210,7 +185,7 @@ def _compare_predictions(
     texts: Dataset,
     parameters: QuantizationParameters,
 ) -> dict[str, Any]:
-    """Return both models' perplexity; nothing where ``perplexity_max_tokens`` is 0."""
+    """Return both models' perplexity; empty if ``perplexity_max_tokens`` is 0."""
     if not parameters.perplexity_max_tokens:
         return {}
     texts = as_dataset(texts, "perplexity_texts")
@@ -219,10 +194,10 @@ def _compare_predictions(
     samples = make_samples(tokenizer, list(texts["text"]), parameters.perplexity_max_tokens)
     if not samples:
         raise InputError(
-            "'perplexity_texts' has no text to predict; give it some, or set "
+            "'perplexity_texts' has no text to predict; add some, or set "
             "quantization.perplexity_max_tokens to 0"
         )
-    # one after the other: neither is on the device while the other is
+    # one after the other, so that only one of them is on the device
     base = _score_base(base_model, samples, parameters.device)
     quantized = _score_quantized(quantized_model, samples, parameters.device)
     return {
@@ -238,7 +213,7 @@ def _compare_predictions(
 def _score_base(base_model: ModelDirectory, samples: Sequence[Sample], device: Device) -> Score:
     import torch
 
-    # the type that load_nf4_model gives all that is not in 4 bits
+    # the type that load_nf4_model uses for all weights that are not in 4 bits
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with StreamedModel(base_model, device, dtype) as streamed:
         description = "quantization: perplexity of the base model"
@@ -249,6 +224,6 @@ def _score_quantized(
     quantized_model: ModelDirectory, samples: Sequence[Sample], device: Device
 ) -> Score:
     model = load_nf4_model(quantized_model, device)
-    # of the implementations only this one bounds Gemma 2's attention as it was trained
+    # only this implementation applies Gemma 2's attention soft cap
     model.set_attn_implementation("eager")
     return score(model.eval(), samples, "quantization: perplexity in 4 bits")

@@ -11,8 +11,8 @@ from ja_instruct.models.loading import Device
 class QuantizationParameters(Parameters):
     """How the base model becomes a 4-bit model."""
 
-    device: Device = Field(description="Where the weights are quantized")
-    gpu: GpuParameters = Field(description="One device at most")
+    device: Device = Field(description="Device that quantizes the weights")
+    gpu: GpuParameters = Field(description="At most one device")
     quant_type: Literal["nf4", "fp4"] = Field(description="4-bit data type (QLoRA: nf4)")
     double_quantization: bool = Field(description="Quantize the quantization constants too")
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
@@ -21,13 +21,12 @@ class QuantizationParameters(Parameters):
     chat_template: str = Field(
         description="Jinja chat template for a tokenizer that has none; empty adds none"
     )
-
     perplexity_max_tokens: int = Field(
         ge=0, description="Tokens predicted of perplexity_texts in total; 0 measures none"
     )
 
     @model_validator(mode="after")
     def _devices_can_be_used(self) -> Self:
-        several = "a model is quantized on one: more would only repeat the work"
+        several = "a model is quantized on one device: more would only repeat the work"
         check_devices(self.gpu, self.device, refuse_several=several)
         return self

@@ -14,7 +14,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             node(
                 quantize,
                 inputs=["base_model", "params:quantization"],
-                outputs=["quantized_model", "quantization_measurements"],
+                outputs="quantized_model",
                 name="quantize",
             ),
             node(
@@ -22,7 +22,6 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 inputs=[
                     "base_model",
                     "quantized_model",
-                    "quantization_measurements",
                     "perplexity_texts",
                     "params:quantization",
                 ],
