@@ -14,7 +14,6 @@ from ja_instruct.models.directory import (
     PROVENANCE_FILE,
     ModelArtifact,
     ModelDirectory,
-    SavesPretrained,
     read_provenance,
     require_model_files,
     write_provenance,
@@ -86,7 +85,7 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
                 (new / CARD_FILE).write_text(data.card, encoding="utf-8")
             write_provenance(new, data.provenance)
 
-    def _save_model(self, model: SavesPretrained, directory: Path) -> None:
+    def _save_model(self, model: Any, directory: Path) -> None:
         """Write weights and configuration; ``directory`` does not exist yet."""
         model.save_pretrained(directory)
 

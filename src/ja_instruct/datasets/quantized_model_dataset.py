@@ -8,7 +8,6 @@ from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import (
     CONFIG_FILE,
-    SavesPretrained,
     parameter_count,
     read_config,
 )
@@ -58,7 +57,7 @@ class QuantizedModelDataset(ModelArtifactDataset):
             )
         super()._check_files(provenance)
 
-    def _save_model(self, model: SavesPretrained, directory: Path) -> None:
+    def _save_model(self, model: Any, directory: Path) -> None:
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
 
     def parameter_count(self) -> int:

@@ -144,7 +144,7 @@ def is_hub_name(name: str) -> bool:
     (True, False, False)
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import FileRecord, file_checksums
@@ -77,25 +77,19 @@ class ModelDirectory:
         return model
 
 
-class SavesPretrained(Protocol):
-    """Whatever saves itself to a directory as transformers' models do."""
-
-    def save_pretrained(self, save_directory: Path, /, **kwargs: Any) -> Any:
-        """Write weights and configuration; create the directory if it does not exist."""
-
-
 @dataclass(frozen=True)
 class ModelArtifact:
     """A model to be saved to a directory.
 
     Attributes:
-        model: A transformers model, a PEFT model whose adapter is saved, or a ``MergedModel``.
+        model: A transformers model, a PEFT model whose adapter is saved, or a ``MergedModel``: each
+            has ``save_pretrained``.
         tokenizer: Saved with the weights.
         provenance: Saved as ``ja_instruct.json``: source, settings, library versions.
         card: Saved as ``README.md``, replacing a library's own card; empty for none.
     """
 
-    model: SavesPretrained
+    model: Any  # the libraries' signatures of save_pretrained differ
     tokenizer: PreTrainedTokenizerBase
     provenance: dict[str, Any]
     card: str = ""

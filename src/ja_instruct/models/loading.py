@@ -15,7 +15,6 @@ from ja_instruct.models.safetensors import (
 )
 
 if TYPE_CHECKING:
-    from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,7 +125,7 @@ def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory
         model: A transformers model, or one wrapped by PEFT.
         directory: A 4-bit model directory.
     """
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain: Any = getattr(model, "get_base_model", lambda: model)()
     name = plain.config.name_or_path
     if Path(name).resolve() != directory.path.resolve():
         raise InputError(f"'{name}' was loaded instead of {directory.path}; {_REMEDY}")
@@ -143,9 +142,9 @@ def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory
     _require_same_bytes({name: layers[names[name]] for name in chosen}, headers)
 
 
-def _layers_in_4_bits(model: nn.Module) -> dict[str, Linear4bit]:
+def _layers_in_4_bits(model: nn.Module) -> dict[str, Any]:
     """Return the 4-bit layers by the name that their weight has in the plain model."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return {
         # PEFT wraps an adapted layer in another one
@@ -167,7 +166,7 @@ def _require_same_layers(expected: dict[str, str], found: dict[str, str]) -> Non
             )
 
 
-def _require_same_bytes(layers: dict[str, Linear4bit], headers: dict[str, TensorHeader]) -> None:
+def _require_same_bytes(layers: dict[str, Any], headers: dict[str, TensorHeader]) -> None:
     import torch
 
     with TensorReader(headers) as read:

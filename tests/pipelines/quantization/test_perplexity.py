@@ -1,4 +1,4 @@
-"""Perplexity layer by layer is that of transformers' own loss, text by text, for each family."""
+"""Perplexity layer by layer equals transformers' own loss text by text, for each family."""
 
 import math
 import weakref
@@ -87,7 +87,7 @@ def test_streamed_and_plain_are_transformers_loss(family, samples, tmp_path):
     assert score(model, samples, "plain").nats == pytest.approx(found.nats, rel=1e-6)
     assert found.tokens == sum(len(sample.ids) - 1 for sample in samples)
     assert found.characters == sum(map(len, TEXTS))
-    # the model is as it was
+    # the model is unchanged
     assert nats_slowly(model, samples) == pytest.approx(expected)
 
 
@@ -122,18 +122,17 @@ def test_one_layer_at_a_time(tiny_gemma2, samples):
     with StreamedModel(tiny_gemma2, "cpu", torch.float32) as streamed:
         layers = streamed.model.get_decoder().layers
 
-        def there():
+        def is_loaded():
             return [not next(layer.parameters()).is_meta for layer in layers]
 
-        assert there() == [False, False]
+        assert is_loaded() == [False, False]
         with streamed.loaded(layers[1]):
-            assert there() == [False, True]
+            assert is_loaded() == [False, True]
             assert not any(weight.is_meta for weight in layers[1].parameters())
-        assert there() == [False, False]
+        assert is_loaded() == [False, False]
 
 
-def test_nothing_is_left_behind(tiny_gemma2, samples):
-    """The 4-bit model comes after it, to the same device."""
+def test_memory_is_freed_for_the_next_model(tiny_gemma2, samples):
     with StreamedModel(tiny_gemma2, "cpu", torch.float32) as streamed:
         score(streamed.model, samples, "streamed", streamed.loaded)
     embeddings = weakref.ref(streamed.model.get_input_embeddings())
@@ -164,14 +163,14 @@ def test_figures_of_a_score():
     }
 
 
-def test_score_of_a_model_that_knows_nothing():
+def test_score_of_a_useless_model():
     assert Score(nats=1e6, tokens=10, characters=10).as_report()["perplexity"] > 1e300
 
 
-def test_weights_that_are_no_numbers(tiny_gemma2, samples):
+def test_likelihood_that_is_nan(tiny_gemma2, samples):
     model = tiny_gemma2.load_model(dtype=torch.float32)
     torch.nn.init.constant_(model.model.norm.weight, math.nan)
-    with pytest.raises(InputError, match=r"broken: its likelihoods are no numbers \(nan\)"):
+    with pytest.raises(InputError, match="broken: the likelihood is nan"):
         score(model, samples, "broken")
 
 
@@ -184,7 +183,7 @@ class TestSamples:
             assert sample.characters == len(text)
 
     @pytest.mark.parametrize("limit", [1, 5, 30, 70])
-    def test_total_is_kept_to(self, tokenizer, limit):
+    def test_total_is_not_exceeded(self, tokenizer, limit):
         made = make_samples(tokenizer, TEXTS, limit)
         assert sum(len(sample.ids) - 1 for sample in made) == limit
         last = made[-1]
@@ -192,7 +191,7 @@ class TestSamples:
         assert TEXTS[len(made) - 1].startswith(text)
         assert last.characters == len(text)
 
-    def test_long_text_is_cut(self, tokenizer, monkeypatch):
+    def test_long_text_is_truncated(self, tokenizer, monkeypatch):
         monkeypatch.setattr(perplexity, "TEXT_TOKENS", 10)
         made = make_samples(tokenizer, TEXTS, 10_000)
         assert [len(sample.ids) for sample in made][1] == 11
@@ -204,5 +203,5 @@ class TestSamples:
         first = len(tokenizer.decode(ids[:1]))
         assert make_samples(tokenizer, TEXTS[:1], 100) == [Sample(ids, len(TEXTS[0]) - first)]
 
-    def test_nothing_of_empty_texts(self, tokenizer):
+    def test_empty_texts_make_no_samples(self, tokenizer):
         assert make_samples(tokenizer, ["", ""], 100) == []

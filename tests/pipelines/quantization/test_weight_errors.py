@@ -15,7 +15,7 @@ def errors(tiny_gemma2, tiny_nf4):
 
 
 def dequantize_by_hand(saved, name):
-    """Look up each 4-bit code, times its block's constant, which is looked up in turn."""
+    """Multiply each code's value by its block's constant, which is quantized itself."""
     (state,) = (key for key in saved if key.startswith(f"{name}.quant_state"))
     notes = unpack_tensor_to_dict(saved[state])
     packed = saved[name].flatten()
@@ -44,7 +44,7 @@ def test_errors_are_those_by_hand(errors, tiny_gemma2, tiny_nf4):
     )
 
 
-def test_a_worse_matrix_is_found(tiny_gemma2, tiny_nf4, tmp_path, errors):
+def test_a_worse_matrix_is_detected(tiny_gemma2, tiny_nf4, tmp_path, errors):
     copy = tmp_path / "worse"
     shutil.copytree(tiny_gemma2.path, copy)
     weights = load_file(copy / "model.safetensors")
@@ -52,7 +52,6 @@ def test_a_worse_matrix_is_found(tiny_gemma2, tiny_nf4, tmp_path, errors):
     weights[name] = weights[name] * 2
     save_file(weights, copy / "model.safetensors")
     found = relative_errors(copy, tiny_nf4.path, "cpu")
-    # half of it is missing
     assert found.pop(name) == pytest.approx(0.5, abs=0.01)
     assert summarize_errors({**errors, name: 0.5})["worst"][0]["matrix"] == name
     assert found == {key: value for key, value in errors.items() if key != name}
@@ -60,7 +59,7 @@ def test_a_worse_matrix_is_found(tiny_gemma2, tiny_nf4, tmp_path, errors):
 
 def test_another_models_directory_is_refused(tiny_nf4, tmp_path):
     save_file({"model.other.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=rf"is not in {tmp_path}, so the one was not made of"):
+    with pytest.raises(InputError, match=rf"is not in {tmp_path}, so it was not made from"):
         relative_errors(tmp_path, tiny_nf4.path, "cpu")
 
 

@@ -1,8 +1,9 @@
-"""A model of any size, run layer by layer out of its safetensors files.
+"""Run a model of any size layer by layer from its safetensors files.
 
-The embedding and the head stay on the device; a decoder layer is there only while all texts pass
-through it. A 16-bit model of 54 GB is so run once in a few gigabytes of GPU memory, and in host
-memory for one matrix: the files are mapped, not read whole.
+The embedding and the head stay on the device; each decoder layer is loaded once, and all texts pass
+through it before the next one is loaded. A 16-bit model of 54 GB needs a few gigabytes of GPU
+memory and, because the files are memory-mapped, host memory for one matrix. accelerate's disk
+offload would read all weights again for every text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.loading import free_gpu_memory
+from ja_instruct.models.loading import Device, free_gpu_memory
 from ja_instruct.models.safetensors import TensorReader, names_in_model, read_headers
 
 if TYPE_CHECKING:
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 
 
 class StreamedModel:
-    """A model without weights, and the files to take them from.
+    """A model whose decoder layers are loaded one at a time.
 
     Args:
         directory: A 16-bit model directory.
-        device: Where the model is run: ``cpu`` or ``cuda``.
-        compute_dtype: What the weights are cast to, on the device.
+        device: The device that runs the model.
+        compute_dtype: The type of the weights on the device.
 
     Attributes:
         model: The model; embedding, final norm and head are on the device, decoder layers on
-            ``meta`` until ``loaded`` brings them.
+            ``meta`` until ``loaded`` loads them.
     """
 
     model: PreTrainedModel
 
-    def __init__(self, directory: ModelDirectory, device: str, compute_dtype: dtype) -> None:
+    def __init__(self, directory: ModelDirectory, device: Device, compute_dtype: dtype) -> None:
         free_gpu_memory()
         self._directory = directory
         self._device = device
@@ -58,7 +59,7 @@ class StreamedModel:
         self._fill(self.model.get_output_embeddings())
 
     def __enter__(self) -> StreamedModel:
-        """Return the model, its files open."""
+        """Return the model."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,7 +68,7 @@ class StreamedModel:
 
     @contextmanager
     def loaded(self, layer: nn.Module) -> Iterator[None]:
-        """Have a decoder layer's weights on the device, as long as the context lasts."""
+        """Keep a decoder layer's weights on the device while the context is active."""
         self._fill(layer)
         try:
             yield
@@ -76,7 +77,7 @@ class StreamedModel:
                 _put(layer, name, weight.to("meta"))
 
     def _fill(self, module: nn.Module, *, leave_out: nn.Module | None = None) -> None:
-        """Read the weights below ``module`` that are not on the device yet."""
+        """Load the weights of ``module`` that are still on ``meta``."""
         names = {id(weight): name for name, weight in self.model.named_parameters()}
         left_out = {id(weight) for weight in leave_out.parameters()} if leave_out else set()
         for name, weight in list(module.named_parameters()):
@@ -88,7 +89,7 @@ class StreamedModel:
                     f"{self._directory.path}: its safetensors have no '{names[id(weight)]}', "
                     f"which the model needs; download it again"
                 )
-            # cast on the device, where it is fast and no host memory is taken
+            # cast on the device: faster, and without a copy in host memory
             _put(module, name, self._reader(stored).to(self._device).to(weight.dtype))
 
 
@@ -97,7 +98,7 @@ def _empty_model(directory: ModelDirectory, compute_dtype: dtype) -> PreTrainedM
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
-    # rotary frequencies and the like are computed, not stored
+    # buffers such as rotary frequencies are computed, not stored
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=compute_dtype, attn_implementation="eager"
@@ -108,7 +109,7 @@ def _empty_model(directory: ModelDirectory, compute_dtype: dtype) -> PreTrainedM
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace a parameter or a buffer below ``module`` by ``tensor``."""
+    """Replace a parameter or a buffer of ``module`` or its submodules."""
     from torch.nn import Parameter
 
     owner, _, attribute = name.rpartition(".")

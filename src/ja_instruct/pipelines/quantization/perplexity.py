@@ -1,4 +1,4 @@
-"""Perplexity on held-out texts, for models that need not fit in memory."""
+"""Perplexity on held-out texts, also of models that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A text's scores are squared in its length, and a vocabulary of 256,000 takes megabytes a position:
-# both bound what one text takes of the device.
+# Both limit the device memory of one text: attention scores grow with the square of its length, and
+# the logits of 256,000 tokens take megabytes per position.
 TEXT_TOKENS = 1024
 LOGIT_POSITIONS = 256
+# exp overflows a float above it; the loss of a usable model is far smaller.
 LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A text as the model reads it.
+    """A tokenized text.
 
     Attributes:
-        ids: Token ids, BOS first where the tokenizer has one.
-        characters: How many characters the predicted tokens stand for.
+        ids: Token ids, starting with BOS if the tokenizer has one.
+        characters: The number of characters in the predicted tokens.
     """
 
     ids: list[int]
@@ -38,12 +39,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts texts.
+    """The negative log-likelihood of texts.
 
     Attributes:
         nats: Negative log-likelihood of all predicted tokens.
-        tokens: How many were predicted.
-        characters: How many characters they stand for.
+        tokens: The number of predicted tokens.
+        characters: The number of characters in them.
     """
 
     nats: float
@@ -51,8 +52,7 @@ class Score:
     characters: int
 
     def as_report(self) -> dict[str, float]:
-        """Return perplexity, and nats a token and a character."""
-        # beyond it a float has no exponential; no model that predicts anything comes near
+        """Return perplexity, nats per token and nats per character."""
         exponent = min(self.nats / self.tokens, LARGEST_EXPONENT)
         return {
             "perplexity": round(math.exp(exponent), 4),
@@ -66,8 +66,8 @@ def make_samples(
 ) -> list[Sample]:
     """Return the first texts, up to ``max_tokens`` predicted tokens in total.
 
-    A text is cut at ``TEXT_TOKENS``, the last one where the total is reached. Without a BOS token
-    a text's first token is not predicted.
+    Texts are truncated to ``TEXT_TOKENS`` tokens, the last one to the total. Without a BOS token
+    the first token of a text is not predicted.
     """
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     samples: list[Sample] = []
@@ -92,28 +92,27 @@ def score(
     description: str,
     loaded: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
 ) -> Score:
-    """Return how well a causal language model predicts texts, each on its own.
+    """Return the negative log-likelihood of texts under a causal language model.
 
-    Perplexity is exp of the mean negative log-likelihood of the predicted tokens, over all texts;
-    nats a character compare models of different tokenizers too. All texts pass a decoder layer
-    before the next one is loaded. Masks, rotations, final norm and head are the model's own: its
-    ``forward`` is run with the decoder layers' taken out.
+    Each text is predicted on its own. All texts pass a decoder layer before the next one is
+    loaded. Masks, rotary embeddings, final norm and head are the model's own: its ``forward`` runs
+    with the ``forward`` of the decoder layers replaced.
 
     Args:
         model: Its decoder layers may be on ``meta``.
-        samples: What to predict.
-        description: Shown beside the progress.
-        loaded: Has a layer's weights in memory while its context lasts; None where they are.
+        samples: The texts.
+        description: The label of the progress bar.
+        loaded: Loads a layer's weights while its context is active; None if they are loaded.
 
     Raises:
-        InputError: The model predicts nothing that can be counted.
+        InputError: The likelihood is not a finite number.
     """
     import torch
     from tqdm import tqdm
 
     decoder: Any = model.get_decoder()
     layers = list(decoder.layers)
-    # other parts, such as a vision tower, may be nowhere
+    # not model.device: other parts, such as a vision tower, may be on meta
     embeddings: Any = model.get_input_embeddings()
     passages = [
         _Passage(torch.tensor([sample.ids], device=embeddings.weight.device)) for sample in samples
@@ -133,20 +132,20 @@ def score(
     tokens = sum(len(sample.ids) - 1 for sample in samples)
     if not math.isfinite(nats):
         raise InputError(
-            f"{description}: its likelihoods are no numbers ({nats}), so weights are damaged or "
-            f"too large for {embeddings.weight.dtype}; compare the model's files with their source"
+            f"{description}: the likelihood is {nats}, so weights are damaged or too large for "
+            f"{embeddings.weight.dtype}; compare the model's files with their source"
         )
     return Score(nats, tokens, sum(sample.characters for sample in samples))
 
 
 @dataclass
 class _Passage:
-    """A text on its way through the layers.
+    """A text between two layers.
 
     Attributes:
-        ids: (1, tokens).
-        hidden: (1, tokens, hidden size), the residual stream.
-        arguments: What the model gives each layer beside the stream: mask, rotation.
+        ids: Token ids (1, tokens).
+        hidden: The residual stream (1, tokens, hidden size).
+        arguments: The other arguments of each layer: mask, rotary embeddings.
     """
 
     ids: Tensor
@@ -155,20 +154,20 @@ class _Passage:
 
 
 def _record(model: PreTrainedModel, layers: Sequence[nn.Module], passage: _Passage) -> None:
-    """Note what the model gives its layers; none of it depends on what they compute."""
+    """Record the arguments of each layer, which do not depend on the layers' outputs."""
 
-    def note(hidden: Tensor, **arguments: Any) -> Tensor:
+    def record(hidden: Tensor, **arguments: Any) -> Tensor:
         if passage.hidden is None:
             passage.hidden = hidden
         passage.arguments.append(arguments)
         return hidden
 
-    with _replaced_forward(layers, note):
+    with _replaced_forward(layers, record):
         model(input_ids=passage.ids, use_cache=False, logits_to_keep=1)
 
 
 def _nats(model: PreTrainedModel, layers: Sequence[nn.Module], passage: _Passage) -> float:
-    """Return the negative log-likelihood of a text that has passed all layers, in pieces."""
+    """Return the negative log-likelihood of a text that has passed all layers."""
     import torch
     from torch.nn.functional import cross_entropy
 

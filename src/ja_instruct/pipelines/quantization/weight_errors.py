@@ -1,4 +1,4 @@
-"""How far the 4-bit matrices are from the publisher's."""
+"""Relative errors of the 4-bit matrices."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ja_instruct.models.loading import Device
+    from ja_instruct.models.safetensors import TensorHeader
+
 WORST = 10
-# of these suffixes bitsandbytes stores those that its settings need
+# suffixes of the tensors that bitsandbytes stores with a matrix, depending on its settings
 _CONSTANTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
-def relative_errors(source: Path, quantized: Path, device: str) -> dict[str, float]:
+def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, float]:
     """Return ‖W - dequantized‖ / ‖W‖ (Frobenius) of every 4-bit matrix by its name.
 
-    W is the publisher's matrix, whatever its type; both are compared in float32. Matrix by matrix
-    is read from the two directories, so that memory for three of the largest is enough.
+    W is the publisher's matrix; both are compared in float32. Matrices are read one by one, so
+    memory for three of the largest is enough.
 
     Args:
         source: The publisher's model directory.
-        quantized: The 4-bit directory made of it.
-        device: Where to compute: ``cpu`` or ``cuda``.
+        quantized: The 4-bit directory made from it.
+        device: The device that computes.
 
     Raises:
-        InputError: The directories do not belong together.
+        InputError: The 4-bit directory was not made from the source.
     """
     from tqdm import tqdm
 
@@ -44,8 +47,8 @@ def relative_errors(source: Path, quantized: Path, device: str) -> dict[str, flo
     unknown = sorted(packed.keys() - originals.keys())
     if unknown:
         raise InputError(
-            f"'{unknown[0]}' of {quantized} is not in {source}, so the one was not made of the "
-            f"other; run 'kedro run --pipeline=quantization' again"
+            f"'{unknown[0]}' of {quantized} is not in {source}, so it was not made from this "
+            f"source; run 'kedro run --pipeline=quantization' again"
         )
     errors = {}
     with TensorReader(originals) as read_original, TensorReader(headers) as read:
@@ -57,7 +60,7 @@ def relative_errors(source: Path, quantized: Path, device: str) -> dict[str, flo
 
 
 def _dequantize(
-    read: TensorReader, headers: Mapping[str, Any], name: str, kind: str, device: str
+    read: TensorReader, headers: Mapping[str, TensorHeader], name: str, kind: str, device: Device
 ) -> Tensor:
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -67,14 +70,14 @@ def _dequantize(
         suffix: read(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in headers
     }
     state = QuantState.from_dict(stored, device=torch.device(device))
-    # the numbers that NF4 holds, not yet rounded to the type that the layers compute in
+    # the exact NF4 values, not rounded to the type that the layers compute in
     state.dtype = torch.float32
     dequantized: Tensor = dequantize_4bit(read(name).to(device), state)
     return dequantized
 
 
 def summarize_errors(errors: Mapping[str, float]) -> dict[str, Any]:
-    """Return the errors' mean and maximum, overall and for each kind of matrix, and the worst.
+    """Return mean and maximum of the errors, overall and per kind of matrix, and the worst.
 
     Examples:
         >>> found = summarize_errors({"0.q_proj.weight": 0.08, "1.q_proj.weight": 0.1})
