@@ -13,13 +13,9 @@ characters, of about ``--prompt-tokens``. Every answer has ``--new-tokens`` toke
 adapter, random weights, are created if they are missing.
 
 *tokens/s* counts new tokens over prefill and decoding, without loading and *prepare*, in which the
-product converts weights for decoding. *limit* is the time the memory needs to deliver what a step
-must read, weights and KV cache, at the bandwidth of a copy in the same process; *share* is limit
-over measured time. GB: peaks of PyTorch's allocated and reserved memory, and NVML's above the
-start.
-
-``--equal N`` counts how many of N short answers equal those of one by one, and how close the scores
-are where they differ (``equality.py``).
+product converts weights for decoding. GB: peaks of PyTorch's allocated and reserved memory, and
+NVML's above the start. ``--equal N`` counts how many of N short answers, with each kind of weights
+and KV cache, equal those of one by one.
 
 ``--set SIDE:NAME=VALUE`` changes a parameter of ours (below ``inference``), or a side's ``tasks``,
 ``new_tokens`` or ``memory_gb``. A side with a new name starts as ``ours``:
@@ -41,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.generation.figures import COLUMNS, add_ratios, summarize
+from benchmarks.generation.figures import COLUMNS, add_ratios, compare_answers, summarize
 from benchmarks.harness.character_tokenizer import random_samples
 from benchmarks.harness.random_models import SHAPES, find_or_make, find_or_make_adapter
 from benchmarks.harness.recording import device_name, print_table, record
@@ -50,7 +46,6 @@ from benchmarks.harness.sides import (
     apply_settings,
     choose,
     make_parser,
-    read_side,
     read_sides,
     run_side,
     working_folder,
@@ -63,7 +58,6 @@ if TYPE_CHECKING:
 SEED = 3407
 #: The shortest and the longest prompt over ``--prompt-tokens``: 2,400 and 3,072 of 3,000.
 SHORTEST, LONGEST = 0.8, 1.024
-EQUAL = "equal"
 EQUAL_PROMPT_TOKENS = 200
 HERE = Path(__file__).parent
 
@@ -93,6 +87,7 @@ ENGINES = {
     },
     "cpu": {"float32": {}, "float32-int8": INT8},
 }
+ONE_BY_ONE = {"engine": "one_by_one", "backend": "transformers"}
 
 
 def draw_prompts(count: int, tokens: int) -> list[str]:
@@ -127,12 +122,38 @@ def make_job(side: Side, options: argparse.Namespace, prompts: str) -> dict[str,
         "adapter": str(options.adapter),
         "device": options.device,
         "environment": options.environment,
+        "keep_text": False,
     }
     if "way" in side:
         job["way"] = "transformers" if options.device == "cpu" else side["way"]
         job["tasks"] = options.original_tasks or job["tasks"]
         job["new_tokens"] = options.original_tokens or job["new_tokens"]
     return job
+
+
+def run_equality(options: argparse.Namespace) -> None:
+    """Answer some short prompts with each engine."""
+    prompts = write_prompts(options, "equal", options.equal, EQUAL_PROMPT_TOKENS)
+    engines = {**ENGINES[options.device], "one-by-one": ONE_BY_ONE}
+    for name, changes in engines.items():
+        job = make_job({**OURS, "changes": changes}, options, prompts)
+        job |= {"tasks": options.equal, "new_tokens": options.equal_tokens, "keep_text": True}
+        run_side(HERE / "product.py", job, options.folder, f"equal-{name}", options.seconds)
+
+
+def compare_engines(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return how many answers of each engine equal those of one by one."""
+    names = [f"equal-{name}" for name in (*ENGINES[options.device], "one-by-one")]
+    answers = {
+        name: [
+            one["text"].split()
+            for one in sorted(result.get("answers", []), key=lambda one: one["position"])
+        ]
+        for name, result in read_sides(options.folder, names).items()
+        if result["status"] == "done"
+    }
+    ones = answers.pop("equal-one-by-one", None)
+    return {name: compare_answers(ones, others) for name, others in answers.items()} if ones else {}
 
 
 def report(known: dict[str, Side], options: argparse.Namespace) -> None:
@@ -146,14 +167,10 @@ def report(known: dict[str, Side], options: argparse.Namespace) -> None:
     for name, row in sides.items():
         for error in row["errors"][:1]:
             print(f"{name}: {error}")
-    equality = read_side(options.folder, EQUAL) or {}
-    for name, row in equality.get("compared_with_one_by_one", {}).items():
-        print(
-            f"{name} compared with one by one: {row['equal_answers']} of {row['answers']} answers "
-            f"are equal, {row['share_of_tokens_before_the_first_difference']:.1%} of the tokens "
-            f"precede a difference; margins there, in steps of bfloat16: "
-            f"{[one['bf16_steps'] for one in row['margins']]}"
-        )
+    equal = compare_engines(options)
+    if equal:
+        columns = ("answers", "equal_answers", "share_of_tokens_before_a_difference")
+        print_table(equal, {column: column for column in columns}, "against one by one")
     result = {
         "ratio": sides.get("ours", {}).get("ratio"),
         "device": device_name(),
@@ -161,7 +178,7 @@ def report(known: dict[str, Side], options: argparse.Namespace) -> None:
         "tasks": options.tasks,
         "new_tokens": options.new_tokens,
         "sides": sides,
-        EQUAL: equality,
+        "compared_with_one_by_one": equal,
     }
     name = "generation" if options.device == "cuda" else "generation_cpu"
     record(name, result, keep=options.shape != "tiny")
@@ -200,10 +217,7 @@ def main() -> None:
             job = make_job(sides[name], options, prompts)
             run_side(program, job, folder, name, options.seconds)
         if options.equal:
-            prompts = write_prompts(options, EQUAL, options.equal, EQUAL_PROMPT_TOKENS)
-            job = make_job({**OURS, "engines": ENGINES[options.device]}, options, prompts)
-            job["new_tokens"] = options.equal_tokens
-            run_side(HERE / "equality.py", job, folder, EQUAL, options.seconds)
+            run_equality(options)
         report(sides, options)
 
 

@@ -1,10 +1,8 @@
-"""The figures of ``bench_generation.py``: rates, and seconds of the whole job."""
+"""The figures of ``bench_generation.py``: rates, seconds of the whole job, equal answers."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from benchmarks.generation.memory_traffic import bytes_to_read
 
 COLUMNS = {
     "tokens/s": "tokens_per_second",
@@ -14,8 +12,6 @@ COLUMNS = {
     "prepare s": "prepare_seconds",
     "prefill s": "prefill_seconds",
     "step ms": "step_ms",
-    "limit ms": "limit_step_ms",
-    "share": "share_of_limit",
     "batch": "batch_size",
     "allocated GB": "memory.torch_allocated_gb",
     "reserved GB": "memory.torch_reserved_gb",
@@ -86,24 +82,35 @@ def _measured(
     }
     if prefill is None:  # stopped before its end
         return figures
-    decode, steps, bandwidth = seconds - prefill, max(result["steps"], 1), result["bandwidth"]
-    lengths = [(one["prompt_tokens"], one["new_tokens"]) for one in answers]
-    weights, cache = bytes_to_read(
-        lengths, steps, result["weight_bytes"], result["cache_bytes_per_token"]
-    )
-    limit = (weights + cache) / bandwidth
+    decode = seconds - prefill
+    prompt_tokens = sum(one["prompt_tokens"] for one in answers)
     return figures | {
         "prefill_seconds": round(prefill, 3),
         "decode_seconds": round(decode, 3),
-        "step_ms": round(1e3 * decode / steps, 3),
-        "prefill_tokens_per_second": round(
-            sum(prompt for prompt, _ in lengths) / max(prefill, 1e-9), 1
-        ),
-        "bandwidth_gb_per_second": round(bandwidth / 1e9, 1),
-        "weights_gb": round(result["weight_bytes"] / 1e9, 3),
-        "cache_gb_read_per_step": round(cache / steps / 1e9, 3),
-        "limit_step_ms": round(1e3 * limit / steps, 3),
-        "share_of_limit": round(limit / decode, 3),
+        "step_ms": round(1e3 * decode / max(result["steps"], 1), 3),
+        "prefill_tokens_per_second": round(prompt_tokens / max(prefill, 1e-9), 1),
+    }
+
+
+def first_difference(one: list[str], other: list[str]) -> int | None:
+    """Return the index of the first token that differs; None for equal answers."""
+    if one == other:
+        return None
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def compare_answers(ones: list[list[str]], others: list[list[str]]) -> dict[str, Any]:
+    """Return the number of equal answers, and the share of tokens before a difference."""
+    places = [first_difference(one, other) for one, other in zip(ones, others, strict=True)]
+    before = sum(
+        len(one) if place is None else place for one, place in zip(ones, places, strict=True)
+    )
+    return {
+        "answers": len(ones),
+        "equal_answers": places.count(None),
+        "share_of_tokens_before_a_difference": round(before / sum(map(len, ones)), 4),
+        "first_differences": places,
     }
 
 

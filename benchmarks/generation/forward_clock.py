@@ -24,11 +24,9 @@ class ForwardClock(contextlib.ExitStack):
     """Watches, as a context, all models of a directory's class.
 
     Attributes:
-        model: The model of the last call; None before the first.
         first_call: The time of the first call by ``time.perf_counter``.
         steps: Number of steps so far, including those that warm up for a graph.
         batch_sizes: The different numbers of sequences of the steps, in order.
-        prompt_tokens: Number of tokens in prefills.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,11 +37,9 @@ class ForwardClock(contextlib.ExitStack):
         config = json.loads((directory / "config.json").read_text("utf-8"))
         self._class: Any = getattr(transformers, config["architectures"][0])
         self._prefills: list[tuple[Any, Any]] = []
-        self.model: Any = None
         self.first_call: float | None = None
         self.steps = 0
         self.batch_sizes: list[int] = []
-        self.prompt_tokens = 0
 
     def __enter__(self) -> Self:
         """Replace the model's ``forward`` and the graphs' ``replay``."""
@@ -55,7 +51,7 @@ class ForwardClock(contextlib.ExitStack):
         @functools.wraps(forward)
         def watched(model: Any, *args: Any, **kwargs: Any) -> Any:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            return clock._call(model, ids, functools.partial(forward, model, *args, **kwargs))
+            return clock._call(ids, functools.partial(forward, model, *args, **kwargs))
 
         def counted(graph: Any) -> None:
             clock.steps += 1
@@ -65,10 +61,9 @@ class ForwardClock(contextlib.ExitStack):
         self.enter_context(mock.patch.object(torch.cuda.CUDAGraph, "replay", counted))
         return super().__enter__()
 
-    def _call(self, model: Any, ids: torch.Tensor, forward: Callable[[], Any]) -> Any:
+    def _call(self, ids: torch.Tensor, forward: Callable[[], Any]) -> Any:
         import torch
 
-        self.model = model
         if self.first_call is None:
             self.first_call = time.perf_counter()
         if ids.shape[1] == 1:
@@ -76,7 +71,6 @@ class ForwardClock(contextlib.ExitStack):
                 self.batch_sizes.append(ids.shape[0])
             self.steps += not (ids.is_cuda and torch.cuda.is_current_stream_capturing())
             return forward()
-        self.prompt_tokens += ids.numel()
         before = self._now(ids)
         result = forward()
         self._prefills.append((before, self._now(ids)))

@@ -1,10 +1,8 @@
-"""The matrices of Gemma 2 27B's layers times a few rows: in four bits, and written out."""
+"""The matrices of Gemma 2 27B's layers in four bits: multiplied by a few rows, and dequantized."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,14 +10,14 @@ import bitsandbytes
 import bitsandbytes.functional as quantized
 import torch
 
-from benchmarks.generation.kernel_timing import Call, Clock, compare, poisoned, relative_error
+from benchmarks.harness.random_models import SHAPES
 from ja_instruct.engine.kernels.nf4_dequantize import Factors, dequantize
-from ja_instruct.engine.kernels.nf4_matmul import (
-    Blocks,
-    arrange,
-    nf4_matmul,
-)
+from ja_instruct.engine.kernels.nf4_matmul import Blocks, arrange, nf4_matmul
 from ja_instruct.engine.kernels.nf4_weight import Nf4Weight, nf4_weight
+
+Call = Callable[[], Any]
+#: Returns the microseconds of a call; the calls are the same work on different data.
+Clock = Callable[[Sequence[Call]], float]
 
 
 class Matrix(NamedTuple):
@@ -28,8 +26,8 @@ class Matrix(NamedTuple):
     Attributes:
         outputs: Rows.
         inputs: Columns.
-        count: How many a layer has.
-        arranged: How many inputs a layer brings into the kernel's order for them.
+        count: Number of such matrices in a layer.
+        arranged: Number of inputs that a layer arranges for them in the kernel's order.
     """
 
     outputs: int
@@ -38,56 +36,47 @@ class Matrix(NamedTuple):
     arranged: int
 
 
+_SHAPE = SHAPES["gemma-2-27b"]
+LAYERS = _SHAPE["num_hidden_layers"]
+_HIDDEN, _WIDE = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
+_QUERIES, _KEYS = (
+    _SHAPE[f"num_{kind}_heads"] * _SHAPE["head_dim"] for kind in ("attention", "key_value")
+)
 #: Queries, keys and values have the same input, and so have gate and up.
 MATRICES = {
-    "q": Matrix(4096, 4608, 1, 1),
-    "k, v": Matrix(2048, 4608, 2, 0),
-    "o": Matrix(4608, 4096, 1, 1),
-    "gate, up": Matrix(36_864, 4608, 2, 1),
-    "down": Matrix(4608, 36_864, 1, 1),
+    "q": Matrix(_QUERIES, _HIDDEN, 1, 1),
+    "k, v": Matrix(_KEYS, _HIDDEN, 2, 0),
+    "o": Matrix(_HIDDEN, _QUERIES, 1, 1),
+    "gate, up": Matrix(_WIDE, _HIDDEN, 2, 1),
+    "down": Matrix(_HIDDEN, _WIDE, 1, 1),
 }
 OURS, BITSANDBYTES, BF16 = "ours", "bitsandbytes", "bfloat16"
-#: Beside the ways to multiply: ordering the rows, which ours pays for each input.
-ARRANGING = "arranging"
-
-#: Of the recipe's adapter.
+#: Not a way to multiply: arranging the rows, which ours needs once per input.
+ARRANGE = "arrange"
+#: The recipe's adapter.
 RANK, SCALING = 64, 1.0
-
-#: Of a way to multiply: microseconds, and the error where there is one.
-Figures = dict[str, float]
 
 
 class Copy(NamedTuple):
-    """A weight as each way to multiply has it."""
+    """A weight in the form of each way to multiply."""
 
     packed: torch.Tensor
     state: Any
     ours: Nf4Weight
-    written_out: torch.Tensor
+    bf16: torch.Tensor
 
 
 def make_copy(matrix: Matrix, device: torch.device) -> Copy:
-    """Return a random weight, quantized as the product's models are."""
+    """Return a random weight, quantized like the product's models."""
     weight = (torch.randn(matrix.outputs, matrix.inputs, device=device) * 0.02).bfloat16()
     packed, state = quantized.quantize_4bit(
         weight, quant_type="nf4", blocksize=64, compress_statistics=True
     )
-    written_out = quantized.dequantize_4bit(packed, state)
-    return Copy(packed, state, nf4_weight(packed, state), written_out)
-
-
-def exact_product(x: torch.Tensor, one: Copy) -> torch.Tensor:
-    """Return the product in float64 with weights that are written out in float32.
-
-    Written out in bfloat16 they would have bitsandbytes' roundings, and flatter it.
-    """
-    state = copy.copy(one.state)
-    state.dtype = torch.float32
-    return x.double() @ quantized.dequantize_4bit(one.packed, state).double().T
+    return Copy(packed, state, nf4_weight(packed, state), quantized.dequantize_4bit(packed, state))
 
 
 def copies_for(matrix: Matrix, cache_bytes: int) -> int:
-    """Return how many copies are twice the cache at least: of none will anything be left in it.
+    """Return how many copies are at least twice the cache, so that none stays in it.
 
     >>> copies_for(Matrix(36_864, 4608, 1, 1), 50_000_000), copies_for(MATRICES["q"], 50_000_000)
     (2, 11)
@@ -96,114 +85,106 @@ def copies_for(matrix: Matrix, cache_bytes: int) -> int:
 
 
 def ways_to_multiply(
-    x: torch.Tensor, copies: list[Copy], cuts: dict[str, Blocks]
+    x: torch.Tensor, copies: list[Copy], blocks: dict[str, Blocks]
 ) -> dict[str, list[Call]]:
-    """Return by name how rows can be multiplied, a call for each copy."""
+    """Return the ways to multiply rows by name, with a call for each copy."""
     arranged = arrange(x)
 
-    def ours(blocks: Blocks | None) -> list[Call]:
-        return [
-            partial(nf4_matmul, x, one.ours, arranged=arranged, blocks=blocks) for one in copies
-        ]
+    def ours(sizes: Blocks | None) -> list[Call]:
+        return [partial(nf4_matmul, x, one.ours, arranged=arranged, blocks=sizes) for one in copies]
 
     return {
+        ARRANGE: [partial(arrange, x)],
         OURS: ours(None),
-        # what Linear4bit computes
+        # the computation of Linear4bit
         BITSANDBYTES: [
             partial(bitsandbytes.matmul_4bit, x, one.packed, quant_state=one.state)
             for one in copies
         ],
-        BF16: [partial(torch.nn.functional.linear, x, one.written_out) for one in copies],
-        **{name: ours(cut) for name, cut in cuts.items()},
+        BF16: [partial(torch.nn.functional.linear, x, one.bf16) for one in copies],
+        **{name: ours(sizes) for name, sizes in blocks.items()},
     }
-
-
-def measure_way(calls: list[Call], exact: torch.Tensor, is_ours: bool, clock: Clock) -> Figures:
-    """Return a way's microseconds, and its error with the first copy.
-
-    Of the others' products memory need not be poisoned: PyTorch would warn of cuBLAS.
-    """
-    with poisoned() if is_ours else nullcontext():
-        output = calls[0]()
-    return {"error": relative_error(output, exact), "us": clock(calls)}
 
 
 def measure_matrix(
     matrix: Matrix,
     all_rows: Sequence[int],
-    cuts: dict[str, Blocks],
+    blocks: dict[str, Blocks],
     copies: list[Copy],
     clock: Clock,
-) -> dict[int, dict[str, Figures]]:
-    """Return the figures of each way to multiply, for each number of rows.
+) -> dict[int, dict[str, float]]:
+    """Return the microseconds of each way to multiply, for each number of rows.
 
-    Why a cut does not run is printed, and it is left out.
+    Block sizes with which the kernel fails are left out, and the reason is printed.
 
     Args:
         matrix: The shape.
-        all_rows: How many rows are multiplied.
-        cuts: Further ways to cut the kernel's work.
+        all_rows: Numbers of rows to multiply.
+        blocks: Further block sizes of the kernel.
         copies: Weights of that shape, taken in turn.
-        clock: What times calls.
+        clock: Times calls.
     """
     inputs = torch.randn(max(all_rows), matrix.inputs, device=copies[0].packed.device).bfloat16()
-    exact = exact_product(inputs, copies[0])
-    measured: dict[int, dict[str, Figures]] = {}
+    measured: dict[int, dict[str, float]] = {}
     for rows in all_rows:
-        x = inputs[:rows]
-        found: dict[str, Figures] = {ARRANGING: {"us": clock([partial(arrange, x)])}}
-        for name, calls in ways_to_multiply(x, copies, cuts).items():
-            is_ours = name not in (BITSANDBYTES, BF16)
+        measured[rows] = {}
+        for name, calls in ways_to_multiply(inputs[:rows], copies, blocks).items():
             try:
-                found[name] = measure_way(calls, exact[:rows], is_ours, clock)
+                measured[rows][name] = clock(calls)
             except Exception as problem:
-                # a compiler may fail in many ways, and the other cuts are worth their figures
-                if name not in cuts:
+                # compilers fail in many ways, and the other block sizes are still worth measuring
+                if name not in blocks:
                     raise
                 shape = f"{rows} rows of {matrix.outputs} x {matrix.inputs}"
                 print(f"{name}, {shape}: {type(problem).__name__}: {problem}", flush=True)
-        measured[rows] = found
     return measured
 
 
 def measure_matrices(
-    all_rows: Sequence[int], cuts: dict[str, Blocks], device: torch.device, clock: Clock
-) -> dict[str, dict[int, dict[str, Figures]]]:
-    """Return the figures of all matrices, of which one shape at a time is in memory."""
+    all_rows: Sequence[int], blocks: dict[str, Blocks], device: torch.device, clock: Clock
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the microseconds of all matrices; only one shape at a time is in memory."""
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     measured = {}
     for name, matrix in MATRICES.items():
         copies = [make_copy(matrix, device) for _ in range(copies_for(matrix, cache_bytes))]
-        measured[name] = measure_matrix(matrix, all_rows, cuts, copies, clock)
+        measured[name] = measure_matrix(matrix, all_rows, blocks, copies, clock)
     return measured
 
 
-def compare_writing_out(device: torch.device, clock: Clock) -> dict[str, dict[str, float]]:
-    """Compare writing a matrix out in bfloat16, alone and with what an adapter adds to it."""
-    rows = {}
+def sum_layers(measured: dict[str, dict[int, dict[str, float]]]) -> dict[int, dict[str, float]]:
+    """Return the milliseconds of all layers' matrices, by number of rows and way.
+
+    Args:
+        measured: Microseconds of one matrix, by matrix, rows and way. Ways that failed for a
+            matrix are left out.
+    """
+    sums: dict[int, dict[str, float]] = {}
+    for rows in next(iter(measured.values())):
+        found = {name: by_rows[rows] for name, by_rows in measured.items()}
+        sums[rows] = {}
+        for way in found["q"]:
+            if way == ARRANGE or not all(way in ways for ways in found.values()):
+                continue
+            us = sum(MATRICES[name].count * ways[way] for name, ways in found.items())
+            if way not in (BITSANDBYTES, BF16):
+                us += sum(MATRICES[name].arranged * ways[ARRANGE] for name, ways in found.items())
+            sums[rows][way] = LAYERS * us / 1e3
+    return sums
+
+
+def dequantization(device: torch.device) -> dict[str, tuple[Call, Call]]:
+    """Return our and their way to dequantize to bfloat16, alone and with the adapter's product."""
+    calls: dict[str, tuple[Call, Call]] = {}
     for name in ("q", "gate, up"):
         matrix = MATRICES[name]
         one = make_copy(matrix, device)
-        state = copy.copy(one.state)
-        state.dtype = torch.float32
-        weight = partial(quantized.dequantize_4bit, one.packed, state)
-        first = torch.randn(RANK, matrix.inputs, device=device).bfloat16()
-        second = (torch.randn(matrix.outputs, RANK, device=device) * 0.002).bfloat16()
-        factors = Factors(first, second, SCALING)
-        rows[name] = compare(
-            partial(dequantize, one.ours),
-            partial(quantized.dequantize_4bit, one.packed, one.state),
-            weight,
-            clock,
+        a = torch.randn(RANK, matrix.inputs, device=device).bfloat16()
+        b = (torch.randn(matrix.outputs, RANK, device=device) * 0.002).bfloat16()
+        theirs = partial(quantized.dequantize_4bit, one.packed, one.state)
+        calls[name] = partial(dequantize, one.ours), theirs
+        calls[f"{name}, adapter"] = (
+            partial(dequantize, one.ours, Factors(a, b, SCALING)),
+            lambda theirs=theirs, a=a, b=b: theirs().addmm_(b, a, alpha=SCALING),
         )
-        rows[f"{name}, adapter"] = compare(
-            partial(dequantize, one.ours, factors),
-            lambda one=one, first=first, second=second: quantized.dequantize_4bit(
-                one.packed, one.state
-            ).addmm_(second, first, alpha=SCALING),
-            lambda weight=weight, first=first, second=second: torch.addmm(
-                weight(), second.float(), first.float(), alpha=SCALING
-            ),
-            clock,
-        )
-    return rows
+    return calls

@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.generation.forward_clock import ForwardClock
-from benchmarks.generation.memory_traffic import (
-    cache_bytes_per_token,
-    measure_bandwidth,
-    weight_bytes,
-)
 from benchmarks.harness.kedro_runs import overridden, read_configuration
 from benchmarks.harness.memory import PeakMemory, limit_memory
 from benchmarks.harness.sides import run_job, write_result
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.models.directory import ModelDirectory, read_provenance
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,33 +60,24 @@ def adapter_at(directory: Path) -> ModelDirectory:
     return ModelDirectory(path, path.name, provenance=read_provenance(path))
 
 
-def read_parameters(
-    environment: str, changes: dict[str, Any]
-) -> tuple[InferenceParameters, PromptParameters]:
-    """Return an environment's parameters, those of ``inference`` with changes."""
+def read_parameters(environment: str, changes: dict[str, Any]) -> InferenceParameters:
+    """Return an environment's parameters of ``inference``, with changes."""
     configuration = read_configuration(environment)["parameters"]
-    inference = overridden(configuration["inference"], changes)
-    return InferenceParameters(**inference), PromptParameters(**configuration["prompts"])
-
-
-def changes_of(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the changed parameters of a job, by their names below ``inference``."""
-    limit = {} if job["memory_gb"] is None else {"batching.memory_gb": job["memory_gb"]}
-    return {
-        **limit,
-        **job["changes"],
-        "max_new_tokens": job["new_tokens"],
-        "device": job["device"],
-    }
+    return InferenceParameters(**overridden(configuration["inference"], changes))
 
 
 def generate(job: dict[str, Any], path: Path) -> None:
     """Answer the job's prompts and write the figures to ``path`` after each answer."""
-    parameters, _ = read_parameters(job["environment"], changes_of(job))
+    changes = {
+        **({} if job["memory_gb"] is None else {"batching.memory_gb": job["memory_gb"]}),
+        **job["changes"],
+        "max_new_tokens": job["new_tokens"],
+        "device": job["device"],
+    }
+    parameters = read_parameters(job["environment"], changes)
     prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))[: job["tasks"]]
     result: dict[str, Any] = {"parameters": parameters.model_dump(mode="json"), "answers": []}
     with PeakMemory() as memory, ForwardClock(Path(job["model"])) as clock:
-        result["bandwidth"] = measure_bandwidth(job["device"])
         if job["memory_gb"] is not None:
             limit_memory(job["memory_gb"])
         model, adapter = EndlessModel.at(Path(job["model"])), adapter_at(Path(job["adapter"]))
@@ -109,6 +94,7 @@ def generate(job: dict[str, Any], path: Path) -> None:
                     "prompt_tokens": one.prompt_tokens,
                     "new_tokens": one.new_tokens,
                     "error": one.error,
+                    **({"text": one.text} if job["keep_text"] else {}),
                 }
             )
             result |= {
@@ -120,11 +106,6 @@ def generate(job: dict[str, Any], path: Path) -> None:
             }
             write_result(path, result)
         result["prefill_seconds"] = clock.prefill_seconds()
-        if clock.model is not None:
-            result["weight_bytes"] = weight_bytes(clock.model)
-            result["cache_bytes_per_token"] = cache_bytes_per_token(
-                clock.model, is_int8=parameters.batching.has_int8_cache
-            )
     write_result(path, result)
 
 

@@ -23,9 +23,6 @@ def measured(**changes):
         "prefill_seconds": 0.5,
         "steps": 4,
         "batch_sizes": [1],
-        "bandwidth": 1000.0,
-        "weight_bytes": 100,
-        "cache_bytes_per_token": 2,
         **changes,
     }
 
@@ -45,14 +42,6 @@ def test_rate_leaves_out_loading_and_preparation(figures):
     assert (row["load_seconds"], row["prepare_seconds"]) == (7.0, 2.0)
     assert row["step_ms"] == 250.0
     assert row["prefill_tokens_per_second"] == 40.0
-
-
-def test_limit_is_the_bytes_to_read_over_the_bandwidth(figures):
-    row = figures.summarize(measured(), tasks=2, new_tokens=3)
-    # each answer: its second token sees 11 tokens, its third 12, of 2 bytes
-    read = 4 * 100 + 2 * (11 + 12) * 2
-    assert row["limit_step_ms"] == pytest.approx(1e3 * read / 1000 / 4)
-    assert row["share_of_limit"] == pytest.approx(read / 1000 / 1.0, abs=1e-3)
 
 
 def test_failed_answers_do_not_count_and_are_reported(figures):
@@ -75,7 +64,7 @@ def test_side_that_failed_early_has_no_rate_and_no_ratio(figures, result):
 
 def test_stopped_side_has_a_rate(figures):
     stopped = measured(status="stopped after 9 s")
-    del stopped["prefill_seconds"], stopped["weight_bytes"]
+    del stopped["prefill_seconds"]
     assert figures.summarize(stopped, 2, 3)["tokens_per_second"] == 4.0
 
 
@@ -88,35 +77,16 @@ def test_ratio_is_ours_over_the_originals(figures):
     assert sides["ours"]["ratio_to_one_by_one"] is None
 
 
-def test_bytes_to_read_are_those_counted_token_by_token(benchmark_module):
-    traffic = benchmark_module("generation.memory_traffic")
-    lengths = [(5, 1), (7, 4), (1, 9), (3, 0)]
-    seen = 0
-    for prompt, answer in lengths:
-        # a step reads all tokens so far
-        for number in range(1, answer):
-            seen += prompt + number
-    assert traffic.bytes_to_read(lengths, 6, 1000, 3) == (6000, 3 * seen)
-
-
 def test_parameters_of_every_side_are_valid(bench, benchmark_module):
     product = benchmark_module("generation.product")
     sides = {name: side for name, side in bench.SIDES.items() if "way" not in side}
     assert len(sides) > 6
     for name, side in sides.items():
-        parameters, _ = product.read_parameters("base", side["changes"])
+        parameters = product.read_parameters("base", side["changes"])
         assert parameters.engine == ("one_by_one" if name == "one-by-one" else "batched")
         assert parameters.batching.has_int8_cache == (
             name.endswith("-int8") or name == "warm-up-nf4"
         )
-
-
-def test_memory_limit_of_a_side_reaches_the_engine(bench, benchmark_module):
-    product = benchmark_module("generation.product")
-    changes = product.changes_of({**bench.SIDES["ours-24gb"], "new_tokens": 9, "device": "cuda"})
-    parameters, _ = product.read_parameters("base", changes)
-    assert parameters.batching.memory_gb == bench.MEMORY_GB_OF_24
-    assert parameters.max_new_tokens == 9
 
 
 def test_prompts_have_about_the_given_length_and_are_reproducible(bench, benchmark_module):
@@ -129,12 +99,12 @@ def test_prompts_have_about_the_given_length_and_are_reproducible(bench, benchma
     assert bench.draw_prompts(40, 500) == prompts
 
 
-def test_tokens_before_the_first_difference_are_counted(benchmark_module):
-    compare = benchmark_module("generation.equality").compare_answers
-    compared = compare([[1, 2, 3, 4], [5, 6], [7, 8]], [[1, 2, 9, 4], [5, 6], [8, 8]])
-    assert compared["equal_answers"] == 1
-    assert compared["first_differences"] == [2, None, 0]
-    assert compared["share_of_tokens_before_the_first_difference"] == 0.5
+def test_tokens_before_the_first_difference_are_counted(figures):
+    ones, others = ["1 2 3 4", "5 6", "7 8"], ["1 2 9 4", "5 6", "8 8"]
+    found = figures.compare_answers([one.split() for one in ones], [one.split() for one in others])
+    assert found["equal_answers"] == 1
+    assert found["first_differences"] == [2, None, 0]
+    assert found["share_of_tokens_before_a_difference"] == 0.5
 
 
 def test_reference_has_the_recipes_settings(benchmark_module, read_parameters):

@@ -1,5 +1,6 @@
 """The sides of ``bench_generation.py`` on the tiny shape."""
 
+import argparse
 import inspect
 import json
 import shutil
@@ -41,6 +42,7 @@ def job(benchmark_module, model, adapter):
         "tasks": 5,
         "new_tokens": NEW_TOKENS,
         "memory_gb": None,
+        "keep_text": True,
         "changes": {"batching.max_num_seqs": 2},
     }
 
@@ -48,10 +50,7 @@ def job(benchmark_module, model, adapter):
 @pytest.fixture(scope="module")
 def generated(benchmark_module, job, tmp_path_factory):
     path = tmp_path_factory.mktemp("result") / "ours.json"
-    product, traffic = (benchmark_module(f"generation.{n}") for n in ("product", "memory_traffic"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(traffic.COPIED_BYTES, "cpu", 1_000_000)
-        product.generate(job, path)
+    benchmark_module("generation.product").generate(job, path)
     return json.loads(path.read_text("utf-8"))
 
 
@@ -117,30 +116,40 @@ class TestProduct:
         figures = benchmark_module("generation.figures")
         row = figures.summarize({"status": "done", **generated}, 5, NEW_TOKENS)
         assert row["new_tokens"] == 5 * NEW_TOKENS
-        assert row["limit_step_ms"] > 0
+        assert row["step_ms"] > 0
 
-    def test_engines_are_compared_token_by_token(self, benchmark_module, job, tmp_path):
-        equality = benchmark_module("generation.equality")
-        equality.compare({**job, "engines": {"float32": {}}}, tmp_path / "equal.json")
-        result = json.loads((tmp_path / "equal.json").read_text("utf-8"))
-        compared = result["compared_with_one_by_one"]["float32"]
+    def test_answers_are_read_as_token_ids(self, generated):
+        texts = [one["text"].split() for one in generated["answers"]]
+        assert [len(text) for text in texts] == [NEW_TOKENS] * 5
+        assert all(token.isdecimal() for text in texts for token in text)
+        assert len(set(map(tuple, texts))) == 5
+
+    def test_answers_equal_those_of_one_by_one(self, benchmark_module, job, generated, tmp_path):
+        bench = benchmark_module("generation.bench_generation")
+        changes = {"changes": bench.ONE_BY_ONE}
+        benchmark_module("generation.product").generate({**job, **changes}, tmp_path / "one.json")
+        one = json.loads((tmp_path / "one.json").read_text("utf-8"))
+        for name, result in (("float32", generated), ("one-by-one", one)):
+            path = tmp_path / f"equal-{name}.json"
+            path.write_text(json.dumps({**result, "status": "done"}), "utf-8")
+        options = argparse.Namespace(folder=tmp_path, device="cpu")
+        (compared,) = bench.compare_engines(options).values()
         assert compared["equal_answers"] == compared["answers"] == 5
-        assert compared["margins"] == []
-        answers, _ = equality.answer_batched(job, {})
-        assert [len(one) for one in answers] == [NEW_TOKENS] * 5
-        assert len({tuple(one) for one in answers}) == 5
 
     @pytest.mark.parametrize("engine", ["batched", "one_by_one"])
-    def test_stop_tokens_do_not_end_an_answer(self, benchmark_module, job, model, tmp_path, engine):
+    def test_stop_tokens_do_not_end_an_answer(
+        self, benchmark_module, job, generated, model, tmp_path, engine
+    ):
         """With its fourth token as EOS, an answer of the plain directory ends there."""
         product = benchmark_module("generation.product")
-        said = benchmark_module("generation.equality").answer_batched(job, {})[0][0]
+        (said,) = (one["text"] for one in generated["answers"] if one["position"] == 0)
+        said = [int(token) for token in said.split()]
         copy = shutil.copytree(model, tmp_path / "model")
         for name in ("config.json", "generation_config.json"):
             content = json.loads((copy / name).read_text("utf-8"))
             (copy / name).write_text(json.dumps({**content, "eos_token_id": said[3]}))
         adapter = product.adapter_at(Path(job["adapter"]))
-        parameters, _ = product.read_parameters(
+        parameters = product.read_parameters(
             "base", {"device": "cpu", "engine": engine, "max_new_tokens": NEW_TOKENS}
         )
         (prompt, *_) = json.loads(Path(job["prompts"]).read_text("utf-8"))
@@ -151,21 +160,6 @@ class TestProduct:
             counts.append(answer.new_tokens)
         assert counts == [NEW_TOKENS, said.index(said[3]) + 1]
 
-    def test_margin_is_the_difference_of_both_scores(self, benchmark_module, model):
-        import torch
-
-        equality = benchmark_module("generation.equality")
-        loaded, prompt = load_plain(model), [2, 300, 301]
-        scores = loaded(torch.tensor([[*prompt, 400]])).logits[0, -1].detach()
-        best, second = scores.topk(2).indices.tolist()
-        (margin,) = equality.find_margins(
-            loaded, [prompt, prompt], [[400, best, 7], [1, 2]], [[400, second, 8], [1, 2]], 1.0
-        )
-        assert margin["token"] == 1
-        expected = float(scores[best] - scores[second])
-        assert margin["margin"] == pytest.approx(expected, abs=1e-3)
-        assert margin["bf16_steps"] > 0
-
 
 class TestReference:
     def test_answers_have_the_given_length(self, benchmark_module, job):
@@ -175,42 +169,6 @@ class TestReference:
         assert (one["prompt_tokens"], one["new_tokens"]) == (21, 4)
         assert one["prefill_seconds"] > 0
         assert one["decode_seconds"] > 0
-
-
-class TestTraffic:
-    def test_bytes_of_4_bit_weights_are_those_of_their_files(self, benchmark_module, model):
-        from safetensors.torch import load_file
-
-        from ja_instruct.datasets import QuantizedModelDataset
-
-        loaded = QuantizedModelDataset(filepath=model).load().load_model(device_map="cpu")
-        stored = {}
-        for path in model.glob("*.safetensors"):
-            stored |= load_file(path)
-        kinds = (".weight", ".absmax", ".nested_absmax")
-        expected = sum(one.nbytes for name, one in stored.items() if name.endswith(kinds))
-        expected += sum(one.nbytes for one in loaded.buffers())
-        assert benchmark_module("generation.memory_traffic").weight_bytes(loaded) == expected
-
-    def test_embedding_that_is_not_the_head_does_not_count(self, benchmark_module):
-        import torch
-        from transformers import Gemma2ForCausalLM
-
-        weigh = benchmark_module("generation.memory_traffic").weight_bytes
-        config = benchmark_module("harness.random_models").make_config("tiny")
-        config.dtype = torch.float32
-        tied = Gemma2ForCausalLM(config)
-        config.tie_word_embeddings = False
-        assert weigh(Gemma2ForCausalLM(config)) == weigh(tied)
-
-    def test_bytes_of_a_cached_token(self, benchmark_module):
-        from transformers import Gemma2ForCausalLM
-
-        model = Gemma2ForCausalLM(benchmark_module("harness.random_models").make_config("tiny"))
-        # layers, keys and values, heads, their width, float32
-        count = benchmark_module("generation.memory_traffic").cache_bytes_per_token
-        assert count(model, is_int8=False) == 2 * 2 * 1 * 32 * 4
-        assert count(model, is_int8=True) == 2 * 2 * 1 * (32 + 4)
 
 
 def test_clock_restores_the_class(benchmark_module, model):
@@ -225,5 +183,6 @@ def test_clock_restores_the_class(benchmark_module, model):
         loaded(input_ids=torch.ones(3, 5, dtype=torch.long))
         loaded(torch.ones(3, 1, dtype=torch.long))
     assert (Gemma2ForCausalLM.forward, torch.cuda.CUDAGraph.replay) == before
-    assert (clock.steps, clock.batch_sizes, clock.prompt_tokens) == (1, [3], 15)
-    assert clock.model is loaded
+    assert (clock.steps, clock.batch_sizes) == (1, [3])
+    assert clock.first_call is not None
+    assert clock.prefill_seconds() > 0
