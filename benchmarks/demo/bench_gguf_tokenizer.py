@@ -1,11 +1,10 @@
 """What the demo's model loses with the tokenizer that transformers makes of its GGUF file.
 
-transformers reads the file's BPE ranks as Unigram scores, and what it saves comes back without
-merges; the product builds the BPE. Each encodes the demo's 20 reference answers, which the same
-model then reads. Run from the project's root, with
-the extra 'demo' installed:
-
     python benchmarks/demo/bench_gguf_tokenizer.py
+
+transformers reads the file's BPE ranks as Unigram scores, and loses its merges when it saves the
+tokenizer; the product builds the BPE. Each encodes the demo's 20 reference answers, whose loss the
+model then computes. Needs the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from transformers import AutoTokenizer
-
-from benchmarks.harness.recording import PROJECT, record
+from benchmarks.harness.recording import PROJECT, print_table, record
 from ja_instruct.demo.gguf_model_dataset import (
     assemble_gguf,
     read_gemma_tokenizer,
@@ -30,10 +28,8 @@ from ja_instruct.demo.gguf_model_dataset import (
 )
 
 
-def read_answers(
-    model: torch.nn.Module, tokenizer: object, answers: list[str]
-) -> tuple[int, float]:
-    """Return the number of tokens of all answers and their total negative log-likelihood."""
+def measure(model: torch.nn.Module, tokenizer: object, answers: list[str]) -> dict[str, float]:
+    """Return the tokens of all answers and their negative log-likelihood per character."""
     tokens, nats = 0, 0.0
     for answer in answers:
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -41,11 +37,11 @@ def read_answers(
         with torch.inference_mode():
             nats += model(batch, labels=batch).loss.item() * len(ids)
         tokens += len(ids)
-    return tokens, nats
+    return {"tokens": tokens, "nats_per_character": round(nats / sum(map(len, answers)), 3)}
 
 
 def main() -> None:
-    """Encode and read with both, print the table, write the result."""
+    """Measure all tokenizers, print and keep the figures."""
     from gguf import GGUFReader
 
     catalog = yaml.safe_load((PROJECT / "conf/demo/catalog.yml").read_text("utf-8"))
@@ -62,16 +58,10 @@ def main() -> None:
             "transformers, saved and loaded": AutoTokenizer.from_pretrained(Path(folder) / "saved"),
             "ja-instruct": read_gemma_tokenizer(GGUFReader(gguf)),
         }
-        results = {}
-        for name, tokenizer in tokenizers.items():
-            tokens, nats = read_answers(model, tokenizer, answers)
-            characters = sum(map(len, answers))
-            results[name] = {"tokens": tokens, "nats_per_character": round(nats / characters, 3)}
-    sys.stdout.write(f"{'tokenizer':<32}{'tokens':>8}{'nats per character':>21}\n")
-    for name, row in results.items():
-        sys.stdout.write(f"{name:<32}{row['tokens']:>8}{row['nats_per_character']:>21.3f}\n")
-    ours, theirs = (results[name]["nats_per_character"] for name in ("ja-instruct", "transformers"))
-    record("gguf_tokenizer", {"ratio": round(ours / theirs, 3), "results": results})
+        rows = {name: measure(model, tokenizer, answers) for name, tokenizer in tokenizers.items()}
+    print_table(rows, {"tokens": "tokens", "nats a character": "nats_per_character:.3f"})
+    ours, theirs = (rows[name]["nats_per_character"] for name in ("ja-instruct", "transformers"))
+    record("gguf_tokenizer", {"ratio": round(ours / theirs, 3), "results": rows})
 
 
 if __name__ == "__main__":

@@ -1,42 +1,43 @@
-"""The kernels of a generation step and of a prefill chunk, each against what it replaces.
+"""The 4-bit matrix multiplication of a generation step against bitsandbytes and bfloat16 weights.
 
     python benchmarks/generation/bench_generation_kernels.py [--blocks "128,2,4,4,joined;64,3,4,3"]
 
-All shapes are Gemma 2 27B's, all numbers are random, and all calls are timed on one GPU from CUDA
-graphs, as in a step of generation, so neither Python nor launches count. ``tests/engine`` checks
-the kernels' results.
+A few rows are multiplied with random weights in the shape of a Gemma 2 27B layer's seven matrices,
+timed on one GPU from CUDA graphs, as in a step of generation, so neither Python nor launches count.
+There are enough copies of a weight that the cache never has the next one. Ours includes arranging
+the rows, once per input. ``tests/engine/kernels`` checks the results.
 
-- *matrices* (``kernel_matrices.py``): a few rows times a layer's seven matrices in four bits, the
-  adapter off, against bitsandbytes and against bfloat16 weights. There are enough copies of a
-  weight that the cache never has the next one. Ours includes arranging the rows, once per input.
-- *dequantization*: a matrix in bfloat16, as used in a prefill, alone and with the adapter's product
-  added, against bitsandbytes' kernel and PyTorch's product.
-- *prefill attention*, *decode attention* and *fused layers* (``kernel_operations.py``) against
-  PyTorch's operations and transformers' modules.
+``--blocks`` also times other block sizes of the kernel, to choose what ``choose_blocks`` returns
+for a device: outputs of a program, programs a processor, warps, stages, and ``joined`` if 64 inputs
+are one product; several are separated by semicolons.
 
-``--blocks`` also times other block sizes of the 4-bit kernel, to choose what ``choose_blocks``
-returns for a device: outputs of a program, programs a processor, warps, stages, and ``joined`` if
-64 inputs are one product; several are separated by semicolons.
-
-*times* is their time over ours; the last line's ``ratio`` is that of bitsandbytes for all matrices
-and 40 rows.
+``ratio`` is bitsandbytes' time over ours, for all layers and 40 rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import bitsandbytes
+import bitsandbytes.functional as quantized
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness.random_models import SHAPES
 from benchmarks.harness.recording import print_table, record
+from ja_instruct.engine.kernels.nf4_matmul import Blocks, arrange, nf4_matmul
+from ja_instruct.engine.kernels.nf4_weight import Nf4Weight, nf4_weight
+from ja_instruct.engine.kernels.triton import is_available
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ja_instruct.engine.kernels.nf4_matmul import Blocks
+Call = Callable[[], Any]
+#: Returns the microseconds of a call; the calls are the same work on different data.
+Clock = Callable[[Sequence[Call]], float]
 
 ALL_ROWS = (2, 8, 16, 32, 40, 64)
 #: The ratio is that of a step with this number of rows.
@@ -44,6 +45,155 @@ ROWS = 40
 #: Length of a timed CUDA graph.
 GRAPH_MS = 20
 JOINED = "joined"
+OURS, BITSANDBYTES, BF16 = "ours", "bitsandbytes", "bfloat16"
+#: Not a way to multiply: arranging the rows, which ours needs once per input.
+ARRANGE = "arrange"
+
+
+class Matrix(NamedTuple):
+    """A shape of matrices.
+
+    Attributes:
+        outputs: Rows.
+        inputs: Columns.
+        count: Number of such matrices in a layer.
+        arranged: Number of inputs that a layer arranges for them in the kernel's order.
+    """
+
+    outputs: int
+    inputs: int
+    count: int
+    arranged: int
+
+
+_SHAPE = SHAPES["gemma-2-27b"]
+LAYERS = _SHAPE["num_hidden_layers"]
+_HIDDEN, _WIDE = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
+_QUERIES, _KEYS = (
+    _SHAPE[f"num_{kind}_heads"] * _SHAPE["head_dim"] for kind in ("attention", "key_value")
+)
+#: Queries, keys and values have the same input, and so have gate and up.
+MATRICES = {
+    "q": Matrix(_QUERIES, _HIDDEN, 1, 1),
+    "k, v": Matrix(_KEYS, _HIDDEN, 2, 0),
+    "o": Matrix(_HIDDEN, _QUERIES, 1, 1),
+    "gate, up": Matrix(_WIDE, _HIDDEN, 2, 1),
+    "down": Matrix(_HIDDEN, _WIDE, 1, 1),
+}
+
+
+class Copy(NamedTuple):
+    """A weight in the form of each way to multiply."""
+
+    packed: torch.Tensor
+    state: Any
+    ours: Nf4Weight
+    bf16: torch.Tensor
+
+
+def make_copy(matrix: Matrix, device: torch.device) -> Copy:
+    """Return a random weight, quantized like the product's models."""
+    weight = (torch.randn(matrix.outputs, matrix.inputs, device=device) * 0.02).bfloat16()
+    packed, state = quantized.quantize_4bit(
+        weight, quant_type="nf4", blocksize=64, compress_statistics=True
+    )
+    return Copy(packed, state, nf4_weight(packed, state), quantized.dequantize_4bit(packed, state))
+
+
+def copies_for(matrix: Matrix, cache_bytes: int) -> int:
+    """Return how many copies are at least twice the cache, so that none stays in it.
+
+    >>> copies_for(Matrix(36_864, 4608, 1, 1), 50_000_000), copies_for(MATRICES["q"], 50_000_000)
+    (2, 11)
+    """
+    return max(1, -(-2 * cache_bytes // (matrix.outputs * matrix.inputs // 2)))
+
+
+def ways_to_multiply(
+    x: torch.Tensor, copies: list[Copy], blocks: dict[str, Blocks]
+) -> dict[str, list[Call]]:
+    """Return the ways to multiply rows by name, with a call for each copy."""
+    arranged = arrange(x)
+
+    def ours(sizes: Blocks | None) -> list[Call]:
+        return [partial(nf4_matmul, x, one.ours, arranged=arranged, blocks=sizes) for one in copies]
+
+    return {
+        ARRANGE: [partial(arrange, x)],
+        OURS: ours(None),
+        # the computation of Linear4bit
+        BITSANDBYTES: [
+            partial(bitsandbytes.matmul_4bit, x, one.packed, quant_state=one.state)
+            for one in copies
+        ],
+        BF16: [partial(torch.nn.functional.linear, x, one.bf16) for one in copies],
+        **{name: ours(sizes) for name, sizes in blocks.items()},
+    }
+
+
+def measure_matrix(
+    all_rows: Sequence[int], blocks: dict[str, Blocks], copies: list[Copy], clock: Clock
+) -> dict[int, dict[str, float]]:
+    """Return the microseconds of each way to multiply, for each number of rows.
+
+    Block sizes with which the kernel fails are left out, and the reason is printed.
+
+    Args:
+        all_rows: Numbers of rows to multiply.
+        blocks: Further block sizes of the kernel.
+        copies: Weights of one shape, taken in turn.
+        clock: Times calls.
+    """
+    weight = copies[0].bf16
+    inputs = torch.randn(max(all_rows), weight.shape[1], device=weight.device).bfloat16()
+    measured: dict[int, dict[str, float]] = {}
+    for rows in all_rows:
+        measured[rows] = {}
+        for name, calls in ways_to_multiply(inputs[:rows], copies, blocks).items():
+            try:
+                measured[rows][name] = clock(calls)
+            except Exception as problem:
+                # compilers fail in many ways, and the other block sizes are still worth measuring
+                if name not in blocks:
+                    raise
+                shape = f"{rows} rows of {tuple(weight.shape)}"
+                print(f"{name}, {shape}: {type(problem).__name__}: {problem}", flush=True)
+    return measured
+
+
+def sum_layers(measured: dict[str, dict[int, dict[str, float]]]) -> dict[int, dict[str, float]]:
+    """Return the milliseconds of all layers' matrices, by number of rows and way.
+
+    Args:
+        measured: Microseconds of one matrix, by matrix, rows and way. Ways that failed for a
+            matrix are left out.
+    """
+    sums: dict[int, dict[str, float]] = {}
+    for rows in next(iter(measured.values())):
+        found = {name: by_rows[rows] for name, by_rows in measured.items()}
+        sums[rows] = {}
+        for way in found["q"]:
+            if way == ARRANGE or not all(way in ways for ways in found.values()):
+                continue
+            us = sum(MATRICES[name].count * ways[way] for name, ways in found.items())
+            if way not in (BITSANDBYTES, BF16):
+                us += sum(MATRICES[name].arranged * ways[ARRANGE] for name, ways in found.items())
+            sums[rows][way] = round(LAYERS * us / 1e3, 4)
+    return sums
+
+
+def graph_microseconds(calls: Sequence[Call]) -> float:
+    """Return the median microseconds of a call; the calls are taken in turn."""
+    from triton.testing import do_bench_cudagraph
+
+    def take_turns() -> None:
+        for call in calls:
+            call()
+
+    milliseconds = do_bench_cudagraph(take_turns, rep=GRAPH_MS, return_mode="median")
+    # others cannot use a graph's memory until it is returned
+    torch.cuda.empty_cache()
+    return round(1e3 * float(milliseconds) / len(calls), 2)
 
 
 def parse_blocks(text: str) -> dict[str, Blocks]:
@@ -55,48 +205,25 @@ def parse_blocks(text: str) -> dict[str, Blocks]:
     Raises:
         argparse.ArgumentTypeError: The text has another form, or the kernel cannot have the sizes.
     """
-    from ja_instruct.engine.kernels.nf4_matmul import Blocks
-
     blocks = {}
     for name in filter(None, text.replace(" ", "").split(";")):
-        *numbers, last = name.split(",")
-        numbers += [] if last == JOINED else [last]
-        if len(numbers) != 4 or not all(number.isdecimal() for number in numbers):
+        numbers = [int(part) if part.isdecimal() else 0 for part in name.split(",")[:4]]
+        powers = [number for number in numbers[::2] if number & (number - 1)]
+        joined = name.split(",")[4:]
+        if len(numbers) < 4 or 0 in numbers or joined not in ([], [JOINED]):
             raise argparse.ArgumentTypeError(
                 f"'{name}': give OUTPUTS,PROGRAMS,WARPS,STAGES, optionally followed by ,{JOINED}"
             )
-        outputs, programs, warps, stages = map(int, numbers)
-        powers = all(number & (number - 1) == 0 for number in (outputs, warps))
-        if outputs < 16 or not powers or 0 in (programs, warps, stages):
+        if numbers[0] < 16 or powers:
             raise argparse.ArgumentTypeError(
-                f"'{name}': outputs must be a power of 2 from 16 on, warps a power of 2, and no "
-                "number may be 0"
+                f"'{name}': outputs must be a power of 2 from 16 on, and warps a power of 2"
             )
-        blocks[name] = Blocks(outputs, programs, warps, stages, last == JOINED)
+        blocks[name] = Blocks(*numbers, joined=bool(joined))
     return blocks
-
-
-def graph_microseconds(calls: Sequence[Callable[[], object]]) -> float:
-    """Return the median microseconds of a call; the calls are taken in turn."""
-    import torch
-    from triton.testing import do_bench_cudagraph
-
-    def take_turns() -> None:
-        for call in calls:
-            call()
-
-    milliseconds = do_bench_cudagraph(take_turns, rep=GRAPH_MS, return_mode="median")
-    # others cannot use a graph's memory until it is returned
-    torch.cuda.empty_cache()
-    return float(f"{1e3 * float(milliseconds) / len(calls):.5g}")
 
 
 def missing_requirement() -> str | None:
     """Return why this benchmark cannot run here, if it cannot."""
-    import torch
-
-    from ja_instruct.engine.kernels.triton import is_available
-
     if not torch.cuda.is_available():
         return "no CUDA device is found; the kernels need one, run this on a machine with a GPU"
     if not is_available(torch.device("cuda", 0)):
@@ -104,74 +231,45 @@ def missing_requirement() -> str | None:
     return None
 
 
-def measure(blocks: dict[str, Blocks]) -> dict[str, Any]:
-    """Time everything, print the tables, and return the result."""
-    import torch
-
-    from benchmarks.generation import kernel_matrices as matrices
-    from benchmarks.generation import kernel_operations as operations
-
+@torch.no_grad()
+def main() -> None:
+    """Time the kernels, print and keep the figures; exit with the reason if they cannot run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    sizes = f"OUTPUTS,PROGRAMS,WARPS,STAGES[,{JOINED}]"
+    parser.add_argument("--blocks", type=parse_blocks, default={}, metavar=f"{sizes};...")
+    options = parser.parse_args()
+    if reason := missing_requirement():
+        sys.exit(f"bench_generation_kernels.py cannot run here: {reason}")
     device = torch.device("cuda", 0)
     torch.manual_seed(0)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    properties = torch.cuda.get_device_properties(device)
     blocks = {
-        name: sizes._replace(programs=sizes.programs * processors) for name, sizes in blocks.items()
+        name: sizes._replace(programs=sizes.programs * properties.multi_processor_count)
+        for name, sizes in options.blocks.items()
     }
-    measured = matrices.measure_matrices(ALL_ROWS, blocks, device, graph_microseconds)
-    sums = matrices.sum_layers(measured)
-    ours = sums[ROWS][matrices.OURS]
+    measured = {}
+    for name, matrix in MATRICES.items():
+        # one shape at a time is in memory
+        count = copies_for(matrix, properties.L2_cache_size)
+        copies = [make_copy(matrix, device) for _ in range(count)]
+        measured[name] = measure_matrix(ALL_ROWS, blocks, copies, graph_microseconds)
+    sums = sum_layers(measured)
     print_table(
         {f"{rows} rows": by_way for rows, by_way in sums.items()},
         {way: f"{way}:.2f" for way in sums[ROWS]},
         "all layers, ms",
     )
-    ways = dict.fromkeys(way for by_rows in measured.values() for way in by_rows[ROWS])
     by_matrix = {name: by_rows[ROWS] for name, by_rows in measured.items()}
+    ways = dict.fromkeys(way for by_way in by_matrix.values() for way in by_way)
     print_table(by_matrix, {way: f"{way}:.1f" for way in ways}, f"{ROWS} rows, us")
-    result: dict[str, Any] = {
-        "ratio": round(sums[ROWS][matrices.BITSANDBYTES] / ours, 3),
-        "device": torch.cuda.get_device_name(device),
+    result = {
+        "ratio": round(sums[ROWS][BITSANDBYTES] / sums[ROWS][OURS], 3),
+        "device": properties.name,
         "torch": torch.__version__,
         "ms_of_all_layers": sums,
         "us_by_matrix": measured,
     }
-    for title, make_calls in (
-        ("dequantization", matrices.dequantization),
-        ("prefill attention", operations.prefill),
-        ("decode attention", operations.decoding),
-        ("fused layers", operations.layers),
-    ):
-        rows = {}
-        for name, calls in make_calls(device).items():
-            ours_us, theirs_us = (graph_microseconds([call]) for call in calls)
-            rows[name] = {
-                "ours_us": ours_us,
-                "theirs_us": theirs_us,
-                "ratio": round(theirs_us / ours_us, 3),
-            }
-        columns = {"ours us": "ours_us:.1f", "theirs us": "theirs_us:.1f", "times": "ratio:.2f"}
-        print_table(rows, columns, title)
-        result[title.replace(" ", "_")] = rows
-    return result
-
-
-def main() -> None:
-    """Time the kernels, or exit with the reason why they cannot run."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--blocks",
-        type=parse_blocks,
-        default={},
-        metavar="SIZES;SIZES",
-        help=f"other block sizes of the 4-bit kernel: OUTPUTS,PROGRAMS,WARPS,STAGES[,{JOINED}]",
-    )
-    options = parser.parse_args()
-    if reason := missing_requirement():
-        sys.exit(f"bench_generation_kernels.py cannot run here: {reason}")
-    import torch
-
-    with torch.no_grad():
-        record("generation_kernels", measure(options.blocks))
+    record("generation_kernels", result)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
 
 A chain of nodes with the tag ``gpu``, each of which imports the libraries and multiplies matrices
 on the device, runs under both runners in this process, with an MLflow run open. Under
-SequentialRunner only the first imports; it runs once before the timed run, as if the session had
-used the libraries already. Under CudaRunner each node starts a process, which imports them anew.
-Allowed is the import of the libraries, timed in interpreters of their own, and 2 seconds. Then a
-chain of nodes without the tag runs under both. Without a CUDA device the nodes compute on the CPU.
-The last line is JSON; its ratio is what a node costs over what it may cost.
+SequentialRunner only the first node imports; it runs once before the timed run, as if the session
+had used the libraries before. Under CudaRunner each node starts a process, which imports them
+again. The allowance is the import of the libraries, timed in fresh interpreters, and 2 seconds;
+``ratio`` is the added time over it. Without a CUDA device the nodes compute on the CPU. A chain of
+nodes without the tag runs under both, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kedro.runner import SequentialRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness.recording import record
+from benchmarks.harness.recording import print_table, record
 from benchmarks.runner.nodes import add_one, multiply
 from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.devices import NoDevicesError, default_layer
@@ -38,35 +38,22 @@ ALLOWED_SECONDS = 2.0
 PLAIN_NODES = 300
 
 
-def gpu_chain(count: int) -> Pipeline:
-    """Return nodes with the tag that run one after another."""
-    return Pipeline(
-        [
-            Node(
-                multiply,
-                ["libraries", "params:resources", f"number_{i}"],
-                f"number_{i + 1}",
-                name=f"multiply_{i}",
-                tags="gpu",
-            )
-            for i in range(count)
-        ]
-    )
+def chain(count: int, *, tags: str | None) -> Pipeline:
+    """Return nodes that run one after another; those with the tag ``gpu`` use the device."""
+    function, inputs = (multiply, ["libraries", "params:resources"]) if tags else (add_one, [])
+    nodes = [
+        Node(function, [*inputs, f"number_{i}"], f"number_{i + 1}", name=f"node_{i}", tags=tags)
+        for i in range(count)
+    ]
+    return Pipeline(nodes)
 
 
-def plain_chain(count: int) -> Pipeline:
-    """Return nodes without the tag."""
-    return Pipeline(
-        [Node(add_one, f"number_{i}", f"number_{i + 1}", name=f"add_{i}") for i in range(count)]
-    )
-
-
-def seconds_of(runner: Any, pipeline: Pipeline, **data: Any) -> float:
-    """Return the wall time of a run."""
+def seconds_per_node(runner: Any, pipeline: Pipeline, data: dict[str, Any]) -> float:
+    """Return the wall time of a run over its nodes."""
     catalog = DataCatalog({name: MemoryDataset(value) for name, value in data.items()})
     started = time.perf_counter()
     runner.run(pipeline, catalog)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / len(pipeline.nodes)
 
 
 def import_seconds(libraries: str) -> float:
@@ -80,12 +67,13 @@ def import_seconds(libraries: str) -> float:
 
 
 def main() -> None:
-    """Time both sides in turn and print the table and the JSON line."""
+    """Time both sides in turn, print and keep the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--libraries", default="torch,transformers,peft,trl,bitsandbytes,datasets")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    importing = import_seconds(options.libraries)
     try:
         device = default_layer().find()[0].name
     except NoDevicesError:
@@ -95,44 +83,39 @@ def main() -> None:
         "params:resources": {"gpu": {"devices": int(device != "CPU")}},
         "number_0": 0,
     }
-    importing = import_seconds(options.libraries)
     sides = {"SequentialRunner": SequentialRunner(), "CudaRunner": CudaRunner()}
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    plain: dict[str, list[float]] = {side: [] for side in sides}
+    chains = {"gpu": chain(options.nodes, tags="gpu"), "plain": chain(PLAIN_NODES, tags=None)}
+    times: dict[str, dict[str, list[float]]] = {
+        side: {kind: [] for kind in chains} for side in sides
+    }
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{Path(folder)}/mlflow.db")
         with mlflow.start_run():
             for runner in sides.values():  # imports here, compiled bytecode and file cache there
-                seconds_of(runner, gpu_chain(1), **data)
+                seconds_per_node(runner, chain(1, tags="gpu"), data)
             for _ in range(options.runs):
                 for side, runner in sides.items():
-                    times[side].append(seconds_of(runner, gpu_chain(options.nodes), **data))
-                    plain[side].append(seconds_of(runner, plain_chain(PLAIN_NODES), number_0=0))
-    node_seconds = {side: statistics.median(times[side]) / options.nodes for side in sides}
-    plain_ms = {side: 1000 * statistics.median(plain[side]) / PLAIN_NODES for side in sides}
-    added = node_seconds["CudaRunner"] - node_seconds["SequentialRunner"]
+                    for kind, pipeline in chains.items():
+                        times[side][kind].append(seconds_per_node(runner, pipeline, data))
+    seconds = {
+        side: {kind: statistics.median(values) for kind, values in by_kind.items()}
+        for side, by_kind in times.items()
+    }
+    sequential, ours = (by_kind["gpu"] for by_kind in seconds.values())
     allowed = importing + ALLOWED_SECONDS
-    print(f"{device}; importing {options.libraries}: {importing:.2f} s")
-    print(f"{'':18} {'s a gpu node':>14} {'ms a plain node':>16}")
-    for side in sides:
-        print(f"{side:18} {node_seconds[side]:14.3f} {plain_ms[side]:16.3f}")
-    print(f"added to a gpu node: {added:.2f} s of {allowed:.2f} s allowed")
-    record(
-        "cuda_runner",
-        {
-            "ratio": round(added / allowed, 3),
-            "device": device,
-            "import_seconds": round(importing, 3),
-            "sequential_seconds_a_node": round(node_seconds["SequentialRunner"], 3),
-            "cuda_runner_seconds_a_node": round(node_seconds["CudaRunner"], 3),
-            "added_seconds_a_node": round(added, 3),
-            "allowed_seconds_a_node": round(allowed, 3),
-            "sequential_ms_a_plain_node": round(plain_ms["SequentialRunner"], 3),
-            "cuda_runner_ms_a_plain_node": round(plain_ms["CudaRunner"], 3),
-            "nodes": options.nodes,
-            "runs": options.runs,
-        },
-    )
+    print_table(seconds, {"s a GPU node": "gpu:.3f", "s a plain node": "plain:.6f"})
+    print(f"added {ours - sequential:.2f} s, of which {importing:.2f} s are imports")
+    result = {
+        "ratio": round((ours - sequential) / allowed, 3),
+        "device": device,
+        "import_seconds": round(importing, 3),
+        "seconds_per_node": seconds,
+        "added_seconds_per_node": round(ours - sequential, 3),
+        "allowed_seconds_per_node": round(allowed, 3),
+        "nodes": options.nodes,
+        "runs": options.runs,
+    }
+    record("cuda_runner", result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nodes of ``bench_cuda_runner.py``, where another process can import them."""
+"""The nodes of ``bench_cuda_runner.py``, where another process can import them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def multiply(libraries: str, resources: dict[str, Any], _: Any) -> float:
-    """Import what a node of this kind would, and use the device for a moment."""
+    """Import the libraries and use the device for a moment."""
     for library in libraries.split(","):
         importlib.import_module(library)
     import torch
