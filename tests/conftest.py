@@ -172,7 +172,9 @@ def subprocess_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Return the environment of a process that reaches no network either."""
     startup = tmp_path_factory.mktemp("startup")
     (startup / "sitecustomize.py").write_text("import no_network\n\nno_network.block()\n")
-    return {**os.environ, "PYTHONPATH": f"{startup}{os.pathsep}{TESTS}", "COLUMNS": "400"}
+    # a checkout that is not installed is found by the caller's own PYTHONPATH
+    paths = [str(startup), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "400"}
 
 
 @pytest.fixture(scope="session")
