@@ -19,7 +19,7 @@ def test_what_is_appended_is_loaded_next_time(dataset):
 
 
 def test_it_is_not_saved_to(dataset):
-    with pytest.raises(DatasetError, match="answers are appended"):
+    with pytest.raises(DatasetError, match="append answers to what load"):
         dataset.save({})
 
 

@@ -60,7 +60,7 @@ def test_torn_last_line_is_passed_over_and_does_not_swallow_the_next(path, cut, 
     path.write_bytes(first + b"\n" + second[:cut])
     store = AnswerStore(path)
     assert (store.get("a"), store.get("b")) == (ANSWER, None)
-    assert f"{path}: passing over line(s) 2, " in caplog.text
+    assert f"{path}: skipping line(s) 2, " in caplog.text
     store.append("b", ANSWER)
     store.append("c", ANSWER)
     again = AnswerStore(path)

@@ -1,4 +1,4 @@
-"""``AnswerStoreDataset``: the file to which answers are appended as they are made."""
+"""``AnswerStoreDataset``: the file to which answers are appended as they are generated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ja_instruct.tables.answer_store import AnswerStore
 
 
 class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):
-    """Loads an ``AnswerStore``, a handle to look answers up with and to append them.
+    """Loads an ``AnswerStore``, a handle that looks answers up and appends them.
 
-    It is an input of the nodes that answer, and there need be no file yet. It holds nothing open,
-    so that it can be sent to a node's own process.
+    It is an input of the nodes that answer; the file need not exist yet. The handle keeps no file
+    open, so that it can be sent to another process.
 
     Examples:
         YAML API:
@@ -38,32 +38,32 @@ class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):
         """Create the dataset.
 
         Args:
-            filepath: The ``.jsonl`` file; deleting it makes the next run answer everything anew.
+            filepath: The ``.jsonl`` file; without it the next run generates every answer again.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
         self._filepath = Path(filepath)
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` unless answers could be appended; a missing file is as good."""
+        """Raise ``InputError`` if the path exists but is not a file."""
         if self._filepath.exists() and not self._filepath.is_file():
             raise InputError(
-                f"{self._filepath}: no file, so that answers cannot be appended to it; move it "
-                f"away, or point the catalog entry at another place"
+                f"{self._filepath}: not a file, so answers cannot be appended to it; move it away, "
+                f"or set another filepath in the catalog"
             )
 
     def load(self) -> AnswerStore:
-        """Read the answers that are there.
+        """Read the stored answers.
 
         Raises:
-            InputError: There is something else in the file's place.
+            InputError: The path is not a file.
         """
         self.check()
         return AnswerStore(self._filepath)
 
     def save(self, data: Any) -> NoReturn:
-        """Refuse: answers are appended, one by one, and none is replaced."""
-        raise DatasetError(f"{self._filepath}: answers are appended to what load() returns")
+        """Raise an error: answers are appended one by one, and never replaced."""
+        raise DatasetError(f"{self._filepath}: append answers to what load() returns instead")
 
     def _exists(self) -> bool:
         return self._filepath.is_file()

@@ -1,4 +1,4 @@
-"""Answers on the disk as they are made, so that a run that dies loses none that was finished."""
+"""Answers are stored as they are generated, so that a killed run loses none."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerStore:
-    """An append-only file of JSON lines, ``{"key": …, "answer": {…}}``, and what it held at first.
+    """An append-only JSON Lines file of records ``{"key": …, "answer": {…}}``, held in memory too.
 
-    It is the one thing that a node of ``inference`` writes itself: a node's outputs are saved when
-    it is done, which is too late for what took hours.
+    The nodes of ``inference`` append to it themselves: Kedro saves a node's outputs when it ends,
+    which is too late for hours of work.
 
     Attributes:
         path: The file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there.
+        """Read the file if it exists.
 
-        A line that cannot be read, as a process leaves that is killed while it writes, is passed
-        over with a warning: its answer is made again.
+        A line that cannot be parsed, left by a process that was killed while it wrote, is skipped
+        with a warning: its answer is generated again.
         """
         self.path = path
         self._answers: dict[str, dict[str, Any]] = {}
@@ -43,20 +43,20 @@ class AnswerStore:
         return len(self._answers)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the answer of ``key``; None where there is none."""
+        """Return the answer of ``key``, or None."""
         return self._answers.get(key)
 
     def append(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Add an answer; when this returns, it is on the disk.
+        """Add an answer and flush it to the disk.
 
-        Several processes may append to the same file, each whole lines.
+        Several processes may append to the same file.
 
         Args:
-            key: What the answer follows from.
-            answer: What JSON can hold.
+            key: See ``answer_keys``.
+            answer: Serializable as JSON.
 
         Raises:
-            OSError: It cannot be written, for want of space for example.
+            OSError: It cannot be written, because the disk is full for example.
         """
         record = {"key": key, "answer": dict(answer)}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
@@ -66,7 +66,7 @@ class AnswerStore:
             fcntl.flock(file, fcntl.LOCK_EX)
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                # the torn line of a process that was killed would swallow this one
+                # an incomplete last line, of a killed process, must not swallow this one
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
             file.flush()
@@ -98,8 +98,8 @@ class AnswerStore:
                     torn.append(number)
         if torn:
             logger.warning(
-                "%s: passing over line(s) %s, which a run that was killed may have left; their "
-                "answers are made again",
+                "%s: skipping line(s) %s, which a killed run may have left incomplete; their "
+                "answers are generated again",
                 self.path,
                 ", ".join(map(str, torn[:10])) + (", …" if len(torn) > 10 else ""),
             )

@@ -2,7 +2,7 @@ import pytest
 
 from ja_instruct.engine.answer import Answer
 from ja_instruct.pipelines.inference.answer_figures import (
-    banned_word_hits,
+    count_banned_words,
     japanese_share,
     repeated_share,
     report_answers,
@@ -40,7 +40,7 @@ def test_repetition_is_what_a_slow_count_says():
 
 
 def test_banned_words_are_counted_in_the_text():
-    assert banned_word_hits("### 質問", ["質問", "###", "#", "---"]) == {
+    assert count_banned_words("### 質問", ["質問", "###", "#", "---"]) == {
         "質問": 1,
         "###": 1,
         "#": 3,

@@ -187,7 +187,7 @@ class TestBuildPrompts:
             assert len(tokenizer(longer)["input_ids"]) > room
         assert whole["shots_dropped"][:] == [0, 0, 0]
         dropped = fitted["shots_dropped"][:]
-        assert f"3 of 3 prompts had to lose {sum(dropped)} shots" in caplog.text
+        assert f"3 of 3 prompts dropped {sum(dropped)} examples in total" in caplog.text
         assert f"7 (-{dropped[0]})" in caplog.text
 
     def test_task_that_does_not_fit_alone_is_named(self, build):

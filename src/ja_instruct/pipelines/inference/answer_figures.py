@@ -1,4 +1,4 @@
-"""What ``inference_report`` says of the answers."""
+"""The statistics of ``inference_report``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ja_instruct.pipelines.inference.answering import find_failure
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.text import split_ngrams
 
-# Longer than a Japanese word with its particle, so that what repeats is a phrase
+# Longer than a Japanese word with its particle, so that only phrases count as repeated
 REPETITION_NGRAM_CHARS = 8
 # hiragana, katakana with its long vowel sign and half-width forms, Chinese characters, 々 and 〆
 JAPANESE = re.compile(r"[\u3041-\u309f\u30a0-\u30ff\uff66-\uff9f\u3005-\u3007\u3400-\u9fff]")
 
 
 def japanese_share(text: str) -> float:
-    """Return the share of letters and digits that are Japanese characters; 0 where there are none.
+    """Return the share of letters and digits that are Japanese characters; 0 if there are none.
 
     >>> japanese_share("東京です。")
     1.0
@@ -32,9 +32,9 @@ def japanese_share(text: str) -> float:
 
 
 def repeated_share(text: str) -> float:
-    """Return the share of the character 8-grams that have come before in the text.
+    """Return the share of character 8-grams that occurred before in the text.
 
-    Close to 0 for prose, close to 1 for a model that has got stuck.
+    Close to 0 for prose, close to 1 for a model that loops.
 
     >>> repeated_share("日本の首都は東京です。")
     0.0
@@ -45,10 +45,10 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def banned_word_hits(text: str, words: Sequence[str]) -> dict[str, int]:
-    """Return how often each banned word is in the text, without those that are not.
+def count_banned_words(text: str, words: Sequence[str]) -> dict[str, int]:
+    """Return how often each banned word occurs in the text, without those that do not.
 
-    >>> banned_word_hits("## 質問", ["質問", "#", "---"])
+    >>> count_banned_words("## 質問", ["質問", "#", "---"])
     {'質問': 1, '#': 2}
     """
     return {word: text.count(word) for word in words if word in text}
@@ -63,23 +63,22 @@ def report_answers(
 
     Args:
         tasks: Records with ``task_id``.
-        answers: One for each, in order.
+        answers: One per task, in order.
         parameters: What counts as failed, and the banned words.
 
     Returns:
-        ``summary`` holds numbers: tokens, seconds (wall time of generation, of an earlier run too
-        where it made the answer; of one that was killed, up to its last answer), tokens a second
-        of that, tasks that were cut off, empty or failed, median and maximum lengths in tokens, and
-        shares that are means over the answers that are not empty. ``failed`` has ``task_id`` and
-        ``reason``.
+        ``summary`` holds numbers: tokens; seconds of generation, including those of earlier runs
+        whose answers are reused; tokens per second; numbers of tasks that were cut off, empty or
+        failed; median and maximum lengths in tokens; and shares as means over the answers that are
+        not empty. ``failed`` has ``task_id`` and ``reason``.
     """
     rows = [_row(task, answer, parameters) for task, answer in zip(tasks, answers, strict=True)]
     new_tokens = sum(row["new_tokens"] for row in rows)
     seconds = sum(answer.seconds for answer in answers)
-    said = [row for row in rows if row["characters"]]
-    hits: Counter[str] = Counter()
+    not_empty = [row for row in rows if row["characters"]]
+    banned: Counter[str] = Counter()
     for row in rows:
-        hits.update(row["banned_words"])
+        banned.update(row["banned_words"])
     failed = [{"task_id": r["task_id"], "reason": r["failure"]} for r in rows if r["failure"]]
     summary = {
         "tasks": len(rows),
@@ -93,11 +92,11 @@ def report_answers(
         "prompt_tokens_max": max((row["prompt_tokens"] for row in rows), default=0),
         "new_tokens_median": _median(rows, "new_tokens"),
         "new_tokens_max": max((row["new_tokens"] for row in rows), default=0),
-        "japanese_share": _mean(said, "japanese_share"),
-        "repeated_share": _mean(said, "repeated_share"),
-        "banned_word_hits": sum(hits.values()),
+        "japanese_share": _mean(not_empty, "japanese_share"),
+        "repeated_share": _mean(not_empty, "repeated_share"),
+        "banned_word_hits": sum(banned.values()),
     }
-    return {"summary": summary, "failed": failed, "banned_words": dict(hits), "tasks": rows}
+    return {"summary": summary, "failed": failed, "banned_words": dict(banned), "tasks": rows}
 
 
 def _row(
@@ -113,7 +112,7 @@ def _row(
         "weights": answer.weights,
         "japanese_share": round(japanese_share(answer.text), 3),
         "repeated_share": round(repeated_share(answer.text), 3),
-        "banned_words": banned_word_hits(answer.text, parameters.bad_words),
+        "banned_words": count_banned_words(answer.text, parameters.bad_words),
         "failure": find_failure(answer, parameters),
     }
 

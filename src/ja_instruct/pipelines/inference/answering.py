@@ -1,4 +1,4 @@
-"""From prompts to one answer each: kept as they are finished, and what became of every task."""
+"""Answer every prompt once, keep each answer when it is finished, and check the results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What an answer does not depend on once its prompt is given; a parameter that is not named here is
-# taken to change answers.
+# Parameters that do not change the answer to a given prompt; all others are assumed to
 WITHOUT_EFFECT: dict[str, Any] = {
     "gpu": True,
     "top_k": True,
@@ -34,7 +33,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "compare_tasks": True,
     "fail_on_failed_tasks": True,
     "cut_off_is_failure": True,
-    # weights of another type round differently
+    # other kinds of weights round differently
     "batching": {"max_num_seqs", "memory_gb", "prefill_chunk_size", "cuda_graphs"},
 }
 COLUMNS = ("task_id", "input", "output")
@@ -47,10 +46,10 @@ def answer_keys(
     parameters: InferenceParameters,
     prompts: PromptParameters,
 ) -> list[str]:
-    """Return what identifies the answer to each prompt, as SHA-256 in hexadecimal digits.
+    """Return a key for the answer to each prompt, as a hexadecimal SHA-256.
 
-    It is made of the files of model and adapter (weights, configuration, tokenizer; by their
-    checksums), the generation settings and the prompt.
+    It covers the checksums of all files of model and adapter (weights, configuration, tokenizer),
+    the generation settings and the prompt.
     """
     settings = {
         **parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT),
@@ -66,13 +65,13 @@ def answer_keys(
 
 
 def _checksums(model: ModelDirectory) -> dict[str, str]:
-    # a directory of another maker has none noted
+    # a directory that this project did not write has no recorded checksums
     files = model.provenance.get("files") or model.checksums("hashing the model")
     return {name: str(noted["sha256"]) for name, noted in files.items()}
 
 
 def weights_of_answers(store: AnswerStore, keys: Sequence[str]) -> str:
-    """Return the weights that most of the kept answers were given with; empty where none tells."""
+    """Return the kind of weights of most stored answers, or an empty string if it is unknown."""
     kept = (store.get(key) or {} for key in keys)
     found = Counter(answer["weights"] for answer in kept if answer.get("weights"))
     return found.most_common(1)[0][0] if found else ""
@@ -85,18 +84,17 @@ def answer_all(
     load: Callable[[], Backend],
     description: str,
 ) -> list[Answer]:
-    """Return an answer for every task, in order; each is in ``store`` before the next is taken.
+    """Return an answer for every task, in order; each is stored before the next is generated.
 
-    Tasks whose answer the store has already are not asked again, and the model is not even loaded
-    when it has all. An empty task is not asked. What failed is not stored, so that another run
-    tries it again.
+    Answers that the store has are reused, and the model is loaded only if some are missing. Empty
+    tasks get no answer. Failed answers are not stored, so that another run retries them.
 
     Args:
         tasks: Records with ``input`` and ``prompt``.
-        keys: One for each; see ``answer_keys``.
+        keys: One per task; see ``answer_keys``.
         store: Where answers are kept.
         load: Returns the engine.
-        description: Shown beside the progress.
+        description: Of the progress bar.
 
     Raises:
         RuntimeError: The engine answered a prompt twice, or not at all.
@@ -113,7 +111,7 @@ def answer_all(
     missing = [position for position in range(len(tasks)) if position not in answers]
     found = sum(not answer.error for answer in answers.values())
     if found:
-        logger.info("%d of %d answers are in %s already", found, len(tasks), store.path)
+        logger.info("%d of %d answers are already in %s", found, len(tasks), store.path)
     if missing:
         generated = load().generate([tasks[position]["prompt"] for position in missing])
         shown = tqdm(
@@ -137,9 +135,9 @@ def answer_all(
 
 
 def find_failure(answer: Answer, parameters: InferenceParameters) -> str:
-    """Return why an answer is none; empty where it is one.
+    """Return the failure reason of an answer, or an empty string.
 
-    An answer that was cut off counts as the parameters say.
+    ``cut_off_is_failure`` decides about an answer that was cut off.
     """
     if answer.error:
         return answer.error
@@ -171,14 +169,14 @@ def require_unique_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
 def require_submission(
     answers: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Make sure that every task is answered once, in order, with the submission's fields.
+    """Check that every task is answered once, in order, with the submission's fields.
 
     Args:
-        answers: What is to be saved.
+        answers: The submission.
         tasks: Records with ``task_id`` and ``input``.
 
     Raises:
-        RuntimeError: The answers are not those of the tasks.
+        RuntimeError: The answers do not belong to the tasks.
     """
     if len(answers) != len(tasks):
         raise RuntimeError(f"there are {len(answers)} answers to {len(tasks)} tasks")

@@ -1,4 +1,4 @@
-"""Which of the pairs that retrieval finds become a task's shots."""
+"""Choose the few-shot examples of a task from its retrieval results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex
     from ja_instruct.retrieval.ranking import Result
 
-# From here on two questions are the same task. Of JSQuAD's pairs at 0.8 to 0.9 nearly all ask the
-# same in other words; questions of fifty characters with one changed are there, too. Below, at 0.6
-# to 0.7, are questions of one mould (青森県の県庁所在地は, 秋田県の県庁所在地は): good shots.
+# Similarity from which two questions are the same task. JSQuAD's pairs at 0.8 to 0.9 nearly all ask
+# the same in other words, or differ in one of fifty characters. At 0.6 to 0.7 they share a template
+# (青森県の県庁所在地は, 秋田県の県庁所在地は), which makes good examples.
 SAME_TASK_JACCARD = 0.8
 SAME_TASK_NGRAM_CHARS = 5
 DIVERSITY_NGRAM_CHARS = 2
-# Among so many candidates a shot is diversity sought; further down they have little to do with the
-# task.
+# Candidates per example when examples shall be diverse; later results are hardly related
 CANDIDATES_PER_EXAMPLE = 4
 
 
@@ -41,21 +40,21 @@ class PoolQuestions:
     """The pool's questions, prepared for comparison with many tasks."""
 
     def __init__(self, questions: Sequence[str]) -> None:
-        """Take the questions in the order of the pool."""
+        """Prepare the questions, in the order of the pool."""
         folded = map(fold_question, questions)
         self._ngrams = [ngram_set(text, SAME_TASK_NGRAM_CHARS) for text in folded]
 
     def positions_of(self, task: str) -> set[int]:
-        """Return the positions of the questions that ask what ``task`` asks.
+        """Return the positions of the questions that ask the same as ``task``.
 
-        Those are equal to it when folded, or have ``SAME_TASK_JACCARD`` of their character 5-grams
-        in common with it.
+        Their folded texts are equal to the task's, or their character 5-grams have a Jaccard
+        similarity of at least ``SAME_TASK_JACCARD``.
         """
         asked = ngram_set(fold_question(task), SAME_TASK_NGRAM_CHARS)
         return {
             position
             for position, ngrams in enumerate(self._ngrams)
-            # no more can be in common than the smaller set holds
+            # a cheap bound first: the smaller set bounds the intersection
             if min(len(asked), len(ngrams)) >= SAME_TASK_JACCARD * max(len(asked), len(ngrams))
             and jaccard(asked, ngrams) >= SAME_TASK_JACCARD
         }
@@ -64,21 +63,21 @@ class PoolQuestions:
 def diversify(
     results: Sequence[Result], questions: Sequence[str], count: int, diversity: float
 ) -> list[Result]:
-    """Choose ``count`` results that are near to the task and unlike each other.
+    """Choose ``count`` results that are similar to the task and dissimilar to each other.
 
-    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): one after another the result
-    with the highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the
-    score, scaled so that the candidates span 0 to 1 whatever the retriever; redundancy is the
-    highest Jaccard similarity of character bigrams, also 0 to 1, with a question chosen before.
+    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): repeatedly the result with the
+    highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the score, scaled
+    to 0 to 1 over the candidates of any retriever. Redundancy is the highest Jaccard similarity of
+    character bigrams with a question chosen before.
 
     Args:
         results: The candidates, best first.
         questions: The candidates' questions.
         count: Results to choose.
-        diversity: 0 takes the best, 1 looks at redundancy alone after the first.
+        diversity: 0 chooses the best; 1 only by redundancy, after the first.
 
     Returns:
-        The chosen, in the order of ``results``.
+        The chosen results, in the order of ``results``.
     """
     ngrams = [ngram_set(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
     relevance = _scale([result.score for result in results])
@@ -86,7 +85,7 @@ def diversify(
     left = list(range(len(results)))
     chosen: list[int] = []
     while left and len(chosen) < count:
-        # max takes the first of equals, which is the better result
+        # of equal values max returns the first, which is the better result
         best = (
             max(left, key=lambda i: (1 - diversity) * relevance[i] - diversity * redundancy[i])
             if chosen
@@ -111,14 +110,14 @@ def choose_examples(
     count: int,
     diversity: float | None,
 ) -> list[Result]:
-    """Return a task's shots among its results, best first.
+    """Return a task's examples, best first.
 
     Args:
-        results: What retrieval found, best first.
-        same_task: Positions in the pool that are no shots of this task.
+        results: Of the retrieval, best first.
+        same_task: Positions in the pool that must not be chosen.
         questions: The pool's.
-        count: Shots at most.
-        diversity: See ``diversify``; None takes the best.
+        count: Examples at most.
+        diversity: See ``diversify``; None for the best results.
     """
     candidates = [result for result in results if result.position not in same_task]
     if diversity is None:
@@ -135,14 +134,14 @@ def find_examples(
     checkpoint: ColbertCheckpoint,
     parameters: InferenceParameters,
 ) -> list[list[Result]]:
-    """Return the results of each question that become its shots, best first.
+    """Return the results that become each question's examples, best first.
 
     Args:
         questions: The tasks.
         pool: The questions of the pool, in the order of the index.
-        index: The pool, ready to be searched.
+        index: The index of the pool.
         checkpoint: The one that the index was made with.
-        parameters: How many shots, and what they may not be.
+        parameters: How many examples, and how they are chosen.
 
     Raises:
         InputError: The index was made with other weights.
@@ -155,7 +154,7 @@ def find_examples(
         compared = PoolQuestions(pool)
         same = [compared.positions_of(question) for question in questions]
     diverse = parameters.example_diversity is not None
-    # as many more as may be left out, but not so many that retrieval complains of the pool's size
+    # more, because some may be excluded, but not more than the pool has, of which retrieval warns
     wanted = count * (CANDIDATES_PER_EXAMPLE if diverse else 1) + max(map(len, same), default=0)
     results = retrieve(
         index,
@@ -171,26 +170,26 @@ def find_examples(
 
 
 def fit_examples(
-    shots: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
     render: Callable[[Sequence[dict[str, Any]]], str],
     count_tokens: Callable[[str], int],
     room: int | None,
 ) -> tuple[Sequence[dict[str, Any]], str, int]:
-    """Leave out shots from the least similar on until the prompt fits.
+    """Drop the least similar examples until the prompt fits.
 
     Args:
-        shots: Worst first.
-        render: From shots to the whole prompt.
-        count_tokens: From a prompt to its length.
-        room: Tokens a prompt may have; None leaves all shots in.
+        examples: Worst first.
+        render: From examples to the prompt.
+        count_tokens: From a prompt to its number of tokens.
+        room: Tokens that a prompt may have; None keeps all examples.
 
     Returns:
-        The shots that stay, the prompt and its tokens, which exceed ``room`` where not even a
-        prompt without shots fits.
+        The remaining examples, the prompt and its tokens, which exceed ``room`` if the prompt does
+        not fit even without examples.
     """
     while True:
-        prompt = render(shots)
+        prompt = render(examples)
         tokens = count_tokens(prompt)
-        if room is None or tokens <= room or not shots:
-            return shots, prompt, tokens
-        shots = shots[1:]
+        if room is None or tokens <= room or not examples:
+            return examples, prompt, tokens
+        examples = examples[1:]

@@ -50,20 +50,20 @@ def build_prompts(
     prompts: PromptParameters,
     parameters: InferenceParameters,
 ) -> Dataset:
-    """Return what the model will see: one record a task, in order.
+    """Return the model's prompts: one record per task, in order.
 
-    The ``top_k`` pairs of the pool that are most similar to the task become its shots, worst
-    first and best last, in the format that ``prompts.format`` names. ``exclude_same_task`` and
-    ``example_diversity`` change which pairs they are, ``fit_prompt`` how many.
+    The ``top_k`` pairs of the pool that are most similar to the task become its few-shot examples,
+    worst first, in the format ``prompts.format``. ``exclude_same_task`` and ``example_diversity``
+    change which pairs are chosen, ``fit_prompt`` how many.
 
     Returns:
-        ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots``
-        (``input``, ``output``, ``score`` in prompt order), ``prompt_tokens`` and
-        ``shots_dropped``, those that did not fit.
+        ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots`` (the
+        examples' ``input``, ``output`` and ``score`` in prompt order), ``prompt_tokens`` and
+        ``shots_dropped``, the number of examples that did not fit.
 
     Raises:
         InputError: A column is missing, the index is of another pool, the tokenizer lacks what the
-            format needs, or with ``fit_prompt`` a task does not fit even without shots.
+            format needs, or with ``fit_prompt`` a task does not fit even without examples.
     """
     from datasets import Dataset
 
@@ -83,18 +83,17 @@ def build_prompts(
     room = parameters.max_seq_length - parameters.max_new_tokens
     records = []
     for task, best_first in zip(tasks, found, strict=True):
-        shots: Sequence[dict[str, Any]] = [
+        examples: Sequence[dict[str, Any]] = [
             {
                 **{key: qa_pairs[result.position][key] for key in ("input", "output")},
                 "score": result.score,
             }
             for result in reversed(best_first)
         ]
-        shots, prompt, tokens = fit_examples(
-            shots,
+        examples, prompt, tokens = fit_examples(
+            examples,
             partial(inference_prompt, prompts, task["input"], tokenizer=tokenizer),
             lambda text: len(tokenizer(text)["input_ids"]),
-            # without a limit all of them stay
             room if parameters.fit_prompt else None,
         )
         records.append(
@@ -102,20 +101,20 @@ def build_prompts(
                 "task_id": task["task_id"],
                 "input": task["input"],
                 "prompt": prompt,
-                "shots": shots,
+                "shots": examples,
                 "prompt_tokens": tokens,
-                "shots_dropped": len(best_first) - len(shots),
+                "shots_dropped": len(best_first) - len(examples),
             }
         )
-    _tell_of_room(records, parameters)
+    _check_room(records, parameters)
     return Dataset.from_list(records)
 
 
-def _tell_of_room(records: list[dict[str, Any]], parameters: InferenceParameters) -> None:
-    """Log what had to be dropped, or warn of prompts that leave an answer too little room.
+def _check_room(records: list[dict[str, Any]], parameters: InferenceParameters) -> None:
+    """Log how many examples were dropped, or warn of prompts that leave too little room.
 
     Raises:
-        InputError: A task does not fit although ``fit_prompt`` left out all its shots.
+        InputError: A task does not fit although ``fit_prompt`` dropped all its examples.
     """
     room = parameters.max_seq_length - parameters.max_new_tokens
     long = [record for record in records if record["prompt_tokens"] > room]
@@ -123,7 +122,7 @@ def _tell_of_room(records: list[dict[str, Any]], parameters: InferenceParameters
         raise InputError(
             f"{len(long)} of {len(records)} tasks leave less than max_new_tokens="
             f"{parameters.max_new_tokens} of max_seq_length={parameters.max_seq_length} even "
-            f"without shots: "
+            f"without examples: "
             + _listed([f"{one['task_id']} ({one['prompt_tokens']} tokens)" for one in long])
             + ". Shorten them in 'tasks', raise inference.max_seq_length, or lower "
             "inference.max_new_tokens"
@@ -141,7 +140,7 @@ def _tell_of_room(records: list[dict[str, Any]], parameters: InferenceParameters
     dropped = [record for record in records if record["shots_dropped"]]
     if dropped:
         logger.info(
-            "%d of %d prompts had to lose %d shots in all to fit; tasks %s",
+            "%d of %d prompts dropped %d examples in total to fit; tasks %s",
             len(dropped),
             len(records),
             sum(record["shots_dropped"] for record in dropped),
@@ -186,8 +185,8 @@ def answer_tasks(
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the submission (``task_id``, ``input``, ``output``) and ``inference_report``.
 
-    Each answer is in ``answer_store`` as soon as it is finished; those that are there already are
-    not generated again. A task that fails has an empty output and its reason in the report.
+    Each answer is stored in ``answer_store`` when it is finished, and stored answers are not
+    generated again. A failed task has an empty output and its reason in the report.
 
     Raises:
         InputError: The adapter was trained on other weights, or two tasks have one ``task_id``.
@@ -198,8 +197,8 @@ def answer_tasks(
     if trained_on is not None and trained_on != quantized_model.provenance.get("weights_sha256"):
         raise InputError(
             f"adapter at {adapter.path} was trained on other weights than quantized_model at "
-            f"{quantized_model.path}; train it again with 'kedro run --pipeline=sft', or point the "
-            f"catalog at the pair that belongs together"
+            f"{quantized_model.path}; train it again with 'kedro run --pipeline=sft', or set the "
+            f"catalog entries to a model and its adapter"
         )
     tasks = list(prompts)
     require_unique_tasks(tasks)
@@ -233,8 +232,8 @@ def _warn_of_cut_off(report: dict[str, Any]) -> None:
     if rows:
         logger.warning(
             "%d of %d answers were cut off at max_new_tokens; tasks %s. Raise "
-            "inference.max_new_tokens, or look at repeated_share in inference_report: a model that "
-            "repeats itself would not end either way",
+            "inference.max_new_tokens, but look at repeated_share in inference_report first: a "
+            "longer limit does not help a model that loops",
             len(rows),
             len(report["tasks"]),
             _listed([str(row["task_id"]) for row in rows]),
@@ -249,9 +248,9 @@ def answer_with_base_model(
     texts: PromptParameters,
     parameters: InferenceParameters,
 ) -> Dataset:
-    """Answer the first ``compare_tasks`` tasks without the adapter, for comparison.
+    """Return the base model's answers to the first ``compare_tasks`` tasks, for comparison.
 
-    Those that fail are empty, and named in a warning.
+    Failed ones are empty, and a warning lists them.
     """
     from datasets import Dataset
 

@@ -12,7 +12,7 @@ from ja_instruct.pipelines.inference.nodes import (
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the pipeline: tasks, pool and model in, answers out."""
+    """Return the pipeline from tasks, pool and model to answers."""
     return pipeline(
         [
             node(
