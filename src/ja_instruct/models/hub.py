@@ -24,7 +24,7 @@ _OFFLINE_REMEDY = (
 )
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
     """Return the errors of the hub's client: refused, out of reach, not in the local cache."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -67,7 +67,7 @@ def check_repository(
             f"{repo_type} '{repo_id}' is not on the hub, or it is private and you are not logged "
             f"in ('hf auth login'); check the name in the catalog"
         ) from error
-    except _hub_errors() as error:
+    except hub_errors() as error:
         _require_cached(repo_id, repo_type, error)
 
 
@@ -98,7 +98,7 @@ def download_model(repo_id: str, revision: str | None) -> Path:
     patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except _hub_errors() as error:
+    except hub_errors() as error:
         check_repository(repo_id, revision, "model")
         raise InputError(
             f"model '{repo_id}' could not be downloaded ({error}): {_OFFLINE_REMEDY}"
@@ -111,7 +111,7 @@ def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(repo_id, name, revision=revision))
-    except _hub_errors():
+    except hub_errors():
         return None
 
 
@@ -124,7 +124,7 @@ def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
 
     try:
         listed = HfApi().model_info(repo_id, revision=revision).safetensors
-    except _hub_errors():
+    except hub_errors():
         return {}
     return {} if listed is None else dict(listed.parameters)
 
@@ -136,6 +136,6 @@ def pending_download_bytes(repo_id: str, revision: str | None) -> int:
     patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
         files = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, dry_run=True)
-    except _hub_errors():
+    except hub_errors():
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)
