@@ -12,7 +12,7 @@ from ja_instruct.checks import ChecksInput
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
-from ja_instruct.models.hub import check_repository
+from ja_instruct.models.hub import check_repository, hub_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -224,9 +224,8 @@ def _is_cached(repo_id: str, revision: str | None) -> bool:
 
 def _check_hub(repo_id: str, revision: str | None) -> None:
     """Raise ``InputError`` unless the hub or its local cache has the repository's tokenizer."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         if _is_cached(repo_id, revision):
@@ -237,7 +236,7 @@ def _check_hub(repo_id: str, revision: str | None) -> None:
         raise InputError(
             f"model '{repo_id}': not a repository name ({error}); write 'repo_id' as owner/name"
         ) from error
-    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+    except hub_errors() as error:
         raise InputError(
             f"model '{repo_id}': its {TOKENIZER_FILE} is not in the local cache, and the hub "
             f"cannot be reached ({type(error).__name__}): check the network and HF_HUB_OFFLINE, or "
@@ -251,15 +250,14 @@ def _check_hub(repo_id: str, revision: str | None) -> None:
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    import httpx
+    """Return the downloaded file; ``Tokenizer.from_pretrained`` would not name it in errors."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     # checked first, because hf_hub_download retries for half a minute if the hub is unreachable
     _check_hub(repo_id, revision)
     try:
         return Path(hf_hub_download(repo_id, TOKENIZER_FILE, revision=revision))
-    except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+    except hub_errors() as error:
         raise InputError(
             f"model '{repo_id}': its {TOKENIZER_FILE} could not be downloaded ({error}): check the "
             f"network and the free disk, or {_AS_FILEPATH}"
