@@ -46,7 +46,7 @@ def test_checked_list_is_returned_as_it_is() -> None:
     replacements = read_replacements(table(("甲", "乙")), "replacements")
     assert read_replacements(replacements, "replacements") is replacements
     assert read_replacements(list(replacements), "replacements") == replacements
-    assert "entry 1 is Replacement(" in refusal_of(read_substrings, replacements, "banned")
+    assert "entry 1 is {'find'" in refusal_of(read_substrings, replacements, "banned")
     with pytest.raises(InputError, match="entry 3 is empty"):
         read_substrings([*substrings, "英訳", ""], "banned")
 

@@ -1,4 +1,4 @@
-"""The project's own Kedro datasets: one file each, for what kedro-datasets has none."""
+"""The project's own Kedro datasets, one in each file, where kedro-datasets has none."""
 
 import lazy_loader
 

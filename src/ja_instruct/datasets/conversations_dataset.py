@@ -83,7 +83,7 @@ class ConversationsDataset(AbstractDataset[None, "Dataset"]):
         self.metadata = metadata
 
     def check_records(self, columns: Sequence[str] = (), bad_records_max: int = 0) -> None:
-        """Read every file without keeping it, and ask the hub for its data sets.
+        """Read every file without keeping it, and check that the hub has its data sets.
 
         Raises:
             InputError: A mistake in the configuration, a source that is not available, columns of

@@ -337,7 +337,7 @@ class _SeenTurns:
         self._any_text = self._any_text or texts.null_count < len(texts)
 
     def require_known(self) -> None:
-        """Raise ``InputError`` unless a turn has a role that the filter knows, and one a text."""
+        """Raise ``InputError`` unless a turn has the role of a user or an assistant, and a text."""
         if self._keys and not (self._roles and self._any_text):
             others = [key for key in self._keys if key not in TURN]
             raise InputError(

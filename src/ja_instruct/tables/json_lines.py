@@ -23,6 +23,7 @@ from ja_instruct.errors import InputError
 from ja_instruct.tables.json_types import (
     EXACT_INTEGER_MAX,
     JSONType,
+    JSONValue,
     TypeClashError,
     to_arrow,
     widen,
@@ -87,7 +88,7 @@ def read_tables(
     Args:
         file: Opened for reading bytes.
         name: The file's name in messages.
-        declared: The types of columns, whatever their first value is.
+        declared: Types that columns have from the start.
         tolerant: Return a bad record as a row that has only the column ``bad_record``, an object
             of ``source`` (the name), ``line`` (from 1), ``error`` and ``text`` (the line's first
             200 characters). Tables without a bad record do not have that column.
@@ -120,7 +121,7 @@ def read_tables(
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the records one by one, whatever their types; slow, without Arrow.
+    """Yield the records one by one, with any types; slow, without Arrow.
 
     Raises:
         InputError: Names the file and line of the first record that is not a JSON object.
@@ -279,7 +280,7 @@ class _Reader:
         return record
 
 
-def _has_nul_key(value: Any) -> bool:
+def _has_nul_key(value: JSONValue) -> bool:
     if isinstance(value, dict):
         return any("\0" in key or _has_nul_key(item) for key, item in value.items())
     return isinstance(value, list) and any(map(_has_nul_key, value))

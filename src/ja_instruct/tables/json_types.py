@@ -19,6 +19,7 @@ class LongInteger:
 
 # None (nulls alone), bool, int, LongInteger, float, str, [type of the items] or {key: type}
 JSONType = type[Any] | list[Any] | dict[str, Any] | None
+JSONValue = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 _WORDS = {
     None: "null",
@@ -42,7 +43,7 @@ class TypeClashError(ValueError):
         self.path = ""
 
 
-def widen(known: JSONType, value: Any) -> JSONType:
+def widen(known: JSONType, value: JSONValue) -> JSONType:
     """Return the type that fits the values so far and this one; ``known`` itself if it fits.
 
     Null fits every type, an object may add keys, and integers and floats may mix if a float holds
@@ -76,7 +77,7 @@ def widen(known: JSONType, value: Any) -> JSONType:
     raise _clash(known, value)
 
 
-def _kind(value: Any) -> type[Any]:
+def _kind(value: float | str) -> type[Any]:
     if type(value) is not int:
         return type(value)
     if not -(2**63) <= value < 2**63:
@@ -116,7 +117,7 @@ def _widen_list(known: JSONType, value: list[Any]) -> JSONType:
     return known if known is not None and new is old else [new]
 
 
-def _clash(known: JSONType, value: Any) -> TypeClashError:
+def _clash(known: JSONType, value: JSONValue) -> TypeClashError:
     found = widen(None, value)
     return TypeClashError(f"{describe(found)} where {describe(known)} is expected")
 

@@ -6,7 +6,7 @@ PyYAML's nodes give the lines and the source texts; its values would show an unq
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
 
@@ -40,7 +40,7 @@ class _Entry(NamedTuple):
 
     place: str
     short_place: str
-    value: Any
+    value: object
     problems: tuple[str, ...] = ()
 
 
@@ -121,9 +121,10 @@ def _number_entries(entries: object, name: str) -> list[_Entry]:
     if not isinstance(entries, list | tuple):
         what = "empty" if entries is None else f"a {type(entries).__name__}"
         raise _not_a_list(f"'{name}'", what)
+    values = [entry._asdict() if isinstance(entry, Replacement) else entry for entry in entries]
     return [
-        _Entry(f"'{name}', entry {number}", f"entry {number}", entry)
-        for number, entry in enumerate(entries, start=1)
+        _Entry(f"'{name}', entry {number}", f"entry {number}", value)
+        for number, value in enumerate(values, start=1)
     ]
 
 
@@ -145,7 +146,7 @@ class _NotText:
         return self._source
 
 
-def _parse_text(node: yaml.Node) -> Any:
+def _parse_text(node: yaml.Node) -> object:
     is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
     return node.value if is_text else _NotText(node)
 
@@ -217,12 +218,10 @@ def _check_replacements(entries: Sequence[_Entry], name: str) -> Replacements:
     table: list[tuple[_Entry, Replacement]] = []
     for entry in entries:
         problems += entry.problems
-        is_checked = isinstance(entry.value, Replacement)
-        fields = entry.value._asdict() if is_checked else entry.value
-        found = [f"{entry.place} {problem}" for problem in _find_problems(fields)]
+        found = [f"{entry.place} {problem}" for problem in _find_problems(entry.value)]
         problems += found
-        if not found:
-            table.append((entry, Replacement(fields["find"], fields["replace"])))
+        if isinstance(entry.value, dict) and not found:
+            table.append((entry, Replacement(**entry.value)))
     problems += _find_repeated((entry, line.find) for entry, line in table)
     problems += _find_chains(table)
     _raise_problems(problems, name)
