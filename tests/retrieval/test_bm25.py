@@ -46,7 +46,7 @@ def test_scores_are_plain_bm25():
         )
 
 
-def test_scores_are_plain_bm25_on_made_up_texts():
+def test_scores_are_plain_bm25_on_random_texts():
     rng = random.Random(0)
     texts = ["".join(rng.choices("日本語東京川山", k=rng.randrange(30))) for _ in range(60)]
     for query, results in zip(texts[:20], search_bigrams(texts, texts[:20], 60), strict=True):
@@ -73,7 +73,7 @@ def test_width_case_and_spaces_do_not_matter():
 
 
 @pytest.mark.parametrize("query", ["", "　", "xyz"])
-def test_a_query_that_shares_nothing(query, caplog):
+def test_a_query_without_common_bigrams(query, caplog):
     (results,) = search_bigrams(POOL, [query], 3)
     assert [tuple(result) for result in results] == [(0, 0.0), (1, 0.0), (2, 0.0)]
     assert "1 of 1 queries have no pair of characters" in caplog.text

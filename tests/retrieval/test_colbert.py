@@ -130,7 +130,7 @@ def test_long_queries_are_cut_unless_allowed(checkpoint, encoded, caplog):
     assert not np.allclose(whole[0], whole[1])
 
 
-def test_query_length_does_not_depend_on_the_neighbours(checkpoint, encoded):
+def test_query_length_does_not_depend_on_other_queries(checkpoint, encoded):
     queries = [QUERIES[0], "川" * 90]
     together = search(checkpoint, encoded, queries, top_k=5, max_query_tokens=100)
     alone = search(checkpoint, encoded, queries[:1], top_k=5)
@@ -157,7 +157,7 @@ def test_empty_pool(checkpoint):
 
 @pytest.fixture
 def encoded_texts(monkeypatch):
-    """Every text that RAGatouille is given to encode, in its order."""
+    """The texts that RAGatouille encodes, in order."""
     from ragatouille import RAGPretrainedModel
 
     given = []
@@ -172,14 +172,14 @@ def encoded_texts(monkeypatch):
 
 
 def assert_same_encoding(one, other):
-    """Equal but for rounding: padding to the longest of a batch changes the order of sums."""
+    """Equal except for rounding: padding changes the order of sums."""
     assert one.questions == other.questions
     assert torch.equal(one.lengths, other.lengths)
     assert (one.padded_length, one.truncated) == (other.padded_length, other.truncated)
     assert torch.allclose(one.embeddings, other.embeddings, atol=1e-5)
 
 
-def test_added_questions_alone_are_encoded(checkpoint, encoded, encoded_texts):
+def test_only_added_questions_are_encoded(checkpoint, encoded, encoded_texts):
     added = ["日本で一番高い山は?", "川" * 200, QUESTIONS[0], "川" * 200]
     # in another order, one of the old left out
     pool = [added[0], *QUESTIONS[:0:-1], *added[1:]]
@@ -196,7 +196,7 @@ def test_added_questions_alone_are_encoded(checkpoint, encoded, encoded_texts):
         assert [result.position for result in ours] == [result.position for result in theirs]
 
 
-def test_what_is_left_after_removal_needs_no_model(encoded, tmp_path):
+def test_removing_questions_needs_no_model(encoded, tmp_path):
     pool = [QUESTIONS[4], QUESTIONS[1]]
     shrunk = encode_questions(tmp_path / "no checkpoint", pool, known=encoded)
     assert shrunk.questions == tuple(pool)
@@ -249,7 +249,7 @@ def test_prints_and_warnings_become_log_lines(caplog, capfd, monkeypatch):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_was_printed_before_a_failure_is_logged(caplog):
+def test_output_before_a_failure_is_logged(caplog):
     caplog.set_level(logging.DEBUG, logger="ja_instruct.retrieval.colbert_checkpoint")
     with pytest.raises(KeyError), quiet():
         print("about to fail")
@@ -293,7 +293,7 @@ def test_missing_and_extra_weights_are_refused(checkpoint, tmp_path, change, mes
         load_retriever(broken)
 
 
-def test_changed_weights_are_noticed(checkpoint, tmp_path):
+def test_changed_weights_are_detected(checkpoint, tmp_path):
     def change(weights):
         weights["linear.weight"][0, 0] += 1
 
@@ -331,7 +331,7 @@ def test_incomplete_and_unsafe_checkpoints(checkpoint, tmp_path, remove, message
         check_checkpoint(broken)
 
 
-def test_the_model_named_by_the_metadata_is_not_asked_for(checkpoint, tmp_path):
+def test_the_model_named_by_the_metadata_is_not_loaded(checkpoint, tmp_path):
     foreign = tamper(checkpoint, tmp_path / "foreign", lambda weights: None)
     content = (foreign / "artifact.metadata").read_text()
     named = content.replace("{", '{"model_name": "cl-tohoku/bert-base-japanese-v3",', 1)

@@ -50,7 +50,7 @@ def colbert(checkpoint) -> RetrievalIndex:
 
 
 def refuse():
-    raise AssertionError("the checkpoint was asked for")
+    raise AssertionError("the checkpoint was used")
 
 
 UNTOUCHABLE = ColbertCheckpoint(refuse, "none")
@@ -61,7 +61,7 @@ def test_colbert_is_its_search(checkpoint, colbert):
     assert retrieve(colbert, checkpoint, QUERIES, 3, max_query_tokens=100) == expected
 
 
-def test_bm25_is_its_search_and_leaves_the_checkpoint_alone():
+def test_bm25_does_not_use_the_checkpoint():
     index = RetrievalIndex("bm25", QUESTIONS)
     found = retrieve(index, UNTOUCHABLE, QUERIES, 3, max_query_tokens=100)
     assert found == search_bigrams(QUESTIONS, QUERIES, 3)
@@ -80,7 +80,7 @@ def test_hybrid_fuses_both(checkpoint, colbert):
 
 @pytest.mark.parametrize("retriever", ["colbert", "bm25", "hybrid"])
 class TestEveryRetriever:
-    def test_hits_are_ordered_and_the_same_every_time(self, checkpoint, colbert, retriever):
+    def test_results_are_ordered_and_deterministic(self, checkpoint, colbert, retriever):
         index = replace(colbert, retriever=retriever)
         found = retrieve(index, checkpoint, QUERIES, 5)
         for results in found:
@@ -89,7 +89,7 @@ class TestEveryRetriever:
             assert results == sorted(results, key=lambda result: (-result.score, result.position))
         assert retrieve(index, checkpoint, QUERIES, 5) == found
 
-    def test_fewer_hits_are_the_beginning_of_more(self, checkpoint, colbert, retriever):
+    def test_fewer_results_are_the_first_of_more(self, checkpoint, colbert, retriever):
         index = replace(colbert, retriever=retriever)
         for top_k in (1, 2, 4):
             few = retrieve(index, checkpoint, QUERIES, top_k)
@@ -124,7 +124,7 @@ def test_an_index_of_another_pool_is_refused():
         require_same_pool(index, list(QUESTIONS[::-1]))
 
 
-def test_a_checkpoint_is_fetched_once_and_when_it_is_needed(checkpoint):
+def test_a_checkpoint_is_fetched_once_and_on_demand(checkpoint):
     fetched = []
 
     def fetch():

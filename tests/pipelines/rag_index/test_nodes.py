@@ -51,9 +51,9 @@ def test_index_and_report(checkpoint, caplog):
         assert warning in caplog.text
 
 
-def test_bm25_needs_neither_encoder_nor_window(caplog):
+def test_bm25_uses_no_encoder(caplog):
     def refuse():
-        raise AssertionError("the checkpoint was asked for")
+        raise AssertionError("the checkpoint was used")
 
     pairs = [*PAIRS, {"id": "e", "input": "日本の 首都はどこですか｡", "output": "東京"}]
     pairs += [{"id": "f", "input": "\u200b", "output": "?"}]
@@ -70,7 +70,7 @@ def test_bm25_needs_neither_encoder_nor_window(caplog):
     assert "truncated" not in caplog.text
 
 
-def test_hybrid_is_made_of_both(checkpoint, caplog):
+def test_hybrid_encodes_too(checkpoint, caplog):
     params = PARAMS.model_copy(update={"retriever": "hybrid"})
     index, report = encode_pool(Dataset.from_list(PAIRS), checkpoint, params)
     assert (index.retriever, report["retriever"]) == ("hybrid", "hybrid")
@@ -94,7 +94,7 @@ def test_only_new_questions_are_encoded(checkpoint, tmp_path):
     assert (summary["encoded"], summary["reused"]) == (3, 0)
 
 
-def test_nothing_is_empty_to_one_retriever_alone():
+def test_all_retrievers_agree_on_empty_questions():
     for retriever in ("colbert", "bm25", "hybrid"):
         assert find_weak_questions(["\u200b", " ", "川"], retriever)["empty"] == [0, 1]
 
@@ -138,7 +138,7 @@ def test_pipeline_contract():
 
 @pytest.fixture
 def run_on(project, add_environment, invoke_kedro, tmp_path):
-    """Run ``rag_index`` on a pool again and again; return each report."""
+    """A function that runs ``rag_index`` on a pool and returns its report."""
     pool = tmp_path / "pool.jsonl"
     environment = add_environment("growing-pool")
     catalog = project / "conf/growing-pool/catalog.yml"
@@ -157,7 +157,7 @@ def run_on(project, add_environment, invoke_kedro, tmp_path):
     return run
 
 
-def test_a_second_run_encodes_only_what_is_new(run_on):
+def test_a_second_run_encodes_only_new_questions(run_on):
     def counts(report):
         return report["summary"]["encoded"], report["summary"]["reused"]
 

@@ -21,7 +21,7 @@ def follow(watch, *entries):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", ["loss", "grad_norm", "eval_loss"])
 @pytest.mark.parametrize("limit", [None, 1.0])
-def test_what_is_no_number_stops(key, value, limit):
+def test_a_value_that_is_not_finite_stops(key, value, limit):
     with pytest.raises(InputError) as caught:
         follow(LossWatch(limit), 2.0, {"loss": 2.0, key: value})
     for text in (
@@ -50,31 +50,30 @@ def test_ten_entries_must_be_above_the_lowest_ten():
         assert text in str(caught.value)
 
 
-def test_a_single_high_loss_does_not_stop():
-    follow(LossWatch(1.0), *[2.0] * 10, 11.0, *[2.0] * 10)
-
-
-def test_beginning_has_no_mean_yet():
-    follow(LossWatch(0.5), *[float(loss) for loss in range(9)])
-
-
 def test_a_slow_rise_is_measured_from_the_lowest():
     with pytest.raises(InputError, match="diverges"):
         follow(LossWatch(1.0), *[2.0 + 0.05 * step for step in range(40)])
 
 
-def test_null_lets_it_rise():
-    follow(LossWatch(None), *[float(loss) for loss in range(40)])
-
-
-def test_other_entries_are_not_looked_at():
-    follow(LossWatch(1.0), {"eval_loss": 90.0}, {"train_runtime": 1.0}, {}, None)
+@pytest.mark.parametrize(
+    ("limit", "entries"),
+    [
+        (1.0, [*[2.0] * 10, 11.0, *[2.0] * 10]),
+        # fewer than ten have no mean
+        (0.5, [float(loss) for loss in range(9)]),
+        (None, [float(loss) for loss in range(40)]),
+        (1.0, [{"eval_loss": 90.0}, {"train_runtime": 1.0}, {}, None]),
+    ],
+    ids=["single high loss", "beginning", "no limit", "other entries"],
+)
+def test_training_continues(limit, entries):
+    follow(LossWatch(limit), *entries)
 
 
 class TestInTraining:
-    """What was saved before remains."""
+    """Checkpoints saved before are kept."""
 
-    def test_weight_that_is_no_number(self, train_tiny, sft_parameters, tmp_path, monkeypatch):
+    def test_weight_that_is_not_a_number(self, train_tiny, sft_parameters, tmp_path, monkeypatch):
         compute = CpuStepTrainer._compute_piece
 
         def spoil(self, model, piece, count):
@@ -89,7 +88,7 @@ class TestInTraining:
         (directory,) = (tmp_path / "checkpoints").iterdir()
         assert last_checkpoint(directory).name == "checkpoint-2"
 
-    def test_learning_rate_out_of_all_bounds(self, train_tiny):
+    def test_learning_rate_far_too_high(self, train_tiny):
         with pytest.raises(InputError, match=r"is nan\. Lower .*learning_rate \(now 1e\+06"):
             train_tiny(learning_rate=1e6, max_steps=12)
 

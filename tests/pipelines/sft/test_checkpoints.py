@@ -14,7 +14,7 @@ from ja_instruct.pipelines.sft.checkpoints import (
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A function that writes a checkpoint of so many steps."""
+    """A function that writes a checkpoint of a step."""
 
     def write(step, name=None):
         directory = tmp_path / (name or f"checkpoint-{step}")
@@ -29,29 +29,29 @@ def checkpoint(tmp_path):
 
 
 class TestLastCheckpoint:
-    def test_none_where_nothing_was_saved(self, tmp_path):
+    def test_none_without_checkpoints(self, tmp_path):
         assert last_checkpoint(tmp_path) is None
         assert last_checkpoint(tmp_path / "never made") is None
 
-    def test_is_that_of_the_most_steps(self, tmp_path, checkpoint):
+    def test_the_one_with_the_most_steps(self, tmp_path, checkpoint):
         for step in (900, 1200, 300):
             checkpoint(step)
         assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1200"
         assert read_state(last_checkpoint(tmp_path))["global_step"] == 1200
 
     @pytest.mark.parametrize("missing", FILES)
-    def test_incomplete_one_is_passed_over(self, tmp_path, checkpoint, missing):
+    def test_incomplete_one_is_skipped(self, tmp_path, checkpoint, missing):
         checkpoint(300)
         (checkpoint(600) / missing).unlink()
         assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-300"
 
     @pytest.mark.parametrize("content", [b"", b'{"global_step": 600, "max_st', b'{"a": "\xe3\x81'])
-    def test_state_that_was_being_written_is_passed_over(self, tmp_path, checkpoint, content):
+    def test_incomplete_state_is_skipped(self, tmp_path, checkpoint, content):
         checkpoint(300)
         (checkpoint(600) / STATE_FILE).write_bytes(content)
         assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-300"
 
-    def test_other_folders_are_not_looked_at(self, tmp_path, checkpoint):
+    def test_other_folders_are_ignored(self, tmp_path, checkpoint):
         checkpoint(0, "checkpoint-best")
         checkpoint(0, "runs")
         (tmp_path / "checkpoint-7").touch()
@@ -88,10 +88,10 @@ class TestFingerprint:
         ],
         ids=str,
     )
-    def test_follows_the_parameters(self, of, changes):
+    def test_depends_on_the_parameters(self, of, changes):
         assert of(**changes) != of()
 
-    def test_follows_the_adapters_parameters(self, of, read_parameters):
+    def test_depends_on_the_adapters_parameters(self, of, read_parameters):
         lora = read_parameters("test")["sft"]["lora"]
         assert of(lora={**lora, "seed": 1}) != of()
         assert of(lora={**lora, "lora_alpha": 8}) != of()
@@ -115,11 +115,11 @@ class TestFingerprint:
         ],
         ids=str,
     )
-    def test_does_not_follow_what_has_no_effect(self, of, changes):
+    def test_ignores_parameters_without_effect(self, of, changes):
         expected = of(device=changes.get("device", "cpu"))
         assert of(**changes) == expected
 
-    def test_follows_every_text_of_the_data_in_its_order(self, of, samples):
+    def test_depends_on_every_text_and_their_order(self, of, samples):
         def changed(position, key):
             rows = samples.to_list()
             rows[position][key] += "。"
@@ -130,14 +130,14 @@ class TestFingerprint:
         found.add(of(data=samples.select([1, 0, *range(2, len(samples))])))
         assert len(found) == 7
 
-    def test_knows_where_a_text_ends(self, of, samples):
+    def test_depends_on_where_a_text_ends(self, of, samples):
         def one(prompt, completion):
             return [{"prompt": prompt, "completion": completion}]
 
         assert of(data=one("東京", "です")) != of(data=one("東京で", "す"))
         assert of(data=one("\ud83d", "です")) != of(data=one("", "です"))
 
-    def test_follows_the_models_weights_alone(self, of, tiny_nf4):
+    def test_depends_on_weights_and_not_on_their_name(self, of, tiny_nf4):
         other = {**tiny_nf4.provenance, "weights_sha256": {"model.safetensors": "0" * 64}}
         assert of(dataclasses.replace(tiny_nf4, provenance=other)) != of()
         assert of(dataclasses.replace(tiny_nf4, model_id="another/name")) == of()

@@ -13,7 +13,7 @@ QUESTION_TOKENS = 5
 
 @pytest.fixture(scope="module")
 def rows():
-    """Four samples of unequal length; the first tokens are no part of the loss."""
+    """Four samples of unequal length; the first tokens are not in the loss."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for length in LENGTHS:
@@ -38,7 +38,7 @@ def test_is_used_on_the_cpu(trainer):
     assert isinstance(trainer, CpuStepTrainer)
 
 
-def test_batch_is_padded_and_bounded_like_gemma_2(trainer, rows):
+def test_batch_is_padded_and_the_model_has_soft_caps(trainer, rows):
     batch = collate(trainer, rows)
     assert batch["input_ids"].shape == (4, max(LENGTHS))
     assert batch["attention_mask"].sum(dim=1).tolist() == list(LENGTHS)
@@ -55,7 +55,7 @@ def test_loss_is_transformers_own(trainer, rows, chosen):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
 
 
-def test_padding_on_the_left_is_not_looked_at(trainer, rows):
+def test_padding_on_the_left_is_ignored(trainer, rows):
     """On the right the causal mask hides it already."""
     batch = collate(trainer, rows)
     missing = (max(LENGTHS) - batch["attention_mask"].sum(dim=1)).tolist()
@@ -70,7 +70,7 @@ def test_padding_on_the_left_is_not_looked_at(trainer, rows):
 
 
 def test_softcapping_matters_here(trainer, rows):
-    """Otherwise the equality above would say nothing about it."""
+    """Otherwise the equality above would not test it."""
     batch = collate(trainer, rows)
     config = trainer.model.config
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_num_items_in_batch_replaces_the_count(trainer, rows, as_tensor):
 
 
 def test_padding_does_not_count(trainer, rows):
-    """Each sample alone, weighted by its tokens, makes the loss of the padded batch."""
+    """The loss of a padded batch is the mean over its samples, weighted by their tokens."""
     with torch.no_grad():
         alone = [
             trainer.compute_loss(trainer.model, collate(trainer, [row]), num_items_in_batch=1)

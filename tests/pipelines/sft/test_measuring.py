@@ -29,7 +29,7 @@ def test_mean_since_the_last_reading(monkeypatch):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_driver_that_does_not_tell_is_asked_once(monkeypatch, caplog, error):
+def test_unsupported_driver_is_called_once(monkeypatch, caplog, error):
     asked = []
 
     def refuse():
@@ -46,5 +46,5 @@ def test_driver_that_does_not_tell_is_asked_once(monkeypatch, caplog, error):
     assert caplog.text.count("GPU utilization is not measured") == 1
 
 
-def test_there_is_none_on_a_cpu(make_trainer):
+def test_no_utilization_on_a_cpu(make_trainer):
     assert make_trainer().meter.utilization is None

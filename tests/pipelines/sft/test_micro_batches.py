@@ -32,7 +32,7 @@ def test_every_sample_is_in_one_batch(lengths, budget, packing):
 
 
 @given(lengths, budgets, st.booleans())
-def test_budget_is_kept_but_by_a_sample_that_alone_exceeds_it(lengths, budget, packing):
+def test_only_a_single_sample_exceeds_the_budget(lengths, budget, packing):
     for group in group_by_length(lengths, budget, packing=packing):
         inside = [lengths[position] for position in group]
         computed = sum(inside) if packing else len(inside) * max(inside)
@@ -41,7 +41,7 @@ def test_budget_is_kept_but_by_a_sample_that_alone_exceeds_it(lengths, budget, p
 
 @given(lengths, budgets, st.booleans())
 def test_longest_come_first(lengths, budget, packing):
-    """A step that does not fit fails at once, and not after all its other batches."""
+    """So a step that does not fit fails with its first batch."""
     groups = group_by_length(lengths, budget, packing=packing)
     longest = [max(lengths[position] for position in group) for group in groups]
     assert longest == sorted(longest, reverse=True)
@@ -57,7 +57,7 @@ def test_packing_never_needs_more_batches(lengths, budget):
 
 
 @given(lengths, budgets)
-def test_first_fit_leaves_no_two_rows_that_would_fit_into_one(lengths, budget):
+def test_no_two_rows_would_fit_into_one(lengths, budget):
     rows = group_by_length(lengths, budget, packing=True)
     tokens = [sum(lengths[position] for position in row) for row in rows]
     for one in range(len(rows)):
@@ -146,7 +146,7 @@ def test_halves_lose_nothing_but_padding(texts):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_rows_stay_on_their_device_but_for_the_lengths(device):
+def test_rows_stay_on_their_device_except_for_the_lengths(device):
     samples = [{key: one.to(device) for key, one in sample(2, 3, 4).items()} for _ in range(2)]
     row = packed(samples, PAD, multiple_of=8)
     assert {key: value.device.type for key, value in row.items()} == {

@@ -55,7 +55,7 @@ class TestNoise:
             assert found.shape == (1, 63, 1)
             torch.testing.assert_close(found[0, :, 0], expected * bounds)
 
-    def test_is_of_the_embeddings_type(self, embedded):
+    def test_has_the_embeddings_data_type(self, embedded):
         half = embedded.to(torch.bfloat16)
         assert noise(of_each_token(LENGTHS), half, ALPHA).dtype is torch.bfloat16
 
@@ -70,7 +70,7 @@ class TestPackedNeftune:
         ids = torch.arange(300, 363)[None]
         return lambda: model.get_base_model().get_input_embeddings()(ids)
 
-    def test_is_added_between_begin_and_end_alone(self, model, embed):
+    def test_is_added_only_between_begin_and_end(self, model, embed):
         plain = embed()
         neftune = PackedNeftune(model, ALPHA)
         assert embed().equal(plain)
@@ -93,7 +93,7 @@ class TestPackedNeftune:
         model.train()
         assert not embed().equal(plain)
 
-    def test_removed_it_leaves_nothing(self, model, embed):
+    def test_nothing_remains_after_removal(self, model, embed):
         plain = embed()
         hooks = len(model.get_base_model().get_input_embeddings()._forward_hooks)
         neftune = PackedNeftune(model, ALPHA)
@@ -113,7 +113,7 @@ PACKED = {"tokens_per_batch": 300, "packing": True}
 
 
 def test_packed_training_is_transformers_own_for_one_sample_a_step(train_tiny):
-    """With the same random numbers; rows of several samples draw theirs in another order."""
+    """With the same random numbers; rows of several samples draw them in another order."""
     theirs = train_tiny(**ONE_SAMPLE_A_STEP).curve("loss")
     ours = train_tiny(**ONE_SAMPLE_A_STEP, **PACKED).curve("loss")
     assert ours == pytest.approx(theirs, rel=1e-4)
@@ -121,7 +121,7 @@ def test_packed_training_is_transformers_own_for_one_sample_a_step(train_tiny):
     assert without.curve("loss")[1] != pytest.approx(theirs[1], rel=1e-4)
 
 
-def test_adapter_is_left_without_noise(train_tiny):
+def test_trained_adapter_has_no_noise(train_tiny):
     trained = train_tiny(neftune_noise_alpha=ALPHA, max_steps=1, **PACKED)
     model = trained.artifact.model.train()
     ids = torch.arange(300, 363)[None]

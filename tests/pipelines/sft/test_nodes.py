@@ -55,7 +55,7 @@ def completions(dataset):
 class TestBuildDatasets:
     @pytest.fixture
     def build(self, prompts):
-        """The node, in the recipe's format with a model that is not there: it is not read."""
+        """The node; the recipe's format does not read the model."""
         nowhere = ModelDirectory(Path("nowhere"), "owner/model")
 
         def call(filtered, written, parameters, model=nowhere, prompt_format="recipe"):
@@ -94,7 +94,7 @@ class TestBuildDatasets:
         assert held_out(3407) == held_out(3407)
         assert held_out(3407) != held_out(1)
 
-    def test_less_than_one_pair_is_none(self, build, tiny):
+    def test_less_than_one_pair_holds_out_none(self, build, tiny):
         few = FILTERED.select(range(9))
         train_dataset, evaluation = build(few, WRITTEN, tiny(eval_fraction=0.1))
         assert (len(train_dataset), len(evaluation)) == (12, 0)
@@ -158,7 +158,7 @@ class TestTrainingArguments:
         monkeypatch.setattr(training, "SFTConfig", dict)
         return training.training_arguments(base)
 
-    def test_set_here(self, settings):
+    def test_set_by_the_project(self, settings):
         expected = {
             "output_dir": "data/06_models/base/checkpoints",
             "report_to": ["mlflow"],
@@ -170,7 +170,7 @@ class TestTrainingArguments:
         }
         assert {name: settings[name] for name in expected} == expected
 
-    def test_are_those_that_the_recipe_names(self, base, settings, recipe):
+    def test_equal_the_figures_of_the_recipe(self, base, settings, recipe):
         section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
         found = {
             name: re.search(pattern, section)[1]
@@ -204,7 +204,7 @@ class TestTrainingArguments:
         # padded, as they come
         assert base.training.tokens_per_batch is None
 
-    def test_adapter_is_the_one_that_the_recipe_names(self, base, recipe):
+    def test_adapter_equals_that_of_the_recipe(self, base, recipe):
         section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
         numbers = re.search(
             r"LoRA r (\d+), alpha (\d+), dropout (\d+), no bias, on (\S+) projections.* "
@@ -224,7 +224,7 @@ class TestTrainingArguments:
         assert "unsloth gradient checkpointing" in section
         assert (base.backend, base.training.gradient_checkpointing) == ("unsloth", True)
 
-    def test_tuned_are_the_recipes_arranged_otherwise(self, settings, read_parameters, monkeypatch):
+    def test_tuned_differs_only_in_arrangement(self, settings, read_parameters, monkeypatch):
         monkeypatch.setattr(training, "SFTConfig", dict)
         tuned = training.training_arguments(SftParameters(**read_parameters("tuned")["sft"]))
         changed = {name: tuned[name] for name in tuned if tuned[name] != settings.get(name)}
@@ -271,7 +271,7 @@ class TestTrainingArguments:
         assert accepted.optim == "adamw_8bit"
         assert accepted.lr_scheduler_type == "linear"
 
-    def test_without_reports_none_is_named(self, tiny):
+    def test_no_reports(self, tiny):
         # an empty list would mean every reporter that is installed
         assert training.training_arguments(tiny()).report_to == []
 
@@ -444,7 +444,7 @@ BY_EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     "changes",
     [
         {"training": EARLY},
-        # by epochs the steps say nothing
+        # by epochs the steps have no effect
         {"training": {**EARLY, **BY_EPOCHS, "save_steps": 5}},
         {"training": {**EARLY, "early_stopping_patience": None, "save_steps": 5}},
         {"training": {"tokens_per_batch": 256, "packing": True}},
@@ -452,7 +452,7 @@ BY_EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     ],
     ids=str,
 )
-def test_usable_parameters_are_taken(tiny, changes):
+def test_usable_parameters_are_accepted(tiny, changes):
     parameters = tiny(**changes)
     for name, value in changes["training"].items():
         assert getattr(parameters.training, name) == value

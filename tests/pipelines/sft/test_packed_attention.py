@@ -23,7 +23,7 @@ PACKED = {"tokens_per_batch": 4000, "packing": True}
 
 
 class RunningOn(TransformersPacking):
-    """What packing is without anything done about it: one long sample."""
+    """Packing without separation: one long sample."""
 
     def begin(self, row):
         tokens = row["input_ids"].shape[1]
@@ -49,13 +49,13 @@ class TestContamination:
         difference = require_separate_samples(trainer.model, sequences, TransformersPacking())
         assert difference < 1e-5
 
-    def test_positions_that_run_on_are_noticed(self, trainer, sequences):
+    def test_positions_that_run_on_are_detected(self, trainer, sequences):
         assert contamination(trainer.model, sequences, RunningOn()) > 0.01
         with pytest.raises(InputError, match=r"differ by [\d.]+%.*set sft\.training\.packing to f"):
             require_separate_samples(trainer.model, sequences, RunningOn())
 
     @pytest.mark.parametrize("mode", [True, False])
-    def test_leaves_the_model_as_it_was(self, trainer, sequences, mode):
+    def test_does_not_change_the_model(self, trainer, sequences, mode):
         trainer.model.train(mode)
         before = torch.random.get_rng_state()
         contamination(trainer.model, sequences, TransformersPacking())
@@ -63,24 +63,24 @@ class TestContamination:
         assert all(weight.grad is None for weight in trainer.model.parameters())
         assert torch.random.get_rng_state().equal(before)
 
-    def test_hidden_states_that_are_no_numbers_are_refused(self, trainer, sequences):
+    def test_hidden_states_that_are_not_finite_are_refused(self, trainer, sequences):
         with torch.no_grad():
             next(one for one in trainer.model.parameters() if one.requires_grad).fill_(math.nan)
         with pytest.raises(InputError, match="packed samples would see each other"):
             require_separate_samples(trainer.model, sequences, TransformersPacking())
 
-    def test_is_looked_at_before_training(self, make_trainer, monkeypatch):
+    def test_is_checked_before_training(self, make_trainer, monkeypatch):
         monkeypatch.setattr(training, "TransformersPacking", RunningOn)
         with pytest.raises(InputError, match=r"set sft\.training\.packing to false"):
             make_trainer(**PACKED)
 
-    def test_is_not_looked_at_without_packing(self, make_trainer, monkeypatch):
+    def test_is_not_checked_without_packing(self, make_trainer, monkeypatch):
         monkeypatch.setattr(training, "TransformersPacking", RunningOn)
         assert make_trainer(tokens_per_batch=4000).packing is None
 
 
 class TestOneSamplesLoss:
-    """Of the second sample in a row, by what the first one is."""
+    """The loss of the second sample in a row must not depend on the first."""
 
     @pytest.fixture
     def loss_of_second(self, trainer, sequences):
@@ -95,16 +95,14 @@ class TestOneSamplesLoss:
 
         return compute
 
-    def test_does_not_follow_the_other_ones_tokens(self, loss_of_second):
+    def test_does_not_depend_on_the_first(self, loss_of_second):
         packing = TransformersPacking()
         assert loss_of_second(packing, change=3) == loss_of_second(packing)
         running_on = RunningOn()
         assert loss_of_second(running_on, change=3) != loss_of_second(running_on)
 
     @pytest.mark.parametrize("packing", [TransformersPacking(), RunningOn()])
-    def test_has_no_gradient_in_the_other_ones_embeddings(
-        self, trainer, sequences, loss_of_second, packing
-    ):
+    def test_has_no_gradient_in_the_first(self, trainer, sequences, loss_of_second, packing):
         embedded = []
 
         def keep(module, inputs, output):
@@ -125,7 +123,7 @@ LENGTHS = (70, 3, 100, 83)  # 256 tokens; the last is what fills the row up
 
 
 def reference_attention(query, key, value, *, scale, softcap, window):
-    """Return attention within each sample, all scores written out."""
+    """Return attention within each sample from the full matrix of scores."""
     shared = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
     parts = []
@@ -145,11 +143,11 @@ def heads(number, scale, seed):
     return scale * torch.randn(1, number, sum(LENGTHS), 16, generator=generator)
 
 
-class TestBoundedAttention:
+class TestSoftcapAttention:
     @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
     @pytest.mark.parametrize("window", [None, 8, 64])
     @pytest.mark.parametrize("key_heads", [1, 2, 4])
-    def test_is_that_of_each_sample_alone(self, window, key_heads):
+    def test_equals_that_of_each_sample_alone(self, window, key_heads):
         inputs = heads(4, 3, 1), heads(key_heads, 3, 2), heads(key_heads, 1, 3)
         documents = document_ids(torch.tensor(LENGTHS), torch.device("cpu"))
         settings = {"scale": 0.3, "softcap": 5.0}
@@ -161,7 +159,7 @@ class TestBoundedAttention:
         unbounded = reference_attention(*inputs, scale=0.3, softcap=1e6, window=window)
         assert (unbounded - expected).abs().max() > 0.1
 
-    def test_other_samples_may_be_anything(self):
+    def test_does_not_depend_on_other_samples(self):
         documents = document_ids(torch.tensor(LENGTHS), torch.device("cpu"))
         mask = block_mask(documents, len(documents))
         query, key, value = heads(2, 1, 1), heads(2, 1, 2), heads(2, 1, 3)
@@ -173,7 +171,7 @@ class TestBoundedAttention:
         assert after[:, :, LENGTHS[0] :].equal(before[:, :, LENGTHS[0] :])
         assert not after[:, :, first].equal(before[:, :, first])
 
-    def test_blocks_that_no_sample_may_see_are_skipped(self):
+    def test_blocks_without_attention_are_skipped(self):
         documents = document_ids(torch.tensor([128] * 8), torch.device("cpu"))
         assert block_mask(documents, len(documents)).sparsity() == pytest.approx(100 * (1 - 8 / 64))
 
@@ -184,7 +182,7 @@ def test_document_ids():
 
 
 class TestUnsloth:
-    """What unsloth is told; it does not run here."""
+    """The calls to unsloth, which does not run on a CPU."""
 
     @pytest.fixture
     def unsloth(self, monkeypatch):
@@ -205,10 +203,10 @@ class TestUnsloth:
         samples = [{"input_ids": ids, "labels": ids} for ids in sequences]
         return packed(samples, 0, multiple_of=UnslothPacking.multiple_of)
 
-    def test_rows_are_filled_up_to_whole_blocks(self, unsloth, row):
+    def test_rows_are_padded_to_whole_blocks(self, unsloth, row):
         assert row["input_ids"].shape[1] % 128 == 0
 
-    def test_gemma_2_is_told_what_each_token_may_see(self, unsloth, trainer, row):
+    def test_gemma_2_gets_causal_masks(self, unsloth, trainer, row):
         packing = UnslothPacking(trainer.model)
         assert unsloth.called == [("mark", trainer.model), ("enable",)]
         assert packing.begin(row).keys() == row.keys()
@@ -227,7 +225,7 @@ class TestUnsloth:
         assert not hasattr(backbone, "GA_mask")
         assert not hasattr(backbone, "SWA_mask")
 
-    def test_window_takes_nothing_away_from_samples_within_it(self, unsloth, trainer):
+    def test_window_has_no_effect_on_shorter_samples(self, unsloth, trainer):
         packing = UnslothPacking(trainer.model)
         backbone = backbone_of(trainer.model)
         for longest, is_same in ((64, True), (65, False)):
@@ -236,7 +234,7 @@ class TestUnsloth:
             assert (backbone.SWA_mask is backbone.GA_mask) is is_same
         packing.end()
 
-    def test_row_whose_masks_found_no_memory_is_forgotten_too(self, unsloth, trainer, row):
+    def test_masks_are_removed_after_an_out_of_memory_error(self, unsloth, trainer, row):
         packing = UnslothPacking(trainer.model)
         packing.end()
         backbone = backbone_of(trainer.model)
@@ -244,7 +242,7 @@ class TestUnsloth:
         packing.end()
         assert not hasattr(backbone, "GA_mask")
 
-    def test_attention_is_ours_for_our_masks_alone(self, unsloth, trainer):
+    def test_only_rows_with_our_masks_get_our_attention(self, unsloth, trainer):
         UnslothPacking(trainer.model)
         ours = unsloth.gemma2.slow_attention_softcapping
         UnslothPacking(trainer.model)

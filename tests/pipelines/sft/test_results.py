@@ -32,7 +32,7 @@ HISTORY = [
 
 @pytest.fixture
 def trainer():
-    """What ``summarize`` asks a trainer."""
+    """What ``summarize`` reads of a trainer."""
     model = torch.nn.Linear(1000, 30)
     model.bias.requires_grad_(False)
     state = SimpleNamespace(global_step=10)
@@ -84,20 +84,20 @@ def test_losses_of_a_training_never_evaluated_before_it():
     assert evaluation_losses(history) == {"eval_loss_after": 2.5, "eval_loss_best": 2.0}
 
 
-def test_provenance_has_what_made_the_weights(tiny_nf4, sft_parameters):
+def test_provenance_has_the_settings(tiny_nf4, sft_parameters):
     parameters = sft_parameters(learning_rate=0.02)
     provenance = provenance_of(tiny_nf4, parameters, {"steps": 4})
     assert provenance["metrics"] == {"steps": 4}
     settings = provenance["settings"]
     assert settings["training"]["learning_rate"] == 0.02
     assert settings["gpu"] == {"devices": None}
-    # what people say of data and terms has no part in them
+    # data and licenses do not change the weights
     assert "model_card" not in settings
     assert settings.keys() == parameters.model_dump().keys() - {"model_card"}
     assert set(provenance["versions"]) == {"torch", "transformers", "peft", "trl"}
 
 
-def test_card_beside_the_adapter_tells_of_the_run(train_tiny, samples, tmp_path):
+def test_card_beside_the_adapter_has_the_figures(train_tiny, samples, tmp_path):
     trained = train_tiny(tokens_per_batch=300, packing=True)
     dataset = AdapterDataset(filepath=tmp_path / "adapter")
     dataset.save(trained.artifact)

@@ -1,4 +1,4 @@
-"""A training that was interrupted comes to what it would have come to otherwise."""
+"""A resumed training has the result of one without interruption."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ class PowerCutError(Exception):
 
 
 def cut_power(monkeypatch, step):
-    """Let the training end when so many steps are done."""
+    """End the training after ``step`` steps."""
     compute = CpuStepTrainer.training_step
 
     def training_step(self, *args):
@@ -59,7 +59,7 @@ def cut_power(monkeypatch, step):
 
 @pytest.fixture
 def interrupted(train_tiny, monkeypatch):
-    """A function that trains until so many steps are done."""
+    """A function that trains for ``step`` steps."""
 
     def run(step, **changes):
         with monkeypatch.context() as patch:
@@ -113,7 +113,7 @@ class TestInterrupted:
             ("padded", {}, 1, 0),
         ],
     )
-    def test_goes_on_as_if_nothing_had_been(
+    def test_resumed_training_equals_an_uninterrupted_one(
         self, interrupted, train_tiny, untouched, arrangement, changes, stopped_at, resumed_from
     ):
         changes = {**SAVED, **ARRANGEMENTS[arrangement], **changes}
@@ -127,13 +127,13 @@ class TestInterrupted:
         assert_same(train_tiny(**changes), untouched(**changes), 3)
 
     def test_noise_is_random(self, train_tiny, untouched):
-        """Otherwise the equalities above would not show that its state is restored."""
+        """Otherwise the equalities above would not test that its state is restored."""
         changes = {**SAVED, "save_strategy": "no", "max_steps": 1}
         without = train_tiny(**{**changes, "neftune_noise_alpha": None}).curve("loss")
         assert without != untouched(**changes).curve("loss")
 
     @pytest.mark.parametrize("damage", ["missing", "truncated"])
-    def test_incomplete_checkpoint_is_passed_over(
+    def test_incomplete_checkpoint_is_skipped(
         self, interrupted, train_tiny, tmp_path, caplog, damage
     ):
         interrupted(4, **SAVED)
@@ -155,7 +155,7 @@ class TestInterrupted:
         assert trained.metrics["summary"]["resumed_from_step"] == 2
 
     @pytest.mark.parametrize("change", ["parameters", "data", "weights", "resume"])
-    def test_another_training_begins_from_the_start(
+    def test_another_training_starts_from_scratch(
         self, interrupted, train_tiny, samples, tiny_nf4, tmp_path, change
     ):
         interrupted(3, **SAVED)
@@ -206,7 +206,7 @@ class TestFinished:
 
 @pytest.fixture(scope="session")
 def unlike(samples):
-    """Held-out samples from which training leads away in the end."""
+    """Held-out samples whose loss rises in the end."""
     return samples.from_list(
         [
             {"prompt": "秋の", "completion": "夜長に本を読む。" * times, "source": "filtered_pairs"}
@@ -243,11 +243,11 @@ class TestStoppedEarly:
         assert loss_of(trained.artifact.model) == pytest.approx(losses[best], rel=1e-6)
         assert losses[summary["steps"]] > losses[best] + 0.01
 
-    def test_threshold_asks_for_more(self, train_tiny, unlike):
+    def test_threshold_stops_earlier(self, train_tiny, unlike):
         changes = {**EARLY, "early_stopping_threshold": 100.0}
         assert train_tiny(**changes, held_out=unlike).metrics["summary"]["steps"] <= 3
 
-    def test_patience_lasts(self, train_tiny, unlike):
+    def test_more_patience_trains_longer(self, train_tiny, unlike):
         steps = [
             train_tiny(**{**EARLY, "early_stopping_patience": patience}, held_out=unlike).metrics[
                 "summary"
@@ -256,16 +256,14 @@ class TestStoppedEarly:
         ]
         assert steps[0] < steps[1]
 
-    def test_patience_is_counted_on_after_an_interruption(
-        self, interrupted, train_tiny, untouched, unlike
-    ):
+    def test_patience_survives_an_interruption(self, interrupted, train_tiny, untouched, unlike):
         expected = untouched(**EARLY, held_out=unlike)
         steps = expected.metrics["summary"]["steps"]
         interrupted(steps - 1, **EARLY, held_out=unlike)
         assert_same(train_tiny(**EARLY, held_out=unlike), expected, steps - 1)
 
     @pytest.mark.parametrize("moved", [False, True])
-    def test_once_stopped_it_is_not_trained_on(
+    def test_stopped_training_is_not_resumed(
         self, train_tiny, unlike, monkeypatch, tmp_path, moved
     ):
         first = train_tiny(**EARLY, held_out=unlike)
@@ -307,7 +305,7 @@ def test_process_that_is_killed_while_it_saves(
     assert_same(train_tiny(**SAVED), untouched(**SAVED), 2)
 
 
-def test_seconds_go_on_from_those_of_the_first_part(interrupted, train_tiny, tmp_path):
+def test_seconds_continue_from_the_first_part(interrupted, train_tiny, tmp_path):
     interrupted(3, **SAVED)
     path = only_folder(tmp_path) / "checkpoint-2" / STATE_FILE
     state = json.loads(path.read_text("utf-8"))
@@ -326,7 +324,7 @@ def test_seconds_go_on_from_those_of_the_first_part(interrupted, train_tiny, tmp
 
 
 def test_reference_weights_move(untouched):
-    """An adapter that no step changed would be equal to any other."""
+    """Otherwise all adapters would be equal."""
     trained = untouched(**SAVED)
     moved = [weight.abs().max() for name, weight in trained.weights.items() if "lora_B" in name]
     assert torch.stack(moved).min() > 1e-3

@@ -30,7 +30,7 @@ def sample(prompts):
 
 
 def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
-    """What ``encode_dataset`` does with a sample, one by one and step by step."""
+    """The reference of ``encode_dataset``, for one sample."""
     text = sample["prompt"] + sample["completion"]
     if sample["completion"]:
         text += tokenizer.eos_token
@@ -46,7 +46,7 @@ def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
 
 @pytest.fixture(scope="module")
 def encode(tokenizer):
-    """A function that encodes one sample as its data set is encoded."""
+    """A function that encodes one sample by ``encode_dataset``."""
 
     def call(sample, max_seq_length=LONG, *, completion_only_loss):
         encoded, _ = encode_dataset(
@@ -59,7 +59,7 @@ def encode(tokenizer):
 
 
 def split(row):
-    """The ids that the loss leaves out, which come first, and those that it counts."""
+    """Return the ids before the loss and those in it."""
     counted = [label != -100 for label in row["labels"]]
     start = counted.index(True) if any(counted) else len(counted)
     assert not any(counted[:start])
@@ -120,7 +120,7 @@ def test_empty_answer_gets_no_eos(prompts, tokenizer, encode, name):
     ("name", "end"),
     [("recipe", ""), ("training_prompt", ""), ("chat_template", "<end_of_turn>\n")],
 )
-def test_answer_only_loss_leaves_out_exactly_the_prompt(prompts, tokenizer, encode, name, end):
+def test_completion_only_loss_ignores_exactly_the_prompt(prompts, tokenizer, encode, name, end):
     prompts = prompts.model_copy(update={"format": name})
     (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
     row = encode(sample, completion_only_loss=True)
@@ -132,7 +132,7 @@ def test_answer_only_loss_leaves_out_exactly_the_prompt(prompts, tokenizer, enco
     assert row["input_ids"] == encode(sample, completion_only_loss=False)["input_ids"]
 
 
-def test_answer_that_melts_into_the_prompt_is_learned_whole(prompts, tokenizer, encode):
+def test_token_of_both_prompt_and_answer_is_in_the_loss(prompts, tokenizer, encode):
     # the prompt ends with a line break: with this answer the tokenizer makes one token of both
     (sample,) = to_samples([(QUESTION, "\n東京です。")], prompts, "qa_pairs")
     left_out, counted = split(encode(sample, completion_only_loss=True))
@@ -150,7 +150,7 @@ def test_long_sample_is_cut_at_its_end(sample, encode, completion_only_loss):
 
 @pytest.mark.parametrize("completion_only_loss", [False, True])
 @pytest.mark.parametrize("over_long", ["cut", "drop"])
-def test_batches_are_what_one_by_one_gives(
+def test_batches_equal_single_samples(
     prompts, tokenizer, monkeypatch, completion_only_loss, over_long
 ):
     monkeypatch.setattr(samples_module, "BATCH_SAMPLES", 7)
@@ -187,7 +187,7 @@ def test_batches_are_what_one_by_one_gives(
 class TestCounts:
     @pytest.fixture(scope="class")
     def samples(self, prompts):
-        """One that fits, one with a long question, one with a long answer, one without any."""
+        """A short one, one with a long question, one with a long answer, one without an answer."""
         pairs = [
             (QUESTION, ANSWER),
             (QUESTION * 50, ANSWER),
@@ -212,37 +212,26 @@ class TestCounts:
             expected = (1, 1, 0) if over_long == "cut" else (0, 0, 1)
             assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == expected
 
-    def test_cut(self, samples, lengths, tokenizer):
+    @pytest.mark.parametrize(
+        ("over_long", "kept", "cut", "dropped"),
+        [("cut", [0, 2], 1, (0, 2)), ("drop", [0], 0, (2, 1))],
+    )
+    def test_long_samples(self, samples, lengths, tokenizer, over_long, kept, cut, dropped):
         limit = lengths[0] + 1
-        encoded, counts = encode_dataset(samples, tokenizer, limit, True, "cut")
-        expected = [encode_sample(samples[i], tokenizer, limit, True) for i in (0, 2)]
+        encoded, counts = encode_dataset(samples, tokenizer, limit, True, over_long)
+        expected = [encode_sample(samples[i], tokenizer, limit, True) for i in kept]
         assert encoded.to_list() == expected
         assert counts == {
-            "samples": 2,
-            "tokens": 2 * limit - 1,
+            "samples": len(kept),
+            "tokens": sum(min(lengths[i], limit) for i in kept),
             "loss_tokens": sum(len(split(row)[1]) for row in expected),
-            "cut": 1,
-            "dropped_over_long": 0,
-            "dropped_nothing_to_learn": 2,
+            "cut": cut,
+            "dropped_over_long": dropped[0],
+            "dropped_nothing_to_learn": dropped[1],
             "longest": max(lengths),
         }
 
-    def test_drop(self, samples, lengths, tokenizer):
-        limit = lengths[0] + 1
-        encoded, counts = encode_dataset(samples, tokenizer, limit, True, "drop")
-        expected = encode_sample(samples[0], tokenizer, limit, True)
-        assert encoded.to_list() == [expected]
-        assert counts == {
-            "samples": 1,
-            "tokens": lengths[0],
-            "loss_tokens": len(split(expected)[1]),
-            "cut": 0,
-            "dropped_over_long": 2,
-            "dropped_nothing_to_learn": 1,
-            "longest": max(lengths),
-        }
-
-    def test_every_cut_question_teaches_where_questions_count(self, samples, lengths, tokenizer):
+    def test_cut_questions_are_kept_where_they_are_in_the_loss(self, samples, lengths, tokenizer):
         limit = min(lengths)
         encoded, counts = encode_dataset(samples, tokenizer, limit, False, "cut")
         assert [len(ids) for ids in encoded["input_ids"]] == [limit] * 4

@@ -1,4 +1,4 @@
-"""However a step is arranged, and whatever memory says, the training is the same."""
+"""Neither the arrangement of a step nor a lack of memory changes the training."""
 
 import logging
 
@@ -59,7 +59,7 @@ class TestArrangements:
         for arrangement in ARRANGEMENTS.values():
             assert_same_training(train_tiny(**changes, **arrangement), padded)
 
-    def test_answer_only_loss_is_another_one(self, train_tiny):
+    def test_completion_only_loss_differs(self, train_tiny):
         whole, answer = (train_tiny(max_steps=1, completion_only_loss=one) for one in (False, True))
         assert abs(whole.curve("loss")[1] - answer.curve("loss")[1]) > 0.01
 
@@ -92,8 +92,8 @@ class TestArrangements:
             computed = sum(piece["input_ids"].numel() for piece in trainer.pieces(batch))
             assert (computed == tokens) is packing
 
-    def test_step_is_divided_by_what_the_trainer_counted(self, trainer_with_adapter):
-        """Several processes are told the targets of all of them, which no one of them knows."""
+    def test_loss_is_divided_by_the_count_of_all_processes(self, trainer_with_adapter):
+        """With several processes the trainer passes the targets of all of them."""
         trainer = trainer_with_adapter(**ARRANGEMENTS["packed"])
         batch = next(iter(trainer.get_train_dataloader()))
         count = trainer._get_num_items_in_batch([batch], trainer.args.device)
@@ -123,7 +123,7 @@ class TestMeasurements:
         assert trained.curve("tokens_per_second")[3] == pytest.approx(speed, rel=0.1)
         assert "gpu_memory_gb" not in trained.history[-1]
 
-    def test_clock_stands_still_in_evaluations(self, train_tiny, monkeypatch):
+    def test_clock_stops_during_evaluations(self, train_tiny, monkeypatch):
         now = [0.0]
         monkeypatch.setattr("time.perf_counter", lambda: now[0])
         compute, evaluate = CpuStepTrainer._compute_piece, CpuStepTrainer._evaluate_piece
@@ -172,7 +172,7 @@ class TestHeldOutLoss:
             assert trainer.model.training is False
 
     def test_is_not_the_mean_of_the_batches(self, trainer_with_adapter, alone):
-        """Otherwise the equality above would say nothing."""
+        """Otherwise the equality above would test nothing."""
         trainer = trainer_with_adapter(per_device_eval_batch_size=1)
         trainer.model.eval()
         with torch.no_grad():
@@ -193,7 +193,7 @@ BACK_OFF = {"auto_find_batch_size": True}
 
 
 class MemoryOf:
-    """A GPU that runs out of memory above so many tokens or rows, after the gradients are there."""
+    """A GPU that runs out of memory above a number of tokens or rows, after the backward pass."""
 
     def __init__(self, monkeypatch, *, tokens=10**9, rows=10**9, calls=()):
         self.tokens, self.rows, self.calls = tokens, rows, calls
@@ -216,7 +216,7 @@ class MemoryOf:
 class TestOutOfMemory:
     @pytest.fixture
     def undisturbed(self, train_tiny):
-        """What padded batches come to, as every other arrangement does."""
+        """The training with padded batches and enough memory."""
         return train_tiny()
 
     @pytest.mark.parametrize("packing", [False, True])
@@ -254,10 +254,10 @@ class TestOutOfMemory:
                 assert torch.cat(labels).equal(batch["labels"][batch["labels"] != -100])
 
     @pytest.mark.parametrize("call", [2, 3, 4, 7])
-    def test_batches_before_it_are_not_lost(
+    def test_earlier_batches_of_the_step_are_computed_again(
         self, train_tiny, undisturbed, monkeypatch, caplog, call
     ):
-        """The gradients accumulated so far are spoilt by the batch that fails."""
+        """A batch that fails invalidates the accumulated gradients."""
         gpu = MemoryOf(monkeypatch, calls=(call,))
         with caplog.at_level(logging.WARNING):
             trained = train_tiny(**BACK_OFF)
@@ -281,14 +281,14 @@ class TestOutOfMemory:
         with pytest.raises(InputError, match=r"single sample of \d+ tokens.*sft\.max_seq_length"):
             train_tiny(**arrangement, **BACK_OFF)
 
-    def test_without_back_off_the_error_comes_through(self, train_tiny, monkeypatch):
+    def test_without_back_off_the_error_is_raised(self, train_tiny, monkeypatch):
         gpu = MemoryOf(monkeypatch, rows=1)
         with pytest.raises(torch.OutOfMemoryError):
             train_tiny(auto_find_batch_size=False)
         assert gpu.failures == 1
 
-    def test_elsewhere_nothing_begins_anew(self, train_tiny, monkeypatch):
-        """transformers would start the whole training again, with the weights as they are."""
+    def test_nothing_is_retried_in_evaluations(self, train_tiny, monkeypatch):
+        """transformers would restart the whole training with the current weights."""
         evaluations = []
 
         def evaluate(*_):
@@ -301,7 +301,7 @@ class TestOutOfMemory:
         assert len(evaluations) == 1
 
 
-def test_trainer_on_a_gpu_is_trls_but_for_what_stands_here(make_trainer):
+def test_trainer_and_collator(make_trainer):
     assert issubclass(CpuStepTrainer, StepTrainer)
     assert isinstance(make_trainer(tokens_per_batch=300).data_collator, StepCollator)
     assert not isinstance(make_trainer().data_collator, StepCollator)

@@ -24,7 +24,7 @@ def test_one_process_changes_nothing():
 
 
 @pytest.mark.parametrize("was_on", [True, False])
-def test_several_processes_keep_their_batches_and_search_nothing(caplog, was_on):
+def test_several_processes_keep_their_batches(caplog, was_on):
     with caplog.at_level(logging.WARNING):
         fitted = fit_to_processes(arguments(world_size=2, auto_find_batch_size=was_on))
     assert fitted == arguments(
@@ -34,7 +34,7 @@ def test_several_processes_keep_their_batches_and_search_nothing(caplog, was_on)
 
 
 class TestBuiltTrainer:
-    def test_back_off_is_its_own_and_not_transformers(self, make_trainer):
+    def test_back_off_is_not_that_of_transformers(self, make_trainer):
         for asked in (True, False):
             trainer = make_trainer(auto_find_batch_size=asked)
             assert trainer.backs_off is asked
@@ -46,7 +46,7 @@ class TestBuiltTrainer:
             return [one for one in callbacks if isinstance(one, LossWatch)]
 
         assert [watch._divergence_nats for watch in watches(divergence_nats=2.5)] == [2.5]
-        # a loss that is no number stops it all the same
+        # a loss that is not finite stops it anyway
         assert [watch._divergence_nats for watch in watches(divergence_nats=None)] == [None]
 
     def test_shows_one_progress_bar(self, make_trainer):
@@ -57,7 +57,7 @@ class TestBuiltTrainer:
         ]
         assert [type(bar) for bar in bars] == [LossInProgressBar]
 
-    def test_stops_early_where_asked(self, make_trainer):
+    def test_stops_early(self, make_trainer):
         def stopping(**changes):
             callbacks = make_trainer(**changes).callback_handler.callbacks
             return [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
@@ -70,7 +70,7 @@ class TestBuiltTrainer:
         assert callback.early_stopping_patience == 3
         assert callback.early_stopping_threshold == 0.25
 
-    def test_packed_samples_have_their_own_noise(self, make_trainer):
+    def test_packed_samples_use_packed_neftune(self, make_trainer):
         packed = {"tokens_per_batch": 300, "packing": True}
         trainer = make_trainer(**packed, neftune_noise_alpha=5.0)
         assert isinstance(trainer.neftune, PackedNeftune)
@@ -81,7 +81,7 @@ class TestBuiltTrainer:
             assert trainer.neftune is None
             assert trainer.args.neftune_noise_alpha == 5.0
 
-    def test_apart_is_said(self, make_trainer, caplog):
+    def test_separation_is_logged(self, make_trainer, caplog):
         with caplog.at_level(logging.INFO):
             make_trainer(tokens_per_batch=300, packing=True)
         assert "sft: packed samples do not mix (difference " in caplog.text
@@ -96,9 +96,9 @@ class TestProgressBar:
         state = SimpleNamespace(is_world_process_zero=True)
         return lambda logs: (bar.on_log(None, state, None, logs=logs), list(shown))[1]
 
-    def test_shows_the_losses_alone(self, bar):
+    def test_shows_only_the_losses(self, bar):
         assert bar({"loss": 2.5, "grad_norm": 1.0}) == [{"loss": 2.5}]
 
     @pytest.mark.parametrize("logs", [None, {}, {"train_runtime": 1.0}])
-    def test_shows_nothing_of_other_entries(self, bar, logs):
+    def test_ignores_other_entries(self, bar, logs):
         assert bar(logs) == []
