@@ -40,9 +40,6 @@ class Task:
         hooks: The implemented hooks with the arguments that their implementations take; None if
             the run has no hooks.
         log_levels: Level of each logger; the root logger's name is empty.
-        tracking: The MLflow run to continue.
-        is_async: Whether to load and save in threads.
-        run_id: Kedro's id of the run.
     """
 
     work: bytes
@@ -55,15 +52,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """The exception that ended a node.
-
-    Attributes:
-        type_name: Name of its class.
-        message: Its text.
-        traceback: As Python prints it, with the text.
-        out_of_memory: Whether GPU memory ran out.
-        is_usage_error: Whether the message suffices without the traceback.
-    """
+    """The exception that ended a node; the message of a usage error needs no traceback."""
 
     type_name: str
     message: str

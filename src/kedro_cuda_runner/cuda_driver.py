@@ -13,12 +13,10 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LIBRARY = "libcuda.so.1"
 # a second or two for each device if no daemon keeps the driver loaded

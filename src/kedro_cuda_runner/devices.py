@@ -53,8 +53,6 @@ class Device:
     Attributes:
         index: CUDA's index among the visible devices: 0 for ``cuda:0``.
         uuid: ``GPU-…``, or ``MIG-…`` for a slice of a GPU.
-        name: The product name.
-        memory_bytes: Total memory.
     """
 
     index: int
@@ -106,19 +104,15 @@ class NvidiaDevices:
     Args:
         query: Returns the devices that a process with a given environment sees.
         nvml: The module ``pynvml`` or a fake of it; None imports it.
-        is_torch_used: Whether to refuse if the installed PyTorch does not support CUDA.
     """
 
     def __init__(
         self,
         query: Callable[[Mapping[str, str]], list[DriverDevice]] = query_driver,
         nvml: Any = None,
-        *,
-        is_torch_used: bool = True,
     ) -> None:
         self._query = query
         self._given_nvml = nvml
-        self._is_torch_used = is_torch_used
         self._handles: dict[str, Any] = {}
         self._found: dict[tuple[str | None, ...], list[Device]] = {}
 
@@ -133,7 +127,7 @@ class NvidiaDevices:
             raise self._no_devices(error) from error
         if not devices:
             raise self._no_devices(None)
-        if self._is_torch_used and (problem := _torch_problem()):
+        if problem := _torch_problem():
             raise NoDevicesError(f"the CUDA devices cannot be used: {problem}")
         self._found[variables] = [
             Device(index, self._full_uuid(found), found.name, found.memory_bytes)
@@ -200,28 +194,24 @@ class NvidiaDevices:
             self._handles[uuid] = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
         return self._handles[uuid]
 
-    def _call_nvml(self, device: Device, function: str) -> Any:
-        """Return the result of an NVML function for a device; None if it fails."""
-        if self._nvml is None:
-            return None
-        try:
-            return getattr(self._nvml, function)(self._handle(device.uuid))
-        except self._nvml.NVMLError:
-            return None
+    def _call_nvml(self, device: Device, function: str, *, may_fail: bool = True) -> Any:
+        """Return the result of an NVML function for a device; None if it is not supported.
 
-    def _memory(self, device: Device) -> Any:
-        if self._nvml is None:
+        Raises:
+            CudaRunnerError: The device is lost or needs a reset, and the call must not fail.
+        """
+        nvml = self._nvml
+        if nvml is None:
             return None
         try:
-            return self._nvml.nvmlDeviceGetMemoryInfo(self._handle(device.uuid))
-        except self._nvml.NVMLError as error:
-            unsupported = (
-                self._nvml.NVML_ERROR_NOT_SUPPORTED,
-                self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-                self._nvml.NVML_ERROR_NO_PERMISSION,
-                self._nvml.NVML_ERROR_NOT_FOUND,
-            )
-            if error.value in unsupported:
+            return getattr(nvml, function)(self._handle(device.uuid))
+        except nvml.NVMLError as error:
+            if may_fail or error.value in (
+                nvml.NVML_ERROR_NOT_SUPPORTED,
+                nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+                nvml.NVML_ERROR_NO_PERMISSION,
+                nvml.NVML_ERROR_NOT_FOUND,
+            ):
                 return None
             raise CudaRunnerError(
                 f"cuda:{device.index} ({device.name}, {device.uuid}) does not report its free "
@@ -229,13 +219,13 @@ class NvidiaDevices:
             ) from error
 
     def free_bytes(self, device: Device) -> int:
-        """See ``DeviceLayer``; an error means that the device is lost or needs a reset."""
-        memory = self._memory(device)
+        """See ``DeviceLayer``."""
+        memory = self._call_nvml(device, "nvmlDeviceGetMemoryInfo", may_fail=False)
         return device.memory_bytes if memory is None else int(memory.free)
 
     def used_bytes(self, device: Device) -> int | None:
         """See ``DeviceLayer``."""
-        memory = self._memory(device)
+        memory = self._call_nvml(device, "nvmlDeviceGetMemoryInfo", may_fail=False)
         return None if memory is None else int(memory.used)
 
     def utilization_percent(self, device: Device) -> int | None:

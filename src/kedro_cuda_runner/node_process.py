@@ -47,17 +47,7 @@ EXIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all nodes of a run share.
-
-    Attributes:
-        catalog: The runner's catalog.
-        hooks: The hooks of the run.
-        run_id: Kedro's id of the run.
-        is_async: Whether nodes load and save in threads.
-        tracking: The active MLflow run.
-        terminal: Prints the output of all processes.
-        running: Names of the nodes that run in their own processes.
-    """
+    """What all nodes of a run share; ``running`` are those in their own processes now."""
 
     catalog: CatalogProtocol[Any, Any]
     hooks: SerialHooks
@@ -77,7 +67,6 @@ class Ending:
         failure: The exception that the process reported.
         exit_code: Exit code of the process, or the negative number of the signal that ended it.
         torch_peak_bytes: Peak of PyTorch's allocator on one device.
-        last_lines: Last lines of its output.
         unfinished: Outputs that it was saving.
         inputs: Inputs that were passed to hooks.
         reported_to_hooks: Whether ``on_node_error`` was called.

@@ -29,7 +29,6 @@ class NodeRecord:
     """One node's run.
 
     Attributes:
-        node: Name of the node.
         place: ``CPU``, ``CPU, own process``, or the devices: ``cuda:0 (NVIDIA H100)``.
         devices: Indices of the devices.
         outcome: ``done``, ``failed``, ``stopped`` or ``running``.
@@ -40,7 +39,7 @@ class NodeRecord:
         available_bytes: Free memory on each device at the start.
         device_bytes: Total memory of each device.
         mean_utilization_percent: Mean utilization of its devices, as in nvidia-smi.
-        host_peak_bytes: Highest resident memory of its processes.
+        host_peak_bytes: Highest total resident memory of its processes.
         parts: Breakdown of the declared memory in bytes.
     """
 

@@ -62,16 +62,10 @@ class Scheduler:
         release: Callable[..., None],
         suggest_resume: Callable[[set[Node]], None],
     ) -> None:
-        """Prepare a run.
+        """Prepare a run; the nodes among ``resources`` get their own processes.
 
-        Args:
-            pipeline: The nodes.
-            resources: The nodes with their own processes, and their resources.
-            placement: Assigns the devices.
-            layer: The hardware.
-            shared: What all nodes share.
-            release: Kedro's function that releases data that no further node loads.
-            suggest_resume: Kedro's function that logs how to resume, given the finished nodes.
+        Kedro's runner provides ``release``, which releases data that no further node loads, and
+        ``suggest_resume``, which logs how to resume after the given nodes.
         """
         self.records: list[NodeRecord] = []
         self._pipeline = pipeline

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from kedro.framework.hooks.manager import _NullPluginManager
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NODE_HOOKS = (
     "before_dataset_loaded",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_devices import FakeDevices
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -17,3 +18,9 @@ def subprocess_environment(subprocess_environment: dict[str, str]) -> dict[str, 
     """Return the environment of a process that finds the modules beside this file."""
     paths = [subprocess_environment["PYTHONPATH"], str(HERE), os.environ.get("PYTHONPATH")]
     return {**subprocess_environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@pytest.fixture(scope="session")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> FakeDevices:
+    """Return two fake devices; what a process allocates there is free once it has ended."""
+    return FakeDevices(tmp_path_factory.mktemp("devices"))

@@ -1,4 +1,4 @@
-"""Datasets in whose ``save`` the process dies or hangs; a process of its own finds them here."""
+"""Datasets in whose ``save`` the process dies or hangs; a node's process imports them from here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def write_half(path, data):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(data[: len(data) // 2])
+
+
 class TextThatDies(AbstractDataset):
     """Writes half of a text; with ``begins=False`` it dies before that."""
 
@@ -30,7 +36,7 @@ class TextThatDies(AbstractDataset):
 
     def save(self, data):
         if self._begins:
-            Path(self._filepath).write_text(data[: len(data) // 2])
+            write_half(self._filepath, data)
         die()
 
     def _describe(self):
@@ -43,34 +49,23 @@ class VersionedTextThatDies(AbstractVersionedDataset):
     def load(self):
         return Path(self._get_load_path()).read_text()
 
-    def save(self, data):
-        path = Path(self._get_save_path())
-        path.parent.mkdir(parents=True)
-        path.write_text(data[: len(data) // 2])
-        die()
-
     def _describe(self):
         return {"filepath": str(self._filepath)}
 
+    def save(self, data):
+        write_half(self._get_save_path(), data)
+        die()
 
-class DirectoryThatDies(AbstractDataset):
+
+class DirectoryThatDies(TextThatDies):
     """Writes half of the second of two files; the first is always the same."""
-
-    def __init__(self, filepath):
-        self._filepath = PurePosixPath(filepath)
-
-    def load(self):
-        return {path.name: path.read_text() for path in Path(self._filepath).iterdir()}
 
     def save(self, data):
         folder = Path(self._filepath)
         folder.mkdir(exist_ok=True)
         (folder / "config").write_text("{}")
-        (folder / "weights").write_text(data[: len(data) // 2])
+        write_half(folder / "weights", data)
         die()
-
-    def _describe(self):
-        return {"filepath": str(self._filepath)}
 
 
 class FolderOfParts(AbstractDataset):
@@ -90,7 +85,7 @@ class FolderOfParts(AbstractDataset):
 
 
 class JSONLinesThatDie(JSONLinesDataset):
-    """Writes half of its sibling."""
+    """Writes half of its temporary sibling."""
 
     def save(self, data):
         with replacing(self._filepath) as new:
@@ -110,15 +105,14 @@ class TextThatHangs(TextThatDies):
     """Writes half, starts a process, and hangs."""
 
     def save(self, data):
-        path = Path(self._filepath)
-        path.write_text(data[: len(data) // 2])
-        gpu_nodes.start_and_hang(path.parent)
+        write_half(self._filepath, data)
+        gpu_nodes.start_and_hang(Path(self._filepath).parent)
 
 
 class StubbornText(TextThatDies):
-    """Hangs, and does not end when asked to."""
+    """Hangs, and ignores SIGTERM."""
 
     def save(self, data):
-        path = Path(self._filepath)
-        path.write_text(data[: len(data) // 2])
-        gpu_nodes.ignore_termination(path.parent)
+        write_half(self._filepath, data)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        gpu_nodes.start_and_hang(Path(self._filepath).parent)

@@ -1,4 +1,4 @@
-"""Node functions for the runner's tests; a process of its own finds them here by name."""
+"""Node functions for the runner's tests, which a node's process imports from here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import click
 import fake_devices
 
 logger = logging.getLogger("gpu_nodes")
@@ -27,7 +28,7 @@ def add(*values):
 
 
 def where(_=None):
-    """Return who runs this, and what it sees."""
+    """Return the process that runs this, and the devices that it sees."""
     return {
         "pid": os.getpid(),
         "parent": os.getppid(),
@@ -46,48 +47,20 @@ def hold(folder, gb=1.0, seconds=0.3):
     return {"from": started, "to": time.time(), "devices": os.environ["CUDA_VISIBLE_DEVICES"]}
 
 
-def hold_long(folder):
-    return hold(folder, 1.0, 120.0)
-
-
-def hold_more_than_there_is(folder):
-    print("about to allocate", flush=True)
-    return hold(folder, 10_000.0)
-
-
-def sleep_here(seconds):
-    started = time.time()
-    time.sleep(seconds)
-    return {"from": started, "to": time.time()}
-
-
 def raise_value_error(_):
     logger.warning("what was seen before")
     raise ValueError("this cannot be")
 
 
-def kill_itself(_):
-    print("last words", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def crash(_):
-    ctypes.string_at(0)
-
-
-def leave(_):
-    os._exit(7)
-
-
 def start_and_hang(folder):
-    """Leave a process of its own behind, and tell both ids."""
+    """Start a child, write both process ids, and hang."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     (Path(folder) / "pids").write_text(f"{os.getpid()} {other.pid}")
     time.sleep(300)
 
 
 def speak(_):
-    """Say things in every way a node has."""
+    """Log, print and draw a bar."""
     from tqdm import tqdm
 
     logger.info("first: a log line")
@@ -95,19 +68,11 @@ def speak(_):
     for _ in tqdm(range(3), desc="third: a bar", disable=False):
         time.sleep(0.01)
     logger.warning("fourth: a warning")
-    return "spoken"
-
-
-def chunks(value):
-    yield from range(value)
+    return "printed"
 
 
 def unpicklable(_):
     return lambda: None
-
-
-def large(_):
-    return bytes(200 * 2**20)
 
 
 class HoldsFunctionError(Exception):
@@ -129,15 +94,9 @@ def _raise(error):
     raise error
 
 
-def _write_error(*parts):
-    from ja_instruct.errors import InputError
-
-    raise InputError("prompts.yml, line 3: 'sytem' is no key; known are system, user")
-
-
 WAYS_TO_FAIL = {
     "exception": lambda: _raise(ValueError("this cannot be")),
-    "input error": _write_error,
+    "usage error": lambda: _raise(click.UsageError("line 3: unknown key 'sytem'")),
     "unpicklable": lambda: _raise(HoldsFunctionError("it holds a function")),
     "not unpicklable": lambda: _raise(TwoPartsError("two", "parts")),
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -185,14 +144,14 @@ def pause(_):
 
 
 def wait_for(path):
-    """Return once a file is there."""
+    """Return once a file exists."""
     while not Path(path).exists():
         time.sleep(0.02)
     return "there"
 
 
 def touch_and_wait_for(first, second):
-    touch(first)
+    Path(first).touch()
     return wait_for(second)
 
 
@@ -201,47 +160,37 @@ def fail_when(path):
     raise ValueError("this failed")
 
 
-def touch(path):
-    Path(path).touch()
-
-
-def ignore_termination(folder):
-    """Hang, and do not end when asked to."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    start_and_hang(folder)
-
-
 def print_much(_):
     """Print faster than anybody reads."""
     block = b"x" * 79 + b"\n"
     for _ in range(400):
         os.write(1, block * 800)
-    return "said"
+    return "printed"
 
 
 def two_streams(_):
     print("to the output", flush=True)
     print("to the error", file=sys.stderr, flush=True)
-    return "said"
+    return "printed"
 
 
 def print_bytes(_):
     os.write(1, b"\xff\xfe that was \xe6")
     time.sleep(0.1)
     os.write(1, b"\x97\xa5\n")
-    return "said"
+    return "printed"
 
 
-def _meet(folder, name, count=2):
-    """Wait until as many processes have come here."""
+def _meet(folder, name):
+    """Wait until two processes have arrived."""
     (Path(folder) / name).mkdir(exist_ok=True)
     (Path(folder) / name / str(os.getpid())).touch()
-    while len(list((Path(folder) / name).iterdir())) < count:
+    while len(list((Path(folder) / name).iterdir())) < 2:
         time.sleep(0.02)
 
 
 def bar_and_words(word, folder):
-    """Draw a bar of 20 steps beside another process that does, and say something in between."""
+    """Draw a bar beside another process that does, and log in between."""
     from tqdm import tqdm
 
     _meet(folder, "begins")
@@ -287,10 +236,10 @@ def length(*values):
 
 
 def meet(folder, settings):
-    """Come to a meeting, and tell whether all others have come before patience ran out."""
+    """Wait for others to arrive, and return whether they did in time."""
     folder = Path(folder)
     (folder / settings["me"]).touch()
-    deadline = time.monotonic() + settings.get("patience", 20)
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if all((folder / other).exists() for other in settings["others"]):
             return {**where(), "met": True, "thread": threading.current_thread().name}
@@ -309,7 +258,7 @@ def tensor_and_large(_):
 
 
 def write_rank(_, value, settings):
-    """Leave a file a process, so that a test sees what each of them was given."""
+    """Write a file for each process, with what it was given."""
     seen = {**where(), "value": value}
     (Path(settings["folder"]) / f"rank_{seen['rank']}").write_text(json.dumps(seen))
     return seen
@@ -373,18 +322,11 @@ def speak_on_one_stream(_):
         pass
     logger.info("fourth")
     print("fifth", file=sys.stderr, flush=True)
-    return "said"
+    return "printed"
 
 
-class OddError(Exception):
-    """Can be pickled, and then not be unpickled."""
-
-    def __init__(self, count, text):
-        super().__init__(f"{count}: {text}")
-
-
-def raise_odd_error(_):
-    raise OddError(3, "too many")
+def raise_two_parts_error(_):
+    raise TwoPartsError("two", "parts")
 
 
 def needs_3_gb(value, parameters):

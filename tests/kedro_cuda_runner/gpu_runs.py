@@ -1,4 +1,4 @@
-"""Small runs under ``CudaRunner``, and what the tests of its failures ask of them."""
+"""Small runs under ``CudaRunner``, and what their tests have in common."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Errors:
 
 
 def gpu(function, inputs=None, outputs=None, name=None, **arguments):
+    """Return a node with the tag ``gpu``, by default named as its function."""
     return node(function, inputs, outputs, name=name or function.__name__, tags="gpu", **arguments)
 
 
@@ -39,12 +40,19 @@ def catalog_of(data):
     )
 
 
-def run(nodes, data, layer, hooks=()):
-    """Run nodes; return the outputs that nobody takes, by name."""
+def manager_of(*hooks):
+    """Return Kedro's manager with these hooks and no plugin's."""
     manager = _create_hook_manager()
     for one in hooks:
         manager.register(one)
-    outputs = CudaRunner(layer=layer).run(pipeline(nodes), catalog_of(data), manager)
+    return manager
+
+
+def run(nodes, data, layer, hooks=(), *, is_async=False, **arguments):
+    """Run nodes on a catalog or on a mapping; return the outputs that no node takes, by name."""
+    catalog = data if isinstance(data, DataCatalog) else catalog_of(data)
+    runner = CudaRunner(is_async=is_async, layer=layer)
+    outputs = runner.run(pipeline(nodes), catalog, manager_of(*hooks), **arguments)
     return {name: dataset.load() for name, dataset in outputs.items()}
 
 

@@ -1,4 +1,4 @@
-"""Datasets and a validator that a catalog in a node's own process has to cope with."""
+"""Unusual datasets, and a validator, for the catalog in a node's process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kedro.io import AbstractDataset
 
 
 class ConfirmedDataset(AbstractDataset):
-    """Text in a file; whether somebody has confirmed it is in a file beside it."""
+    """Text in a file; a file beside it says whether it was confirmed."""
 
     def __init__(self, filepath):
         self._filepath = Path(filepath)
@@ -24,21 +24,18 @@ class ConfirmedDataset(AbstractDataset):
     def confirm(self):
         self._filepath.with_suffix(".confirmed").touch()
 
-    def _exists(self):
-        return self._filepath.exists()
-
     def _describe(self):
         return {"filepath": str(self._filepath)}
 
 
 class ConfirmedHereDataset(ConfirmedDataset):
-    """The same, at home in the runner's process."""
+    """The same, for the runner's process alone."""
 
     _SINGLE_PROCESS = True
 
 
 class HeldDataset(AbstractDataset):
-    """Data behind a handle that cannot leave its process; nothing says so beforehand."""
+    """Data behind a handle that cannot be pickled; nothing says so beforehand."""
 
     def __init__(self):
         self._convert = lambda data: list(data)
@@ -72,7 +69,7 @@ class LateOnOthersDataset(AbstractDataset):
 
 
 class PositiveValidator:
-    """Takes numbers above zero; rounds what it takes."""
+    """Accepts numbers above zero, and rounds them."""
 
     def validate(self, data):
         if any(value <= 0 for value in data):

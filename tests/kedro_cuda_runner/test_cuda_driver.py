@@ -12,51 +12,44 @@ UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030
 
 
 class FakeLibrary:
-    """``libcuda.so.1`` for two devices, one of them a slice."""
+    """``libcuda.so.1`` for two devices, of which newer drivers report that one is a slice."""
 
-    def __init__(self, code=0, failing="cuInit", knows_names=True):
+    def __init__(self, code=0, failing="cuInit", *, knows_names=True, is_newer=True):
         self.code = code
         self.failing = failing
         self.knows_names = knows_names
+        self.is_newer = is_newer
 
-    def _answer(self, function):
-        return self.code if function == self.failing else 0
+    def __getattr__(self, function):
+        if function == "cuDeviceGetUuid_v2" and not self.is_newer:
+            raise AttributeError(function)
 
-    def cuInit(self, flags):  # noqa: N802
-        assert flags == 0
-        return self._answer("cuInit")
+        def call(*args):
+            self.write(function, *args)
+            if function == "cuGetErrorName":
+                return 0 if self.knows_names else 1
+            return self.code if function == self.failing else 0
 
-    def cuDeviceGetCount(self, count):  # noqa: N802
-        count._obj.value = 2
-        return self._answer("cuDeviceGetCount")
+        return call
 
-    def cuDeviceGet(self, device, index):  # noqa: N802
-        device._obj.value = 10 + index
-        return self._answer("cuDeviceGet")
-
-    def cuDeviceGetName(self, name, size, device):  # noqa: N802
-        name.value = f"Fake {device.value - 10}"[: size - 1].encode()
-        return self._answer("cuDeviceGetName")
-
-    def cuDeviceTotalMem_v2(self, memory, device):  # noqa: N802
-        memory._obj.value = 2**37 + device.value - 10
-        return self._answer("cuDeviceTotalMem_v2")
-
-    def cuDeviceGetUuid(self, uuid, device):  # noqa: N802
-        uuid._obj[:] = bytes(range(16))
-        return self._answer("cuDeviceGetUuid")
-
-    def cuGetErrorName(self, code, name):  # noqa: N802
-        if not self.knows_names:
-            return 1
-        name._obj.value = b"CUDA_ERROR_OF_THE_FAKE"
-        return 0
-
-
-class NewerFakeLibrary(FakeLibrary):
-    def cuDeviceGetUuid_v2(self, uuid, device):  # noqa: N802
-        uuid._obj[:] = bytes(range(16)) if device.value == 10 else bytes(range(0xF0, -1, -0x10))
-        return self._answer("cuDeviceGetUuid_v2")
+    def write(self, function, *args):
+        match function, args:
+            case "cuInit", (flags,):
+                assert flags == 0
+            case "cuDeviceGetCount", (count,):
+                count._obj.value = 2
+            case "cuDeviceGet", (device, index):
+                device._obj.value = 10 + index
+            case "cuDeviceGetName", (name, size, device):
+                name.value = f"Fake {device.value - 10}"[: size - 1].encode()
+            case "cuDeviceTotalMem_v2", (memory, device):
+                memory._obj.value = 2**37 + device.value - 10
+            case "cuDeviceGetUuid_v2", (uuid, device) if device.value == 11:
+                uuid._obj[:] = bytes(range(0xF0, -1, -0x10))
+            case "cuDeviceGetUuid" | "cuDeviceGetUuid_v2", (uuid, _):
+                uuid._obj[:] = bytes(range(16))
+            case "cuGetErrorName", (_, name) if self.knows_names:
+                name._obj.value = b"CUDA_ERROR_OF_THE_FAKE"
 
 
 def error_of(function, *args):
@@ -67,12 +60,12 @@ def error_of(function, *args):
 
 class TestReadDevices:
     def test_older_driver(self):
-        assert read_devices(FakeLibrary()) == [
+        assert read_devices(FakeLibrary(is_newer=False)) == [
             DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
         ]
 
     def test_newer_driver_tells_a_slice_from_its_gpu(self):
-        devices = read_devices(NewerFakeLibrary())
+        devices = read_devices(FakeLibrary())
         assert [(one.uuid, one.is_mig) for one in devices] == [(UUIDS[0], False), (UUIDS[1], True)]
 
     @pytest.mark.parametrize(
@@ -88,7 +81,7 @@ class TestReadDevices:
         ],
     )
     def test_every_failure_is_reported(self, function):
-        library = NewerFakeLibrary(code=803, failing=function)
+        library = FakeLibrary(code=803, failing=function)
         assert error_of(read_devices, library) == (function, 803, "CUDA_ERROR_OF_THE_FAKE")
 
     @pytest.mark.parametrize(

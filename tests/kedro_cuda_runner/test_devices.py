@@ -7,6 +7,7 @@ import types
 import pytest
 from missing_libraries import why_not_loaded
 
+from kedro_cuda_runner import devices
 from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError
 from kedro_cuda_runner.devices import (
     Device,
@@ -45,6 +46,12 @@ def slice_of(*, is_mig):
 @pytest.fixture(autouse=True)
 def _nothing_hidden(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _any_torch(monkeypatch, request):
+    if request.cls is not TestTorch:
+        monkeypatch.setattr(devices, "_torch_problem", lambda: None)
 
 
 class NVMLError(Exception):
@@ -99,7 +106,7 @@ class FakeNvml:
 
 
 def layer_with(nvml, query=None):
-    return NvidiaDevices(query or driver(unset=FOUND), nvml, is_torch_used=False)
+    return NvidiaDevices(query or driver(unset=FOUND), nvml)
 
 
 def reason_without_devices(query):
@@ -199,24 +206,20 @@ class TestFind:
 
 
 class TestTorch:
-    def write(self, tmp_path, cuda, hip="None"):
+    @pytest.mark.parametrize(
+        ("cuda", "hip", "problem"),
+        [
+            ("'13.0'", "None", None),
+            ("None", "None", "the installed torch 2.11.0+x is built without CUDA; install"),
+            ("None", "'6.4'", "the installed torch 2.11.0+x is built for ROCm; install"),
+        ],
+    )
+    def test_build(self, tmp_path, cuda, hip, problem):
         file = tmp_path / "version.py"
+        assert torch_build_problem(file) is None, "there is no such file"
         file.write_text(f"__version__ = '2.11.0+x'\ncuda: str | None = {cuda}\nhip = {hip}\n")
-        return file
-
-    def test_cuda_build(self, tmp_path):
-        assert torch_build_problem(self.write(tmp_path, "'13.0'")) is None
-
-    def test_cpu_build(self, tmp_path):
-        lack = torch_build_problem(self.write(tmp_path, "None"))
-        assert lack.startswith("the installed torch 2.11.0+x is built without CUDA; install")
-
-    def test_rocm_build(self, tmp_path):
-        lack = torch_build_problem(self.write(tmp_path, "None", hip="'6.4'"))
-        assert "2.11.0+x is built for ROCm" in lack
-
-    def test_no_such_file(self, tmp_path):
-        assert torch_build_problem(tmp_path / "version.py") is None
+        found = torch_build_problem(file)
+        assert found is None if problem is None else found.startswith(problem)
 
     def test_installed_build_counts_and_is_not_imported(self):
         import torch

@@ -14,7 +14,6 @@ from gpu_runs import Errors, gpu, run
 from kedro.pipeline import node
 from kedro_datasets.text import TextDataset
 
-from ja_instruct.errors import InputError
 from kedro_cuda_runner import GpuNodeError, failures, node_process
 from kedro_cuda_runner.node_process import Ending
 from kedro_cuda_runner.report import NodeRecord
@@ -39,7 +38,7 @@ def fail(way, layer, hooks=()):
 
 ENDINGS = {
     "exception": ("exception", "failed with ValueError: this cannot be"),
-    "input error": ("exception", "failed: prompts.yml, line 3: 'sytem' is no key"),
+    "usage error": ("exception", "failed: line 3: unknown key 'sytem'"),
     "unpicklable": ("exception", "failed with HoldsFunctionError: it holds a function"),
     "not unpicklable": ("exception", "failed with TwoPartsError: two parts"),
     "out of memory": ("out of memory", "ran out of GPU memory (OutOfMemoryError: CUDA out of"),
@@ -66,20 +65,20 @@ def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
     assert COMMAND in message.splitlines()[-1]
     assert "what was seen before" in caplog.messages
     for said in ("  | WARNING what was seen before\n", "  | last words\n"):
-        assert (said in message) == (way != "input error"), message
+        assert (said in message) == (way != "usage error"), message
     assert ("remedy: lower the number of GB" in message) == (way == "out of memory")
     assert ("when the computer's memory runs out" in message) == (way == "SIGKILL")
     assert ("Fatal Python error: Segmentation fault" in message) == (way == "segmentation fault")
     assert ("Fatal Python error: Aborted" in message) == (way == "SIGABRT")
     tracebacks = [one for one in caplog.messages if one.startswith("'train' failed:\nTraceback")]
-    assert len(tracebacks) == (reason in ("exception", "out of memory") and way != "input error")
+    assert len(tracebacks) == (reason in ("exception", "out of memory") and way != "usage error")
     assert all(", in hold_and_fail\n" in one for one in tracebacks)
     assert not any("kedro/pipeline/node.py" in one for one in tracebacks)
     [(name, told)] = errors.seen
     assert name == "train"
     expected = {
         "exception": ValueError,
-        "input error": InputError,
+        "usage error": click.UsageError,
         "out of memory": OutOfMemoryError,
         "unpicklable": StandInError,
         "not unpicklable": StandInError,

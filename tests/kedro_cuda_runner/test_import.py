@@ -1,16 +1,12 @@
-"""What the runner takes along: it serves any project and costs little where no device is needed."""
+"""The package knows no project, and costs little where no device is used."""
 
 import json
 import subprocess
 import sys
 
-CODE = """
-import json, sys
-import kedro_cuda_runner
-{more}
-print(json.dumps(sorted(sys.modules)))
-"""
-HEAVY = ("torch", "mlflow", "transformers", "datasets", "pyarrow", "pandas", "numpy", "pynvml")
+import pytest
+
+HEAVY = {"torch", "mlflow", "transformers", "datasets", "pyarrow", "pandas", "numpy", "pynvml"}
 RUN = """
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
@@ -20,53 +16,29 @@ nodes = pipeline([node(sorted, "a", "b")])
 """
 
 
-def modules_after(environment, more=""):
-    said = subprocess.run(
-        [sys.executable, "-c", CODE.format(more=more)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return set(json.loads(said.splitlines()[-1]))
+def modules_after(environment, code):
+    """Return the top-level modules that code has imported."""
+    code += "\nimport json, sys\nprint(json.dumps([*sys.modules]))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
-def top_level(modules):
-    return {name.partition(".")[0] for name in modules}
-
-
-def of_project(modules):
-    """Return the project's modules outside of the runner."""
-    return {
-        name
-        for name in modules
-        if name.startswith("ja_instruct.") and not name.startswith("kedro_cuda_runner")
-    }
-
-
-def test_import_is_light_and_knows_no_project(subprocess_environment):
-    modules = modules_after(subprocess_environment)
-    assert "kedro_cuda_runner.scheduler" in modules
-    assert not top_level(modules) & set(HEAVY)
-    assert of_project(modules) == set()
-
-
-def test_run_without_gpu_nodes_is_as_light_as_kedro_s(subprocess_environment):
-    ours, theirs = (
-        modules_after(subprocess_environment, RUN.format(module=module, runner=runner))
-        for module, runner in (
-            ("kedro_cuda_runner", "CudaRunner"),
-            ("kedro.runner", "SequentialRunner"),
-        )
-    )
-    assert not (top_level(ours) - top_level(theirs)) & set(HEAVY)
-    assert of_project(ours) == set()
-
-
-def test_process_of_a_node_is_as_light(subprocess_environment):
-    modules = modules_after(
-        subprocess_environment,
-        "import kedro_cuda_runner.worker, kedro_cuda_runner.worker_catalog",
-    )
-    assert not top_level(modules) & set(HEAVY)
-    assert of_project(modules) == set()
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import kedro_cuda_runner", set()),
+        ("import kedro_cuda_runner.worker, kedro_cuda_runner.worker_catalog", set()),
+        (
+            RUN.format(module="kedro_cuda_runner", runner="CudaRunner"),
+            RUN.format(module="kedro.runner", runner="SequentialRunner"),
+        ),
+    ],
+    ids=["package", "process of a node", "run without GPU nodes"],
+)
+def test_imports(subprocess_environment, code, expected):
+    modules = modules_after(subprocess_environment, code)
+    usual = modules_after(subprocess_environment, expected) if expected else set()
+    assert "kedro_cuda_runner" in modules
+    assert not (modules - usual) & HEAVY
+    assert "ja_instruct" not in modules

@@ -5,23 +5,22 @@ import re
 import gpu_nodes
 import pytest
 from fake_devices import FakeDevices
+from gpu_runs import catalog_of, gpu, manager_of
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
-from recording_hooks import manager_of
 
 from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.errors import GpuNodeError
 
 GOOD = (
-    node(gpu_nodes.hold_as, ["folder", "params:held"], "held", name="hold", tags="gpu"),
+    gpu(gpu_nodes.hold_as, ["folder", "params:held"], "held", "hold"),
     node(gpu_nodes.double, "x", "doubled", name="double"),
 )
-BAD = (node(gpu_nodes.raise_value_error, "x", None, name="fail", tags="gpu"),)
+BAD = (gpu(gpu_nodes.raise_value_error, "x", name="fail"),)
 
 
-class TalkingHooks:
-    """Has its say at the end of a run, as late as it can."""
+class PrintingHooks:
+    """Prints at the end of a run, as late as it can."""
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self):
@@ -37,26 +36,20 @@ def show(tmp_path, capsys, monkeypatch):
     """Return a function that runs nodes as a session does, and returns what was printed."""
     monkeypatch.setenv("COLUMNS", "200")
     layer = FakeDevices(tmp_path, count=1)
-    settings = {"gb": 1, "seconds": 0.3, "gpu": {"memory_gb": 2.5}}
+    held = {"gb": 1, "seconds": 0.3, "gpu": {"memory_gb": 2.5}}
+    catalog = catalog_of({"x": 1, "folder": str(tmp_path), "params:held": held})
 
     def run(nodes, manager=None):
         line = pipeline(nodes)
-        catalog = DataCatalog(
-            {
-                "x": MemoryDataset(1),
-                "folder": MemoryDataset(str(tmp_path)),
-                "params:held": MemoryDataset(settings),
-            }
-        )
-        told = {"run_params": {}, "pipeline": line, "catalog": catalog}
+        arguments = {"run_params": {}, "pipeline": line, "catalog": catalog}
         try:
             result = CudaRunner(layer=layer).run(line, catalog, manager)
         except GpuNodeError as error:
             if manager is not None:
-                manager.hook.on_pipeline_error(error=error, **told)
+                manager.hook.on_pipeline_error(error=error, **arguments)
         else:
             if manager is not None:
-                manager.hook.after_pipeline_run(run_result=result, **told)
+                manager.hook.after_pipeline_run(run_result=result, **arguments)
         return capsys.readouterr().out
 
     return run
@@ -70,7 +63,7 @@ def row(shown, name):
 
 class TestTable:
     def test_after_everybody_else(self, show):
-        shown = show(GOOD, manager_of(TalkingHooks()))
+        shown = show(GOOD, manager_of(PrintingHooks()))
         assert shown.index("the report is there") < shown.index("estimate")
         assert shown.count("estimate") == 1
 
@@ -83,18 +76,15 @@ class TestTable:
         assert row(shown, "double")[:2] == ["double", "CPU"]
 
     def test_of_a_run_that_failed(self, show):
-        shown = show(BAD, manager_of(TalkingHooks()))
+        shown = show(BAD, manager_of(PrintingHooks()))
         assert shown.index("the report is not there") < shown.index("estimate")
-        assert row(shown, "fail")[2].startswith("failed after")
-
-    def test_of_a_run_that_failed_without_hooks(self, show):
-        assert row(show(BAD), "fail")[2].startswith("failed after")
+        for one in (shown, show(BAD)):  # with and without hooks
+            assert row(one, "fail")[2].startswith("failed after")
 
     def test_of_each_run_of_a_session_that_runs_twice(self, show):
-        manager = manager_of(TalkingHooks())
-        nodes = GOOD
-        assert show(nodes, manager).count("estimate") == 1
-        assert show(nodes, manager).count("estimate") == 1
+        manager = manager_of(PrintingHooks())
+        for _ in range(2):
+            assert show(GOOD, manager).count("estimate") == 1
 
-    def test_not_of_nothing(self, show):
+    def test_not_without_gpu_nodes(self, show):
         assert "estimate" not in show(())

@@ -6,9 +6,10 @@ import threading
 import gpu_nodes
 import pytest
 from fake_devices import FakeDevices
+from gpu_runs import catalog_of, gpu
+from gpu_runs import run as run_nodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
 
@@ -18,38 +19,28 @@ from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.scheduler import by_urgency
 
 
-def gpu_node(function, inputs, outputs, **arguments):
-    return node(function, inputs, outputs, tags="gpu", **arguments)
+def run(layer, nodes, **parameters):
+    named = {f"params:{name}": value for name, value in parameters.items()}
+    return run_nodes(nodes, {"folder": str(layer.folder), **named}, layer)
 
 
-def run(layer, nodes, **data):
-    catalog = DataCatalog({"folder": MemoryDataset(str(layer.folder))})
-    for name, value in data.items():
-        catalog[f"params:{name}"] = MemoryDataset(value)
-    outputs = CudaRunner(layer=layer).run(pipeline(nodes), catalog)
-    return {name: dataset.load() for name, dataset in outputs.items()}
+def meeting(name, *others, **resources):
+    others = [f"{other}_is_here" for other in others]
+    return {"me": f"{name}_is_here", "others": others, "gpu": resources}
 
 
-def meeting(name, *others, **gpu):
-    return {"me": f"{name}_is_here", "others": [f"{other}_is_here" for other in others], "gpu": gpu}
-
-
-def meet(name, kind=gpu_node, after=None):
+def meet(name, kind=gpu, after=None):
     """Return a node that waits for others, which proves that it runs beside them."""
     inputs = ["folder", f"params:{name}", *([after] if after else [])]
     return kind(gpu_nodes.meet_after if after else gpu_nodes.meet, inputs, name, name=name)
 
 
-def overlap(one, other):
-    return one["from"] < other["to"] and other["from"] < one["to"]
-
-
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory):
-    """Return what the nodes told of a run with a long node here and a chain on the devices.
+    """Return the results of a run with a long node here and a chain on the devices.
 
     The long node waits for the second of the chain, which becomes ready while it runs, and all
-    wait for one on the CPU in a process of its own.
+    wait for one on the CPU in its own process.
     """
     layer = FakeDevices(tmp_path_factory.mktemp("beside"), count=1)
     nodes = [meet("long", node), meet("first"), meet("second", after="first"), meet("isolated")]
@@ -88,30 +79,28 @@ class TestBeside:
 
 class TestSharing:
     @pytest.mark.parametrize(
-        ("count", "memory_gb"), [(2, None), (1, 10)], ids=["two devices", "needs that fit"]
+        ("count", "memory_gb"), [(2, None), (1, 10)], ids=["two devices", "memory that fits"]
     )
     def test_at_the_same_time(self, tmp_path, count, memory_gb):
-        layer = FakeDevices(tmp_path, count=count, memory_bytes=24e9)
-        told = run(
-            layer,
+        results = run(
+            FakeDevices(tmp_path, count=count, memory_bytes=24e9),
             [meet("one"), meet("other")],
             one=meeting("one", "other", memory_gb=memory_gb),
             other=meeting("other", "one", memory_gb=memory_gb),
         )
-        assert told["one"]["met"]
-        assert told["other"]["met"]
-        assert len({told["one"]["devices"], told["other"]["devices"]}) == count
+        assert results["one"]["met"]
+        assert results["other"]["met"]
+        assert len({one["devices"] for one in results.values()}) == count
 
-    @pytest.mark.parametrize("memory_gb", [None, 13], ids=["unknown needs", "needs that do not"])
+    @pytest.mark.parametrize("memory_gb", [None, 13], ids=["unknown memory", "too much memory"])
     def test_one_after_the_other(self, tmp_path, memory_gb):
         layer = FakeDevices(tmp_path, count=1, memory_bytes=24e9)
-        settings = {"gb": 13, "seconds": 0.3, "gpu": {"memory_gb": memory_gb}}
-        nodes = [
-            gpu_node(gpu_nodes.hold_as, ["folder", "params:held"], name, name=name)
-            for name in ("one", "other")
-        ]
-        told = run(layer, nodes, held=settings)
-        assert not overlap(told["one"], told["other"])
+        held = {"gb": 13, "seconds": 0.3, "gpu": {"memory_gb": memory_gb}}
+        names = ("one", "other")
+        nodes = [gpu(gpu_nodes.hold_as, ["folder", "params:held"], name, name) for name in names]
+        results = run(layer, nodes, held=held)
+        one, other = (results[name] for name in names)
+        assert one["to"] <= other["from"] or other["to"] <= one["from"]
 
 
 class UnluckyDevices(FakeDevices):
@@ -127,9 +116,9 @@ def test_a_node_that_cannot_be_started_fails_the_run(tmp_path):
     # it becomes ready while another one runs, so that the thread of the one before starts it
     layer = UnluckyDevices(tmp_path, count=2)
     nodes = [
-        gpu_node(gpu_nodes.start, None, "numbers", name="first"),
-        gpu_node(sorted, "numbers", "sorted", name="second"),
-        gpu_node(max, "numbers", "max", name="third"),
+        gpu(gpu_nodes.start, None, "numbers", name="first"),
+        gpu(sorted, "numbers", "sorted", name="second"),
+        gpu(max, "numbers", "max", name="third"),
     ]
     with pytest.raises((OSError, CudaRunnerError), match="the second device has gone"):
         run(layer, nodes)
@@ -140,8 +129,8 @@ class TestOrder:
         node(gpu_nodes.double, "x", "a", name="a_for_nobody"),
         node(gpu_nodes.double, "x", "b", name="b_for_one_on_a_device"),
         node(gpu_nodes.double, "x", "c", name="c_for_two_on_a_device"),
-        gpu_node(gpu_nodes.double, "c", "d", name="d_on_a_device"),
-        gpu_node(gpu_nodes.add, ["b", "d"], "e", name="e_on_a_device"),
+        gpu(gpu_nodes.double, "c", "d", name="d_on_a_device"),
+        gpu(gpu_nodes.add, ["b", "d"], "e", name="e_on_a_device"),
     )
 
     def test_what_gpu_nodes_wait_for_comes_first(self):
@@ -156,8 +145,7 @@ class TestOrder:
 
     def test_in_a_run(self, tmp_path, caplog):
         caplog.set_level("INFO", logger="kedro.runner")
-        catalog = DataCatalog({"x": MemoryDataset(1)})
-        CudaRunner(layer=FakeDevices(tmp_path, count=1)).run(pipeline(self.NODES), catalog)
+        run_nodes(self.NODES, {"x": 1}, FakeDevices(tmp_path, count=1))
         start = "Completed node: "
         done = [line.removeprefix(start)[0] for line in caplog.messages if line.startswith(start)]
         assert done == ["c", "b", "a", "d", "e"]
@@ -173,7 +161,7 @@ def graphs(draw):
     for index in range(count):
         names = ["x", *(f"d{other}" for other in range(index))]
         inputs = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
-        kind = gpu_node if index == on_device else node
+        kind = gpu if index == on_device else node
         nodes.append(kind(gpu_nodes.add, inputs, f"d{index}", name=f"n{index}"))
     return draw(st.permutations(nodes))
 
@@ -186,6 +174,6 @@ def test_any_graph_gives_what_kedro_s_runner_gives(tmp_path_factory, nodes):
     layer = FakeDevices(tmp_path_factory.mktemp("graph"), count=1)
     results = []
     for runner in (SequentialRunner(), CudaRunner(layer=layer)):
-        outputs = runner.run(pipeline(nodes), DataCatalog({"x": MemoryDataset(1)}))
+        outputs = runner.run(pipeline(nodes), catalog_of({"x": 1}))
         results.append({name: dataset.load() for name, dataset in outputs.items()})
     assert results[0] == results[1]

@@ -46,28 +46,23 @@ class FakeOutput:
 
 
 class TestTerminal:
-    def test_line_of_another_is_ended(self):
-        screen, terminal = Screen(), Terminal()
-        one, two = FakeOutput(screen), FakeOutput(screen)
-        terminal.write(one, "half", "[one] ")
-        terminal.write(two, "whole\n", "[two] ")
-        terminal.write(one, "rest\n", "[one] ")
-        assert screen.lines() == ["[one] half", "[two] whole", "[one] rest", ""]
-
-    def test_bar_of_another_is_cleared_and_drawn_again(self):
-        screen, terminal = Screen(), Terminal()
-        one, two = FakeOutput(screen), FakeOutput(screen)
-        terminal.write(one, "\rbar 1", "[one] ")
-        terminal.write(two, "whole\n", "[two] ")
-        terminal.write(one, "\rbar 2", "[one] ")
-        assert screen.lines() == ["[two] whole", "[one] bar 2"]
-
-    def test_bar_in_a_file_is_not_cleared(self):
-        file, terminal = io.StringIO(), Terminal()
-        one, two = FakeOutput(file), FakeOutput(file)
-        terminal.write(one, "\rbar 1", "")
-        terminal.write(two, "whole\n", "")
-        assert file.getvalue() == "\rbar 1\nwhole\n"
+    @pytest.mark.parametrize(
+        ("kind", "writes", "expected"),
+        [
+            (Screen, ["[1] half", "[2] whole\n", "[1] rest\n"], "[1] half\n[2] whole\n[1] rest\n"),
+            (Screen, ["[1] \rbar 1", "[2] whole\n", "[1] \rbar 2"], "[2] whole\n[1] bar 2"),
+            (io.StringIO, ["\rbar 1", "whole\n"], "\rbar 1\nwhole\n"),
+        ],
+        ids=["line of another is ended", "bar of another is cleared", "bar in a file is kept"],
+    )
+    def test_unfinished_lines(self, kind, writes, expected):
+        target, terminal = kind(), Terminal()
+        outputs = [FakeOutput(target), FakeOutput(target)]
+        for number, text in enumerate(writes):
+            prefix, bracket, rest = text.rpartition("] ")
+            terminal.write(outputs[number % 2], rest, prefix + bracket)
+        shown = "\n".join(target.lines()) if kind is Screen else target.getvalue()
+        assert shown == expected
 
     def test_streams_that_lead_elsewhere_stay_apart(self):
         terminal = Terminal()
@@ -197,16 +192,19 @@ class TestLastLines:
             last.add(text)
         return list(last)
 
-    def test_whole_and_unfinished_lines(self):
-        assert self.lines("one\ntw", "o\n\nthr", "ee") == ["one", "two", "three"]
-
-    def test_last_state_of_a_bar(self):
-        assert self.lines("\r 1%", "\r 2%", "\r") == [" 2%"]
-        assert self.lines("\r 1%\r 2%\nafter") == [" 2%", "after"]
-        assert self.lines("\r 1%\r 2%\r\n") == [" 2%"]
-
-    def test_bar_that_is_wiped_keeps_its_last_state(self):
-        assert self.lines("\r 99%", "\r    ", "\r") == [" 99%"]
+    @pytest.mark.parametrize(
+        ("texts", "expected"),
+        [
+            (["one\ntw", "o\n\nthr", "ee"], ["one", "two", "three"]),
+            # the last state of a bar, also of one that is wiped
+            (["\r 1%", "\r 2%", "\r"], [" 2%"]),
+            (["\r 1%\r 2%\nafter"], [" 2%", "after"]),
+            (["\r 1%\r 2%\r\n"], [" 2%"]),
+            (["\r 99%", "\r    ", "\r"], [" 99%"]),
+        ],
+    )
+    def test_lines(self, texts, expected):
+        assert self.lines(*texts) == expected
 
     def test_a_few_are_kept(self):
         assert self.lines("1\n2\n3\n4\n", count=2) == ["3", "4"]

@@ -6,42 +6,33 @@ import sys
 
 import gpu_nodes
 import pytest
-from fake_devices import FakeDevices
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import node, pipeline
+from gpu_runs import gpu, run
+from kedro.pipeline import node
 
-from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.errors import GpuNodeError
-
-
-def gpu_node(function, inputs, outputs, **arguments):
-    return node(function, inputs, outputs, tags="gpu", **arguments)
 
 
 class Tracked:
     """An MLflow run with two runs of pipelines in it, of which the second fails."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, layer):
         import mlflow
 
         self.client = mlflow.MlflowClient()
         self.experiment = mlflow.create_experiment("tracked", (folder / "artifacts").as_uri())
-        runner = CudaRunner(layer=FakeDevices(folder / "devices", count=2))
         nodes = [
-            gpu_node(gpu_nodes.log_loss, "params:loss", "run_id", name="log_loss"),
-            gpu_node(gpu_nodes.train_with_callback, "params:loss", "trained", name="train"),
+            gpu(gpu_nodes.log_loss, "params:loss", "run_id"),
+            gpu(gpu_nodes.train_with_callback, "params:loss", "trained", "train"),
             node(lambda *_: self.status(), "trained", "status", name="status"),
         ]
-        catalog = DataCatalog({"params:loss": MemoryDataset(0.25)})
+        data = {"params:loss": 0.25}
         with mlflow.start_run(experiment_id=self.experiment) as active:
             self.run_id = active.info.run_id
-            outputs = runner.run(pipeline(nodes), catalog)
-            self.outputs = {name: dataset.load() for name, dataset in outputs.items()}
+            self.outputs = run(nodes, data, layer)
             self.metrics = self.client.get_run(self.run_id).data.metrics
             self.records = self.artifact()
-            failing = [gpu_node(gpu_nodes.raise_value_error, "params:loss", None, name="fail")]
             with pytest.raises(GpuNodeError):
-                runner.run(pipeline(failing), catalog)
+                run([gpu(gpu_nodes.raise_value_error, "params:loss", name="fail")], data, layer)
             self.records_of_failure = self.artifact()
             self.is_active_after_failure = mlflow.active_run().info.run_id == self.run_id
 
@@ -56,13 +47,13 @@ class Tracked:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def tracked(tmp_path_factory, layer):
     import mlflow
 
     folder = tmp_path_factory.mktemp("tracked")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield Tracked(folder)
+    yield Tracked(folder, layer)
     mlflow.set_tracking_uri(before)
 
 
@@ -99,13 +90,9 @@ import sys
 from pathlib import Path
 import gpu_nodes
 from fake_devices import FakeDevices
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import node, pipeline
-from kedro_cuda_runner import CudaRunner
-nodes = [node(gpu_nodes.imported, "x", "there", tags="gpu")]
-runner = CudaRunner(layer=FakeDevices(Path(sys.argv[1])))
-outputs = runner.run(pipeline(nodes), DataCatalog({"x": MemoryDataset(1)}))
-print("imported:", outputs["there"].load(), gpu_nodes.imported(None))
+from gpu_runs import gpu, run
+outputs = run([gpu(gpu_nodes.imported, "x", "there")], {"x": 1}, FakeDevices(Path(sys.argv[1])))
+print("imported:", outputs["there"], gpu_nodes.imported(None))
 """
 
 

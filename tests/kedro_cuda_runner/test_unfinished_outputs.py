@@ -8,7 +8,6 @@ import dying_datasets
 import gpu_nodes
 import pytest
 from datasets import Dataset
-from fake_devices import FakeDevices
 from gpu_runs import gpu, run
 from kedro.io import DataCatalog, MemoryDataset, Version
 from kedro_datasets.partitions import PartitionedDataset
@@ -23,7 +22,7 @@ TEXT = "a text of which half is written"
 
 
 def tree(folder):
-    """Return what a folder holds, by path."""
+    """Return the texts of the files in a folder by path, and None for each folder in it."""
     return {
         str(path.relative_to(folder)): path.read_text() if path.is_file() else None
         for path in folder.rglob("*")
@@ -37,99 +36,79 @@ def folder(tmp_path):
     return path
 
 
-def run_and_die(dataset, tmp_path, function=gpu_nodes.identity, is_removed=True):
+def run_and_die(dataset, layer, function=gpu_nodes.identity, is_removed=True):
     """Save in a process that is killed; return the error."""
-    nodes = [gpu(function, "text", "answers", "train")]
     with pytest.raises(GpuNodeError) as caught:
-        run(nodes, {"text": TEXT, "answers": dataset}, FakeDevices(tmp_path / "devices"))
-    said = "'answers' was not finished; the part that was written is removed"
-    assert (said in caught.value.message) == is_removed
+        run([gpu(function, "text", "answers", "train")], {"text": TEXT, "answers": dataset}, layer)
+    expected = "'answers' was not finished; the part that was written is removed"
+    assert (expected in caught.value.message) == is_removed
     return caught.value
 
 
-class TestFile:
-    def test_new(self, folder, tmp_path):
-        run_and_die(dying_datasets.TextThatDies(folder / "answers.txt"), tmp_path)
-        assert tree(folder) == {}
-
-    def test_old_that_is_written_over(self, folder, tmp_path):
-        (folder / "answers.txt").write_text(TEXT)
-        run_and_die(dying_datasets.TextThatDies(folder / "answers.txt"), tmp_path)
-        assert tree(folder) == {}
-
-    def test_old_that_was_not_touched(self, folder, tmp_path):
-        (folder / "answers.txt").write_text("complete")
-        run_and_die(dying_datasets.TextThatDies(folder / "answers.txt", begins=False), tmp_path)
-        assert tree(folder) == {"answers.txt": "complete"}
+TextThatDies = dying_datasets.TextThatDies
+WHOLE, OLD_FILES = {"answers": "complete"}, {"answers/config": "old", "answers/weights": "old"}
 
 
-class TestVersioned:
+class TestRun:
+    @pytest.mark.parametrize(
+        ("make", "before", "after"),
+        [
+            (TextThatDies, {}, {}),
+            (TextThatDies, WHOLE, {}),
+            (lambda path: TextThatDies(path, begins=False), WHOLE, WHOLE),
+            (dying_datasets.DirectoryThatDies, {}, {}),
+            (dying_datasets.DirectoryThatDies, OLD_FILES, {}),
+        ],
+        ids=["new file", "overwritten", "untouched", "new directory", "file in it overwritten"],
+    )
+    def test_killed_while_saving(self, make, before, after, folder, layer):
+        for name, text in before.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+        run_and_die(make(folder / "answers"), layer)
+        assert tree(folder) == after
+
     @pytest.mark.parametrize("version", [Version(None, NEW), Version(None, None)])
-    def test_new_version(self, version, folder, tmp_path):
+    def test_only_the_new_version_is_removed(self, version, folder, layer):
         older = folder / "answers.txt" / OLD / "answers.txt"
         older.parent.mkdir(parents=True)
         older.write_text("older")
-        dataset = dying_datasets.VersionedTextThatDies(folder / "answers.txt", version)
-        run_and_die(dataset, tmp_path)
-        relative = Path("answers.txt") / OLD / "answers.txt"
-        assert tree(folder) == {
-            "answers.txt": None,
-            str(relative.parent): None,
-            str(relative): "older",
-        }
+        before = tree(folder)
+        run_and_die(dying_datasets.VersionedTextThatDies(folder / "answers.txt", version), layer)
+        assert tree(folder) == before
 
-
-class TestJSONLines:
     @pytest.mark.parametrize("has_old", [False, True])
-    def test_sibling(self, has_old, folder, tmp_path):
+    def test_dataset_that_discards_by_itself(self, has_old, folder, layer):
         path = folder / "answers.jsonl"
         if has_old:
             JSONLinesDataset(filepath=path).save(Dataset.from_list([{"output": "旧"}]))
         before = tree(folder)
-        run_and_die(dying_datasets.JSONLinesThatDie(filepath=path), tmp_path)
+        run_and_die(dying_datasets.JSONLinesThatDie(filepath=path), layer)
         assert tree(folder) == before
 
+    @pytest.mark.parametrize(
+        ("dataset", "place"),
+        [
+            (TextThatDies("bucket/answers.txt", protocol="s3", begins=False), "bucket/answers.txt"),
+            (dying_datasets.FolderOfParts("some/folder"), "some/folder"),
+        ],
+        ids=["other file system", "dataset without a known path"],
+    )
+    def test_warning_where_nothing_can_be_removed(self, dataset, place, layer, caplog):
+        run_and_die(dataset, layer, is_removed=False)
+        (warning,) = [one for one in caplog.messages if "may be half-written" in one]
+        assert warning.startswith("'answers' of node 'train' may be half-written: ")
+        assert place in warning
+        assert warning.endswith("; remove it before a run with --only-missing-outputs")
 
-class TestDirectory:
-    def test_new(self, folder, tmp_path):
-        run_and_die(dying_datasets.DirectoryThatDies(folder / "model"), tmp_path)
-        assert tree(folder) == {}
-
-    def test_old_in_which_a_file_was_written_over(self, folder, tmp_path):
-        (folder / "model").mkdir()
-        for name in ("config", "weights"):
-            (folder / "model" / name).write_text("old")
-        run_and_die(dying_datasets.DirectoryThatDies(folder / "model"), tmp_path)
-        assert tree(folder) == {}
-
-
-class TestElsewhere:
-    def test_other_file_system(self, folder, tmp_path, caplog):
-        dataset = dying_datasets.TextThatDies("bucket/answers.txt", protocol="s3", begins=False)
-        run_and_die(dataset, tmp_path, is_removed=False)
-        assert (
-            "'answers' of node 'train' may be half-written: bucket/answers.txt; remove it before "
-            "a run with --only-missing-outputs"
-        ) in caplog.messages
-
-    def test_dataset_that_does_not_say_where(self, folder, tmp_path, caplog):
-        run_and_die(dying_datasets.FolderOfParts("some/folder"), tmp_path, is_removed=False)
-        assert "'answers' of node 'train' may be half-written: " in caplog.text
-        assert "some/folder" in caplog.text
-
-
-class TestGenerator:
-    """Its output is complete when it has ended, not with each chunk."""
-
-    def test_killed_between_chunks(self, folder, tmp_path):
-        dataset = dying_datasets.AppendedText(folder / "answers.txt")
-        run_and_die(dataset, tmp_path, gpu_nodes.chunks_and_die)
-        assert tree(folder) == {}
-
-    def test_exception_between_chunks(self, folder, tmp_path):
-        dataset = dying_datasets.AppendedText(folder / "answers.txt")
-        error = run_and_die(dataset, tmp_path, gpu_nodes.chunks_and_raise)
-        assert error.reason == "exception"
+    @pytest.mark.parametrize(
+        ("function", "reason"),
+        [(gpu_nodes.chunks_and_die, "killed"), (gpu_nodes.chunks_and_raise, "exception")],
+    )
+    def test_generator_that_ends_between_chunks(self, function, reason, folder, layer):
+        """Its output is complete at its end, not with each chunk."""
+        error = run_and_die(dying_datasets.AppendedText(folder / "answers.txt"), layer, function)
+        assert error.reason == reason
         assert tree(folder) == {}
 
 
