@@ -1,7 +1,6 @@
-"""CUDA devices without hardware; their state is a folder, so that child processes take part.
+"""CUDA devices without hardware, whose state is a folder, so that child processes share it.
 
-A process takes memory on one with ``allocate``; it is free again when the process gives it back or
-is dead, as on a real device.
+A process takes memory with ``allocate``; it is free again once the process calls ``free`` or ends.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class FakeDevices:
         folder: Where the state is.
         count: How many devices there are.
         memory_bytes: What each of them has.
-        utilization_percent: What the first says of itself; each further one says one more.
-        tells_processes: Whether it knows what a process has, as NVML in a container does not.
+        utilization_percent: Of the first device; each further one reports one more.
+        tells_processes: Whether it reports the memory of processes; NVML in a container does not.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ def allocate(folder: Path | str, uuid: str, gb: float) -> None:
     """Take memory for this process, on top of what it has, until ``free`` or its end.
 
     Raises:
-        OutOfMemoryError: As much is not free; two processes that ask at once may both be lucky.
+        OutOfMemoryError: Less is free; two processes at the same moment may both succeed.
     """
     folder = Path(folder)
     by_pid = allocated(folder, uuid)

@@ -6,65 +6,56 @@ from pathlib import Path
 import pytest
 from fake_devices import FakeDevices, OutOfMemoryError, allocate, free
 
-from kedro_cuda_runner.devices import NoDevicesError
-
 ALLOCATING = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from fake_devices import allocate, free
 allocate(sys.argv[2], "GPU-fake-0", 5)
-print("has it", flush=True)
+print("allocated", flush=True)
 for line in sys.stdin:
     if line.strip() == "free":
         free(sys.argv[2], "GPU-fake-0")
-        print("gave it back", flush=True)
+        print("freed", flush=True)
 """
 
 
 @pytest.fixture
-def start_allocating():
-    started = []
-
-    def start(folder):
-        tests = Path(__file__).resolve().parent
-        process = subprocess.Popen(
-            [sys.executable, "-c", ALLOCATING, str(tests), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "has it\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def child(tmp_path):
+    """Return a process that has allocated 5 GB on the first device."""
+    FakeDevices(tmp_path)
+    tests = Path(__file__).resolve().parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALLOCATING, str(tests), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "allocated\n"
+    yield process
+    process.kill()
+    process.communicate()
 
 
 class TestFakeDevices:
-    def test_child_s_memory_is_seen_until_it_is_dead(self, tmp_path, start_allocating):
+    def test_memory_of_a_child_is_used_until_its_end(self, tmp_path, child):
         layer = FakeDevices(tmp_path)
         one, other = layer.find()
-        process = start_allocating(tmp_path)
         assert layer.used_bytes(one) == 5e9
         assert layer.free_bytes(one) == 19e9
         assert layer.used_bytes(other) == 0
-        assert layer.process_bytes(one, {process.pid}) == 5e9
-        assert layer.process_bytes(other, {process.pid}) is None
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        # a zombie still, which has no memory any more
+        assert layer.process_bytes(one, {child.pid}) == 5e9
+        assert layer.process_bytes(other, {child.pid}) is None
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        # a zombie, which has no memory any more
         assert layer.used_bytes(one) == 0
 
-    def test_child_gives_back(self, tmp_path, start_allocating):
+    def test_child_frees_memory(self, tmp_path, child):
+        child.stdin.write("free\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "freed\n"
         layer = FakeDevices(tmp_path)
-        process = start_allocating(tmp_path)
-        process.stdin.write("free\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "gave it back\n"
         assert layer.used_bytes(layer.find()[0]) == 0
 
     def test_allocations_add_up_to_what_there_is(self, tmp_path):
@@ -83,14 +74,3 @@ class TestFakeDevices:
         device = layer.find()[0]
         (tmp_path / device.uuid / str(os.getpid())).write_text("[5, 1.0]")
         assert layer.used_bytes(device) == 0
-
-    def test_no_devices(self, tmp_path):
-        with pytest.raises(NoDevicesError):
-            FakeDevices(tmp_path, count=0).find()
-
-    def test_what_it_does_not_tell(self, tmp_path):
-        layer = FakeDevices(tmp_path, utilization_percent=None, tells_processes=False)
-        device = layer.find()[0]
-        allocate(tmp_path, device.uuid, 1)
-        assert layer.utilization_percent(device) is None
-        assert layer.process_bytes(device, {os.getpid()}) is None

@@ -1,4 +1,4 @@
-"""Node functions that use a real CUDA device; a process of its own finds them here by name."""
+"""Node functions that use a real CUDA device, which a node's process imports from here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def take(gb, seconds=0.5):
 
 
 def take_all(_):
-    """Allocate until there is no more."""
+    """Allocate until memory runs out."""
     import torch
 
     held = []

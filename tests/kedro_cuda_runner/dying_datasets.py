@@ -69,7 +69,7 @@ class DirectoryThatDies(TextThatDies):
 
 
 class FolderOfParts(AbstractDataset):
-    """Does not say where it saves in a way that others know."""
+    """Has no path that the runner knows."""
 
     def __init__(self, path):
         self._path = path

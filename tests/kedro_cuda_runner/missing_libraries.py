@@ -1,4 +1,4 @@
-"""What the loader says of NVIDIA's libraries on a machine without them."""
+"""The loader's error for NVIDIA's libraries on a machine without them."""
 
 import ctypes
 

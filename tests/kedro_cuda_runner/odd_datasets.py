@@ -35,7 +35,7 @@ class ConfirmedHereDataset(ConfirmedDataset):
 
 
 class HeldDataset(AbstractDataset):
-    """Data behind a handle that cannot be pickled; nothing says so beforehand."""
+    """Data behind a handle that cannot be pickled; no attribute marks it."""
 
     def __init__(self):
         self._convert = lambda data: list(data)

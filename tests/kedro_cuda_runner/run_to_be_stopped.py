@@ -25,7 +25,7 @@ def hang_here(folder):
 
 
 def interrupt_once_more(*_):
-    """Stand for the advice on how to go on, while which Ctrl-C is pressed again."""
+    """Replace ``resume_command`` and press Ctrl-C again meanwhile."""
     os.kill(os.getpid(), signal.SIGINT)
     return "kedro run"
 

@@ -230,11 +230,13 @@ class TestTorch:
             "print(devices._torch_problem())\n"
             "assert 'torch' not in sys.modules\n"
         )
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout
-        lack = None if torch.version.cuda else f"the installed torch {torch.__version__} is built "
-        assert said.startswith(str(lack))
+        problem = (
+            None if torch.version.cuda else f"the installed torch {torch.__version__} is built "
+        )
+        assert output.startswith(str(problem))
 
     def test_devices_that_the_installed_torch_cannot_use(self):
         import torch
@@ -386,7 +388,7 @@ class TestOnRealDevices:
         held = torch.zeros(2**30, dtype=torch.uint8, device="cuda:0")
         assert layer.used_bytes(device) - used == pytest.approx(held.nbytes, rel=0.1)
         if own is None:
-            pytest.skip("the used bytes are right, but NVML does not tell them by process here")
+            pytest.skip("the used bytes are right, but NVML does not list processes here")
         now = layer.process_bytes(device, [os.getpid()])
         assert now - own == pytest.approx(held.nbytes, rel=0.1)
 
@@ -397,14 +399,14 @@ class TestOnRealDevices:
             "from kedro_cuda_runner.devices import NvidiaDevices\n"
             "print([device.uuid for device in NvidiaDevices().find()])"
         )
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, **layer.environment(devices)},
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        assert said.strip() == str([device.uuid for device in devices])
+        assert output.strip() == str([device.uuid for device in devices])
 
     def test_finding_leaves_this_process_without_cuda(self):
         code = (
@@ -419,10 +421,10 @@ class TestOnRealDevices:
             "    os._exit(0)\n"
             "assert os.waitpid(child, 0)[1] == 0\n"
         )
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        assert said.stdout.strip() == "0.0"
+        assert output.stdout.strip() == "0.0"
 
 
 @pytest.mark.parametrize("before", [None, "1"])

@@ -1,4 +1,4 @@
-"""How a node's process may end badly, and what the run makes of it."""
+"""The ways in which a node's process may fail, and what the run makes of them."""
 
 import logging
 import signal
@@ -22,11 +22,6 @@ from kedro_cuda_runner.transfer import StandInError
 PLACE = "on cuda:0 (Fake GPU)"
 PEAK = "GPU memory: peak 2.5 GB of 24.0 GB that were free (24.0 GB in all); the estimate was 3.0 GB"
 COMMAND = "Resume with: kedro run"
-
-
-@pytest.fixture
-def layer(tmp_path):
-    return FakeDevices(tmp_path / "devices")
 
 
 def fail(way, layer, hooks=()):
@@ -53,7 +48,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("way", ENDINGS)
-def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
+def test_each_failure_is_explained_and_reported_once(way, layer, caplog):
     errors = Errors()
     error = fail(way, layer, [errors])
     reason, what = ENDINGS[way]
@@ -64,8 +59,8 @@ def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
     assert PEAK in message
     assert COMMAND in message.splitlines()[-1]
     assert "what was seen before" in caplog.messages
-    for said in ("  | WARNING what was seen before\n", "  | last words\n"):
-        assert (said in message) == (way != "usage error"), message
+    for line in ("  | WARNING what was seen before\n", "  | last words\n"):
+        assert (line in message) == (way != "usage error"), message
     assert ("remedy: lower the number of GB" in message) == (way == "out of memory")
     assert ("when the computer's memory runs out" in message) == (way == "SIGKILL")
     assert ("Fatal Python error: Segmentation fault" in message) == (way == "segmentation fault")
@@ -74,7 +69,7 @@ def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
     assert len(tracebacks) == (reason in ("exception", "out of memory") and way != "usage error")
     assert all(", in hold_and_fail\n" in one for one in tracebacks)
     assert not any("kedro/pipeline/node.py" in one for one in tracebacks)
-    [(name, told)] = errors.seen
+    [(name, error)] = errors.seen
     assert name == "train"
     expected = {
         "exception": ValueError,
@@ -83,7 +78,7 @@ def test_each_way_to_fail_is_explained_and_told_once(way, layer, caplog):
         "unpicklable": StandInError,
         "not unpicklable": StandInError,
     }
-    assert type(told) is expected.get(way, GpuNodeError)
+    assert type(error) is expected.get(way, GpuNodeError)
 
 
 def test_click_shows_the_message_alone(layer):
@@ -94,13 +89,13 @@ def test_click_shows_the_message_alone(layer):
 
     result = CliRunner().invoke(command)
     assert result.exit_code == 1
-    said = result.stderr[result.stderr.index("Error: ") :]
-    assert said.startswith("Error: node 'train' was killed (SIGKILL) on cuda:0")
-    assert "Traceback" not in said
+    shown = result.stderr[result.stderr.index("Error: ") :]
+    assert shown.startswith("Error: node 'train' was killed (SIGKILL) on cuda:0")
+    assert "Traceback" not in shown
 
 
 class BrokenEnvironment(FakeDevices):
-    """In it a process cannot even import what it needs."""
+    """An environment in which a process fails to import a library."""
 
     def environment(self, devices):
         return {**super().environment(devices), "PYTHONPATH": str(self.folder / "broken")}
@@ -109,7 +104,7 @@ class BrokenEnvironment(FakeDevices):
 def test_process_that_dies_before_it_connects(tmp_path):
     layer = BrokenEnvironment(tmp_path)
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('this one is broken')")
+    (tmp_path / "broken" / "click.py").write_text("raise ImportError('this one is broken')")
     errors = Errors()
     with pytest.raises(GpuNodeError) as caught:
         run([gpu(gpu_nodes.double, "x", "y")], {"x": 1}, layer, [errors])
@@ -138,7 +133,7 @@ def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeyp
 
 
 def test_end_that_is_seen_late_is_no_failure(layer, monkeypatch, tmp_path):
-    """As when another thread holds the interpreter while the process says that it is done."""
+    """As if another thread held the interpreter while the process reports that it is done."""
     real_wait = node_process.wait
 
     def late_wait(*args, **kwargs):
@@ -257,28 +252,34 @@ class TestSeveralAtOnce:
         assert "'fail_here' failed too: this failed here, later" in caplog.messages
 
 
-class TestExplain:
-    """What needs no process."""
+GPU_RECORD = NodeRecord("train", "cuda:0", device_bytes=24 * 10**9, available_bytes=10**10)
 
-    def explain(self, ending, record=None, **arguments):
-        given = {"remedy": ""} | arguments
-        one = node(gpu_nodes.double, "x", "y", name="train")
-        return failures.explain(one, ending, record or NodeRecord("train", "CPU"), **given).message
 
-    def test_node_without_devices_has_no_gpu_memory(self):
-        said = self.explain(Ending(exit_code=1))
-        assert said == ("node 'train' ended its process (exit code 1) before it was done on CPU")
-
-    def test_peak_that_nobody_knows(self):
-        record = NodeRecord("train", "cuda:0", device_bytes=24 * 10**9, available_bytes=10**10)
-        said = self.explain(Ending(exit_code=1), record)
-        assert "GPU memory: peak unknown of 10.0 GB that were free (24.0 GB in all)" in said
-
-    def test_last_ten_lines(self):
-        lines = [f"line {number}" for number in range(20)]
-        said = self.explain(Ending(exit_code=1, last_lines=lines)).splitlines()
-        assert said[1:] == ["  its last lines:", *(f"  | {line}" for line in lines[10:])]
-
-    def test_unfinished_outputs_are_named(self):
-        said = self.explain(Ending(exit_code=1, unfinished=["model", "report"]))
-        assert "  'model', 'report' was not finished; the part that was written is removed" in said
+@pytest.mark.parametrize(
+    ("ending", "record", "lines"),
+    [
+        (Ending(), NodeRecord("train", "CPU"), []),
+        (
+            Ending(),
+            GPU_RECORD,
+            ["  GPU memory: peak unknown of 10.0 GB that were free (24.0 GB in all)"],
+        ),
+        (
+            Ending(last_lines=[str(number) for number in range(20)]),
+            NodeRecord("train", "CPU"),
+            ["  its last lines:", *(f"  | {number}" for number in range(10, 20))],
+        ),
+        (
+            Ending(unfinished=["model", "report"]),
+            NodeRecord("train", "CPU"),
+            ["  'model', 'report' was not finished; the part that was written is removed"],
+        ),
+    ],
+    ids=["no GPU memory without devices", "unknown peak", "last ten lines", "unfinished outputs"],
+)
+def test_explanation(ending, record, lines):
+    ending.exit_code = 1
+    one = node(gpu_nodes.double, "x", "y", name="train")
+    message = failures.explain(one, ending, record, remedy="").message
+    first = f"node 'train' ended its process (exit code 1) before it was done on {record.place}"
+    assert message.splitlines() == [first, *lines]

@@ -1,4 +1,4 @@
-"""What Kedro can do, it can do with nodes in processes of their own."""
+"""Kedro's features work with nodes in their own processes."""
 
 import json
 import logging

@@ -1,13 +1,15 @@
 """The runner on real CUDA devices."""
 
+import functools
+
 import cuda_nodes
 import pytest
+from gpu_runs import gpu
+from gpu_runs import run as run_nodes
 from kedro.framework.hooks import hook_impl
-from kedro.framework.hooks.manager import _create_hook_manager
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import node, pipeline
+from kedro.pipeline import node
 
-from kedro_cuda_runner import CudaRunner, GpuNodeError, PreflightError
+from kedro_cuda_runner import GpuNodeError, PreflightError
 from kedro_cuda_runner.devices import default_layer
 
 pytestmark = pytest.mark.gpu
@@ -28,23 +30,14 @@ def devices(layer):
 
 
 def run(nodes, **data):
-    catalog = DataCatalog({name: MemoryDataset(value) for name, value in data.items()})
-    outputs = CudaRunner().run(pipeline(nodes), catalog)
-    return {name: dataset.load() for name, dataset in outputs.items()}
+    return run_nodes(nodes, data, None)
 
 
-def gpu_node(function, inputs, output, required=None):
-    if required is not None:
-        function.gpu_resources = required
-    return node(function, inputs, output, name=output, tags="gpu")
-
-
-@pytest.fixture(autouse=True)
-def _needs_are_each_test_s_own():
-    yield
-    for function in vars(cuda_nodes).values():
-        if hasattr(function, "gpu_resources"):
-            del function.gpu_resources
+def gpu_node(function, inputs, output, resources=None):
+    """Return a node that declares these resources."""
+    declaring = functools.partial(function)
+    declaring.gpu_resources = resources
+    return gpu(declaring, inputs, output, output)
 
 
 def test_peak_and_utilization_are_measured(shown_records):
@@ -57,7 +50,7 @@ def test_peak_and_utilization_are_measured(shown_records):
 
 
 class TestMemoryComesBack:
-    """After whatever end, before the next node starts."""
+    """It is free again before the next node starts, however the node ended."""
 
     @pytest.fixture
     def used(self, layer, devices):
@@ -71,16 +64,13 @@ class TestMemoryComesBack:
             def before_node_run(self, node):
                 seen.append(used())
 
-        manager = _create_hook_manager()
-        manager.register(Recorder())
-        catalog = DataCatalog({"gb": MemoryDataset(4)})
         nodes = [
-            node(cuda_nodes.take, "gb", "first", name="first", tags="gpu"),
+            gpu(cuda_nodes.take, "gb", "first", "first"),
             node(lambda first: 4, "first", "again", name="between"),
-            node(cuda_nodes.take, "again", "second", name="second", tags="gpu"),
+            gpu(cuda_nodes.take, "again", "second", "second"),
         ]
         before = used()
-        CudaRunner().run(pipeline(nodes), catalog, manager)
+        run_nodes(nodes, {"gb": 4}, None, [Recorder()])
         assert len(seen) == 3
         assert all(level - before < NEARLY_NOTHING for level in seen)
 
@@ -105,7 +95,7 @@ class TestMemoryComesBack:
             run([gpu_node(function, "gb", "out")], gb=4)
         assert caught.value.reason == reason
         assert used() - before < NEARLY_NOTHING
-        # the device is none the worse for it
+        # the device can still be used
         assert run([gpu_node(cuda_nodes.take, "gb", "out")], gb=1)["out"]["bytes"] == GB
 
 
@@ -121,7 +111,7 @@ def test_more_devices_than_there_are(devices):
         run([gpu_node(cuda_nodes.take, "gb", "out", {"devices": count})], gb=1)
 
 
-def test_tensor_on_the_device_is_not_handed_on():
+def test_tensor_on_the_device_is_not_transferred():
     with pytest.raises(GpuNodeError, match=r"'out'.*it holds a tensor on cuda:0.*\.cpu\(\)"):
         run([gpu_node(cuda_nodes.give_a_tensor, "x", "out")], x=1)
 

@@ -1,8 +1,5 @@
-import os
-
 import pytest
-from fake_devices import GB, FakeDevices, allocate
-from hypothesis import given
+from fake_devices import GB
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -20,7 +17,7 @@ from kedro_cuda_runner.resources import Resources
 
 
 class Memory:
-    """The one thing that placement asks of the hardware; sizes in GB."""
+    """The part of the hardware that placement uses; sizes in GB."""
 
     def __init__(self, *sizes):
         self.devices = [
@@ -180,25 +177,25 @@ class TestWhyNeverFits:
             assert placement.why_never_fits(required) is None
         assert placement_on(Memory(24)).why_never_fits(LESS) is None
 
-    def test_too_few_devices(self):
-        said = placement_on(Memory(24)).why_never_fits(needing(devices=2))
-        assert said == "it needs 2 CUDA devices, there are 1"
-
-    def test_too_little_memory(self):
-        memory = Memory(24, 48)
-        memory.take(1, 8)
-        said = placement_on(memory).why_never_fits(needing(41))
-        assert said == (
-            "it needs 41.0 GB on one device; free are: cuda:0 (Fake GPU) 24.0 of 24.0 GB, "
-            "cuda:1 (Fake GPU) 40.0 of 48.0 GB"
-        )
-
-    def test_less_than_the_minimum(self):
-        assert "it needs 18.0 GB on one device" in placement_on(Memory(16)).why_never_fits(LESS)
-
-    def test_too_little_memory_on_one_of_several(self):
-        said = placement_on(Memory(24, 48)).why_never_fits(needing(25, devices=2))
-        assert said.startswith("it needs 25.0 GB on each of 2 devices; free are: cuda:0")
+    @pytest.mark.parametrize(
+        ("sizes", "required", "reason"),
+        [
+            ((24,), needing(devices=2), "it needs 2 CUDA devices, there are 1"),
+            (
+                (24, 48),
+                needing(41),
+                "it needs 41.0 GB on one device; free are: cuda:0 (Fake GPU) 16.0 of 24.0 GB, "
+                "cuda:1 (Fake GPU) 40.0 of 48.0 GB",
+            ),
+            ((24, 48), needing(25, devices=2), "it needs 25.0 GB on each of 2 devices; free are: "),
+            ((24,), LESS, "it needs 18.0 GB on one device; free are: "),
+        ],
+    )
+    def test_reason(self, sizes, required, reason):
+        memory = Memory(*sizes)
+        for index in range(len(sizes)):
+            memory.take(index, 8)
+        assert placement_on(memory).why_never_fits(required).startswith(reason)
 
     def test_this_run_s_nodes_do_not_count(self):
         memory = Memory(24)
@@ -208,17 +205,6 @@ class TestWhyNeverFits:
         assert placement.why_never_fits(needing(24)) is None
         placement.release("one")
         assert placement.why_never_fits(needing(24)) is not None
-
-
-def test_on_fake_devices_shared_with_a_process(tmp_path):
-    layer = FakeDevices(tmp_path)
-    placement = Placement(layer.find(), layer)
-    assert place(placement, "one", needing(10)) == [0]
-    allocate(tmp_path, "GPU-fake-0", 10)
-    assert place(placement, "two", needing(24)) == [1]
-    assert place(placement, "three", needing(15)) is None
-    assert place(placement, "four", needing(14)) == [0]
-    assert layer.process_bytes(layer.find()[0], {os.getpid()}) == 10 * GB
 
 
 RESOURCES = st.builds(
@@ -327,7 +313,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(required=RESOURCES)
     def why_never_fits_is_true(self, required):
-        """What it says holds now and later: checked in a second machine that nobody uses."""
+        """It holds now and later, which a second, unused machine shows."""
         alone = Memory(*(device.memory_bytes // GB for device in self.memory.devices))
         for index, capacity in enumerate(self.capacity):
             alone.free[f"GPU-{index}"] = capacity * GB
@@ -348,25 +334,3 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-
-
-@given(needs=st.lists(RESOURCES, max_size=12))
-def test_queue_is_worked_off(needs):
-    """Whoever could ever fit gets a turn when the others go, first come first served or not."""
-    memory = Memory(24, 24, 16)
-    placement = placement_on(memory)
-    waiting = {
-        f"node-{number}": required
-        for number, required in enumerate(needs)
-        if placement.why_never_fits(required) is None
-    }
-    while waiting:
-        started = [
-            name
-            for name, required in waiting.items()
-            if place(placement, name, required) is not None
-        ]
-        assert started
-        for name in started:
-            del waiting[name]
-            placement.release(name)

@@ -1,4 +1,4 @@
-"""What stops a run before its first node: everything at once, each with what to do about it."""
+"""Problems that stop a run before its first node: all at once, each with its remedy."""
 
 import pickle
 import shutil
@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 class Nobody:
-    """A hook that must not be reached."""
+    """Hooks that must not be called."""
 
     @hook_impl
     def before_node_run(self, node):
@@ -32,10 +32,10 @@ class Nobody:
 
 
 class Untouchable(FakeDevices):
-    """Hardware that must not be asked."""
+    """Hardware that must not be queried."""
 
     def find(self):
-        raise AssertionError("the hardware was asked")
+        raise AssertionError("the hardware was queried")
 
 
 def reach(_):
@@ -114,7 +114,7 @@ def test_everything_at_once(tmp_path, little_disk):
     )
 
 
-def test_memory_that_others_hold_is_not_free(tmp_path):
+def test_memory_of_others_is_not_free(tmp_path):
     layer = FakeDevices(tmp_path, count=1)
     nodes = [gpu(gpu_nodes.needs_3_gb, ["x", "params:memory"], "b", "large")]
     allocate(layer.folder, "GPU-fake-0", 10.0)
@@ -130,14 +130,14 @@ def test_machine_without_devices(tmp_path):
     ]
 
 
-def test_nodes_that_need_no_device_ask_for_none(tmp_path):
+def test_hardware_is_not_queried_for_nodes_without_devices(tmp_path):
     nodes = [gpu(gpu_nodes.where, "params:none", "seen", "train")]
     outputs = run(nodes, {"params:none": section(devices=0)}, Untouchable(tmp_path, count=0))
     assert outputs["seen"]["pid"] != outputs["seen"]["parent"]
     assert outputs["seen"]["devices"] in (None, "")
 
 
-def test_pipeline_without_gpu_nodes_asks_nothing(tmp_path, monkeypatch):
+def test_hardware_is_not_queried_without_gpu_nodes(tmp_path, monkeypatch):
     assert run([node(gpu_nodes.double, "x", "y")], {"x": 2}, Untouchable(tmp_path)) == {"y": 4}
 
     # a runner without a layer of its own does not read the disk either
@@ -145,7 +145,7 @@ def test_pipeline_without_gpu_nodes_asks_nothing(tmp_path, monkeypatch):
     assert run([node(gpu_nodes.double, "x", "y")], {"x": 2}, None) == {"y": 4}
 
 
-def test_disk_of_outputs_in_memory_is_nobody_s(tmp_path, little_disk):
+def test_outputs_in_memory_use_no_disk(tmp_path, little_disk):
     nodes = [gpu(gpu_nodes.double_with, ["x", "params:disk"], "y", "wide")]
     data = {"x": 2, "params:disk": section(disk_gb=5)}
     assert run(nodes, data, FakeDevices(tmp_path)) == {"y": 4}

@@ -1,4 +1,4 @@
-"""What a run with several processes prints, on a pipe and on a real terminal."""
+"""The output of a run with several processes, on a pipe and on a real terminal."""
 
 import fcntl
 import logging
@@ -20,6 +20,11 @@ from kedro_cuda_runner import node_process
 
 SCRIPT = Path(__file__).resolve().with_name("run_that_prints.py")
 COLUMNS = 90
+LOGGING = """
+version: 1
+handlers: {console: {class: logging.StreamHandler}}
+root: {handlers: [console], level: INFO}
+"""
 
 
 def run_one(function, tmp_path, names=("speak",), data="x"):
@@ -28,10 +33,10 @@ def run_one(function, tmp_path, names=("speak",), data="x"):
 
 
 class TestPipe:
-    """Runs whose output is no terminal."""
+    """Runs whose output is a pipe."""
 
     def test_order(self, tmp_path, capfd, monkeypatch):
-        """It is kept even when the runner is late, and finds several things at once."""
+        """It is kept even when the runner is late and finds several messages at once."""
         real_wait = node_process.wait
 
         def late_wait(*args, **kwargs):
@@ -50,20 +55,28 @@ class TestPipe:
         finally:
             node_logger.removeHandler(handler)
             node_logger.setLevel(level)
-        said = re.findall(r"first|second|third: 100%|fourth|fifth", capfd.readouterr().err)
-        assert said == ["first", "second", "third: 100%", "fourth", "fifth"]
+        output = re.findall(r"first|second|third: 100%|fourth|fifth", capfd.readouterr().err)
+        assert output == ["first", "second", "third: 100%", "fourth", "fifth"]
 
     def test_streams_stay_apart(self, tmp_path, capfd):
         run_one(gpu_nodes.two_streams, tmp_path)
-        said = capfd.readouterr()
-        assert "to the output\n" in said.out
-        assert "to the error" not in said.out
-        assert "to the error\n" in said.err
-        assert "to the output" not in said.err
+        output = capfd.readouterr()
+        assert "to the output\n" in output.out
+        assert "to the error" not in output.out
+        assert "to the error\n" in output.err
+        assert "to the output" not in output.err
 
     def test_undecodable_bytes(self, tmp_path, capfd):
         run_one(gpu_nodes.print_bytes, tmp_path)
         assert "\ufffd\ufffd that was 日\n" in capfd.readouterr().out
+
+    def test_kedro_does_not_log_its_configuration_again(self, tmp_path, capfd, monkeypatch):
+        path = tmp_path / "logging.yml"
+        path.write_text(LOGGING)
+        monkeypatch.setenv("KEDRO_LOGGING_CONFIG", str(path))
+        run_one(gpu_nodes.two_streams, tmp_path)
+        output = capfd.readouterr()
+        assert "as logging configuration" not in output.out + output.err
 
     def test_much(self, tmp_path, capfd):
         run_one(gpu_nodes.print_much, tmp_path)
@@ -86,29 +99,29 @@ class TestRealTerminal:
             start_new_session=True,
         )
         os.close(child_end)
-        said = b""
+        output = b""
         try:
             while data := os.read(end, 65536):
-                said += data
+                output += data
         except OSError:  # everybody has left the terminal
             pass
         os.close(end)
-        assert process.wait(timeout=10) == 0, said.decode()
+        assert process.wait(timeout=10) == 0, output.decode()
         # the terminal's own line discipline ends lines like this
-        return said.decode().replace("\r\n", "\n")
+        return output.decode().replace("\r\n", "\n")
 
     def test_bar_is_as_wide_as_the_terminal(self, tmp_path, subprocess_environment):
-        said = self.run("speak", tmp_path, subprocess_environment)
-        bars = re.findall(r"\r(third: a bar: [^\r\n]*)", said)
+        output = self.run("speak", tmp_path, subprocess_environment)
+        bars = re.findall(r"\r(third: a bar: [^\r\n]*)", output)
         assert bars[-1].startswith("third: a bar: 100%|███")
         assert {len(bar) for bar in bars} == {COLUMNS - 1}, "tqdm leaves a column free"
         words = ["first: a log", "second: a print", "third: a bar: 100%", "fourth: a warning"]
-        places = [said.index(word) for word in words]
+        places = [output.index(word) for word in words]
         assert places == sorted(places)
 
     def test_two_at_once(self, tmp_path, subprocess_environment):
-        said = self.run("two", tmp_path, subprocess_environment)
-        lines = screen_lines(said)
+        output = self.run("two", tmp_path, subprocess_environment)
+        lines = screen_lines(output)
         assert "[ham] ham ends" in lines
         assert "[eggs] eggs ends" in lines
         for line in lines:
@@ -119,8 +132,8 @@ class TestRealTerminal:
 
     def test_only_one_is_redirected(self, tmp_path, subprocess_environment):
         with (tmp_path / "file").open("w") as file:
-            said = self.run("streams", tmp_path, subprocess_environment, stdout=file)
-        assert "to the error\n" in said
-        assert "to the output" not in said
+            output = self.run("streams", tmp_path, subprocess_environment, stdout=file)
+        assert "to the error\n" in output
+        assert "to the output" not in output
         assert "to the output\n" in (tmp_path / "file").read_text()
         assert "to the error" not in (tmp_path / "file").read_text()

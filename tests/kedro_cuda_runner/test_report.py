@@ -1,4 +1,4 @@
-"""The table of a run: last on the screen, and what it says is what was measured."""
+"""The table of a run is printed last, with what was measured."""
 
 import re
 

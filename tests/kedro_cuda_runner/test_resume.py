@@ -1,10 +1,10 @@
-"""The command that goes on where a run ended."""
+"""The command that resumes a run."""
 
 import sys
 
 import gpu_nodes
 import pytest
-from kedro.io import DataCatalog, MemoryDataset
+from gpu_runs import catalog_of
 from kedro.pipeline import node, pipeline
 from kedro_datasets.json import JSONDataset
 
@@ -22,16 +22,11 @@ LINE = pipeline(
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Return a function from a command line and the nodes that are done to what goes on."""
-    catalog = DataCatalog(
-        {
-            "raw": MemoryDataset(1),
-            "clean": JSONDataset(filepath=str(tmp_path / "clean.json")),
-            "table": MemoryDataset(),
-            "model": JSONDataset(filepath=str(tmp_path / "model.json")),
-            "other": JSONDataset(filepath=str(tmp_path / "other.json")),
-        }
-    )
+    """Return a function from a command line and the finished nodes to the resuming command."""
+    saved = {
+        name: JSONDataset(filepath=str(tmp_path / name)) for name in ("clean", "model", "other")
+    }
+    catalog = catalog_of({"raw": 1, "table": None, **saved})
 
     def command(argv, *done):
         monkeypatch.setattr(sys, "argv", argv)
@@ -40,18 +35,18 @@ def command(monkeypatch, tmp_path):
     return command
 
 
-class TestBeginning:
-    def test_nothing_is_done(self, command):
-        assert command(["kedro", "run", "--env=demo"]) == "kedro run --env=demo"
-
-    def test_the_nearest_node_whose_inputs_are_saved(self, command):
-        # what train takes is in memory, and gone
-        assert (
-            command(["kedro", "run"], "clean", "count", "other") == "kedro run --from-nodes=count"
-        )
-
-    def test_several(self, command):
-        assert command(["kedro", "run"], "clean") == "kedro run --from-nodes=count,other"
+@pytest.mark.parametrize(
+    ("done", "start"),
+    [
+        ([], ""),
+        # the input of train was in memory
+        (["clean", "count", "other"], " --from-nodes=count"),
+        (["clean"], " --from-nodes=count,other"),
+    ],
+    ids=["nothing is done", "nearest node whose inputs are saved", "several"],
+)
+def test_start(command, done, start):
+    assert command(["kedro", "run", "--env=demo"], *done) == f"kedro run --env=demo{start}"
 
 
 class TestCommandLines:
@@ -80,11 +75,11 @@ class TestCommandLines:
         assert command(argv, "clean") == "kedro run --from-nodes=count,other"
 
     @pytest.mark.parametrize(
-        "beginning",
+        "start",
         [["--from-nodes=clean"], ["--from-nodes", "clean"], ["--from-inputs", "raw"]],
         ids=" ".join,
     )
-    def test_an_earlier_beginning_is_replaced(self, command, beginning):
-        argv = ["kedro", "run", *beginning, "--to-nodes=train,other", "--async"]
+    def test_an_earlier_start_is_replaced(self, command, start):
+        argv = ["kedro", "run", *start, "--to-nodes=train,other", "--async"]
         expected = "kedro run --to-nodes=train,other --async --from-nodes=count,other"
         assert command(argv, "clean") == expected

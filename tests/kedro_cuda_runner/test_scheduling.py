@@ -1,4 +1,4 @@
-"""What runs when, and where."""
+"""The order, time and place in which nodes run."""
 
 import os
 import threading

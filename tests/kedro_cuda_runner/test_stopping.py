@@ -1,4 +1,4 @@
-"""A run that is ended from outside takes its processes along and leaves nothing half-done."""
+"""A run that is stopped ends all its processes and leaves no unfinished output."""
 
 import os
 import signal
@@ -15,33 +15,30 @@ STARTED_SECONDS = 30.0
 
 
 def set_signals(ignored):
-    """Handle signals as a command in a terminal does, however the tests were started.
-
-    A shell without a terminal lets what it starts in the background ignore Ctrl-C.
-    """
+    """Handle signals as in a terminal: background jobs of a shell without one ignore Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
 
 
 class Run:
-    """A run in a process of its own, whose only node hangs in saving and has started a process."""
+    """A run in its own process, whose node hangs while it saves and has started a child."""
 
     def __init__(self, folder, environment, way, ignoring=None):
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        self._said = (folder / "said").open("w+")
+        self._output = (folder / "output").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), way],
             env={**environment, "TMPDIR": str(self.temporary)},
-            stdout=self._said,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             process_group=0,
             preexec_fn=lambda: set_signals(ignoring),
         )
         wanted = folder / ("here" if way == "alone" else "pids")
         assert wait_until(lambda: wanted.exists() and self._has_begun(wanted), STARTED_SECONDS), (
-            self.said()
+            self.output()
         )
 
     def _has_begun(self, wanted):
@@ -58,9 +55,9 @@ class Run:
         """Return how it ended; fail if it took longer."""
         return self.process.wait(timeout=seconds)
 
-    def said(self):
-        self._said.seek(0)
-        return self._said.read()
+    def output(self):
+        self._output.seek(0)
+        return self._output.read()
 
     def processes_are_gone(self, seconds=5.0):
         return wait_until(lambda: all(is_gone(pid) for pid in self.pids()), seconds)
@@ -74,7 +71,7 @@ class Run:
             if not is_gone(pid):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        self._said.close()
+        self._output.close()
 
 
 @pytest.fixture
@@ -109,7 +106,7 @@ def test_signal(number, group, code, start):
     assert run.leftovers() == []
     assert (
         "Stopping. Running: 'train'; unfinished outputs are removed. Resume with: kedro run"
-    ) in " ".join(run.said().split())
+    ) in " ".join(run.output().split())
 
 
 def test_on_the_command_line_it_is_aborted(start):
@@ -117,11 +114,11 @@ def test_on_the_command_line_it_is_aborted(start):
     run.end(signal.SIGINT, group=True)
     assert run.wait() == 1
     assert run.processes_are_gone()
-    assert run.said().rstrip().endswith("Aborted!")
-    assert "Traceback" not in run.said()
+    assert run.output().rstrip().endswith("Aborted!")
+    assert "Traceback" not in run.output()
 
 
-def test_runner_that_is_killed_takes_its_processes_along(start):
+def test_processes_end_with_a_killed_runner(start):
     run = start("gpu")
     run.end(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
@@ -138,7 +135,7 @@ def test_node_here_is_stopped_with_the_one_beside_it(start):
     assert run.leftovers() == []
 
 
-def test_nothing_but_a_node_here(start):
+def test_only_a_node_here(start):
     run = start("alone")
     run.end(signal.SIGTERM)
     assert run.wait() == 128 + signal.SIGTERM
@@ -157,7 +154,7 @@ def test_stubborn_process_is_killed_after_a_while(start):
 def test_second_request_kills_at_once(start):
     run = start("stubborn for long")
     run.end(signal.SIGINT, group=True)
-    assert wait_until(lambda: "Stopping." in run.said())
+    assert wait_until(lambda: "Stopping." in run.output())
     with pytest.raises(subprocess.TimeoutExpired):
         run.wait(1.0)
     run.end(signal.SIGINT, group=True)
@@ -166,7 +163,7 @@ def test_second_request_kills_at_once(start):
     assert not (run.folder / "twice.txt").exists()
 
 
-def test_second_request_in_the_midst_of_stopping(start):
+def test_second_request_while_stopping(start):
     run = start("interrupted again")
     run.end(signal.SIGINT, group=True)
     assert run.wait() == -signal.SIGINT
@@ -175,8 +172,8 @@ def test_second_request_in_the_midst_of_stopping(start):
     assert run.leftovers() == []
 
 
-def test_signal_that_was_ignored_stays_ignored(start):
-    """As ``nohup`` sees to it."""
+def test_ignored_signal_stays_ignored(start):
+    """As under ``nohup``."""
     run = start("gpu", ignoring=signal.SIGHUP)
     run.end(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What nodes print comes out whole, in order, and never in another's unfinished line."""
+"""The output of nodes is complete, in order, and never in another's unfinished line."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""The MLflow run goes on in the nodes' processes, and nobody but its owner ends it."""
+"""The MLflow run continues in the nodes' processes, and only its owner ends it."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def tracked(tmp_path_factory, layer):
 
 
 class TestTracked:
-    def test_what_a_node_logs_is_in_the_run(self, tracked):
+    def test_node_logs_to_the_run(self, tracked):
         assert tracked.outputs["run_id"] == tracked.run_id
         assert tracked.metrics["loss"] == 0.25
 
@@ -81,7 +81,7 @@ class TestTracked:
         assert {one["outcome"] for one in tracked.records.values()} == {"done"}
         assert tracked.records["status"]["place"] == "CPU"
 
-    def test_those_of_a_failed_run_too(self, tracked):
+    def test_records_of_a_failed_run(self, tracked):
         assert tracked.records_of_failure["fail"]["outcome"] == "failed"
 
 
@@ -96,7 +96,7 @@ print("imported:", outputs["there"], gpu_nodes.imported(None))
 """
 
 
-def test_without_a_run_nobody_imports_mlflow_or_torch(tmp_path, subprocess_environment):
+def test_mlflow_and_torch_are_not_imported_without_a_run(tmp_path, subprocess_environment):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_A_RUN, str(tmp_path)],
         env=subprocess_environment,

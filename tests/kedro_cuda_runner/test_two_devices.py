@@ -16,7 +16,7 @@ from recording_hooks import RecordingHooks
 class ReplacingHooks:
     @hook_impl
     def before_node_run(self, inputs):
-        time.sleep(1.0)  # meanwhile the other rank, which is late, asks for its inputs
+        time.sleep(1.0)  # meanwhile the other rank, which is late, requests its inputs
         return {"value": inputs["value"] + 100}
 
 

@@ -1,4 +1,4 @@
-"""What a process was saving when it was killed is gone afterwards, and nothing else is."""
+"""Outputs that a process was saving when it was killed are removed, and nothing else."""
 
 import json
 import logging
