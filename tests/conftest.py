@@ -130,7 +130,8 @@ def copy_project(target: Path) -> Path:
         shutil.copy(REPOSITORY / name, target)
     # Kedro wants a source directory inside the project, so not that is linked but what it holds
     (target / "src").mkdir()
-    (target / "src/ja_instruct").symlink_to(REPOSITORY / "src/ja_instruct")
+    for package in ("ja_instruct", "kedro_cuda_runner"):
+        (target / "src" / package).symlink_to(REPOSITORY / "src" / package)
     return target
 
 

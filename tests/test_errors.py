@@ -327,7 +327,7 @@ class TestDevice:
             "two", parameters={"sft": {"device": "cuda", "gpu": {"devices": 2}}}
         )
         message = refused(environment, "--pipeline=sft")
-        assert "node 'train' asks for 2 devices" in message
+        assert "node 'train' requests 2 devices" in message
         assert "add --runner=kedro_cuda_runner.CudaRunner" in message
 
     def test_pipelines_without_gpu_nodes_may_run(self, invoke_kedro, add_environment):
@@ -441,6 +441,9 @@ class TestResources:
             def parameter_count(self):
                 return 27_000_000_000
 
+            def peek_config(self):
+                return None
+
             def pending_download_bytes(self):
                 return self.pending
 
@@ -472,7 +475,7 @@ class TestResources:
             check(memory=16 * 10**9, disk=10**12)
 
     def test_too_little_disk(self, check, tmp_path):
-        message = rf"40\.5 GB of disk .* quantized_model at {tmp_path}/deep/model, 5\.0 GB are free"
+        message = rf"40\.5 GB of disk .* at {tmp_path} \('quantize' 40\.5 GB\), 5\.0 GB are free"
         with pytest.raises(InputError, match=message):
             check(memory=10**12, disk=5 * 10**9)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +20,29 @@ from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords, Describ
 from ja_instruct.config import RENAMED_PARAMETERS
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.errors import InputError
+from ja_instruct.memory.estimates import cpu_memory_bytes
+from ja_instruct.memory.resources import parameter_count_of
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
+from ja_instruct.pipelines.sft.parameters import SftParameters
 from kedro_cuda_runner.devices import default_layer
-from kedro_cuda_runner.preflight import device_problems, existing_parent, read_resources
+from kedro_cuda_runner.formatting import gigabytes
+from kedro_cuda_runner.preflight import (
+    device_problems,
+    disk_problems,
+    free_disk_problems,
+    read_resources,
+)
 from kedro_cuda_runner.resources import is_gpu_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kedro.framework.context import KedroContext
     from kedro.io import AbstractDataset, DataCatalog
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
+
+    from kedro_cuda_runner.resources import Resources
 
 REQUIRED_COLUMNS = {
     "raw_conversations": ("conversations",),
@@ -43,18 +54,9 @@ REQUIRED_COLUMNS = {
     "perplexity_texts": ("text",),
 }
 
-# Large, and the first to be read: without hours of work before or beside it, reading it twice only
-# delays the same error.
+# Large, and the first input to be read: a run without hours of GPU work reports its errors as soon
+# without reading it twice.
 READ_BEFORE_LONG_RUNS = {"raw_conversations"}
-
-# What holds a model in memory
-MODEL_NODES = {
-    "quantize",
-    "measure_quantization",
-    "train",
-    "answer_tasks",
-    "answer_with_base_model",
-}
 
 CPU_ENVIRONMENTS = {
     "demo": " (a small real model)",
@@ -174,9 +176,14 @@ def check_run(
         for problem in _input_problems(name, catalog, is_long=is_long)
     ]
     problems += _output_problems(nodes, catalog)
-    problems += _device_problems(nodes, catalog, cpu_environments, runner)
+    resources, invalid = read_resources(nodes, catalog)
+    problems += invalid
+    problems += _device_problems(resources, cpu_environments, runner)
+    problems += _library_problems(resources, catalog)
     if not problems:
-        problems += _resource_problems(nodes, catalog)
+        problems += _memory_problems(resources, catalog)
+        problems += disk_problems(resources, catalog)
+        problems += _download_problems(inputs, catalog)
     if problems:
         raise InputError(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
@@ -247,41 +254,39 @@ def _remedy_to_make(name: str) -> str:
     return f"; put the file there, or point the catalog entry '{name}' at another place"
 
 
-def _parameters_of(node: Node, catalog: DataCatalog) -> list[tuple[str, Any]]:
-    return [
-        (name.removeprefix("params:"), catalog.load(name))
-        for name in node.inputs
-        if name.startswith("params:")
-    ]
-
-
 def _device_problems(
-    nodes: list[Node],
-    catalog: DataCatalog,
+    resources: Mapping[Node, Resources],
     cpu_environments: Callable[[], Sequence[str]],
     runner: str,
 ) -> list[str]:
-    wanting_unsloth = [
-        f"{section}.backend"
-        for section, values in _gpu_parameters(nodes, catalog).items()
-        if getattr(values, "backend", None) == "unsloth"
-    ]
-    resources, problems = read_resources(nodes, catalog)
-    problems += device_problems(
+    problems = device_problems(
         resources, default_layer(), lambda: _no_gpu_remedy(cpu_environments())
     )
-    problems += [
-        f"node '{node.name}' asks for {required.devices} devices, which only the CUDA runner "
-        f"gives it; add --runner=kedro_cuda_runner.CudaRunner"
+    return problems + [
+        f"node '{node.name}' requests {required.devices} devices, which only the CUDA runner "
+        f"provides; add --runner=kedro_cuda_runner.CudaRunner"
         for node, required in resources.items()
         if required.devices > 1 and "CudaRunner" not in runner
     ]
-    if wanting_unsloth and find_spec("unsloth") is None:
-        problems.append(
-            f"{', '.join(wanting_unsloth)}: 'unsloth' is not installed; "
-            f"pip install -e '.[gpu]' -c requirements.txt"
-        )
-    return problems
+
+
+def _library_problems(nodes: Iterable[Node], catalog: DataCatalog) -> list[str]:
+    if find_spec("unsloth") is not None:
+        return []
+    sections = dict.fromkeys(name for node in nodes for name in node.inputs)
+    backends = [
+        f"{name.removeprefix('params:')}.backend"
+        for name in sections
+        if name.startswith("params:")
+        and isinstance(values := catalog.load(name), SftParameters | InferenceParameters)
+        and values.backend == "unsloth"
+    ]
+    if not backends:
+        return []
+    return [
+        f"{', '.join(backends)}: 'unsloth' is not installed; "
+        f"pip install -e '.[gpu]' -c requirements.txt"
+    ]
 
 
 def _no_gpu_remedy(cpu_environments: Sequence[str]) -> str:
@@ -290,15 +295,6 @@ def _no_gpu_remedy(cpu_environments: Sequence[str]) -> str:
     )
     without = f", or in an environment that needs none: {listed}" if listed else ""
     return f"run on a machine with an NVIDIA GPU{without}"
-
-
-def _gpu_parameters(nodes: list[Node], catalog: DataCatalog) -> dict[str, Any]:
-    return {
-        section: values
-        for node in nodes
-        if is_gpu_node(node)
-        for section, values in _parameters_of(node, catalog)
-    }
 
 
 def environments_without_gpu(context: KedroContext) -> list[str]:
@@ -316,60 +312,28 @@ def environments_without_gpu(context: KedroContext) -> list[str]:
     return found
 
 
-def _resource_problems(nodes: list[Node], catalog: DataCatalog) -> list[str]:
-    """Compare free memory and disk with a floor for the largest stage that will run."""
-    names = {node.name for node in nodes}
-    source = "base_model" if names & {"quantize", "measure_quantization"} else "quantized_model"
-    if not names & MODEL_NODES:
+def _memory_problems(resources: Mapping[Node, Resources], catalog: DataCatalog) -> list[str]:
+    """Compare free host memory with what the largest model on the CPU takes."""
+    on_cpu = [node for node, required in resources.items() if not required.devices]
+    count = max((parameter_count_of(node, catalog) or 0 for node in on_cpu), default=0)
+    required_bytes = cpu_memory_bytes(count)
+    free = psutil.virtual_memory().available
+    if not count or free >= required_bytes:
         return []
-    model = catalog.get(source)
-    count = model.parameter_count() if isinstance(model, DescribesModel) else None
-    if count is None:
-        return []
-    problems = []
-    on_cpu = any(
-        getattr(values, "device", None) == "cpu"
-        for node in nodes
-        for _, values in _parameters_of(node, catalog)
-    )
-    if on_cpu:
-        # float32 weights and a half for copies, then activations, logits and libraries: the demo
-        # took 5.9 GB at its peak
-        need = count * 6 + 4e9
-        free = psutil.virtual_memory().available
-        if free < need:
-            problems.append(
-                f"about {need / 1e9:.1f} GB of memory are needed for a model of "
-                f"{count / 1e9:.2f} billion parameters on the CPU, {free / 1e9:.1f} GB are free; "
-                f"close other programs, or choose a smaller base_model"
-            )
-    if "quantize" in names:
-        problems += _disk_problems(catalog, count)
-    return problems
+    return [
+        f"about {gigabytes(required_bytes)} of memory are needed for a model of "
+        f"{count / 1e9:.2f} billion parameters on the CPU, {gigabytes(free)} are free; close other "
+        f"programs, or choose a smaller base_model"
+    ]
 
 
-def _disk_problems(catalog: DataCatalog, parameter_count: int) -> list[str]:
+def _download_problems(inputs: Iterable[str], catalog: DataCatalog) -> list[str]:
     from huggingface_hub import constants
 
-    model = catalog.get("base_model")
-    pending = model.pending_download_bytes() if isinstance(model, DescribesModel) else 0
-    target = filepath_of(catalog.get("quantized_model")) or Path()
-    needs = [
-        # 4-bit linear layers, 16-bit embeddings
-        ("quantized_model", target, parameter_count * 1.5, "point its catalog entry elsewhere"),
-        (
-            "the download of base_model",
-            Path(constants.HF_HUB_CACHE),
-            pending,
-            "set HF_HOME to a folder on a larger disk",
-        ),
-    ]
-    problems = []
-    for what, where, need, remedy in needs:
-        free = shutil.disk_usage(existing_parent(where)).free
-        if free < need:
-            problems.append(
-                f"about {need / 1e9:.1f} GB of disk are needed for {what} at {where}, "
-                f"{free / 1e9:.1f} GB are free; make room, or {remedy}"
-            )
-    return problems
+    sizes: dict[str, int] = {}
+    for name in inputs:
+        dataset = catalog.get(name)
+        if isinstance(dataset, DescribesModel):
+            sizes[f"the download of {name}"] = dataset.pending_download_bytes()
+    remedy = "set HF_HOME to a folder on a larger disk"
+    return free_disk_problems(sizes, Path(constants.HF_HUB_CACHE), remedy)

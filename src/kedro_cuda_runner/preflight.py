@@ -50,7 +50,7 @@ def find_problems(
     return [
         *_transfer_problems(resources),
         *device_problems(resources, layer),
-        *_disk_problems(resources, catalog),
+        *disk_problems(resources, catalog),
     ]
 
 
@@ -101,7 +101,7 @@ def device_problems(
     return problems
 
 
-def _disk_problems(
+def disk_problems(
     resources: Mapping[Node, Resources], catalog: CatalogProtocol[Any, Any]
 ) -> list[str]:
     """Compare the output size of all nodes on each disk with its free space."""
@@ -112,19 +112,32 @@ def _disk_problems(
         folder = next((existing_parent(path) for path in paths if path is not None), None)
         if required.disk_bytes and folder is not None:
             disk = folder.stat().st_dev
-            sizes_by_disk[disk][node.name] = required.disk_bytes
+            sizes_by_disk[disk][f"'{node.name}'"] = required.disk_bytes
             folders.setdefault(disk, folder)
-    problems = []
-    for disk, sizes in sizes_by_disk.items():
-        total, free = sum(sizes.values()), shutil.disk_usage(folders[disk]).free
-        if free < total:
-            nodes = ", ".join(f"'{name}' {gigabytes(size)}" for name, size in sizes.items())
-            problems.append(
-                f"about {gigabytes(total)} of disk are needed at {folders[disk]} ({nodes}), "
-                f"{gigabytes(free)} are free; make room, or point the catalog entries of their "
-                f"outputs elsewhere"
-            )
-    return problems
+    remedy = "point the catalog entries of their outputs elsewhere"
+    return [
+        problem
+        for disk, sizes in sizes_by_disk.items()
+        for problem in free_disk_problems(sizes, folders[disk], remedy)
+    ]
+
+
+def free_disk_problems(sizes: Mapping[str, int], folder: Path, remedy: str) -> list[str]:
+    """Compare what will be written to a disk with its free space.
+
+    Args:
+        sizes: Bytes by what is written.
+        folder: A folder on the disk; it need not exist yet.
+        remedy: The remedy other than freeing disk space.
+    """
+    total, free = sum(sizes.values()), shutil.disk_usage(existing_parent(folder)).free
+    if free >= total:
+        return []
+    listed = ", ".join(f"{what} {gigabytes(size)}" for what, size in sizes.items())
+    return [
+        f"about {gigabytes(total)} of disk are needed at {folder} ({listed}), {gigabytes(free)} "
+        f"are free; make room, or {remedy}"
+    ]
 
 
 def existing_parent(path: Path) -> Path:

@@ -69,24 +69,25 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         """
         check_repository(self._repo_id, self._revision, "model")
         refuse_quantized_config(self.peek_config() or {}, f"'{self._repo_id}' on the hub")
-        types = weights_by_type(self._repo_id, self._revision)
-        refuse_quantized_types(types, f"'{self._repo_id}' on the hub")
+        refuse_quantized_types(self._weights_by_type, f"'{self._repo_id}' on the hub")
 
     def parameter_count(self) -> int | None:
         """Return the number of weights that the hub lists, for the check of free memory."""
-        counts = weights_by_type(self._repo_id, self._revision)
-        return sum(counts.values()) if counts else None
+        return sum(self._weights_by_type.values()) or None
 
     def pending_download_bytes(self) -> int:
         """Return the size of the missing files, for the check of free disk space."""
         return pending_download_bytes(self._repo_id, self._revision)
 
     def peek_config(self) -> dict[str, Any] | None:
-        """Return ``config.json``, a few kilobytes; None if it is not available for any reason.
-
-        It is fetched once, because several checks estimate several nodes from it.
-        """
+        """Return ``config.json``, a few kilobytes; None if it is not available for any reason."""
         return self._config
+
+    # Both are fetched once, because several checks estimate several nodes from them.
+
+    @cached_property
+    def _weights_by_type(self) -> dict[str, int]:
+        return weights_by_type(self._repo_id, self._revision)
 
     @cached_property
     def _config(self) -> dict[str, Any] | None:

@@ -60,9 +60,9 @@ class QuantizedModelDataset(ModelArtifactDataset):
     def _save_model(self, model: Any, directory: Path) -> None:
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
 
-    def parameter_count(self) -> int:
-        """Return the number of weights, for the check of free memory."""
-        return parameter_count(self._filepath)
+    def parameter_count(self) -> int | None:
+        """Return the number of weights; None before the model is made."""
+        return parameter_count(self._filepath) if self._exists() else None
 
     def pending_download_bytes(self) -> int:
         """Return 0: nothing is downloaded."""

@@ -1,4 +1,7 @@
-"""Saying beside a node what it needs of the GPUs, and what such an estimate looks at."""
+"""The GPU resources that a node declares, and what their estimates read before anything is loaded.
+
+The declaration stands at the node's function; preflight and the CUDA runner both read it.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Description = TypeVar("Description")
 Estimate = Callable[["Node", "CatalogProtocol[Any, Any]"], Mapping[str, Any]]
 
 
 def gpu_resources(estimate: Estimate) -> Callable[[Function], Function]:
     """Attach ``estimate`` to a node's function as its attribute ``gpu_resources``.
 
-    The function itself is returned, so that its hints are found and it can be pickled.
+    The function itself is returned, so that Kedro finds its type hints and it can be pickled.
 
     Args:
-        estimate: From node and catalog to ``devices``, and where they are known ``memory_gb``
-            (peak on a device; a GB is 10⁹ bytes), ``parts_gb``, ``disk_gb`` and ``remedy``.
+        estimate: Maps node and catalog to ``devices`` (0: the node computes on the CPU) and, as
+            far as they are known, ``memory_gb`` (peak on a device; a GB is 10⁹ bytes),
+            ``parts_gb``, ``disk_gb`` and ``remedy``.
 
     Examples:
         >>> @gpu_resources(lambda node, catalog: {"devices": 1, "memory_gb": 8})
@@ -40,26 +45,40 @@ def gpu_resources(estimate: Estimate) -> Callable[[Function], Function]:
 
 
 def parameters_of(node: Node, catalog: CatalogProtocol[Any, Any], section: str) -> tuple[str, Any]:
-    """Return where a section of the node's parameters stands, and its values.
+    """Return the full name of a section of the node's parameters, and its values.
 
     Args:
         node: Its inputs may carry a namespace: ``params:trial_a.sft``.
         catalog: Holds the values.
-        section: The name's last part: ``sft``.
+        section: The last part of the name: ``sft``.
     """
-    name = next(
-        name
-        for name in node.inputs
-        if name.startswith("params:") and _last_part(name.removeprefix("params:")) == section
-    )
-    return name.removeprefix("params:"), catalog.load(name)
+    names = (name.removeprefix("params:") for name in node.inputs if name.startswith("params:"))
+    name = next(name for name in names if _last_part(name) == section)
+    return name, catalog.load(f"params:{name}")
 
 
 def model_shape_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> ModelShape | None:
-    """Return the shape of the model that the node takes, before anything is loaded.
+    """Return the shape of the node's model without loading it.
 
-    A ``quantized_model`` that is not there yet will have the shape of ``base_model``, of the same
-    namespace where it has one of its own. None where neither can say, or is of an unknown family.
+    None if its configuration is not available yet, or if its family is unknown.
+    """
+    config = _describe_model(node, catalog, lambda model: model.peek_config())
+    return None if config is None else ModelShape.from_config(config)
+
+
+def parameter_count_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> int | None:
+    """Return the number of weights of the node's model without loading it; None if unknown."""
+    return _describe_model(node, catalog, lambda model: model.parameter_count())
+
+
+def _describe_model(
+    node: Node,
+    catalog: CatalogProtocol[Any, Any],
+    describe: Callable[[DescribesModel], Description | None],
+) -> Description | None:
+    """Describe the node's model, or ``base_model`` if ``quantized_model`` does not exist yet.
+
+    A ``base_model`` in the node's namespace takes precedence.
     """
     name = next(
         (name for name in node.inputs if _last_part(name) in ("quantized_model", "base_model")), ""
@@ -67,14 +86,14 @@ def model_shape_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> ModelShape
     base_model = name.removesuffix(_last_part(name)) + "base_model"
     for source in dict.fromkeys((name, base_model, "base_model")):
         dataset = catalog.get(source) if source in catalog else None
-        config = dataset.peek_config() if isinstance(dataset, DescribesModel) else None
-        if config is not None:
-            return ModelShape.from_config(config)
+        described = describe(dataset) if isinstance(dataset, DescribesModel) else None
+        if described is not None:
+            return described
     return None
 
 
 def memory(parts: Mapping[str, int] | None) -> dict[str, Any]:
-    """Return ``memory_gb`` and ``parts_gb`` of a peak by its parts in bytes; nothing of None."""
+    """Return ``memory_gb`` and ``parts_gb`` for a peak in bytes by part; nothing for None."""
     if parts is None:
         return {}
     return {

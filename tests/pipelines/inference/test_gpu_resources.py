@@ -1,10 +1,12 @@
 import pytest
-from gemma_shapes import base_model_in
+from gemma_shapes import GEMMA_2_27B, base_model_in
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import HubModelDataset
+from ja_instruct.memory.estimates import ModelShape, lora_weights
 from ja_instruct.pipelines.inference import create_pipeline
+from ja_instruct.pipelines.inference.gpu_resources import inference_parts
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.parameters import SftParameters
 
@@ -34,7 +36,7 @@ def inference(batched):
 
 @pytest.fixture(params=["typed", "untyped"])
 def sft(request, read_parameters):
-    """The adapter's parameters: a section that no node of the run takes is not typed."""
+    """The adapter's parameters; they are not typed if no node of the run uses them."""
     section = read_parameters("base")["sft"]
     return SftParameters(**section) if request.param == "typed" else section
 
@@ -51,7 +53,7 @@ def resources(node_name, parameters, namespace=None, **entries):
     return node.func.gpu_resources(node, DataCatalog({**sections, **entries}))
 
 
-def test_adapter_is_held_beside_the_model_that_it_changes(inference, base_model, sft):
+def test_adapter_adds_its_weights_to_the_model(inference, base_model, sft):
     tuned, plain = (resources(name, inference(), base_model=base_model, sft=sft) for name in NODES)
     for found in (tuned, plain):
         assert found["devices"] == 1
@@ -67,14 +69,14 @@ def test_longer_prompts_need_more(inference, base_model):
         resources(NODES[1], inference(max_seq_length=length), base_model=base_model)["parts_gb"]
         for length in (2048, 8192)
     )
-    # half of the layers look back over 4,096 tokens only
+    # half of the layers have a window of 4,096 tokens
     assert long["kv_cache"] == pytest.approx(3 * short["kv_cache"])
     assert long["weights"] == short["weights"]
 
 
-def test_batches_take_what_they_are_given(batched, base_model, sft):
+def test_batched_engine_has_a_minimum_and_a_limit(batched, base_model, sft):
     found = resources(NODES[0], batched(), base_model=base_model, sft=sft)
-    # nobody knows how much: the device is theirs
+    # without a limit it uses the whole device
     assert "memory_gb" not in found
     assert 18 < found["memory_min_gb"] < 24
     assert found["memory_min_gb"] == pytest.approx(sum(found["parts_gb"].values()))
@@ -84,18 +86,18 @@ def test_batches_take_what_they_are_given(batched, base_model, sft):
     assert too_little["memory_gb"] == too_little["memory_min_gb"]
 
 
-def test_16_bit_weights_are_counted_where_they_are_asked_for(batched, base_model, sft):
+def test_weights_in_bf16_take_two_bytes(batched, base_model, sft):
     found = resources(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
     assert found["parts_gb"]["weights"] == pytest.approx(2 * 27.227, rel=1e-4)
     assert found["remedy"].startswith("set inference.batching.weights to nf4, or set ")
 
 
-def test_keys_and_values_in_8_bits_take_half(batched, base_model, sft):
+def test_int8_kv_cache_takes_half(batched, base_model, sft):
     found, other = (
         resources(NODES[0], batched({"kv_cache_dtype": kind}), base_model=base_model, sft=sft)
         for kind in ("auto", "int8")
     )
-    # two bytes a number; and one, with four for the scale of 128
+    # two bytes per number, or one and a scale of four bytes per 128 numbers
     cache, smaller = (one["parts_gb"]["kv_cache"] for one in (found, other))
     assert smaller == pytest.approx(cache * 132 / 256)
     assert other["memory_min_gb"] == pytest.approx(found["memory_min_gb"] - cache + smaller)
@@ -104,7 +106,7 @@ def test_keys_and_values_in_8_bits_take_half(batched, base_model, sft):
     assert other["remedy"].startswith("lower inference.max_seq_length")
 
 
-def test_adapter_beside_4_bits_is_in_bfloat16(batched, base_model, sft):
+def test_adapter_of_an_nf4_model_is_in_bfloat16(batched, base_model, sft):
     tuned, plain = (
         resources(name, batched(), base_model=base_model, sft=sft)["memory_min_gb"]
         for name in NODES
@@ -117,7 +119,7 @@ def test_adapter_of_unknown_size_has_no_estimate(inference, base_model):
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_model_that_is_not_there_has_no_estimate(inference, name, sft):
+def test_missing_model_has_no_estimate(inference, name, sft):
     entry = HubModelDataset(repo_id="owner/none")
     assert set(resources(name, inference(), base_model=entry, sft=sft)) == {"devices", "remedy"}
 
@@ -136,7 +138,7 @@ def test_cpu_needs_no_device(inference, base_model, name):
     assert resources(name, parameters, base_model=base_model) == {"devices": 0}
 
 
-def test_prompts_are_built_without_a_gpu():
+def test_build_prompts_does_not_use_a_gpu():
     (node,) = (node for node in create_pipeline().nodes if node.name == "build_prompts")
     assert not hasattr(node.func, "gpu_resources")
     assert "gpu" not in node.tags
@@ -149,7 +151,26 @@ def test_prompts_are_built_without_a_gpu():
         ("cpu", "transformers", 1, "device 'cpu' uses none"),
     ],
 )
-def test_devices_that_nobody_can_use_are_refused(inference, device, backend, devices, message):
+def test_unusable_devices_are_refused(inference, device, backend, devices, message):
     gpu = {"devices": devices, "memory_gb": None, "disk_gb": None}
     with pytest.raises(ValueError, match=message):
         inference(device=device, backend=backend, gpu=gpu)
+
+
+class TestMeasuredPeaks:
+    """gemma-2-27b's shape with an adapter of rank 64 and prompts of 3,000 tokens on one H100."""
+
+    @pytest.fixture(scope="class")
+    def shape(self):
+        return ModelShape.from_config(GEMMA_2_27B)
+
+    def test_32_prompts_prefilled_in_chunks(self, shape):
+        parts = inference_parts(shape, 3000, batch=32)
+        parts["activations"] *= 256 / 3000  # chunks of 256 tokens
+        assert sum(parts.values()) == pytest.approx(54e9, rel=0.15)
+
+    @pytest.mark.parametrize(("batch", "fits"), [(1, True), (8, True), (32, False)])
+    def test_32_prompts_prefilled_at_once_exceed_80_gb(self, shape, batch, fits, read_parameters):
+        modules = read_parameters("base")["sft"]["lora"]["target_modules"]
+        parts = inference_parts(shape, 3000, lora_weights(shape, modules, 64), batch=batch)
+        assert (sum(parts.values()) < 80e9) is fits

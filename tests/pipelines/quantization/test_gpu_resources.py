@@ -19,7 +19,7 @@ def section(read_parameters):
 
 
 def resources(parts, section, node_name="quantize", **changes):
-    """What a node declares, with the parameters of the environment ``base``."""
+    """Return what a node declares with the parameters of the environment ``base`` and changes."""
     (node,) = (node for node in parts.nodes if node.name.endswith(node_name))
     (name,) = (name for name in node.inputs if name.startswith("params:"))
     model = next(name for name in node.inputs if name.endswith("base_model"))
@@ -34,7 +34,6 @@ def test_weights_disk_and_parts_of_gemma_2_27b(section, base_model):
     assert 15.8 < found["memory_gb"] < 20
     assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
     assert set(found["parts_gb"]) == {"weights", "matrix in flight", "cuda context"}
-    # what the preflight check reckons with
     assert found["disk_gb"] == pytest.approx(27.227 * 1.5, rel=1e-3)
     assert "quantization.device" in found["remedy"]
 
@@ -42,7 +41,7 @@ def test_weights_disk_and_parts_of_gemma_2_27b(section, base_model):
 @pytest.mark.parametrize(
     "changes", [{"double_quantization": False}, {"compute_dtype": "float32"}], ids=str
 )
-def test_coarser_settings_need_more(section, base_model, changes):
+def test_larger_formats_take_more_memory(section, base_model, changes):
     plain = resources(create_pipeline(), section, base_model=base_model)
     more = resources(create_pipeline(), section, base_model=base_model, parameters=changes)
     assert more["memory_gb"] > plain["memory_gb"] + 1
@@ -54,14 +53,29 @@ NODES = pytest.mark.parametrize("node_name", ["quantize", "measure_quantization"
 @NODES
 def test_cpu_needs_no_device(section, base_model, node_name):
     on_cpu = {"base_model": base_model, "parameters": {"device": "cpu"}}
-    assert resources(create_pipeline(), section, node_name, **on_cpu) == {"devices": 0}
+    found = resources(create_pipeline(), section, node_name, **on_cpu)
+    disk = {"disk_gb": pytest.approx(27.227 * 1.5, rel=1e-3)} if node_name == "quantize" else {}
+    assert found == {"devices": 0, **disk}
+
+
+def test_disk_follows_from_the_number_of_weights_if_the_shape_is_unknown(section, monkeypatch):
+    unknown = HubModelDataset(repo_id="owner/none")
+    monkeypatch.setattr(HubModelDataset, "parameter_count", lambda self: 2_000_000_000)
+    found = resources(create_pipeline(), section, base_model=unknown)
+    assert found["disk_gb"] == 3
+    assert set(found) == {"devices", "remedy", "disk_gb"}
 
 
 @NODES
-def test_model_that_is_not_downloaded_has_no_estimate(section, node_name):
+def test_missing_model_has_no_estimate(section, node_name):
     unknown = HubModelDataset(repo_id="owner/none")
     found = resources(create_pipeline(), section, node_name, base_model=unknown)
     assert set(found) == {"devices", "remedy"}
+
+
+def test_quantization_holds_one_matrix_twice(section, base_model):
+    parts = resources(create_pipeline(), section, base_model=base_model)["parts_gb"]
+    assert parts["matrix in flight"] == pytest.approx(2 * 2 * 4608 * 36864 / 1e9)
 
 
 class TestMeasurement:
@@ -73,19 +87,19 @@ class TestMeasurement:
 
         return measured
 
-    def test_gemma_2_27b_fits_24_gigabytes(self, measured):
+    def test_gemma_2_27b_fits_24_gb(self, measured):
         found = measured()
         assert 17 < found["memory_gb"] < 24
         assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
         assert set(found["parts_gb"]) == {"weights", "activations", "logits", "cuda context"}
         assert "quantization.perplexity_max_tokens" in found["remedy"]
 
-    def test_matrices_alone_need_little(self, measured):
-        # four of 4608 by 36864 in float32, the context
+    def test_matrices_alone_take_little(self, measured):
+        # four matrices of 4608 by 36864 in float32, and the context
         expected = (16 * 4608 * 36864 + 600_000_000) / 1e9
         assert measured(perplexity_max_tokens=0)["memory_gb"] == pytest.approx(expected)
 
-    def test_more_tokens_need_more(self, measured):
+    def test_more_tokens_take_more(self, measured):
         found = measured(perplexity_max_tokens=200_000)["memory_gb"]
         added = found - measured(perplexity_max_tokens=100_000)["memory_gb"]
         assert added == pytest.approx(2 * 100_000 * 4608 * 2 / 1e9)
@@ -118,6 +132,6 @@ class TestParameters:
         with pytest.raises(ValueError, match=message):
             QuantizationParameters(**{**section, "device": device, "gpu": gpu})
 
-    def test_nothing_is_left_to_defaults(self, section):
+    def test_every_key_is_required(self, section):
         with pytest.raises(ValueError, match=r"gpu\.disk_gb"):
             QuantizationParameters(**{**section, "gpu": {"devices": None, "memory_gb": None}})

@@ -1,17 +1,22 @@
+import dataclasses
+
 import pytest
-from gemma_shapes import base_model_in, write_config
+import torch
+from gemma_shapes import GEMMA_2_27B, base_model_in, write_config
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import HubModelDataset, QuantizedModelDataset
+from ja_instruct.memory.estimates import ModelShape, lora_weights
 from ja_instruct.models.directory import write_provenance
 from ja_instruct.pipelines.sft import create_pipeline
+from ja_instruct.pipelines.sft.gpu_resources import optimizer_bytes, training_parts
 from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
 @pytest.fixture
 def quantized_model(tmp_path):
-    """A catalog entry whose model a run has yet to make."""
+    """An entry whose model does not exist yet."""
     return QuantizedModelDataset(filepath=tmp_path / "quantized_model")
 
 
@@ -22,7 +27,7 @@ def base_model(tmp_path):
 
 @pytest.fixture
 def sft(read_parameters):
-    """The parameters of the environment ``base``, and those given."""
+    """A function that returns the parameters of the environment ``base`` with changes."""
 
     def change(training=None, lora=None, **changes):
         section = read_parameters("base")["sft"]
@@ -48,11 +53,11 @@ def test_recipe_fits_a_gpu_of_32_gb(sft, base_model, quantized_model):
     assert 23 < found["memory_gb"] < 32
     assert found["memory_gb"] == pytest.approx(sum(found["parts_gb"].values()))
     assert {"weights", "lora", "gradients", "optimizer", "activations"} <= set(found["parts_gb"])
-    # 456 million weights: the adapter, and ten checkpoints of it with the optimizer's states
+    # 456 million weights: the adapter, and ten checkpoints with the optimizer's states
     assert found["disk_gb"] == pytest.approx(0.4568 * (4 + 10 * 6), rel=1e-3)
 
 
-def test_nothing_is_kept_without_checkpoints(sft, base_model):
+def test_without_checkpoints_the_disk_holds_the_adapter(sft, base_model):
     found = resources(sft(training={"save_strategy": "no"}), {"base_model": base_model})
     assert found["disk_gb"] == pytest.approx(0.4568 * 4, rel=1e-3)
 
@@ -69,7 +74,7 @@ def test_nothing_is_kept_without_checkpoints(sft, base_model):
     ],
     ids=str,
 )
-def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
+def test_remedy_names_each_setting_that_takes_memory(sft, base_model, changes):
     recipe = resources(sft(), {"base_model": base_model})
     found = resources(sft(**changes), {"base_model": base_model})
     assert found["memory_gb"] > recipe["memory_gb"] + 1
@@ -78,7 +83,7 @@ def test_each_way_out_of_memory_that_the_remedy_names(sft, base_model, changes):
     assert key in found["remedy"]
 
 
-def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
+def test_tokens_per_batch_replace_its_samples(sft, base_model):
     def memory(name="memory_gb", **changes):
         return resources(sft(**changes), {"base_model": base_model})[name]
 
@@ -86,7 +91,7 @@ def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
     for packing in (False, True):
         tokens = {"tokens_per_batch": 8192, "packing": packing}
         assert memory(training=tokens) == memory(training=samples)
-        # the samples of the step are arranged, however many
+        # the size of the step does not matter
         assert memory(training={**tokens, "per_device_train_batch_size": 16}) == memory()
     more = {"tokens_per_batch": 16384}
     assert memory(training=more) == memory(training={"per_device_train_batch_size": 8})
@@ -95,19 +100,19 @@ def test_tokens_of_a_batch_count_in_place_of_its_samples(sft, base_model):
     assert memory("memory_min_gb") == memory(training={"tokens_per_batch": 2048})
 
 
-def test_remedy_names_the_tokens_of_a_batch_where_they_count(sft, base_model):
+def test_remedy_names_tokens_per_batch_if_it_can_be_lower(sft, base_model):
     def remedy(tokens):
         parameters = sft(training={"tokens_per_batch": tokens})
         return resources(parameters, {"base_model": base_model})["remedy"]
 
     assert "lower sft.training.tokens_per_batch (now 8192; the optimizer's" in remedy(8192)
     assert "per_device_train_batch_size" not in remedy(8192)
-    # it cannot be less than a sample
+    # a batch has at least one sample
     assert "tokens_per_batch" not in remedy(2048)
     assert "tokens_per_batch" not in remedy(None)
 
 
-def test_model_that_is_there_counts_more_than_what_it_would_be_made_of(
+def test_existing_quantized_model_counts_before_the_base_model(
     sft, base_model, quantized_model, tmp_path
 ):
     directory = write_config(tmp_path / "quantized_model", num_hidden_layers=23)
@@ -141,7 +146,7 @@ def gpu(devices):
     return {"devices": devices, "memory_gb": None, "disk_gb": None}
 
 
-def test_several_devices_with_peft_alone(sft, base_model):
+def test_only_peft_uses_several_devices(sft, base_model):
     parameters = sft(backend="peft", gpu=gpu(4))
     assert resources(parameters, {"base_model": base_model})["devices"] == 4
     with pytest.raises(ValueError, match=r"devices = 4, but backend 'unsloth' trains on one.*peft"):
@@ -149,3 +154,77 @@ def test_several_devices_with_peft_alone(sft, base_model):
     with pytest.raises(ValueError, match="device 'cpu' uses none"):
         sft(backend="peft", device="cpu", gpu=gpu(1))
     assert sft(gpu=gpu(1)).gpu.devices == 1
+
+
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        ("adamw_torch", 8),
+        ("adamw_torch_fused", 8),
+        ("adamw_8bit", 2),
+        ("paged_adamw_8bit", 2),
+        ("paged_adamw_32bit", 8),
+        ("adamw_torch_4bit", 1),
+        ("ademamix", 12),
+        ("paged_ademamix_8bit", 3),
+        ("lion_32bit", 4),
+        ("lion_8bit", 1),
+        ("sgd", 0),
+        ("an_unknown_one", 8),
+    ],
+)
+def test_optimizer_states(optim, expected):
+    assert optimizer_bytes(optim) == expected
+
+
+def test_states_of_adam_are_those_of_torch():
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    weight.grad = torch.zeros(1000)
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    states = sum(t.nbytes for t in optimizer.state[weight].values() if t.dim())
+    assert optimizer_bytes("adamw_torch") * weight.numel() == states
+
+
+class TestParts:
+    """gemma-2-27b's shape with batches of four samples of 1,024 tokens."""
+
+    @pytest.fixture
+    def parts(self, sft):
+        def parts(layers=None, *, is_loss_tiled=True, **changes):
+            parameters = sft(**changes)
+            shape = ModelShape.from_config(GEMMA_2_27B)
+            if layers is not None:
+                shape = dataclasses.replace(shape, windows=(None,) * layers)
+            lora = parameters.lora
+            adapter = lora_weights(shape, lora.target_modules, lora.lora_r)
+            return training_parts(shape, parameters, 4096, adapter, is_loss_tiled=is_loss_tiled)
+
+        return parts
+
+    def test_checkpoints_grow_with_the_layers_if_they_stay_on_the_device(self, parts):
+        def activations(layers, **changes):
+            return parts(layers, **changes)["activations"]
+
+        checkpoint = 4096 * 4608 * 4
+        assert activations(46, backend="peft") - activations(45, backend="peft") == checkpoint
+        assert activations(46) == activations(45)
+        without = {"gradient_checkpointing": False}
+        assert activations(46, training=without) > 20 * activations(46)
+
+    # measured on one H100
+    @pytest.mark.parametrize(
+        ("changes", "measured"),
+        [({}, 23e9), ({"backend": "peft", "is_loss_tiled": False}, 41e9)],
+        ids=["unsloth", "peft with whole logits"],
+    )
+    def test_measured_peaks(self, parts, changes, measured):
+        assert sum(parts(**changes).values()) == pytest.approx(measured, rel=0.15)
+
+    def test_tiled_loss_does_not_hold_the_logits(self, parts):
+        whole, tiled = (
+            sum(parts(backend="peft", is_loss_tiled=is_tiled).values())
+            for is_tiled in (False, True)
+        )
+        # in bfloat16, at least
+        assert whole - tiled > 4096 * 256_000 * 2

@@ -1,4 +1,4 @@
-"""What answering needs of the GPU, from the model's configuration and the parameters."""
+"""GPU memory that answering takes, from the model's configuration and the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ja_instruct.engine.vllm import require_vllm
 from ja_instruct.memory.estimates import (
     CONTEXT_BYTES,
     ModelShape,
-    inference_parts,
+    kv_cache_bytes,
     lora_weights,
     nf4_bytes,
 )
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
-# Of 64 weights in 4 bits, as ``ja_instruct.engine.kernels.nf4_matmul`` scales them, beside
-# bitsandbytes' own scales
+# Per 64 weights in 4 bits, the scale that ``ja_instruct.engine.kernels.nf4_matmul`` keeps beside
+# bitsandbytes' own
 KERNEL_SCALE_BYTES = 2
 
 
 def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts and remedy, as ``gpu_resources`` takes them.
+    """Estimate devices, peak memory and remedy of answering for ``gpu_resources``.
 
-    A prompt has up to ``max_seq_length`` tokens with its answer. One at a time needs what one
-    needs. The engine ``batched`` takes all it is given: ``memory_gb`` of its section, or else the
-    whole device, and only what one prompt at a time needs is known, ``memory_min_gb``.
+    A prompt and its answer have up to ``max_seq_length`` tokens. ``one_by_one`` takes the memory of
+    one prompt. ``batched`` uses all memory that it gets: ``memory_gb`` of its section, or the whole
+    device; only the memory of one prompt is known, ``memory_min_gb``.
 
-    A node that takes an ``adapter`` holds it as well; its size follows from the section ``sft`` of
-    the same catalog. Memory is left out where neither ``quantized_model`` nor ``base_model`` has a
-    configuration yet, or where nothing says how large the adapter is.
+    A node with an ``adapter`` holds it too; its size follows from the section ``sft`` of the same
+    catalog. Memory is missing if the model's configuration is not available yet, or if the size of
+    the adapter is unknown.
 
     Raises:
-        InputError: The backend is vLLM and not installed; so it is told before a run starts.
+        InputError: The backend is vLLM, which is not installed.
     """
     section, parameters = parameters_of(node, catalog, "inference")
     if parameters.device == "cpu":
@@ -53,9 +53,8 @@ def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[s
     if shape is None or adapter is None:
         return resources
     if parameters.engine == "one_by_one":
-        parts = inference_parts(shape, parameters.max_seq_length, adapter_weights=adapter)
-        return {**resources, **memory(parts)}
-    least = memory(_parts_of_one_slot(shape, parameters, adapter))
+        return {**resources, **memory(inference_parts(shape, parameters.max_seq_length, adapter))}
+    least = memory(_batched_parts(shape, parameters, adapter))
     resources |= {"memory_min_gb": least["memory_gb"], "parts_gb": least["parts_gb"]}
     limit = parameters.batching.memory_gb
     if limit is not None:
@@ -78,9 +77,35 @@ def _remedy(section: str, parameters: InferenceParameters) -> str:
     return ", or ".join([*(f"set {section}.batching.{one}" for one in smaller), shorter])
 
 
-def _parts_of_one_slot(
+def inference_parts(
+    shape: ModelShape, tokens: int, adapter_weights: int = 0, *, batch: int = 1
+) -> dict[str, int]:
+    """Return the peak memory of generation without the engine, in bytes, by part.
+
+    The model is in 4 bits, and the peak is in the forward pass of the prompt.
+
+    Args:
+        shape: The model's.
+        tokens: Tokens of a prompt and its answer.
+        adapter_weights: Weights of an adapter that is not merged, in float32.
+        batch: Number of prompts.
+    """
+    return {
+        "weights": nf4_bytes(shape),
+        "lora": 4 * adapter_weights,
+        "kv_cache": kv_cache_bytes(shape, tokens, batch=batch),
+        "activations": batch * tokens * 2 * (4 * shape.intermediate_size + 8 * shape.hidden_size)
+        + 2 * shape.largest_matrix,
+        # of the last position, in bfloat16, in float32, and as the logits processors change them
+        "logits": batch * shape.vocab_size * (2 + 4 + 4),
+        "cuda context": CONTEXT_BYTES,
+    }
+
+
+def _batched_parts(
     shape: ModelShape, parameters: InferenceParameters, adapter_weights: int
 ) -> dict[str, int]:
+    """Return the memory of the engine with one sequence."""
     is_merged = parameters.batching.weights == "bf16"
     int8_cache = parameters.batching.has_int8_cache
     sizes, length = EngineSizes.of_shape(shape, int8_cache=int8_cache), parameters.max_seq_length
@@ -89,9 +114,9 @@ def _parts_of_one_slot(
     working = sizes.working_bytes(prefill, length)
     weights = nf4_bytes(shape)
     if is_merged:
-        weights = 2 * (shape.linear_weights + shape.other_weights)
+        weights = 2 * shape.weights
     elif parameters.backend == "vllm":
-        # its plugin undoes the double quantization once, at loading
+        # its plugin undoes the double quantization while loading
         weights = nf4_bytes(replace(shape, is_double_quantized=False))
     else:
         weights += KERNEL_SCALE_BYTES * shape.linear_weights // 64
@@ -116,6 +141,6 @@ def _adapter_weights(
     if section not in catalog:
         return None
     sft = catalog.load(section)
-    # a section that no node of this run takes is not typed
+    # a section that no node of this run uses is a plain dictionary
     lora = sft["lora"] if isinstance(sft, Mapping) else sft.lora.model_dump()
     return lora_weights(shape, lora["target_modules"], lora["lora_r"])

@@ -1,12 +1,17 @@
-"""What the nodes of ``quantization`` need of the GPU, from the base model's configuration."""
+"""GPU memory and disk that the nodes of ``quantization`` take, from the model's configuration."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, nf4_bytes, quantization_parts
-from ja_instruct.memory.resources import memory, model_shape_of, parameters_of
+from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, nf4_bytes
+from ja_instruct.memory.resources import (
+    memory,
+    model_shape_of,
+    parameter_count_of,
+    parameters_of,
+)
 from ja_instruct.pipelines.quantization.perplexity import LOGIT_POSITIONS, TEXT_TOKENS
 
 if TYPE_CHECKING:
@@ -17,61 +22,60 @@ if TYPE_CHECKING:
 
 # 4-bit matrices, 16-bit embeddings, tokenizer
 DISK_BYTES_PER_WEIGHT = 1.5
-# of the known families none has narrower heads, so none has more of them
+# the narrowest heads of the known families, so the largest number of heads
 HEAD_SIZE = 64
 
 
 def estimate_quantization(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts, disk and remedy, as ``gpu_resources`` takes them.
+    """Estimate devices, peak memory, disk and remedy of ``quantize`` for ``gpu_resources``.
 
-    Without the base model's configuration, such as while the hub is out of reach, memory and disk
-    are left out.
+    Memory is missing if the base model's configuration is not available, disk if its number of
+    weights is not either.
     """
     section, parameters = parameters_of(node, catalog, "quantization")
-    if parameters.device == "cpu":
-        return {"devices": 0}
-    resources: dict[str, Any] = {
-        "devices": 1,
-        "remedy": f"choose a smaller base_model, or set {section}.device to cpu",
-    }
     shape = model_shape_of(node, catalog)
-    if shape is None:
-        return resources
-    parts = quantization_parts(
-        shape,
-        compute_bytes=_compute_bytes(parameters),
-        double_quantization=parameters.double_quantization,
-    )
-    weights = shape.linear_weights + shape.other_weights
-    return {**resources, **memory(parts), "disk_gb": DISK_BYTES_PER_WEIGHT * weights / 1e9}
+    weights = shape.weights if shape is not None else parameter_count_of(node, catalog)
+    disk = {} if weights is None else {"disk_gb": DISK_BYTES_PER_WEIGHT * weights / 1e9}
+    if parameters.device == "cpu":
+        return {"devices": 0, **disk}
+    remedy = f"choose a smaller base_model, or set {section}.device to cpu"
+    parts = None if shape is None else quantization_parts(shape, parameters)
+    return {"devices": 1, "remedy": remedy, **memory(parts), **disk}
 
 
 def estimate_measurement(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return what ``measure_quantization`` needs, in the same form."""
+    """Estimate devices, peak memory and remedy of ``measure_quantization``."""
     section, parameters = parameters_of(node, catalog, "quantization")
     if parameters.device == "cpu":
         return {"devices": 0}
-    resources: dict[str, Any] = {
-        "devices": 1,
-        "remedy": f"set {section}.perplexity_max_tokens to 0, or {section}.device to cpu",
-    }
     shape = model_shape_of(node, catalog)
-    return (
-        resources
-        if shape is None
-        else {**resources, **memory(measurement_parts(shape, parameters))}
-    )
+    remedy = f"set {section}.perplexity_max_tokens to 0, or {section}.device to cpu"
+    parts = None if shape is None else measurement_parts(shape, parameters)
+    return {"devices": 1, "remedy": remedy, **memory(parts)}
+
+
+def quantization_parts(shape: ModelShape, parameters: QuantizationParameters) -> dict[str, int]:
+    """Return the peak memory of quantizing a model while it is loaded, in bytes, by part."""
+    compute_bytes = 4 if parameters.compute_dtype == "float32" else 2
+    quantized = replace(shape, is_double_quantized=parameters.double_quantization)
+    return {
+        "weights": nf4_bytes(quantized, other_bytes=compute_bytes),
+        # as it is read, and the contiguous copy that is quantized; the embedding is among the
+        # weights already
+        "matrix in flight": 2 * shape.largest_matrix * compute_bytes,
+        "cuda context": CONTEXT_BYTES,
+    }
 
 
 def measurement_parts(shape: ModelShape, parameters: QuantizationParameters) -> dict[str, int]:
-    """Return the peak of comparing matrices and predictions, by its parts in bytes.
+    """Return the peak memory of comparing matrices and predictions, in bytes, by part.
 
-    The base model's pass holds its embedding, its head and one layer; that of the 4-bit model
-    all of it. The larger of the two counts.
+    The pass of the base model holds its embedding, its head and one layer; the pass of the 4-bit
+    model holds all of it. The larger of the two counts.
     """
     size = 2  # bfloat16
     parts = {
-        # as stored, and as float32 the original, the dequantized and their difference
+        # as stored, and in float32 the original, the dequantized and their difference
         "weights": 4 * 4 * shape.largest_matrix,
         "cuda context": CONTEXT_BYTES,
     }
@@ -92,10 +96,6 @@ def measurement_parts(shape: ModelShape, parameters: QuantizationParameters) -> 
         + tokens * size * (4 * shape.intermediate_size + 8 * shape.hidden_size)
         # scores, and their softmax in float32
         + tokens * tokens * heads * (2 * size + 4),
-        # as computed, bounded and divided, then in float32 with their log-softmax
+        # as computed, capped and divided, then in float32 with their log-softmax
         "logits": LOGIT_POSITIONS * shape.vocab_size * (3 * size + 2 * 4),
     }
-
-
-def _compute_bytes(parameters: QuantizationParameters) -> int:
-    return 4 if parameters.compute_dtype == "float32" else 2

@@ -1,10 +1,10 @@
-"""What ``train`` needs of the GPUs, from the model's configuration and the parameters."""
+"""GPU memory and disk that ``train`` takes, from the model's configuration and the parameters."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.memory.estimates import Training, lora_weights, optimizer_bytes, training_parts
+from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, lora_weights, nf4_bytes
 from ja_instruct.memory.resources import memory, model_shape_of, parameters_of
 
 if TYPE_CHECKING:
@@ -13,14 +13,33 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
+# Bytes of optimizer state per trained weight, by the first of these parts found in the optimizer's
+# name. Paged states can move to host memory, but stay on the device while there is room.
+OPTIMIZER_BYTES = (
+    ("ademamix_8bit", 3),
+    ("ademamix", 12),
+    ("lion_8bit", 1),
+    ("lion", 4),
+    ("rmsprop_bnb_8bit", 1),
+    ("rmsprop", 4),
+    ("adagrad", 4),
+    ("schedule_free_sgd", 4),
+    ("sgd", 0),
+    ("adamw_torch_4bit", 1),
+    ("8bit", 2),
+)
+ADAM_BYTES = 8
+# Tile of the loss in TRL 1.15 (trl.kernels.chunked_logprob): tokens by vocabulary
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
+
 
 def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[str, Any]:
-    """Return devices, peak memory with its parts, disk and remedy, as ``gpu_resources`` takes them.
+    """Estimate devices, peak memory, disk and remedy of ``train`` for ``gpu_resources``.
 
-    The batch is counted whole: ``tokens_per_batch``, or every sample ``max_seq_length`` long. Where
-    ``auto_find_batch_size`` may halve it, ``memory_min_gb`` is that of one sample. Memory and disk
-    are left out where neither ``quantized_model`` nor ``base_model`` has a configuration yet, or
-    where an adapted module is none of its matrices.
+    The batch is ``tokens_per_batch`` tokens, or samples of ``max_seq_length`` tokens each. If
+    ``auto_find_batch_size`` may halve it, ``memory_min_gb`` is the peak with one sample. Memory
+    and disk are missing if the model's configuration is not available yet, or if an adapted module
+    is not a matrix of its layers.
     """
     section, parameters = parameters_of(node, catalog, "sft")
     if parameters.device == "cpu":
@@ -37,24 +56,13 @@ def estimate_training(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[st
         return resources
     training = parameters.training
     batch = training.per_device_train_batch_size * parameters.max_seq_length
-    parts = training_parts(shape, _workload(parameters, training.tokens_per_batch or batch))
-    least = training_parts(shape, _workload(parameters, parameters.max_seq_length))
-    if training.auto_find_batch_size and parameters.gpu.devices in (None, 1) and least is not None:
+    parts = training_parts(shape, parameters, training.tokens_per_batch or batch, adapter)
+    if training.auto_find_batch_size and parameters.gpu.devices in (None, 1):
+        least = training_parts(shape, parameters, parameters.max_seq_length, adapter)
         resources["memory_min_gb"] = sum(least.values()) / 1e9
     checkpoint = (4 + optimizer_bytes(training.optim)) * adapter
     kept = 0 if training.save_strategy == "no" else training.save_total_limit
     return {**resources, **memory(parts), "disk_gb": (4 * adapter + kept * checkpoint) / 1e9}
-
-
-def _workload(parameters: SftParameters, tokens: int) -> Training:
-    return Training(
-        tokens=tokens,
-        rank=parameters.lora.lora_r,
-        target_modules=parameters.lora.target_modules,
-        optim=parameters.training.optim,
-        gradient_checkpointing=parameters.training.gradient_checkpointing,
-        backend=parameters.backend,
-    )
 
 
 def _remedy(section: str, parameters: SftParameters) -> str:
@@ -64,7 +72,7 @@ def _remedy(section: str, parameters: SftParameters) -> str:
         if training.tokens_per_batch > parameters.max_seq_length:
             ways.append(
                 f"lower {section}.training.tokens_per_batch (now {training.tokens_per_batch}; the "
-                f"optimizer's batch stays as it is)"
+                f"optimizer's batch stays the same)"
             )
     elif training.per_device_train_batch_size > 1:
         ways.append(
@@ -80,3 +88,94 @@ def _remedy(section: str, parameters: SftParameters) -> str:
     if parameters.backend == "peft":
         ways.append(f"set {section}.backend to unsloth")
     return ", or ".join(ways)
+
+
+def optimizer_bytes(optim: str) -> int:
+    """Return the bytes of optimizer state per trained weight.
+
+    Args:
+        optim: transformers' name of the optimizer; an unknown one counts as Adam in float32.
+    """
+    return next((size for part, size in OPTIMIZER_BYTES if part in optim), ADAM_BYTES)
+
+
+def training_parts(
+    shape: ModelShape,
+    parameters: SftParameters,
+    tokens: int,
+    adapter_weights: int,
+    *,
+    is_loss_tiled: bool = True,
+) -> dict[str, int]:
+    """Return the peak memory of a QLoRA step in bytes, by part.
+
+    The peak is either in the loss, before any layer has gradients, or in the gradients of the last
+    layer, after the logits are freed. The larger of the two counts.
+
+    Args:
+        shape: The model's.
+        parameters: The backend ``unsloth`` computes in bfloat16 and keeps checkpoints in host
+            memory. ``peft`` keeps embedding and residual stream in float32, as
+            ``prepare_model_for_kbit_training`` does.
+        tokens: Tokens of one batch.
+        adapter_weights: Number of trained weights.
+        is_loss_tiled: As TRL 1.15 computes the loss; False for whole logits, as in transformers.
+    """
+    is_unsloth = parameters.backend == "unsloth"
+    stream_bytes = 2 if is_unsloth else 4
+    kept, temporary = _layer_activations(shape, tokens, stream_bytes)
+    layers = len(shape.windows)
+    if not parameters.training.gradient_checkpointing:
+        held, at_layer = layers * kept, temporary
+    else:
+        # unsloth moves its checkpoints to host memory: two are on the device at a time
+        checkpoints = 2 if is_unsloth else layers
+        held = checkpoints * tokens * shape.hidden_size * stream_bytes
+        at_layer = kept + temporary
+    if is_unsloth or is_loss_tiled:
+        at_loss = _tiled_loss_bytes(shape, tokens)
+    else:
+        at_loss = _whole_loss_bytes(shape, tokens)
+    return {
+        "weights": nf4_bytes(shape, other_bytes=stream_bytes),
+        # In float32. With peft, TRL 1.15 casts them to bfloat16, which leaves room for the
+        # allocator's fragmentation.
+        "lora": 4 * adapter_weights,
+        "gradients": 4 * adapter_weights,
+        "optimizer": optimizer_bytes(parameters.training.optim) * adapter_weights,
+        "activations": held + (at_layer if at_layer >= at_loss else 0),
+        "logits": at_loss if at_loss > at_layer else 0,
+        "cuda context": CONTEXT_BYTES,
+    }
+
+
+def _layer_activations(shape: ModelShape, tokens: int, stream_bytes: int) -> tuple[int, int]:
+    """Return what one layer keeps for its gradients, and what it needs while computing them.
+
+    bitsandbytes' matrices compute in bfloat16 and return the type of their input, which is that of
+    the residual stream.
+    """
+    wide = tokens * shape.intermediate_size
+    kept = (
+        # gate before and after its activation function, up; their product for LoRA's gradient
+        wide * (3 * stream_bytes + 2)
+        # four norms with input and output, the residuals
+        + 10 * tokens * shape.hidden_size * stream_bytes
+        # queries, keys, values and the result, before and after rotation
+        + 4 * tokens * (shape.query_size + shape.key_value_size) * stream_bytes
+    )
+    # the gradients of the three wide tensors, and one dequantized matrix
+    return kept, 3 * wide * stream_bytes + 2 * shape.largest_matrix
+
+
+def _tiled_loss_bytes(shape: ModelShape, tokens: int) -> int:
+    columns = min(shape.vocab_size, TILE_VOCABULARY)
+    # the tile's logits, the head's rows for it, the gradient of the hidden states
+    tile = 2 * columns * (min(tokens, TILE_TOKENS) + shape.hidden_size)
+    return tile + 4 * tokens * shape.hidden_size
+
+
+def _whole_loss_bytes(shape: ModelShape, tokens: int) -> int:
+    # the logits in bfloat16, and in float32 a copy, its log-softmax and the gradient; a soft cap
+    # keeps its tanh in bfloat16 too
+    return tokens * shape.vocab_size * (4 * 3 + 2 * (2 if shape.is_logit_capped else 1))
