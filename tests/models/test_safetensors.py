@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory, parameter_count, refuse_quantized
-from ja_instruct.models.safetensors import TensorReader, names_in_model, read_headers
+from ja_instruct.models.safetensors import TensorHeader, names_in_model, read_headers
 
 
 @pytest.fixture
@@ -19,20 +19,20 @@ def two_files(tmp_path):
 
 def test_headers_of_all_files(two_files):
     found = read_headers(two_files)
-    assert {name: (one.path.name, one.dtype, one.shape) for name, one in found.items()} == {
-        "b": ("model-1.safetensors", "F32", (2, 3)),
-        "a": ("model-2.safetensors", "BF16", (4,)),
-    }
+    assert list(found.values()) == [
+        TensorHeader(two_files / "model-1.safetensors", "b", "F32", (2, 3)),
+        TensorHeader(two_files / "model-2.safetensors", "a", "BF16", (4,)),
+    ]
     assert parameter_count(two_files) == 10
 
 
-def test_tensors_are_read_where_they_are(two_files):
-    with TensorReader(read_headers(two_files)) as read:
-        assert read("b").tolist() == [[0, 1, 2], [3, 4, 5]]
-        assert read("a").dtype == torch.bfloat16
+def test_tensors_are_loaded_from_their_files(two_files):
+    headers = read_headers(two_files)
+    assert headers["b"].load().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert headers["a"].load().dtype == torch.bfloat16
 
 
-def test_a_download_that_was_cut_off_is_named(two_files):
+def test_interrupted_download_is_reported(two_files):
     path = two_files / "model-1.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=f"{path}: not a complete safetensors file"):
@@ -43,7 +43,7 @@ def test_a_download_that_was_cut_off_is_named(two_files):
     ("dtype", "name"),
     [(torch.uint8, "U8"), (torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")],
 )
-def test_16_bits_that_are_only_claimed(two_files, dtype, name):
+def test_weights_below_16_bits_are_refused(two_files, dtype, name):
     packed = {"layers.0.weight": torch.zeros(4, 4).to(dtype)}
     save_file(packed, two_files / "model-3.safetensors")
     message = (
@@ -54,7 +54,7 @@ def test_16_bits_that_are_only_claimed(two_files, dtype, name):
         refuse_quantized(ModelDirectory(two_files, "owner/name"))
 
 
-def test_16_and_32_bits_are_taken(two_files):
+def test_16_and_32_bits_are_accepted(two_files):
     save_file({"c": torch.ones(2, dtype=torch.float16)}, two_files / "model-3.safetensors")
     refuse_quantized(ModelDirectory(two_files, "owner/name"))
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.safetensors import (
-    TensorReader,
     names_in_model,
     packed_matrices,
     read_headers,
@@ -169,11 +168,8 @@ def _require_same_layers(expected: dict[str, str], found: dict[str, str]) -> Non
 def _require_same_bytes(layers: dict[str, Any], headers: dict[str, TensorHeader]) -> None:
     import torch
 
-    with TensorReader(headers) as read:
-        for name, layer in layers.items():
-            saved = read(name).flatten().view(torch.uint8)
-            held = layer.weight.data.flatten().view(torch.uint8)
-            if held.shape != saved.shape or not held.equal(saved.to(held.device)):
-                raise InputError(
-                    f"'{name}' in the model differs from {headers[name].path}; {_REMEDY}"
-                )
+    for name, layer in layers.items():
+        saved = headers[name].load().flatten().view(torch.uint8)
+        held = layer.weight.data.flatten().view(torch.uint8)
+        if held.shape != saved.shape or not held.equal(saved.to(held.device)):
+            raise InputError(f"'{name}' in the model differs from {headers[name].path}; {_REMEDY}")

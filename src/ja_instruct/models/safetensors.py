@@ -1,10 +1,9 @@
-"""The tensors of a model directory's safetensors files: headers without weights, single tensors."""
+"""The tensors of a model directory's safetensors files, listed without reading their weights."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
 
@@ -26,13 +25,23 @@ class TensorHeader:
 
     Attributes:
         path: The file.
+        name: The tensor's name in the file.
         dtype: In the format's notation: ``BF16``, ``U8``.
         shape: Its sizes.
     """
 
     path: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
+
+    def load(self) -> Tensor:
+        """Return the tensor on the CPU, memory-mapped: its bytes are read on use."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as weights:
+            tensor: Tensor = weights.get_tensor(self.name)
+        return tensor
 
 
 def read_headers(directory: Path) -> dict[str, TensorHeader]:
@@ -51,7 +60,7 @@ def read_headers(directory: Path) -> dict[str, TensorHeader]:
                 for name in weights.keys():  # noqa: SIM118
                     tensor = weights.get_slice(name)
                     shape = tuple(tensor.get_shape())
-                    headers[name] = TensorHeader(path, tensor.get_dtype(), shape)
+                    headers[name] = TensorHeader(path, name, tensor.get_dtype(), shape)
         except SafetensorError as error:
             raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     return headers
@@ -67,41 +76,6 @@ def packed_matrices(headers: Iterable[str]) -> dict[str, str]:
     """
     marked = (name.partition(STATE_MARK) for name in headers)
     return {name: kind for name, mark, kind in marked if mark}
-
-
-class TensorReader:
-    """Reads single tensors of a model directory; each file is opened once and memory-mapped.
-
-    Args:
-        headers: The result of ``read_headers`` for the directory.
-
-    Examples:
-        ``with TensorReader(read_headers(path)) as read: weight = read("model.norm.weight")``
-    """
-
-    def __init__(self, headers: dict[str, TensorHeader]) -> None:
-        self._headers = headers
-        self._files: dict[Path, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        """Return the reader."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close the files."""
-        self._stack.close()
-
-    def __call__(self, name: str) -> Tensor:
-        """Return a tensor on the CPU; its bytes are read from the file on use."""
-        from safetensors import safe_open
-
-        path = self._headers[name].path
-        if path not in self._files:
-            opened = safe_open(path, framework="pt", device="cpu")
-            self._files[path] = self._stack.enter_context(opened)
-        tensor: Tensor = self._files[path].get_tensor(name)
-        return tensor
 
 
 def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:

@@ -72,8 +72,8 @@ def test_streamed_is_plain(base):
     samples = make_samples(base.load_tokenizer(), TEXTS, 1000)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with StreamedModel(base, "cuda", torch.bfloat16) as streamed:
-        found = score(streamed.model, samples, "streamed", streamed.loaded)
+    streamed = StreamedModel(base, "cuda", torch.bfloat16)
+    found = score(streamed.model, samples, "streamed", streamed.loaded)
     assert peak_above(before) < 0.5 * weights_of(base)
     model = base.load_model(device_map="cuda", dtype=torch.bfloat16, attn_implementation="eager")
     assert score(model.eval(), samples, "plain").nats == pytest.approx(found.nats, rel=1e-3)

@@ -81,8 +81,8 @@ def test_streamed_and_plain_are_transformers_loss(family, samples, tmp_path):
     directory = write_model(family, FAMILIES[family], tmp_path / family)
     model = directory.load_model(dtype=torch.float32, attn_implementation="eager").eval()
     expected = nats_slowly(model, samples)
-    with StreamedModel(directory, "cpu", torch.float32) as streamed:
-        found = score(streamed.model, samples, "streamed", streamed.loaded)
+    streamed = StreamedModel(directory, "cpu", torch.float32)
+    found = score(streamed.model, samples, "streamed", streamed.loaded)
     assert found.nats == pytest.approx(expected, rel=1e-5)
     assert score(model, samples, "plain").nats == pytest.approx(found.nats, rel=1e-6)
     assert found.tokens == sum(len(sample.ids) - 1 for sample in samples)
@@ -101,15 +101,15 @@ def test_multimodal_gemma_3_as_it_was_published(samples, tmp_path):
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "gemma3")
     directory = ModelDirectory(tmp_path / "gemma3", "gemma3")
-    with StreamedModel(directory, "cpu", torch.float32) as streamed:
-        found = score(streamed.model, samples, "streamed", streamed.loaded)
+    streamed = StreamedModel(directory, "cpu", torch.float32)
+    found = score(streamed.model, samples, "streamed", streamed.loaded)
     assert found.nats == pytest.approx(score(model, samples, "plain").nats, rel=1e-5)
 
 
 def test_tiny_gemma_2_and_its_4_bit_model(tiny_gemma2, tiny_nf4, samples):
     base = tiny_gemma2.load_model(dtype=torch.float32, attn_implementation="eager").eval()
-    with StreamedModel(tiny_gemma2, "cpu", torch.float32) as streamed:
-        found = score(streamed.model, samples, "streamed", streamed.loaded)
+    streamed = StreamedModel(tiny_gemma2, "cpu", torch.float32)
+    found = score(streamed.model, samples, "streamed", streamed.loaded)
     assert found.nats == pytest.approx(nats_slowly(base, samples), rel=1e-5)
     packed = load_nf4_model(tiny_nf4, "cpu")
     packed.set_attn_implementation("eager")
@@ -119,22 +119,22 @@ def test_tiny_gemma_2_and_its_4_bit_model(tiny_gemma2, tiny_nf4, samples):
 
 
 def test_one_layer_at_a_time(tiny_gemma2, samples):
-    with StreamedModel(tiny_gemma2, "cpu", torch.float32) as streamed:
-        layers = streamed.model.get_decoder().layers
+    streamed = StreamedModel(tiny_gemma2, "cpu", torch.float32)
+    layers = streamed.model.get_decoder().layers
 
-        def is_loaded():
-            return [not next(layer.parameters()).is_meta for layer in layers]
+    def is_loaded():
+        return [not next(layer.parameters()).is_meta for layer in layers]
 
-        assert is_loaded() == [False, False]
-        with streamed.loaded(layers[1]):
-            assert is_loaded() == [False, True]
-            assert not any(weight.is_meta for weight in layers[1].parameters())
-        assert is_loaded() == [False, False]
+    assert is_loaded() == [False, False]
+    with streamed.loaded(layers[1]):
+        assert is_loaded() == [False, True]
+        assert not any(weight.is_meta for weight in layers[1].parameters())
+    assert is_loaded() == [False, False]
 
 
 def test_memory_is_freed_for_the_next_model(tiny_gemma2, samples):
-    with StreamedModel(tiny_gemma2, "cpu", torch.float32) as streamed:
-        score(streamed.model, samples, "streamed", streamed.loaded)
+    streamed = StreamedModel(tiny_gemma2, "cpu", torch.float32)
+    score(streamed.model, samples, "streamed", streamed.loaded)
     embeddings = weakref.ref(streamed.model.get_input_embeddings())
     del streamed
     assert embeddings() is None
@@ -147,11 +147,11 @@ def test_missing_weights_are_named(tiny_gemma2, tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tiny_gemma2.path / "config.json").read_bytes())
-    with StreamedModel(ModelDirectory(tmp_path, "less"), "cpu", torch.float32) as streamed:
-        layer = streamed.model.get_decoder().layers[1]
-        message = rf"{tmp_path}: its safetensors have no 'model\.layers\.1\.mlp\.up_proj\.weight'"
-        with pytest.raises(InputError, match=message), streamed.loaded(layer):
-            pass
+    streamed = StreamedModel(ModelDirectory(tmp_path, "less"), "cpu", torch.float32)
+    layer = streamed.model.get_decoder().layers[1]
+    message = rf"{tmp_path}: its safetensors have no 'model\.layers\.1\.mlp\.up_proj\.weight'"
+    with pytest.raises(InputError, match=message), streamed.loaded(layer):
+        pass
 
 
 def test_figures_of_a_score():

@@ -13,7 +13,6 @@ from ja_instruct.models.lora_merging import (
     lora_update,
     match_factors,
     read_adapter_config,
-    refuse_useless_factors,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ def compare_with_base(
 
     scaling = lora_scaling(read_adapter_config(adapter))
     factors = match_factors(adapter, base)
-    refuse_useless_factors(adapter, factors)
     checks: list[MatrixCheck] = []
     others = 0
     shards = tqdm(checkpoint_shards(base), desc="export: checking", unit="shard", disable=None)

@@ -215,9 +215,9 @@ def _score_base(base_model: ModelDirectory, samples: Sequence[Sample], device: D
 
     # the type that load_nf4_model uses for all weights that are not in 4 bits
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with StreamedModel(base_model, device, dtype) as streamed:
-        description = "quantization: perplexity of the base model"
-        return score(streamed.model, samples, description, streamed.loaded)
+    streamed = StreamedModel(base_model, device, dtype)
+    description = "quantization: perplexity of the base model"
+    return score(streamed.model, samples, description, streamed.loaded)
 
 
 def _score_quantized(

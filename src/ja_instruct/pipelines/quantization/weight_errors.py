@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.errors import InputError
 from ja_instruct.models.safetensors import (
     STATE_MARK,
-    TensorReader,
     packed_matrices,
     read_headers,
 )
@@ -51,28 +50,29 @@ def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, 
             f"source; run 'kedro run --pipeline=quantization' again"
         )
     errors = {}
-    with TensorReader(originals) as read_original, TensorReader(headers) as read:
-        for name in tqdm(packed, desc="quantization: errors", unit="matrix", disable=None):
-            weight = read_original(name).to(device).float()
-            dequantized = _dequantize(read, headers, name, packed[name], device)
-            errors[name] = float((weight - dequantized).norm() / weight.norm())
+    for name in tqdm(packed, desc="quantization: errors", unit="matrix", disable=None):
+        weight = originals[name].load().to(device).float()
+        dequantized = _dequantize(headers, name, packed[name], device)
+        errors[name] = float((weight - dequantized).norm() / weight.norm())
     return errors
 
 
 def _dequantize(
-    read: TensorReader, headers: Mapping[str, TensorHeader], name: str, kind: str, device: Device
+    headers: Mapping[str, TensorHeader], name: str, kind: str, device: Device
 ) -> Tensor:
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     suffixes = [*_CONSTANTS, f"{STATE_MARK[1:]}{kind}"]
     stored = {
-        suffix: read(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in headers
+        suffix: headers[f"{name}.{suffix}"].load()
+        for suffix in suffixes
+        if f"{name}.{suffix}" in headers
     }
     state = QuantState.from_dict(stored, device=torch.device(device))
     # the exact NF4 values, not rounded to the type that the layers compute in
     state.dtype = torch.float32
-    dequantized: Tensor = dequantize_4bit(read(name).to(device), state)
+    dequantized: Tensor = dequantize_4bit(headers[name].load().to(device), state)
     return dequantized
 
 
