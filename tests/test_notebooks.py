@@ -129,7 +129,7 @@ def test_look_at_a_run_shows_what_the_run_made(executed):
 def test_why_pairs_were_rejected_tries_a_change(executed):
     notebook = executed["why_pairs_were_rejected"]
     cells = {cell.id: shown([cell]) for cell in code_cells(notebook)}
-    assert "rare_character alone costs about" in cells["costs"]
+    assert "rare_character alone drops about" in cells["costs"]
     assert "翻訳" in cells["texts-table"]
     assert cells["rejects"].count("<tr>") >= 1 + 5
     kept, kept_with_the_changes = map(int, re.findall(r"<td>(\d+)</td>", cells["filter-again"]))

@@ -331,4 +331,4 @@ class TestAgain:
         again(environment, "--only-missing-outputs")
         assert (copied / "data/06_models/test/adapter/adapter_model.safetensors").is_file()
         page = (copied / "data/08_reporting/test/report.html").read_text("utf-8")
-        assert "nothing was held out" in page
+        assert "no pairs were held out" in page
