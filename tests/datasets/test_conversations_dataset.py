@@ -130,7 +130,7 @@ def test_bad_records_up_to_a_limit(tmp_path):
     assert len(dataset.load()) == 10
 
 
-def test_hub_is_asked():
+def test_check_requires_the_data_set_on_the_hub():
     message = refusal({"hub": "owner/name"}, method="check_records")
     assert "dataset 'owner/name' cannot be reached (offline mode is on)" in message
 

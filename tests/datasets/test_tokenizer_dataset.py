@@ -106,7 +106,7 @@ def test_missing_file(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"version": "1.0"', b"\xff\xfe", b"[]"])
-def test_file_that_is_no_tokenizer(directory, content):
+def test_file_that_is_not_a_tokenizer(directory, content):
     (directory / "tokenizer.json").write_bytes(content)
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer .*again"):
         TokenizerDataset(filepath=directory).load()
@@ -219,7 +219,7 @@ class TestModel:
 
 
 class TestHub:
-    """The hub's answers are made up at its boundary, HTTP."""
+    """The hub is faked at its boundary, HTTP."""
 
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ class TestHub:
 
     @pytest.fixture
     def hub(self, monkeypatch):
-        """Return a function that sets what the hub answers; it returns the list of requests."""
+        """Return a function that sets the hub's answers and returns the list of requests."""
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
         def answer_with(respond):
@@ -252,7 +252,7 @@ class TestHub:
 
     @pytest.fixture
     def content(self):
-        """What the repository's tokenizer.json holds."""
+        """The content of the repository's tokenizer.json."""
         return make_tokenizer().to_str().encode()
 
     @pytest.fixture
@@ -321,7 +321,7 @@ class TestHub:
         (record,) = [record for record in caplog.records if record.name.startswith("ja_instruct")]
         assert message in record.getMessage()
 
-    def test_not_required_asks_nothing_before_the_run(self, hub, respond):
+    def test_optional_one_is_not_requested_by_check(self, hub, respond):
         asked = hub(respond)
         TokenizerDataset(repo_id=REPOSITORY, required=False).check()
         assert not asked
@@ -357,7 +357,7 @@ class TestHub:
         asked = hub(fail)
         with pytest.raises(InputError, match=r"cannot be reached \(ConnectError\)"):
             TokenizerDataset(repo_id=REPOSITORY).load()
-        assert len(asked) == 1, "half a minute of trying again"
+        assert len(asked) == 1, "half a minute of retries"
 
     def test_offline_with_another_part_of_the_repository_cached(self, cache):
         snapshot = cache / "models--google--gemma-2-27b" / "snapshots" / COMMIT
@@ -369,6 +369,6 @@ class TestHub:
     def test_offline_and_nothing_cached(self):
         assert_unavailable("offline mode is on", repo_id=REPOSITORY)
 
-    def test_name_that_cannot_be(self):
+    def test_invalid_name(self):
         message = "'google/gemma/2': not a repository name"
         assert_unavailable(message, repo_id="google/gemma/2")

@@ -16,7 +16,7 @@ NINE_KANJI_WORDS = "日本の首都は東京です。富士山の高さは3,776�
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package that carries a file in pieces, as the packaged models do."""
+    """A package with a file in pieces, like the packages of models."""
     directory = tmp_path / "site" / "tiny_gguf"
     directory.mkdir(parents=True)
     (directory / "__init__.py").write_text(
@@ -42,26 +42,18 @@ def make_dataset(tmp_path, package, sha256=SHA256):
     )
 
 
-def test_pieces_are_put_together_in_order(tmp_path, package):
+@pytest.mark.parametrize("old", [None, b"half a download"])
+def test_pieces_are_joined_in_order_once(tmp_path, package, old):
     target = tmp_path / "models" / "m.gguf"
+    target.parent.mkdir()
+    if old is not None:
+        target.write_bytes(old)
     assert assemble_gguf(package, SHA256, target) == target
     assert target.read_bytes() == b"".join(PIECES)
     assert [path.name for path in target.parent.iterdir()] == ["m.gguf"]
-
-
-def test_right_file_is_kept_as_it_is(tmp_path, package):
-    target = tmp_path / "m.gguf"
-    assemble_gguf(package, SHA256, target)
     before = target.stat()
     assemble_gguf(package, SHA256, target)
     assert (target.stat().st_ino, target.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_wrong_file_is_replaced(tmp_path, package):
-    target = tmp_path / "m.gguf"
-    target.write_bytes(b"half a download")
-    assemble_gguf(package, SHA256, target)
-    assert target.read_bytes() == b"".join(PIECES)
 
 
 def test_wrong_checksum_is_refused_and_leaves_nothing(tmp_path, package):
@@ -78,7 +70,7 @@ def test_missing_package_names_the_extra(tmp_path):
     assert not dataset.exists()
 
 
-def test_file_that_is_there_needs_no_package(tmp_path):
+def test_existing_file_needs_no_package(tmp_path):
     target = tmp_path / "models" / "m.gguf"
     target.parent.mkdir()
     target.write_bytes(b"".join(PIECES))
@@ -90,31 +82,17 @@ def test_converted_model_needs_no_package(tmp_path):
     dataset = make_dataset(tmp_path, "no_such_package")
     directory = tmp_path / "models" / "base_model"
     directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"model_type": "gemma3_text"}', "utf-8")
+    assert not dataset.exists()
+    assert dataset.peek_config() is None
     write_provenance(directory, {"source": {"revision": f"sha256:{SHA256}"}})
     assert dataset.exists()
+    assert dataset.peek_config() == {"model_type": "gemma3_text"}
     dataset.check()
     model = dataset.load()
     assert (model.path, model.model_id) == (directory.resolve(), "google/gemma-3-270m")
     assert model.revision == f"sha256:{SHA256}"
-
-
-def test_configuration_is_there_after_the_conversion_and_converts_nothing(tmp_path):
-    dataset = make_dataset(tmp_path, "no_such_package")
-    assert dataset.peek_config() is None
-    directory = tmp_path / "models" / "base_model"
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text('{"model_type": "gemma3_text"}', "utf-8")
-    assert dataset.peek_config() is None
-    write_provenance(directory, {"source": {"revision": f"sha256:{SHA256}"}})
-    assert dataset.peek_config() == {"model_type": "gemma3_text"}
-
-
-def test_model_converted_from_another_file_does_not_count(tmp_path):
-    dataset = make_dataset(tmp_path, "no_such_package", sha256="1" * 64)
-    directory = tmp_path / "models" / "base_model"
-    directory.mkdir(parents=True)
-    write_provenance(directory, {"source": {"revision": f"sha256:{SHA256}"}})
-    assert not dataset.exists()
+    assert not make_dataset(tmp_path, "no_such_package", sha256="1" * 64).exists()
 
 
 def test_is_never_saved_to(tmp_path, package):
@@ -167,7 +145,7 @@ def test_tokenizer_round_trip(gemma_tokenizer, text):
 
 
 @pytest.mark.demo
-def test_tokenizer_knows_the_turns(gemma_tokenizer):
+def test_tokenizer_has_tokens_of_turns(gemma_tokenizer):
     ids = gemma_tokenizer("<start_of_turn>user\nはい<end_of_turn>")["input_ids"]
     names = gemma_tokenizer.convert_ids_to_tokens(ids)
     assert (names[1], names[-1]) == ("<start_of_turn>", "<end_of_turn>")

@@ -14,7 +14,7 @@ from ja_instruct.tables.arrow import collect, iterate_tables
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The folder of datasets, which every test has for itself."""
+    """The cache folder of datasets, one for each test."""
     folder = tmp_path / "of datasets"
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", folder)
     return folder
@@ -25,7 +25,7 @@ def open_files(folder):
     for path in Path("/proc/self/fd").iterdir():
         try:
             links.append(path.readlink())
-        except FileNotFoundError:  # the listing's own
+        except FileNotFoundError:  # the directory listing itself
             continue
     return [link for link in links if link.is_relative_to(folder)]
 
@@ -82,7 +82,7 @@ class TestCollect:
         assert collect(WIDENING).num_rows == len(WIDENED)
         assert not folder.exists()
 
-    def test_large_data_lies_in_a_nameless_file_that_goes_with_it(self, folder):
+    def test_large_data_is_in_a_nameless_file_deleted_with_it(self, folder):
         dataset = collect(WIDENING, memory_bytes_max=0)
         assert list(folder.iterdir()) == []
         assert len(open_files(folder)) == 1
@@ -118,7 +118,7 @@ class TestCollect:
             collect([pa.table({"text": ["一"]}), pa.table({"text": [1]})])
 
     @pytest.mark.parametrize("memory_bytes_max", [0, 2**20])
-    def test_integer_that_no_float_holds(self, memory_bytes_max):
+    def test_integer_too_large_for_floats(self, memory_bytes_max):
         tables = [pa.table({"score": [2**53 + 1]}), pa.table({"score": [0.5]})]
         with pytest.raises(InputError, match="'score' mixes values that one type cannot hold"):
             collect(tables, memory_bytes_max=memory_bytes_max)
@@ -178,7 +178,7 @@ class TestIterateTables:
         assert all(table.num_rows == rows for table in tables[:-1])
         assert all(0 < table.num_rows <= rows for table in tables)
 
-    def test_columns_in_the_order_asked_for(self):
+    def test_columns_in_the_given_order(self):
         dataset = collect(WIDENING).select([7, 2])
         (table,) = iterate_tables(dataset, columns=["count", "text"])
         assert table.column_names == ["count", "text"]
