@@ -29,7 +29,8 @@ from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
-from ja_instruct.preflight import check_parameters, check_run
+from ja_instruct.preflight.parameters import check_parameters
+from ja_instruct.preflight.run import check_run
 
 PRE_TRAINED = {"type": "ja_instruct.datasets.HubModelDataset", "repo_id": "google/gemma-2-27b"}
 CONVERSATIONS = {
@@ -179,8 +180,11 @@ class TestParameters:
         [
             ("sft.lora.lora_rr=8", "'sft.lora.lora_rr' is unknown; did you mean 'lora_r'?"),
             ("sft.max_seq_len=8", "'sft.max_seq_len' is unknown; did you mean 'max_seq_length'?"),
-            ("inferrence.top_k=3", "'inferrence' is no parameter section; did you mean 'inferen"),
-            ("zzz=3", "'zzz' is no parameter section They"),
+            (
+                "inferrence.top_k=3",
+                "'inferrence' is not a parameter section; did you mean 'inferen",
+            ),
+            ("zzz=3", "'zzz' is not a parameter section They"),
             ("sft.lora.lora_r=0", "'sft.lora.lora_r' = 0: Input should be greater than 0"),
             ("sft.lora.lora_r=many", "'sft.lora.lora_r' = 'many': Input should be a valid integer"),
             ("sft.device=tpu", "'sft.device' = 'tpu': Input should be 'cpu' or 'cuda'"),

@@ -14,7 +14,7 @@ from kedro.pipeline import pipeline
 from kedro.utils import find_kedro_project
 
 from ja_instruct.errors import InputError
-from ja_instruct.preflight import check_run
+from ja_instruct.preflight.run import check_run
 
 NODES = ("build_prompts", "answer_tasks")
 

@@ -16,13 +16,9 @@ from pydantic import BaseModel
 
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import parameters_of
-from ja_instruct.preflight import (
-    check_parameters,
-    check_run,
-    environments_without_gpu,
-    filepath_of,
-    nodes_to_run,
-)
+from ja_instruct.preflight.parameters import check_parameters
+from ja_instruct.preflight.resources import environments_without_gpu
+from ja_instruct.preflight.run import check_run, filepath_of, nodes_to_run
 from kedro_cuda_runner.formatting import duration
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Checks before the first node runs: parameters, inputs, outputs, devices, memory, disk."""
