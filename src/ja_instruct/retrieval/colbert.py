@@ -180,31 +180,6 @@ def _trim(padded: Tensor) -> Tensor:
     return padded[: int(used[-1]) + 1].clone()
 
 
-def _restore(retriever: RAGPretrainedModel, texts: list[str], encoded: EncodedQuestions) -> None:
-    """Put embeddings where RAGatouille's ``encode`` leaves them, but without padding.
-
-    With padding JSQuAD's 1,145 passages take 0.9 GB, as one fills the window, and a query takes
-    five times as long. ``texts`` are the distinct texts of ``encoded``.
-    """
-    import torch
-
-    colbert = retriever.model
-    checkpoint = colbert.inference_ckpt
-    vectors = _split(encoded)
-    parts = [vectors[text].embeddings for text in texts]
-    dtype = torch.float16 if checkpoint.use_gpu else torch.float32
-    lengths = torch.tensor([len(part) for part in parts], device=checkpoint.device)
-
-    def score(query: Tensor, embeddings: Tensor, _mask: None) -> Tensor:
-        return score_packed(query[0], embeddings, lengths, encoded.padded_length)
-
-    colbert.in_memory_collection = texts
-    colbert.in_memory_metadata = None
-    colbert.in_memory_embed_docs = torch.cat(parts).to(checkpoint.device, dtype)
-    colbert.doc_masks = None
-    colbert._colbert_score = score
-
-
 def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int) -> Tensor:
     """Return ColBERT's score of a query for every text, on embeddings without padding.
 
@@ -233,26 +208,31 @@ def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int
     return torch.where(padded, best.clamp(min=0), best).sum(-1)
 
 
-def _use_query_length(retriever: RAGPretrainedModel, max_query_tokens: int) -> None:
-    """Make RAGatouille encode each query at its own length, up to ``max_query_tokens``.
+def _encode_queries(
+    retriever: RAGPretrainedModel,
+    queries: list[str],
+    batch_size: int,
+    max_query_tokens: int | None,
+) -> list[Tensor]:
+    """Return the vectors of each query, (1, tokens, dimension).
 
-    Queries are encoded one by one: ColBERT pads a batch to one length with [MASK] tokens, which
-    count in the score, so results would depend on the other queries of the batch.
+    With ``max_query_tokens`` queries are encoded one by one, each at its own length: ColBERT pads a
+    batch to one length with [MASK] tokens, which count in the score, so results would depend on the
+    other queries of the batch.
     """
     from tqdm import tqdm
 
+    if max_query_tokens is None:
+        encoded: list[Tensor] = retriever.model._encode_index_free_queries(queries, batch_size)
+        return encoded
     checkpoint = retriever.model.inference_ckpt
-
-    def encode(queries: list[str], **_unused: object) -> list[Tensor]:
-        embedded = []
-        counts = _count_tokens(retriever, queries)
-        for query, count in zip(tqdm(queries, desc="encoding queries"), counts, strict=True):
-            length = max(DEFAULT_QUERY_TOKENS, min(count, max_query_tokens))
-            checkpoint.query_tokenizer.query_maxlen = length
-            embedded.append(checkpoint.queryFromText([query], bsize=1))
-        return embedded
-
-    retriever.model._encode_index_free_queries = encode
+    counts = _count_tokens(retriever, queries)
+    vectors = []
+    for query, count in zip(tqdm(queries, desc="encoding queries"), counts, strict=True):
+        length = max(DEFAULT_QUERY_TOKENS, min(count, max_query_tokens))
+        checkpoint.query_tokenizer.query_maxlen = length
+        vectors.append(checkpoint.queryFromText([query], bsize=1))
+    return vectors
 
 
 def search(
@@ -264,7 +244,10 @@ def search(
     batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
-    """Search n questions for each of m queries with RAGatouille's ``search_encoded_docs``.
+    """Search n questions for each of m queries, like RAGatouille's ``search_encoded_docs``.
+
+    RAGatouille pads the pool to its longest text. With JSQuAD's 1,145 passages, one of which fills
+    the window, that takes 0.9 GB, and a query takes five times as long.
 
     Args:
         checkpoint_directory: The checkpoint that ``encoded`` was made with.
@@ -282,37 +265,34 @@ def search(
     Raises:
         InputError: ``top_k`` is out of range, or the checkpoint cannot be used.
     """
+    import torch
+
     if not 1 <= top_k <= len(encoded.questions):
         raise InputError(f"'top_k' is {top_k}, but must be from 1 to {len(encoded.questions)}")
     if not queries:
         return []
     retriever = load_retriever(checkpoint_directory)
     _check_window("max_query_tokens", max_query_tokens, retriever.model.base_model_max_tokens)
+    with quiet():
+        query_vectors = _encode_queries(retriever, list(queries), batch_size, max_query_tokens)
+    _report_cut_queries(retriever, queries, max_query_tokens)
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(encoded.questions):
         positions.setdefault(text, []).append(position)
-    texts = list(positions)
-    _restore(retriever, texts, encoded)
-    if max_query_tokens is not None:
-        _use_query_length(retriever, max_query_tokens)
-    with quiet():
-        found = retriever.search_encoded_docs(
-            list(queries), k=min(top_k, len(texts)), bsize=batch_size
-        )
-    if len(queries) == 1:
-        found = [found]
-    _report_cut_queries(retriever, queries, max_query_tokens)
-    return [
-        best_first(
-            (
-                Result(position, result["score"])
-                for result in results
-                for position in positions[texts[result["result_index"]]]
-            ),
-            top_k,
-        )
-        for results in found
-    ]
+    vectors = _split(encoded)
+    parts = [vectors[text].embeddings for text in positions]
+    device = retriever.model.inference_ckpt.device
+    embeddings = torch.cat(parts).to(device, _embedding_dtype())
+    lengths = torch.tensor([len(part) for part in parts], device=device)
+    of_texts = list(positions.values())
+    found = []
+    for query in query_vectors:
+        scores = score_packed(query[0], embeddings, lengths, encoded.padded_length)
+        best = torch.topk(scores, min(top_k, len(of_texts)))
+        scored = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        results = (Result(at, score) for score, text in scored for at in of_texts[text])
+        found.append(best_first(results, top_k))
+    return found
 
 
 def _report_cut_queries(

@@ -34,11 +34,8 @@ def collate(trainer, rows):
     return trainer.data_collator([dict(row) for row in rows])
 
 
-def test_is_used_on_the_cpu(trainer):
-    assert isinstance(trainer, CpuStepTrainer)
-
-
 def test_batch_is_padded_and_the_model_has_soft_caps(trainer, rows):
+    assert isinstance(trainer, CpuStepTrainer)
     batch = collate(trainer, rows)
     assert batch["input_ids"].shape == (4, max(LENGTHS))
     assert batch["attention_mask"].sum(dim=1).tolist() == list(LENGTHS)

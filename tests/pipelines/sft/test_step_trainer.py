@@ -7,8 +7,7 @@ import torch
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
-from ja_instruct.pipelines.sft.micro_batches import StepCollator, padded
-from ja_instruct.pipelines.sft.step_trainer import StepTrainer
+from ja_instruct.pipelines.sft.micro_batches import padded
 
 ARRANGEMENTS = {
     "grouped": {"tokens_per_batch": 300},
@@ -299,12 +298,6 @@ class TestOutOfMemory:
         with pytest.raises(torch.OutOfMemoryError):
             train_tiny(**BACK_OFF)
         assert len(evaluations) == 1
-
-
-def test_trainer_and_collator(make_trainer):
-    assert issubclass(CpuStepTrainer, StepTrainer)
-    assert isinstance(make_trainer(tokens_per_batch=300).data_collator, StepCollator)
-    assert not isinstance(make_trainer().data_collator, StepCollator)
 
 
 def test_padded_batch_is_trls_own(make_trainer):

@@ -1,4 +1,4 @@
-"""The few-shot pool's questions, encoded for retrieval."""
+"""Index of the few-shot pool's questions."""
 
 from ja_instruct.pipelines.rag_index.pipeline import create_pipeline
 

@@ -8,7 +8,7 @@ from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the pipeline: pairs and 4-bit model in, adapter and metrics out."""
+    """Return the pipeline from pairs and 4-bit model to adapter and metrics."""
     return pipeline(
         [
             node(
