@@ -62,28 +62,20 @@ class Device:
 
 
 class DeviceLayer(Protocol):
-    """The hardware as the runner uses it; tests replace it."""
+    """The hardware as the runner uses it; tests replace it.
+
+    ``find`` raises ``NoDevicesError`` if no device can be used, ``free_bytes`` and ``used_bytes``
+    raise ``CudaRunnerError`` if a device does not respond.
+    """
 
     def find(self) -> list[Device]:
-        """Return the visible devices, at least one, in CUDA's order.
-
-        Raises:
-            NoDevicesError: There is none, or none can be used.
-        """
+        """Return the visible devices, at least one, in CUDA's order."""
 
     def free_bytes(self, device: Device) -> int:
-        """Return the free memory; all memory if it is unknown.
-
-        Raises:
-            CudaRunnerError: The device does not respond.
-        """
+        """Return the free memory; all memory if it is unknown."""
 
     def used_bytes(self, device: Device) -> int | None:
-        """Return the memory that all processes and the driver use; None if unknown.
-
-        Raises:
-            CudaRunnerError: The device does not respond.
-        """
+        """Return the memory that all processes and the driver use; None if unknown."""
 
     def utilization_percent(self, device: Device) -> int | None:
         """Return the share of the last moment in which a kernel ran; None if unknown."""

@@ -1,23 +1,48 @@
-"""The error message for a node whose process has failed."""
+"""How a node's process ended, and the error message if it has failed."""
 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from kedro_cuda_runner.channel import Failure
 from kedro_cuda_runner.errors import GpuNodeError
 from kedro_cuda_runner.formatting import gigabytes
 
 if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
-    from kedro_cuda_runner.node_process import Ending
     from kedro_cuda_runner.report import NodeRecord
 
 SHOWN_LINES = 10
 # the node's process exits with this code on SIGTERM
 ENDED_ON_REQUEST = 128 + signal.SIGTERM
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
+
+@dataclass
+class Ending:
+    """How a process ended.
+
+    Attributes:
+        done: Whether the node finished and its outputs are saved.
+        failure: The exception that the process reported.
+        exit_code: Exit code of the process, or the negative number of the signal that ended it.
+        torch_peak_bytes: Peak of PyTorch's allocator on one device.
+        unfinished: Outputs that it was saving.
+        inputs: Inputs that were passed to hooks.
+        reported_to_hooks: Whether ``on_node_error`` was called.
+    """
+
+    done: bool = False
+    failure: Failure | None = None
+    exit_code: int | None = None
+    torch_peak_bytes: int | None = None
+    last_lines: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    reported_to_hooks: bool = False
 
 
 def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> GpuNodeError:

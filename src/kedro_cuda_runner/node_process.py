@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from kedro_cuda_runner.channel import Failure, Task
+from kedro_cuda_runner.failures import Ending
 from kedro_cuda_runner.last_lines import LastLines
 from kedro_cuda_runner.outputs import OutputWatch
 from kedro_cuda_runner.terminal import Output, Terminal, open_outputs
@@ -56,30 +57,6 @@ class RunContext:
     tracking: Tracking | None
     terminal: Terminal
     running: set[str] = field(default_factory=set)
-
-
-@dataclass
-class Ending:
-    """How a process ended.
-
-    Attributes:
-        done: Whether the node finished and its outputs are saved.
-        failure: The exception that the process reported.
-        exit_code: Exit code of the process, or the negative number of the signal that ended it.
-        torch_peak_bytes: Peak of PyTorch's allocator on one device.
-        unfinished: Outputs that it was saving.
-        inputs: Inputs that were passed to hooks.
-        reported_to_hooks: Whether ``on_node_error`` was called.
-    """
-
-    done: bool = False
-    failure: Failure | None = None
-    exit_code: int | None = None
-    torch_peak_bytes: int | None = None
-    last_lines: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)
-    inputs: dict[str, Any] = field(default_factory=dict)
-    reported_to_hooks: bool = False
 
 
 class NodeProcess:
@@ -294,7 +271,7 @@ class NodeProcess:
 
     def _load(self, name: str) -> Any:
         data = self._run.catalog.load(name)
-        # hooks get what rank 0 was given, whichever rank asks later
+        # hooks get what rank 0 was given, whichever rank loads it later
         self._ending.inputs.setdefault(name, data)
         return data
 

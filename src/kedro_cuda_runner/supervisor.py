@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kedro_cuda_runner.errors import CudaRunnerError
-from kedro_cuda_runner.failures import explain
+from kedro_cuda_runner.failures import Ending, explain
 from kedro_cuda_runner.formatting import duration, gigabytes
 from kedro_cuda_runner.monitor import Watch
 from kedro_cuda_runner.node_process import NodeProcess
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kedro_cuda_runner.devices import Device, DeviceLayer
     from kedro_cuda_runner.errors import GpuNodeError
     from kedro_cuda_runner.monitor import Usage
-    from kedro_cuda_runner.node_process import Ending, RunContext
+    from kedro_cuda_runner.node_process import RunContext
     from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)

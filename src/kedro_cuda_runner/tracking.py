@@ -30,8 +30,7 @@ def continued(tracking: Tracking | None) -> Iterator[None]:
     """Activate a run in this thread, and leave it running.
 
     MLflow's active run belongs to a thread. Without it, the next log call would open another run.
-    The variable ``MLFLOW_RUN_ID`` is no alternative: transformers' callback ends the run that it
-    names.
+    ``MLFLOW_RUN_ID`` is not an alternative: transformers' callback ends the run that it names.
     """
     if tracking is None:
         yield

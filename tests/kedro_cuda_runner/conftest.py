@@ -16,8 +16,8 @@ sys.path.insert(0, str(HERE))
 @pytest.fixture(scope="session")
 def subprocess_environment(subprocess_environment: dict[str, str]) -> dict[str, str]:
     """Return the environment of a process that finds the modules beside this file."""
-    paths = [subprocess_environment["PYTHONPATH"], str(HERE), os.environ.get("PYTHONPATH")]
-    return {**subprocess_environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    path = f"{subprocess_environment['PYTHONPATH']}{os.pathsep}{HERE}"
+    return {**subprocess_environment, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,13 @@ def where(_=None):
     }
 
 
-def hold(folder, gb=1.0, seconds=0.3):
-    """Take GPU memory for a while, and return when."""
+def hold(folder, settings):
+    """Hold GPU memory for a while, and return when."""
     started = time.time()
     for uuid in os.environ["CUDA_VISIBLE_DEVICES"].split(","):
-        fake_devices.allocate(folder, uuid, gb)
-    time.sleep(seconds)
-    return {"from": started, "to": time.time(), "devices": os.environ["CUDA_VISIBLE_DEVICES"]}
+        fake_devices.allocate(folder, uuid, settings["gb"])
+    time.sleep(settings["seconds"])
+    return {"from": started, "to": time.time()}
 
 
 def raise_value_error(_):
@@ -113,9 +113,9 @@ def hold_and_fail(folder, way):
     """Take 2.5 GB of GPU memory, for long enough to be seen, and fail in one of the ways."""
     logger.warning("what was seen before")
     print("last words", flush=True)
-    hold(folder, 2.5, 0.45)
+    hold(folder, {"gb": 2.5, "seconds": 0.45})
     if way == "out of memory":
-        hold(folder, 10_000.0)
+        hold(folder, {"gb": 10_000.0})
     WAYS_TO_FAIL[way]()
 
 
@@ -227,6 +227,10 @@ def keep_nothing(_):
     return None
 
 
+def keep_first(value, _):
+    return value
+
+
 def as_text(value):
     return f"{value!r}"
 
@@ -245,10 +249,6 @@ def meet(folder, settings):
             return {**where(), "met": True, "thread": threading.current_thread().name}
         time.sleep(0.01)
     return {**where(), "met": False}
-
-
-def hold_as(folder, settings):
-    return hold(folder, settings["gb"], settings["seconds"])
 
 
 def tensor_and_large(_):
@@ -308,10 +308,6 @@ def chunks_and_raise(_):
     raise ValueError("there is no second")
 
 
-def identity(value):
-    return value
-
-
 def speak_on_one_stream(_):
     """Log, print, draw a bar, log and print again, without a pause."""
     from tqdm import tqdm
@@ -334,7 +330,3 @@ def needs_3_gb(value, parameters):
 
 
 needs_3_gb.gpu_resources = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
-
-
-def double_with(value, parameters):
-    return double(value)

@@ -15,7 +15,7 @@ from kedro.pipeline import node
 from kedro_datasets.text import TextDataset
 
 from kedro_cuda_runner import GpuNodeError, failures, node_process
-from kedro_cuda_runner.node_process import Ending
+from kedro_cuda_runner.failures import Ending
 from kedro_cuda_runner.report import NodeRecord
 from kedro_cuda_runner.transfer import StandInError
 
@@ -170,6 +170,9 @@ class TouchOn(logging.Handler):
             self._path.touch()
 
 
+WAIT = gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for")
+
+
 class TestSeveralAtOnce:
     """One node fails while another runs; the other may finish."""
 
@@ -196,46 +199,37 @@ class TestSeveralAtOnce:
             node(gpu_nodes.double, failed, "after_failed", name="after_failed"),
         ]
 
-    def check(self, tmp_path, caplog, failed, errors):
+    def check(self, tmp_path, caplog, errors):
         assert (tmp_path / "there.txt").read_text() == "there"
         assert list(tmp_path.glob("*after*")) == []
         assert (
-            f"'{failed}' failed; no further node is started. Still running: 'wait_for'; Ctrl-C "
-            "stops them"
+            "'fail' failed; no further node is started. Still running: 'wait_for'; Ctrl-C stops "
+            "them"
         ) in caplog.messages
-        assert [name for name, _ in errors.seen] == [failed]
+        assert [name for name, _ in errors.seen] == ["fail"]
 
     def test_failing_node_here(self, layer, tmp_path, signal_file, caplog):
         def fail_here(started):
-            gpu_nodes.wait_for(started)
-            raise ValueError("this failed here")
+            gpu_nodes.fail_when(started)
 
-        nodes = [
-            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
-            node(fail_here, "started", "failed", name="fail_here"),
-            *self.after("failed"),
-        ]
+        nodes = [WAIT, node(fail_here, "started", "failed", name="fail"), *self.after("failed")]
         errors = Errors()
-        with pytest.raises(ValueError, match="this failed here"):
+        with pytest.raises(ValueError, match="this failed"):
             run(nodes, self.data(tmp_path, signal_file), layer, [errors])
-        self.check(tmp_path, caplog, "fail_here", errors)
+        self.check(tmp_path, caplog, errors)
         assert not any("No nodes ran" in one for one in caplog.messages)
 
     def test_failing_gpu_node(self, layer, tmp_path, signal_file, caplog):
-        nodes = [
-            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
-            gpu(gpu_nodes.fail_when, "started", "failed"),
-            *self.after("failed"),
-        ]
+        failing = gpu(gpu_nodes.fail_when, "started", "failed", "fail")
         errors = Errors()
         with pytest.raises(GpuNodeError) as caught:
+            nodes = [WAIT, failing, *self.after("failed")]
             run(nodes, self.data(tmp_path, signal_file), layer, [errors])
-        assert caught.value.node_name == "fail_when"
-        self.check(tmp_path, caplog, "fail_when", errors)
-        command = caught.value.message.splitlines()[-1]
-        assert command == (
-            "Resume with: kedro run --from-nodes=after_done,fail_when,gpu_after_done"
-        ), "what ended well after the failure need not run again"
+        assert caught.value.node_name == "fail"
+        self.check(tmp_path, caplog, errors)
+        assert caught.value.message.splitlines()[-1] == (
+            "Resume with: kedro run --from-nodes=after_done,fail,gpu_after_done"
+        ), "nodes that finished after the failure are not run again"
 
     def test_first_error_counts(self, layer, tmp_path, signal_file, caplog):
         def wait_and_fail_here(path):
@@ -243,7 +237,7 @@ class TestSeveralAtOnce:
             raise ValueError("this failed here, later")
 
         nodes = [
-            gpu(gpu_nodes.touch_and_wait_for, ["started", "path"], "there", "wait_for"),
+            WAIT,
             gpu(gpu_nodes.fail_when, "started", "failed"),
             node(wait_and_fail_here, "path", "y", name="fail_here"),
         ]

@@ -146,6 +146,6 @@ def test_hardware_is_not_queried_without_gpu_nodes(tmp_path, monkeypatch):
 
 
 def test_outputs_in_memory_use_no_disk(tmp_path, little_disk):
-    nodes = [gpu(gpu_nodes.double_with, ["x", "params:disk"], "y", "wide")]
+    nodes = [gpu(gpu_nodes.keep_first, ["x", "params:disk"], "y", "wide")]
     data = {"x": 2, "params:disk": section(disk_gb=5)}
-    assert run(nodes, data, FakeDevices(tmp_path)) == {"y": 4}
+    assert run(nodes, data, FakeDevices(tmp_path)) == {"y": 2}

@@ -13,7 +13,7 @@ from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.errors import GpuNodeError
 
 GOOD = (
-    gpu(gpu_nodes.hold_as, ["folder", "params:held"], "held", "hold"),
+    gpu(gpu_nodes.hold, ["folder", "params:held"], "held", "hold"),
     node(gpu_nodes.double, "x", "doubled", name="double"),
 )
 BAD = (gpu(gpu_nodes.raise_value_error, "x", name="fail"),)

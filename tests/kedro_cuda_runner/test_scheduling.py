@@ -97,7 +97,7 @@ class TestSharing:
         layer = FakeDevices(tmp_path, count=1, memory_bytes=24e9)
         held = {"gb": 13, "seconds": 0.3, "gpu": {"memory_gb": memory_gb}}
         names = ("one", "other")
-        nodes = [gpu(gpu_nodes.hold_as, ["folder", "params:held"], name, name) for name in names]
+        nodes = [gpu(gpu_nodes.hold, ["folder", "params:held"], name, name) for name in names]
         results = run(layer, nodes, held=held)
         one, other = (results[name] for name in names)
         assert one["to"] <= other["from"] or other["to"] <= one["from"]

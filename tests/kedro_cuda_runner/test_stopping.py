@@ -52,7 +52,7 @@ class Run:
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def wait(self, seconds=20.0):
-        """Return how it ended; fail if it took longer."""
+        """Return the exit code; fail if it takes longer."""
         return self.process.wait(timeout=seconds)
 
     def output(self):
@@ -88,6 +88,13 @@ def start(tmp_path, subprocess_environment):
         one.clean_up()
 
 
+def check_stopped(run, code=-signal.SIGINT, seconds=20.0):
+    assert run.wait(seconds) == code
+    assert run.processes_are_gone(), "no process outlives the run"
+    assert not (run.folder / "twice.txt").exists()
+    assert run.leftovers() == []
+
+
 @pytest.mark.parametrize(
     ("number", "group", "code"),
     [
@@ -100,20 +107,15 @@ def start(tmp_path, subprocess_environment):
 def test_signal(number, group, code, start):
     run = start("gpu")
     run.end(number, group=group)
-    assert run.wait() == code
-    assert run.processes_are_gone(), "no process outlives the run"
-    assert not (run.folder / "twice.txt").exists()
-    assert run.leftovers() == []
-    assert (
-        "Stopping. Running: 'train'; unfinished outputs are removed. Resume with: kedro run"
-    ) in " ".join(run.output().split())
+    check_stopped(run, code)
+    message = "Stopping. Running: 'train'; unfinished outputs are removed. Resume with: kedro run"
+    assert message in " ".join(run.output().split())
 
 
 def test_on_the_command_line_it_is_aborted(start):
     run = start("command")
     run.end(signal.SIGINT, group=True)
-    assert run.wait() == 1
-    assert run.processes_are_gone()
+    check_stopped(run, 1)
     assert run.output().rstrip().endswith("Aborted!")
     assert "Traceback" not in run.output()
 
@@ -122,17 +124,14 @@ def test_processes_end_with_a_killed_runner(start):
     run = start("gpu")
     run.end(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
-    assert run.processes_are_gone(5.0)
+    assert run.processes_are_gone()
 
 
 def test_node_here_is_stopped_with_the_one_beside_it(start):
     run = start("here")
     assert wait_until(lambda: (run.folder / "here").exists())
     run.end(signal.SIGINT, group=True)
-    assert run.wait() == -signal.SIGINT
-    assert run.processes_are_gone()
-    assert not (run.folder / "twice.txt").exists()
-    assert run.leftovers() == []
+    check_stopped(run)
 
 
 def test_only_a_node_here(start):
@@ -145,10 +144,8 @@ def test_stubborn_process_is_killed_after_a_while(start):
     run = start("stubborn")
     started = time.monotonic()
     run.end(signal.SIGINT, group=True)
-    assert run.wait() == -signal.SIGINT
+    check_stopped(run)
     assert time.monotonic() - started > 1.0
-    assert run.processes_are_gone()
-    assert not (run.folder / "twice.txt").exists()
 
 
 def test_second_request_kills_at_once(start):
@@ -158,18 +155,13 @@ def test_second_request_kills_at_once(start):
     with pytest.raises(subprocess.TimeoutExpired):
         run.wait(1.0)
     run.end(signal.SIGINT, group=True)
-    assert run.wait(3.0) == -signal.SIGINT
-    assert run.processes_are_gone()
-    assert not (run.folder / "twice.txt").exists()
+    check_stopped(run, seconds=3.0)
 
 
 def test_second_request_while_stopping(start):
     run = start("interrupted again")
     run.end(signal.SIGINT, group=True)
-    assert run.wait() == -signal.SIGINT
-    assert run.processes_are_gone()
-    assert not (run.folder / "twice.txt").exists()
-    assert run.leftovers() == []
+    check_stopped(run)
 
 
 def test_ignored_signal_stays_ignored(start):

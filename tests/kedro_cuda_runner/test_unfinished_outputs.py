@@ -36,7 +36,7 @@ def folder(tmp_path):
     return path
 
 
-def run_and_die(dataset, layer, function=gpu_nodes.identity, is_removed=True):
+def run_and_die(dataset, layer, function=gpu_nodes.double, is_removed=True):
     """Save in a process that is killed; return the error."""
     with pytest.raises(GpuNodeError) as caught:
         run([gpu(function, "text", "answers", "train")], {"text": TEXT, "answers": dataset}, layer)
