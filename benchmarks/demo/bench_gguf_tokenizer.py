@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness.kedro_runs import read_configuration
 from benchmarks.harness.recording import PROJECT, print_table, record
 from ja_instruct.demo.gguf_model_dataset import (
     assemble_gguf,
@@ -44,8 +44,7 @@ def main() -> None:
     """Measure all tokenizers, print and keep the figures."""
     from gguf import GGUFReader
 
-    catalog = yaml.safe_load((PROJECT / "conf/demo/catalog.yml").read_text("utf-8"))
-    source = catalog["base_model"]
+    source = read_configuration("demo")["catalog"]["base_model"]
     lines = (PROJECT / "data/01_raw/demo/tasks.jsonl").read_text("utf-8").split("\n")
     answers = [json.loads(line)["output"] for line in lines if line]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,38 +1,30 @@
 """Synthetic corpora of any size for the filter's benchmark, made from the real conversations.
 
-    python benchmarks/filtering/make_conversations.py 130000 /tmp/130000.jsonl
-    python benchmarks/filtering/make_conversations.py --law
-
-A record has the instruction of one real conversation and the response of another of the same set;
-in each field one sentence is exchanged for one of a third, so that few fields repeat: 2.3 % of
-those of 130,000 records, 7.4 % at 1,000,000. The sets are dolly_ja and model_answers_ja (11,020
-conversations), drawn in proportion to their sizes.
+A record has the instruction of one real conversation and the response of another of the same set
+(dolly_ja or model_answers_ja); in each field one sentence is exchanged for one of a third, so that
+only 2.3 % of the fields of 130,000 records repeat.
 
 The filter bans every character that a corpus contains 19 times or fewer, so its work depends on
 their number. Recombined texts have no new characters: the larger the corpus, the fewer would be
 rare, whereas a real corpus has more. Counted in the real conversations, shuffled, mean of 20 orders
-(``--law``):
+(``python benchmarks/filtering/make_conversations.py`` counts again):
 
     records                    2,000   5,000   11,020
     characters seen <= 19      1,633   1,886    2,187
 
-so they grow with the power 0.171 of the records (least squares in logarithms): 3,335 at 130,000 and
-4,728 at 1,000,000. A real character seen c times is still rare among N recombined records with the
-Poisson probability of 19 or fewer at a mean of c N / 11,020. The other rare characters are added:
-letters that no real conversation has and that CLD2 can read, each as often as a rare real one (1 to
-19 times, 4.6 on average), and as clustered: 3.6 in each record that has any. Counted in the made
-corpora: 3,321 in 130,000 records, 4,728 in 1,000,000.
-
-``--power 1`` adds as many rare characters a record as the real 11,020 have: 25,799 in 130,000. A
-corpus joined from many small unrelated ones grows like that, and is the worst case for a filter
-that searches one banned text after another.
+so they grow with the power 0.171 of the records (least squares in logarithms). A real character
+seen c times is still rare among N recombined records with the Poisson probability of 19 or fewer at
+a mean of c N / 11,020. The others are added: letters that no real conversation has and that CLD2
+can read, each as often as a rare real one, and as clustered: 3.6 in each record that has any.
+With a power of 1 each record has as many rare characters as the real 11,020. A corpus joined from
+many small unrelated ones grows like that: the worst case for searching one banned text after
+another.
 
 The same seed and size give the same file, byte for byte.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -78,19 +70,14 @@ class Conversation(NamedTuple):
     instruction: list[str]
     response: list[str]
 
-    @property
-    def counted_text(self) -> str:
-        """The text whose characters the recipe counts."""
-        return f"{''.join(self.response)} {''.join(self.instruction)}"
-
 
 def find_real_files() -> list[Path]:
     """Return the two files of real conversations; exits with a message if one is missing."""
     files = [DATA / name / "conversations.jsonl" for name in SETS]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise SystemExit(
-            f"missing: {', '.join(missing)}. The benchmark's corpora are made from these "
-            f"conversations, which lie beside the project, not in it"
+            f"missing: {', '.join(missing)}. The corpora are made from these conversations, which "
+            "lie beside the project, not in it"
         )
     return files
 
@@ -113,7 +100,7 @@ def count_characters(conversations: list[Conversation]) -> Counter[str]:
     """Count as the recipe does."""
     counts: Counter[str] = Counter()
     for conversation in conversations:
-        counts.update(conversation.counted_text)
+        counts.update(f"{''.join(conversation.response)} {''.join(conversation.instruction)}")
     return counts
 
 
@@ -243,22 +230,5 @@ def measure_law() -> None:
     print(f"power {statistics.linear_regression(sizes, rare).slope:.3f}")
 
 
-def main() -> None:
-    """Make a corpus, or measure the law."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("records", type=int, nargs="?")
-    parser.add_argument("path", type=Path, nargs="?")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--power", type=float, default=LAW_POWER, help="of the rare characters")
-    parser.add_argument("--law", action="store_true", help="count the real rare characters")
-    options = parser.parse_args()
-    if options.law:
-        measure_law()
-    elif options.path is None:
-        parser.error("give the number of records and the file to write, or --law")
-    else:
-        write_corpus(options.path, options.records, options.seed, options.power)
-
-
 if __name__ == "__main__":
-    main()
+    measure_law()

@@ -1,26 +1,25 @@
 """The recipe's data filtering as one would first write it: one process, plain Python, CLD2.
 
 It shares no code with the product; ``bench_data_filtering.py`` compares the two. Every step works
-on the whole list before the next begins. From the project's root, which has the word lists:
+on the whole list before the next begins.
 
-    python benchmarks/filtering/reference.py RAW.jsonl KEPT.jsonl
+    python benchmarks/filtering/reference.py RAW.jsonl KEPT.jsonl [list|set]
 
-The seconds of each step are printed, and a JSON line last. The clock starts before the raw file is
-opened and stops when the kept records are written: imports and the word lists do not count, and
-nothing here corresponds to the product's writing of rejected records and reasons.
+The last line is JSON. The clock starts before the raw file is opened and stops when the kept
+records are written: imports and the word lists do not count, and nothing here corresponds to the
+product's writing of rejected records and reasons.
 
 As in the recipe, the rare characters are part of the banned list: one ``in`` for each of several
-thousand texts, which takes most of the time. ``--rare set`` looks the rare ones up in a set of
-characters instead, the first remedy for that; the results are the same.
+thousand texts, which takes most of the time. ``set`` looks the rare ones up in a set of characters
+instead, the first remedy for that; the results are the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,50 +135,27 @@ def write_records(records: list[Record], path: Path) -> None:
 
 
 def main() -> None:
-    """Filter; print each step's seconds, and the counts last."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("raw", type=Path)
-    parser.add_argument("kept", type=Path)
-    parser.add_argument("--rare", choices=("list", "set"), default="list")
-    options = parser.parse_args()
+    """Filter; print the seconds and the counts."""
+    raw, kept, *rare_as = sys.argv[1:]
     table = yaml.safe_load((WORD_LISTS / "replacements.yml").read_text("utf-8"))
     banned = yaml.safe_load((WORD_LISTS / "banned_substrings.yml").read_text("utf-8"))
 
-    marks = [("start", time.perf_counter())]
-
-    def mark(step: str) -> None:
-        marks.append((step, time.perf_counter()))
-
-    records = read_records(options.raw)
+    started = time.perf_counter()
+    records = read_records(Path(raw))
     read = len(records)
-    mark("read")
     rare = find_rare_characters(records)
-    mark("count")
     replace(records, table)
-    mark("replace")
-    if options.rare == "list":
-        records = drop_banned(records, banned + rare)
-    else:
+    if rare_as == ["set"]:
         records = drop_banned(drop_characters(records, set(rare)), banned)
-    mark("banned")
+    else:
+        records = drop_banned(records, banned + rare)
     records = drop_other_languages(records)
-    mark("language")
     records = drop_rare_survivors(records)
-    mark("survivors")
-    write_records(records, options.kept)
-    mark("write")
+    write_records(records, Path(kept))
+    seconds = time.perf_counter() - started
 
-    steps = {step: round(end - begin, 3) for (_, begin), (step, end) in pairwise(marks)}
-    for step, seconds in steps.items():
-        print(f"{step:<10}{seconds:>9.3f} s")
-    summary = {
-        "seconds": marks[-1][1] - marks[0][1],
-        "steps": steps,
-        "read": read,
-        "kept": len(records),
-        "rare_characters": len(rare),
-    }
-    print(json.dumps(summary))
+    counts = {"read": read, "kept": len(records), "rare_characters": len(rare)}
+    print(json.dumps({"seconds": seconds, **counts}))
 
 
 if __name__ == "__main__":

@@ -208,8 +208,7 @@ def main() -> None:
     with working_folder(options) as folder:
         beside = options.model.with_name(f"{options.model.name}-adapter")
         options.adapter = (options.adapter or beside).resolve()
-        device = "cpu" if options.device == "cpu" else None
-        find_or_make(options.model, "nf4", options.shape, device)
+        find_or_make(options.model, "nf4", options.shape, options.device)
         find_or_make_adapter(options.adapter, options.model)
         prompts = write_prompts(options, "all", options.tasks, options.prompt_tokens)
         for name in choose(options.sides, sides):

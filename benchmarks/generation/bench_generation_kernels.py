@@ -17,6 +17,7 @@ are one product; several are separated by semicolons.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +30,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness.random_models import SHAPES
 from benchmarks.harness.recording import print_table, record
 from ja_instruct.engine.kernels.nf4_matmul import Blocks, arrange, nf4_matmul
 from ja_instruct.engine.kernels.nf4_weight import Nf4Weight, nf4_weight
@@ -44,7 +44,7 @@ ALL_ROWS = (2, 8, 16, 32, 40, 64)
 ROWS = 40
 #: Length of a timed CUDA graph.
 GRAPH_MS = 20
-JOINED = "joined"
+BLOCKS = "OUTPUTS,PROGRAMS,WARPS,STAGES[,joined]"
 OURS, BITSANDBYTES, BF16 = "ours", "bitsandbytes", "bfloat16"
 #: Not a way to multiply: arranging the rows, which ours needs once per input.
 ARRANGE = "arrange"
@@ -66,19 +66,14 @@ class Matrix(NamedTuple):
     arranged: int
 
 
-_SHAPE = SHAPES["gemma-2-27b"]
-LAYERS = _SHAPE["num_hidden_layers"]
-_HIDDEN, _WIDE = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
-_QUERIES, _KEYS = (
-    _SHAPE[f"num_{kind}_heads"] * _SHAPE["head_dim"] for kind in ("attention", "key_value")
-)
+LAYERS = 46
 #: Queries, keys and values have the same input, and so have gate and up.
 MATRICES = {
-    "q": Matrix(_QUERIES, _HIDDEN, 1, 1),
-    "k, v": Matrix(_KEYS, _HIDDEN, 2, 0),
-    "o": Matrix(_HIDDEN, _QUERIES, 1, 1),
-    "gate, up": Matrix(_WIDE, _HIDDEN, 2, 1),
-    "down": Matrix(_HIDDEN, _WIDE, 1, 1),
+    "q": Matrix(4096, 4608, 1, 1),
+    "k, v": Matrix(2048, 4608, 2, 0),
+    "o": Matrix(4608, 4096, 1, 1),
+    "gate, up": Matrix(36_864, 4608, 2, 1),
+    "down": Matrix(4608, 36_864, 1, 1),
 }
 
 
@@ -203,22 +198,15 @@ def parse_blocks(text: str) -> dict[str, Blocks]:
     Blocks(outputs=64, programs=3, warps=4, stages=3, joined=False)
 
     Raises:
-        argparse.ArgumentTypeError: The text has another form, or the kernel cannot have the sizes.
+        argparse.ArgumentTypeError: The text has another form.
     """
     blocks = {}
     for name in filter(None, text.replace(" ", "").split(";")):
-        numbers = [int(part) if part.isdecimal() else 0 for part in name.split(",")[:4]]
-        powers = [number for number in numbers[::2] if number & (number - 1)]
-        joined = name.split(",")[4:]
-        if len(numbers) < 4 or 0 in numbers or joined not in ([], [JOINED]):
-            raise argparse.ArgumentTypeError(
-                f"'{name}': give OUTPUTS,PROGRAMS,WARPS,STAGES, optionally followed by ,{JOINED}"
-            )
-        if numbers[0] < 16 or powers:
-            raise argparse.ArgumentTypeError(
-                f"'{name}': outputs must be a power of 2 from 16 on, and warps a power of 2"
-            )
-        blocks[name] = Blocks(*numbers, joined=bool(joined))
+        found = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)(,joined)?", name)
+        if found is None:
+            raise argparse.ArgumentTypeError(f"'{name}': give {BLOCKS}")
+        *numbers, joined = found.groups()
+        blocks[name] = Blocks(*map(int, numbers), joined=bool(joined))
     return blocks
 
 
@@ -235,8 +223,7 @@ def missing_requirement() -> str | None:
 def main() -> None:
     """Time the kernels, print and keep the figures; exit with the reason if they cannot run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    sizes = f"OUTPUTS,PROGRAMS,WARPS,STAGES[,{JOINED}]"
-    parser.add_argument("--blocks", type=parse_blocks, default={}, metavar=f"{sizes};...")
+    parser.add_argument("--blocks", type=parse_blocks, default={}, metavar=f"{BLOCKS};...")
     options = parser.parse_args()
     if reason := missing_requirement():
         sys.exit(f"bench_generation_kernels.py cannot run here: {reason}")

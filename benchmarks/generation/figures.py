@@ -76,19 +76,16 @@ def _measured(
         "generate_seconds": round(seconds, 2),
         "steps": result["steps"],
         "batch_size": max(result["batch_sizes"], default=None),
-        "batch_sizes_tried": result["batch_sizes"],
         "whole_job_seconds": round(tasks * new_tokens / rate, 1),
         "tokens_per_second": round(rate, 3),
     }
     if prefill is None:  # stopped before its end
         return figures
     decode = seconds - prefill
-    prompt_tokens = sum(one["prompt_tokens"] for one in answers)
     return figures | {
         "prefill_seconds": round(prefill, 3),
         "decode_seconds": round(decode, 3),
         "step_ms": round(1e3 * decode / max(result["steps"], 1), 3),
-        "prefill_tokens_per_second": round(prompt_tokens / max(prefill, 1e-9), 1),
     }
 
 
@@ -115,9 +112,8 @@ def compare_answers(ones: list[list[str]], others: list[list[str]]) -> dict[str,
 
 
 def add_ratios(sides: dict[str, dict[str, Any]]) -> None:
-    """Add each side's rate over that of the original, and over the product's one by one."""
-    for key, other in (("ratio", "original"), ("ratio_to_one_by_one", "one-by-one")):
-        theirs = sides.get(other, {}).get("tokens_per_second")
-        for row in sides.values():
-            rate = row.get("tokens_per_second")
-            row[key] = round(rate / theirs, 2) if rate and theirs else None
+    """Add each side's rate over that of the original."""
+    theirs = sides.get("original", {}).get("tokens_per_second")
+    for row in sides.values():
+        rate = row.get("tokens_per_second")
+        row["ratio"] = round(rate / theirs, 2) if rate and theirs else None

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.memory import PeakMemory
+from benchmarks.harness.random_models import load_nf4
 from benchmarks.harness.sides import run_job, write_result
 
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -50,23 +51,10 @@ def load_with_unsloth(model: str, adapter: str) -> tuple[Any, Any]:
 
 def load_with_transformers(model: str, adapter: str) -> tuple[Any, Any]:
     """Return model with adapter, and tokenizer; on a CPU in float32."""
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    cuda = torch.cuda.is_available()
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        model,
-        device_map={"": 0} if cuda else "cpu",
-        dtype=torch.bfloat16 if cuda else torch.float32,
-        local_files_only=True,
-    )
-    if not cuda:
-        # bitsandbytes' 4-bit kernels are many times slower there than plain ones
-        base = base.dequantize().float()
-        base.is_loaded_in_4bit = False
-    adapted = PeftModel.from_pretrained(base, adapter).eval()
-    return adapted, AutoTokenizer.from_pretrained(model, local_files_only=True)
+    base, tokenizer = load_nf4(model)
+    return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
 
 
 WAYS = {"unsloth": load_with_unsloth, "transformers": load_with_transformers}

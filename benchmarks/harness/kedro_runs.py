@@ -1,4 +1,4 @@
-"""Runs of the product's pipelines by their own catalog and parameters, and a clock for their nodes.
+"""Runs of the product's pipelines by their own catalog and parameters.
 
 The caller's datasets and parameters replace those of the catalog; other outputs stay in memory.
 """
@@ -6,10 +6,8 @@ The caller's datasets and parameters replace those of the catalog; other outputs
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
-from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro.validation import ParameterValidator
@@ -18,11 +16,10 @@ from benchmarks.harness.recording import PROJECT
 from ja_instruct.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from kedro.io import AbstractDataset
     from kedro.pipeline import Pipeline
-    from kedro.pipeline.node import Node
 
 
 def read_configuration(environment: str) -> Any:
@@ -49,7 +46,7 @@ def run_pipeline(
     *,
     environment: str = "base",
     changes: Mapping[str, Any] | None = None,
-    clock: NodeClock | None = None,
+    hook: object = None,
 ) -> DataCatalog:
     """Run a pipeline under ``SequentialRunner`` and return the catalog with its outputs.
 
@@ -59,7 +56,7 @@ def run_pipeline(
             outputs that are not given stay in memory.
         environment: Where catalog and parameters come from.
         changes: Parameters by their dotted names, such as ``sft.training.max_steps``.
-        clock: Times the nodes.
+        hook: A Kedro hook to call.
     """
     from kedro.framework.hooks.manager import _create_hook_manager
 
@@ -84,55 +81,7 @@ def run_pipeline(
     for name, dataset in datasets.items():
         catalog[name] = dataset
     hooks = _create_hook_manager()
-    if clock is not None:
-        hooks.register(clock)
+    if hook is not None:
+        hooks.register(hook)
     SequentialRunner().run(pipeline, catalog, hook_manager=hooks)
     return catalog
-
-
-class NodeClock:
-    """A Kedro hook that times each phase of each node: load, run, and save of each output.
-
-    Attributes:
-        phases: Seconds by phase, such as ``quantize: run``. Between two phases lie Kedro's own
-            work and that of other hooks; they count to the later one.
-    """
-
-    def __init__(self, on_end: Callable[[str], object] | None = None) -> None:
-        """Start the clock; ``on_end`` is called with the name of each phase that has ended."""
-        self._on_end = on_end
-        self.phases: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        """Count the time until now to no phase."""
-        self._last = time.perf_counter()
-
-    def end(self, phase: str) -> None:
-        """End a phase."""
-        now = time.perf_counter()
-        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._last
-        if self._on_end is not None:
-            self._on_end(phase)
-        self.restart()
-
-    @hook_impl(trylast=True)
-    def before_dataset_loaded(self, dataset_name: str, node: Node) -> None:
-        """End what came before the first node: checks and imports."""
-        if not self.phases:
-            self.end("before the first node")
-
-    @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        """All inputs are loaded."""
-        self.end(f"{node.name}: load")
-
-    @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """The outputs are computed."""
-        self.end(f"{node.name}: run")
-
-    @hook_impl(tryfirst=True)
-    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        """An output is saved, or kept in memory."""
-        self.end(f"{node.name}: save {dataset_name}")

@@ -32,20 +32,18 @@ class Sampler(threading.Thread):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop; sample a last time."""
+        """Stop."""
         self._ended.set()
         self.join()
-        self._sample_unless_gone()
 
     def run(self) -> None:
-        """Sample until the block ends."""
-        while not self._ended.wait(self._seconds):
-            self._sample_unless_gone()
-
-    def _sample_unless_gone(self) -> None:
-        # a process may end while it is read
-        with contextlib.suppress(psutil.NoSuchProcess, OSError):
-            self.sample()
+        """Sample until the block ends, and a last time after it."""
+        ended = False
+        while not ended:
+            ended = self._ended.wait(self._seconds)
+            # a process may end while it is read
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                self.sample()
 
     def sample(self) -> None:
         """Raise the peaks to the current values."""
@@ -92,26 +90,32 @@ class PeakMemory(Sampler):
         import torch
 
         cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-        return {
-            "torch_allocated_gb": _gb(torch.cuda.max_memory_allocated()) if cuda else None,
-            "torch_reserved_gb": _gb(torch.cuda.max_memory_reserved()) if cuda else None,
-            "nvml_device_gb": _gb(self._device_peak) if self._nvml else None,
-            "host_private_gb": _gb(self._private),
-            "host_resident_gb": _gb(high_water(self._process.pid)),
+        peaks = {
+            "torch_allocated_gb": torch.cuda.max_memory_allocated() if cuda else None,
+            "torch_reserved_gb": torch.cuda.max_memory_reserved() if cuda else None,
+            "nvml_device_gb": self._device_peak if self._nvml else None,
+            "host_private_gb": self._private,
+            "host_resident_gb": high_water(self._process.pid),
         }
-
-
-def _gb(size: float) -> float:
-    return round(size / 1e9, 3)
+        return {key: None if size is None else round(size / 1e9, 3) for key, size in peaks.items()}
 
 
 def high_water(pid: int) -> int:
-    """Return the most bytes that a process had resident, as the kernel counts them.
+    """Return the most bytes that a process had resident.
 
-    ``ru_maxrss`` is not that: it includes the parent's memory from before ``exec``.
+    ``ru_maxrss`` would include the parent's memory from before ``exec``.
     """
     found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 if found else 0
+
+
+def limit_memory(gb: float) -> None:
+    """Let PyTorch take no more than ``gb`` GB (1e9 bytes) of the first GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        share = gb * 1e9 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
 
 
 class Usage(NamedTuple):
@@ -165,14 +169,4 @@ def run_measured(
         printed = output.read()
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{printed[-4000:]}")
-    usage = Usage(seconds, memory.resident / 1e6, memory.private / 1e6, memory.processes)
-    return usage, printed
-
-
-def limit_memory(gb: float) -> None:
-    """Let PyTorch take no more than ``gb`` GB (1e9 bytes) of the first GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        share = gb * 1e9 / torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
+    return Usage(seconds, memory.resident / 1e6, memory.private / 1e6, memory.processes), printed

@@ -1,43 +1,30 @@
 """Model directories and adapters with random weights in a real model's shape.
 
-    python benchmarks/harness/random_models.py nf4 gemma-2-27b /dev/shm/nf4
-    python benchmarks/harness/random_models.py bf16 gemma-2-27b /models/bf16
-    python benchmarks/harness/random_models.py adapter /dev/shm/nf4 /dev/shm/nf4-adapter
-
 Speed and memory do not depend on the weights' values, and the real weights cannot be downloaded
-everywhere. The matrices are drawn one by one on the GPU, if there is one, N(0, 0.02) in bf16; norms
-are zero, to which Gemma's RMSNorm adds one. The NF4 directory is what ``quantization`` writes of
-the 16-bit one (a test compares them), made without the 16-bit weights ever being in a file. No
-factor of an adapter is zero, so answers without the adapter would differ.
-
-The tokenizer has one token per character (``character_tokenizer.py``).
+everywhere. The matrices are drawn one by one, N(0, 0.02) in bf16; norms are zero, to which Gemma's
+RMSNorm adds one. The NF4 directory is what ``quantization`` writes of the 16-bit one (a test
+compares them), made without the 16-bit weights ever being in a file. No factor of an adapter is
+zero, so answers without the adapter would differ.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.harness.character_tokenizer import make_tokenizer
 from benchmarks.harness.recording import PROJECT
-from ja_instruct import __version__
 from ja_instruct.models.directory import read_provenance, write_provenance
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import Gemma2Config, PreTrainedModel
 
 _GEMMA_2 = {
-    "head_dim": 256,
-    "vocab_size": 256_000,
     "sliding_window": 4096,
     "max_position_embeddings": 8192,
     "attn_logit_softcapping": 50.0,
@@ -47,6 +34,7 @@ _GEMMA_2 = {
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma-2-27b": {
         **_GEMMA_2,
+        "vocab_size": 256_000,
         "hidden_size": 4608,
         "intermediate_size": 36_864,
         "num_hidden_layers": 46,
@@ -54,15 +42,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 16,
         "head_dim": 128,
         "query_pre_attn_scalar": 144,
-    },
-    "gemma-2-9b": {
-        **_GEMMA_2,
-        "hidden_size": 3584,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "query_pre_attn_scalar": 256,
     },
     "tiny": {
         **_GEMMA_2,
@@ -104,7 +83,7 @@ def empty_model(config: Any) -> PreTrainedModel:
 
 
 def make_model(
-    directory: Path, kind: str, shape: str, *, device: str | None = None, shard_size: str = "4GB"
+    directory: Path, kind: str, shape: str, *, device: str, shard_size: str = "4GB"
 ) -> None:
     """Write a model directory.
 
@@ -113,8 +92,7 @@ def make_model(
         kind: ``bf16``, such as ``google/gemma-2-27b``, or ``nf4``: all linear layers but the head
             quantized by bitsandbytes as ``quantization`` does.
         shape: A key of ``SHAPES``.
-        device: Where the weights are drawn; by default the first GPU, or the CPU without one. They
-            are collected in host memory.
+        device: Where the weights are drawn. They are collected in host memory.
         shard_size: Maximum size of a safetensors file.
     """
     import torch
@@ -122,7 +100,6 @@ def make_model(
     from transformers.quantizers.base import get_keys_to_not_convert
 
     model = empty_model(make_config(shape))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kept = get_keys_to_not_convert(model)
     generator = torch.Generator(device).manual_seed(SEED)
     for name, module in list(model.named_modules()):
@@ -148,8 +125,24 @@ def make_model(
     model.save_pretrained(directory, max_shard_size=shard_size)
     tokenizer.save_pretrained(directory)
     if kind == "nf4":
-        weights = sum(weight.numel() for weight in empty_model(make_config(shape)).parameters())
-        write_provenance(directory, _describe_nf4(shape, weights))
+        plain = empty_model(make_config(shape))
+        # with the fields of the pipeline that the product reads
+        provenance = {
+            "stage": "quantization",
+            "parameters": sum(weight.numel() for weight in plain.parameters()),
+            "source": {
+                "model_id": f"random-{shape}",
+                "revision": None,
+                "model_type": "gemma2",
+                "provenance": {"made_by": __name__, "seed": SEED},
+            },
+            "settings": {
+                "quant_type": "nf4",
+                "double_quantization": True,
+                "compute_dtype": "bfloat16",
+            },
+        }
+        write_provenance(directory, provenance)
 
 
 def _quantized(weight: torch.Tensor) -> torch.nn.Module:
@@ -180,29 +173,6 @@ def _mark_as_quantized(model: PreTrainedModel) -> None:
     model.hf_quantizer = AutoHfQuantizer.from_config(config)
 
 
-def _describe_nf4(shape: str, weights: int) -> dict[str, Any]:
-    """Return the provenance of an NF4 directory, with the fields that ``quantization`` writes."""
-    return {
-        "stage": "quantization",
-        "parameters": weights,
-        "source": {
-            "model_id": f"random-{shape}",
-            "revision": None,
-            "model_type": "gemma2",
-            "provenance": {"made_by": __name__, "seed": SEED},
-        },
-        "settings": {
-            "quant_type": "nf4",
-            "double_quantization": True,
-            "compute_dtype": "bfloat16",
-        },
-        "versions": {
-            "ja-instruct": __version__,
-            **{name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
-        },
-    }
-
-
 def make_adapter(directory: Path, model: Path) -> None:
     """Write a LoRA adapter for a model directory, as the recipe's training would save it.
 
@@ -230,25 +200,15 @@ def make_adapter(directory: Path, model: Path) -> None:
     adapted.peft_config["default"].base_model_name_or_path = str(model)
     adapted.save_pretrained(str(directory), save_embedding_layers=False)
     provenance = read_provenance(model)
-    source = provenance.get("source", {})
     base = {
-        "model_id": source.get("model_id"),
-        "revision": source.get("revision"),
+        "model_id": provenance.get("source", {}).get("model_id"),
         "weights_sha256": provenance.get("weights_sha256"),
-        "source_files": source.get("files"),
     }
-    write_provenance(
-        directory,
-        {
-            "stage": "sft",
-            "base": base,
-            "settings": {"made_by": __name__, "seed": SEED, "lora_r": rank},
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        },
-    )
+    settings = {"made_by": __name__, "seed": SEED, "lora_r": rank}
+    write_provenance(directory, {"stage": "sft", "base": base, "settings": settings})
 
 
-def find_or_make(directory: Path, kind: str, shape: str, device: str | None = None) -> None:
+def find_or_make(directory: Path, kind: str, shape: str, device: str) -> None:
     """Make a model of ``kind`` in ``directory`` unless one is there; print which."""
     # the last file of either kind to be written: without it the directory is incomplete
     last = "ja_instruct.json" if kind == "nf4" else "tokenizer_config.json"
@@ -270,21 +230,23 @@ def find_or_make_adapter(directory: Path, model: Path) -> None:
     print(f"{directory}: made", flush=True)
 
 
-def main() -> None:
-    """Make one directory."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=["bf16", "nf4", "adapter"])
-    parser.add_argument("shape", help=f"{', '.join(SHAPES)}; of an adapter, the model directory")
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--device", help="where weights are drawn; default: the GPU, if any")
-    options = parser.parse_args()
-    if options.kind == "adapter":
-        find_or_make_adapter(options.directory, Path(options.shape))
-    elif options.shape not in SHAPES:
-        parser.error(f"unknown shape '{options.shape}'; known are {', '.join(SHAPES)}")
-    else:
-        find_or_make(options.directory, options.kind, options.shape, options.device)
+def load_nf4(model: str) -> tuple[Any, Any]:
+    """Return model and tokenizer of an NF4 directory as transformers loads them.
 
+    On a CPU the weights are dequantized to float32: bitsandbytes' 4-bit kernels take many times as
+    long there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-if __name__ == "__main__":
-    main()
+    cuda = torch.cuda.is_available()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model,
+        device_map={"": 0} if cuda else "cpu",
+        dtype=torch.bfloat16 if cuda else torch.float32,
+        local_files_only=True,
+    )
+    if not cuda:
+        loaded = loaded.dequantize().float()
+        loaded.is_loaded_in_4bit = False
+    return loaded, AutoTokenizer.from_pretrained(model, local_files_only=True)

@@ -35,14 +35,9 @@ def device_name() -> str:
 
 def read_commit() -> str | None:
     """Return the commit that is checked out, if any."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
+    command = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def print_table(

@@ -36,14 +36,15 @@ def make_parser(
 
     Args:
         description: A module's docstring, of which the first line is used.
-        shapes: Names for ``--shape``; the first is the default.
+        shapes: Names for ``--shape``; the first is the default. Empty: there is no such argument.
         sides: The default of ``--sides``.
         seconds: The default of ``--seconds``.
     """
     shapes = list(shapes)
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="model directory; created if it is missing")
-    parser.add_argument("--shape", choices=shapes, default=shapes[0])
+    if shapes:
+        parser.add_argument("--shape", choices=shapes, default=shapes[0])
     parser.add_argument("--sides", default=",".join(sides), help="which to run, by commas")
     parser.add_argument("--set", action="append", default=[], metavar="SIDE:NAME=VALUE")
     parser.add_argument("--seconds", type=float, default=seconds, help="time limit of a side")
@@ -117,7 +118,7 @@ def run_side(
             start_new_session=True,
         )
         status = _wait(process, seconds_max)
-    result = read_side(folder, side) or {}
+    result = read_sides(folder, [side]).get(side, {})
     result |= {"status": status, "process_seconds": round(time.perf_counter() - started, 1)}
     if status != "done":
         result["log"] = log_path.read_text("utf-8", errors="replace")[-LOG_CHARS:]
@@ -141,16 +142,12 @@ def _wait(process: subprocess.Popen[bytes], seconds_max: float) -> str:
     return "done" if code == 0 else f"failed with code {code}"
 
 
-def read_side(folder: Path, side: str) -> dict[str, Any] | None:
-    """Return the result of a side, from this call or an earlier one; None if it never ran."""
-    path = folder / f"{side}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
-
-
 def read_sides(folder: Path, sides: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the results that a folder has, by side."""
-    found = {side: read_side(folder, side) for side in sides}
-    return {side: result for side, result in found.items() if result is not None}
+    """Return the results that a folder has, by side, from this call or earlier ones."""
+    paths = {side: folder / f"{side}.json" for side in sides}
+    return {
+        side: json.loads(path.read_text("utf-8")) for side, path in paths.items() if path.is_file()
+    }
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

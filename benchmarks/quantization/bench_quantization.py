@@ -7,22 +7,25 @@ then ``save_pretrained`` of model and tokenizer; ``ours`` the product's pipeline
 with ``conf/base``'s parameters, run by Kedro on random texts. The 16-bit model, random weights, is
 created if it is missing. Each output, 15.6 GB at full size, replaces the one before at ``--out``.
 
-*GB/s* are the 16-bit weights over the time until the 4-bit ones are saved; ours then also evaluates
-the result. GPU memory is PyTorch's peak and NVML's above the start; private host memory leaves out
-mapped files, resident counts them. ``ratio`` is our peak of GPU memory over the original's.
-
-``--set ours:NAME=VALUE`` changes a parameter.
+Seconds and memory are those until the 4-bit weights are saved; ours then also evaluates the result.
+``ratio`` is our peak of GPU memory over the original's. ``--set ours:NAME=VALUE`` changes a
+parameter.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness.character_tokenizer import japanese_characters
+from benchmarks.harness.memory import PeakMemory
 from benchmarks.harness.random_models import SHAPES, find_or_make
 from benchmarks.harness.recording import print_table, record
 from benchmarks.harness.sides import (
@@ -31,40 +34,110 @@ from benchmarks.harness.sides import (
     choose,
     make_parser,
     read_sides,
+    run_job,
     run_side,
     working_folder,
+    write_result,
 )
 
-PROGRAM = Path(__file__).with_name("sides.py")
-SIDES: dict[str, Side] = {
-    name: {"way": name, "environment": "base", "changes": {}} for name in ("ours", "original")
-}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SIDES: dict[str, Side] = {name: {"way": name, "changes": {}} for name in ("ours", "original")}
+#: For the perplexity. Time and memory do not depend on the texts.
+TEXTS, TEXT_TOKENS = 40, 500
 COLUMNS = {
     "s": "seconds_until_saved",
+    "whole run": "seconds",
     "GB/s": "gb_per_second",
     "GPU GB": "memory_until_saved.torch_allocated_gb",
-    "whole run": "memory.torch_allocated_gb",
+    "whole run ": "memory.torch_allocated_gb",
     "NVML GB": "memory_until_saved.nvml_device_gb",
-    "whole run ": "memory.nvml_device_gb",
+    "whole run  ": "memory.nvml_device_gb",
     "private GB": "memory_until_saved.host_private_gb",
     "resident GB": "memory_until_saved.host_resident_gb",
     "status": "status",
 }
 
 
+def quantize_as_the_original(job: dict[str, Any], report: Callable[[], None]) -> None:
+    """Load the model in 4 bits and save it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        job["model"],
+        device_map="auto" if job["device"] == "cuda" else "cpu",
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+        local_files_only=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
+    model.save_pretrained(job["out"])
+    tokenizer.save_pretrained(job["out"])
+    report()
+
+
+def quantize_as_the_product(job: dict[str, Any], report: Callable[[], None]) -> None:
+    """Run the pipeline by the product's catalog, except for the two model directories."""
+    from kedro.framework.hooks import hook_impl
+    from kedro.io import MemoryDataset
+
+    from benchmarks.harness.kedro_runs import run_pipeline
+    from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
+    from ja_instruct.pipelines.quantization import create_pipeline
+
+    class SaveHook:
+        @hook_impl
+        def after_dataset_saved(self, dataset_name: str) -> None:
+            if dataset_name == "quantized_model":
+                report()
+
+    generator, characters = random.Random(0), japanese_characters()
+    texts = ["".join(generator.choices(characters, k=TEXT_TOKENS)) for _ in range(TEXTS)]
+    run_pipeline(
+        create_pipeline(),
+        {
+            "base_model": ModelDirectoryDataset(filepath=job["model"]),
+            "quantized_model": QuantizedModelDataset(filepath=job["out"]),
+            "perplexity_texts": MemoryDataset([{"text": text} for text in texts]),
+        },
+        changes={"quantization.device": job["device"], **job["changes"]},
+        hook=SaveHook(),
+    )
+
+
+def quantize(job: dict[str, Any], path: Path) -> None:
+    """Do one job and write the figures to ``path``."""
+    result: dict[str, Any] = {}
+    started = time.perf_counter()
+
+    def measure(when: str) -> None:
+        result[f"seconds{when}"] = time.perf_counter() - started
+        result[f"memory{when}"] = memory.figures()
+        write_result(path, result)
+
+    with PeakMemory() as memory:
+        ways = {"original": quantize_as_the_original, "ours": quantize_as_the_product}
+        ways[job["way"]](job, lambda: measure("_until_saved"))
+        measure("")
+
+
 def summarize(result: dict[str, Any], source_bytes: int) -> dict[str, Any]:
     """Return a side's figures."""
-    phases: dict[str, float] = result.get("phases", {})
-    seconds = sum(phases[name] for name in result.get("until_saved", ()))
+    seconds = result.get("seconds_until_saved")
     return {
         "status": result["status"],
-        "phases": {name: round(value, 1) for name, value in phases.items()},
+        "seconds": round(result["seconds"], 1) if "seconds" in result else None,
         "seconds_until_saved": round(seconds, 1) if seconds else None,
         "gb_per_second": round(source_bytes / 1e9 / seconds, 3) if seconds else None,
-        "written_gb": result.get("written_gb"),
         "memory": result.get("memory", {}),
         "memory_until_saved": result.get("memory_until_saved", {}),
-        "process_seconds": result["process_seconds"],
     }
 
 
@@ -76,19 +149,16 @@ def main() -> None:
     sides = apply_settings(SIDES, options.set, SIDES["ours"])
     with working_folder(options) as folder:
         out = (options.out or folder / "nf4").resolve()
-        find_or_make(
-            options.model, "bf16", options.shape, "cpu" if options.device == "cpu" else None
-        )
+        find_or_make(options.model, "bf16", options.shape, options.device)
         source_bytes = sum(file.stat().st_size for file in options.model.glob("*.safetensors"))
         for name in choose(options.sides, sides):
             shutil.rmtree(out, ignore_errors=True)
             out.parent.mkdir(parents=True, exist_ok=True)
             job = {**sides[name], "model": str(options.model), "out": str(out)}
-            run_side(PROGRAM, {**job, "device": options.device}, folder, name, options.seconds)
+            job["device"] = options.device
+            run_side(Path(__file__), job, folder, name, options.seconds)
         results = read_sides(folder, sides)
     rows = {name: summarize(one, source_bytes) for name, one in results.items()}
-    for name, row in rows.items():
-        print_table({phase: {"s": one} for phase, one in row["phases"].items()}, {"s": "s"}, name)
     print_table(rows, COLUMNS)
     peaks = {
         name: row["memory"].get("torch_allocated_gb") or row["memory"].get("host_private_gb")
@@ -105,4 +175,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] and sys.argv[1].endswith(".job.json"):
+        run_job(quantize)
+    else:
+        main()

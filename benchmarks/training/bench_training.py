@@ -4,9 +4,8 @@
 
 ``original`` is unsloth with TRL as in the notebook (``reference.py``), in batches of 4, padded;
 ``ours`` the product's node ``train`` with ``conf/tuned``'s parameters; ``ours-24gb`` the
-same with the settings for a card of 24 GB, PyTorch limited to that; ``ours-24gb-longest`` one step
-of it in which every sample has the maximum length; ``peft`` TRL and PEFT without unsloth, for
-comparison. All sides train on the same samples, 32 a step: random characters, as long in tokens as
+same with the settings for a card of 24 GB, PyTorch limited to that; ``peft`` TRL and PEFT without
+unsloth. All sides train on the same samples, 32 a step: random characters, as long in tokens as
 real conversations (``conversation_lengths.py``). The model, random weights in NF4, is created if
 ``--model`` is missing.
 
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 STEP_SAMPLES = 32
 MAX_LENGTH = 2048
 SEED = 3407
-ANSWER_OF_LONGEST = 100
 HERE = Path(__file__).parent
 REFERENCE, PRODUCT = str(HERE / "reference.py"), str(HERE / "product.py")
 #: GB (1e9 bytes) that a card of 24 GB, such as an L4 with its 23,034 MiB, has for PyTorch beside
@@ -62,19 +60,16 @@ OURS: Side = {
     "environment": "tuned",
     "steps": None,
     "memory_gb": None,
-    "longest": False,
     "changes": {},
-}
-OURS_24_GB: Side = {
-    **OURS,
-    "memory_gb": MEMORY_GB_OF_24,
-    "changes": {"max_seq_length": MAX_LENGTH, "training.tokens_per_batch": 2048},
 }
 SIDES: dict[str, Side] = {
     "original": {"program": REFERENCE, "way": "unsloth", "steps": None, "changes": {}},
     "ours": OURS,
-    "ours-24gb": OURS_24_GB,
-    "ours-24gb-longest": {**OURS_24_GB, "longest": True, "steps": 1},
+    "ours-24gb": {
+        **OURS,
+        "memory_gb": MEMORY_GB_OF_24,
+        "changes": {"max_seq_length": MAX_LENGTH, "training.tokens_per_batch": 2048},
+    },
     "peft": {"program": REFERENCE, "way": "peft", "steps": 4, "changes": {}},
 }
 #: For a trial without a GPU, on a tiny model.
@@ -88,11 +83,6 @@ ON_CPU = {
 }
 
 
-def longest_samples(count: int) -> list[tuple[str, str]]:
-    """Return samples of exactly ``MAX_LENGTH`` tokens."""
-    return random_samples([(MAX_LENGTH - ANSWER_OF_LONGEST, ANSWER_OF_LONGEST)] * count, SEED)
-
-
 def usual_samples(count: int, max_length: int = MAX_LENGTH) -> list[tuple[str, str]]:
     """Return samples as long as real conversations, drawn from those that need no truncation."""
     possible = [(p, a) for p, a in read_lengths() if a > 1 and p + a <= max_length]
@@ -103,8 +93,7 @@ def make_job(side: Side, name: str, options: argparse.Namespace) -> dict[str, An
     """Write a side's samples and return its job."""
     samples = options.folder / f"{name}.samples.json"
     # the same number for all sides, even if one skips the last steps: it determines the order
-    draw = longest_samples if side.get("longest") else usual_samples
-    drawn = draw(options.steps * STEP_SAMPLES)
+    drawn = usual_samples(options.steps * STEP_SAMPLES)
     samples.write_text(json.dumps(drawn, ensure_ascii=False), "utf-8")
     on_cpu = ON_CPU if side["program"] == PRODUCT and options.device == "cpu" else {}
     return {
@@ -144,19 +133,6 @@ def summarize(result: dict[str, Any], warm_up: int) -> dict[str, Any]:
     return figures
 
 
-def compare_losses(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return two sides' losses by step, and whether each step had the same number of tokens."""
-    pairs = list(zip(one["losses"], other["losses"], strict=False))
-    tokens = one["tokens"], other["tokens"]
-    same = None not in tokens and tokens[0][: len(pairs)] == tokens[1][: len(pairs)]
-    return {
-        "same_tokens_by_step": same,
-        "largest_difference": round(max((abs(a - b) for a, b in pairs), default=0.0), 5),
-        "mean_difference": round(sum(b - a for a, b in pairs) / max(len(pairs), 1), 5),
-        "losses": pairs,
-    }
-
-
 COLUMNS = {
     "real/s": "real_tokens_per_second",
     "padded/s": "padded_tokens_per_second",
@@ -186,11 +162,6 @@ def report(known: dict[str, Side], options: argparse.Namespace) -> None:
         "device": device_name(),
         "model": options.shape,
         "sides": sides,
-        "losses_compared_with_original": {
-            name: compare_losses(original, row)
-            for name, row in sides.items()
-            if original and name != "original" and not known[name].get("longest")
-        },
     }
     record("training", result, keep=options.shape != "tiny")
 
@@ -203,9 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     sides = apply_settings(SIDES, options.set, OURS)
     with working_folder(options) as folder:
-        find_or_make(
-            options.model, "nf4", options.shape, "cpu" if options.device == "cpu" else None
-        )
+        find_or_make(options.model, "nf4", options.shape, options.device)
         for name in choose(options.sides, sides):
             job = make_job(sides[name], name, options)
             run_side(Path(job["program"]), job, folder, name, options.seconds)

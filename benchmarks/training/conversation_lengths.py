@@ -94,19 +94,15 @@ def padding_share(lengths: list[int]) -> float:
 
 
 def describe(lengths: list[tuple[int, int]]) -> dict[str, Any]:
-    """Return counts, means, percentiles and the share of padding."""
+    """Return statistics of the lengths, and the share of padding."""
     totals = [min(prompt + answer, MAX_LENGTH) for prompt, answer in lengths]
-    percentiles = statistics.quantiles(totals, n=100)
     return {
         "conversations": len(lengths),
         "tokens": sum(totals),
-        "answer_percent": round(100 * sum(a for _, a in lengths) / sum(map(sum, lengths)), 1),
         "mean": round(statistics.mean(totals), 1),
         "median": statistics.median(totals),
-        "percentile_90": round(percentiles[89]),
-        "percentile_99": round(percentiles[98]),
-        "longest": max(prompt + answer for prompt, answer in lengths),
-        f"longer_than_{MAX_LENGTH}": sum(p + a > MAX_LENGTH for p, a in lengths),
+        "percentile_99": round(statistics.quantiles(totals, n=100)[98]),
+        f"longer_than_{MAX_LENGTH}": sum(sum(one) > MAX_LENGTH for one in lengths),
         "padding_percent": round(100 * padding_share(totals), 1),
     }
 

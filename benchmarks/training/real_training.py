@@ -1,20 +1,17 @@
-r"""A real model through quantization and training, with the parameters of ``base`` and ``tuned``.
+r"""Training on a real model and real texts, with the parameters of ``base`` and of ``tuned``.
 
-    python benchmarks/training/real_training.py --base-model data/06_models/demo/base_model \
+    python benchmarks/training/real_training.py --model data/06_models/demo/quantized_model \
         --pairs data/03_primary/base/filtered_pairs.jsonl --pool data/01_raw/demo/qa_pairs.jsonl \
         --folder /tmp/real
 
-Kedro runs the product's pipelines; both modes hold out the same share of the pairs. They train side
-by side, each in a process of its own. Their own held-out losses are of different tokens, with
-and without the questions, so ``compare_adapters.py`` then measures both adapters alike. The folder
-keeps curves, adapters and reports.
-
-``--set NAME=VALUE`` changes a parameter of both modes, ``--set tuned:NAME=VALUE`` of one.
+Kedro runs the product's pipeline ``sft`` on a 4-bit model; both modes hold out the same share of
+the pairs and train side by side. Their own held-out losses are of different tokens, with and
+without the questions, so ``compare_adapters.py`` then measures both adapters alike. The folder
+keeps curves, adapters and reports. ``--set MODE:NAME=VALUE`` changes a parameter below ``sft``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,63 +19,54 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.recording import print_table, record
-from benchmarks.harness.sides import run_job, run_side, write_result
+from benchmarks.harness.sides import (
+    Side,
+    apply_settings,
+    choose,
+    make_parser,
+    run_job,
+    run_side,
+    working_folder,
+    write_result,
+)
 
-HERE = Path(__file__).parent
-MODES = ("base", "tuned")
 BOTH: dict[str, Any] = {
-    "sft.eval_fraction": 0.05,
-    "sft.training.eval_strategy": "steps",
-    "sft.training.eval_steps": 50,
-    "sft.training.report_to": [],
+    "eval_fraction": 0.05,
+    "training.eval_strategy": "steps",
+    "training.eval_steps": 50,
+    "training.report_to": [],
 }
 ON_CPU: dict[str, Any] = {
-    "quantization.device": "cpu",
-    "sft.device": "cpu",
-    "sft.backend": "peft",
-    "sft.training.bf16": False,
-    "sft.training.optim": "adamw_torch",
-    "sft.training.gradient_checkpointing": False,
+    "device": "cpu",
+    "backend": "peft",
+    "training.bf16": False,
+    "training.optim": "adamw_torch",
+    "training.gradient_checkpointing": False,
 }
+MODES: dict[str, Side] = {mode: {"changes": BOTH} for mode in ("base", "tuned")}
 COLUMNS = ("steps", "train_loss", "eval_loss_before", "eval_loss_after", "tokens_per_second")
 COLUMNS = (*COLUMNS, "train_seconds", "peak_gpu_memory_gb")
 
 
-def do_job(job: dict[str, Any], path: Path) -> None:
-    """Quantize the model, or train in one mode, and write the stage's reports to ``path``."""
+def train(job: dict[str, Any], path: Path) -> None:
+    """Train in one mode and write the stage's reports to ``path``."""
     folder, changes = Path(job["folder"]), job["changes"]
-    if job["mode"] != "quantization" and changes.get("sft.backend", "unsloth") == "unsloth":
+    if changes.get("backend", "unsloth") == "unsloth":
         import unsloth  # noqa: F401  # before transformers, which it patches
     from kedro_datasets.json import JSONDataset
 
     from benchmarks.harness.kedro_runs import run_pipeline
-    from ja_instruct.datasets import (
-        AdapterDataset,
-        JSONLinesDataset,
-        ModelDirectoryDataset,
-        QuantizedModelDataset,
-    )
-    from ja_instruct.pipelines import quantization, sft
+    from ja_instruct.datasets import AdapterDataset, JSONLinesDataset, QuantizedModelDataset
+    from ja_instruct.pipelines import sft
 
-    quantized = QuantizedModelDataset(filepath=folder.parent / "nf4")
-    if job["mode"] == "quantization":
-        source = ModelDirectoryDataset(filepath=job["base_model"], model_id=job["model_id"])
-        catalog = run_pipeline(
-            quantization.create_pipeline(),
-            {"base_model": source, "quantized_model": quantized},
-            changes=changes,
-        )
-        write_result(path, catalog["quantization_report"].load())
-        return
+    changes = {"checkpoint_dir": str(folder / "checkpoints"), **changes}
     catalog = run_pipeline(
         sft.create_pipeline(),
         {
-            "quantized_model": quantized,
+            "quantized_model": QuantizedModelDataset(filepath=job["model"]),
             "filtered_pairs": JSONLinesDataset(filepath=job["pairs"]),
             "qa_pairs": JSONLinesDataset(filepath=job["pool"]),
             "eval_dataset": JSONLinesDataset(filepath=folder / "eval_dataset.jsonl"),
@@ -87,107 +75,74 @@ def do_job(job: dict[str, Any], path: Path) -> None:
             "train_history": JSONDataset(filepath=str(folder / "train_history.json")),
         },
         environment=job["mode"],
-        changes={"sft.checkpoint_dir": str(folder / "checkpoints"), **changes},
+        changes={f"sft.{name}": value for name, value in changes.items()},
     )
     write_result(path, {name: catalog[name].load() for name in ("train_metrics", "train_history")})
 
 
-def changes_of(mode: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what differs from a mode's parameters."""
-    changes = {**BOTH, **(ON_CPU if options.device == "cpu" else {})}
-    for setting in options.set:
-        where, colon, rest = setting.partition(":")
-        name, equals, value = (rest if colon else setting).partition("=")
-        if not equals:
-            sys.exit(f"--set {setting}: give NAME=VALUE or MODE:NAME=VALUE")
-        if not colon or where == mode:
-            changes[name] = yaml.safe_load(value)
-    return {
-        name: value
-        for name, value in changes.items()
-        if name.startswith("quantization.") == (mode == "quantization")
-    }
-
-
-def run_mode(mode: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one stage in a process of its own and return its result."""
-    job = {
-        "mode": mode,
-        "folder": str(options.folder / mode),
-        "base_model": str(options.base_model),
-        "model_id": options.model_id or options.base_model.name,
-        "pairs": str(options.pairs),
-        "pool": str(options.pool),
-        "changes": changes_of(mode, options),
-    }
-    return run_side(Path(__file__), job, options.folder, mode, options.seconds)
-
-
-def compare(modes: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the losses of all adapters on the same held-out samples; empty if that failed."""
-    known = [mode for mode in modes if (options.folder / mode / "adapter").is_dir()]
-    if not known:
-        return {}
-    command = [sys.executable, str(HERE / "compare_adapters.py"), "--device", options.device]
-    command += ["--model", str(options.folder / "nf4")]
+def compare(modes: list[str], model: Path, folder: Path, device: str) -> dict[str, Any]:
+    """Return the losses of all adapters on the same held-out samples."""
+    result = folder / "adapters.json"
+    command = [sys.executable, str(Path(__file__).with_name("compare_adapters.py"))]
     # both modes train with the recipe's prompt
-    command += ["--samples", str(options.folder / known[0] / "eval_dataset.jsonl")]
-    command += ["--result", str(options.folder / "adapters.json")]
-    for mode in known:
-        command += ["--adapter", f"{mode}={options.folder / mode / 'adapter'}"]
-    if subprocess.run(command, check=False).returncode:
-        return {}
-    compared: dict[str, Any] = json.loads((options.folder / "adapters.json").read_text("utf-8"))
+    samples = folder / modes[0] / "eval_dataset.jsonl"
+    command += ["--device", device, "--model", str(model), "--samples", str(samples)]
+    command += ["--result", str(result)]
+    for mode in modes:
+        command += ["--adapter", f"{mode}={folder / mode / 'adapter'}"]
+    subprocess.run(command, check=True)
+    compared: dict[str, Any] = json.loads(result.read_text("utf-8"))
     return compared
 
 
 def main() -> None:
-    """Quantize, train in both modes, compare, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base-model", type=Path, required=True, help="16-bit directory")
-    parser.add_argument("--model-id", help="the name its publisher gives it")
+    """Train in both modes, compare, print and keep the figures."""
+    parser = make_parser(__doc__, [], MODES, seconds=3600)
     parser.add_argument("--pairs", type=Path, required=True, help="filtered_pairs.jsonl")
     parser.add_argument("--pool", type=Path, required=True, help="input and output, JSON Lines")
-    parser.add_argument("--folder", type=Path, required=True, help="where all outputs go")
-    parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--one-by-one", action="store_true", help="not side by side")
-    parser.add_argument("--set", action="append", default=[], metavar="[MODE:]NAME=VALUE")
-    parser.add_argument("--seconds", type=float, default=3600, help="time limit of a stage")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
-    for name in ("base_model", "pairs", "pool", "folder"):
-        setattr(options, name, getattr(options, name).resolve())
-    options.folder.mkdir(parents=True, exist_ok=True)
-    report = {} if (options.folder / "nf4").is_dir() else run_mode("quantization", options)
-    modes = options.modes.split(",")
-    with ThreadPoolExecutor(1 if options.one_by_one else len(modes)) as pool:
-        stages = pool.map(lambda mode: run_mode(mode, options), modes)
-        results = {
-            mode: one for mode, one in zip(modes, stages, strict=True) if "train_metrics" in one
-        }
-    summaries = {mode: one["train_metrics"]["summary"] for mode, one in results.items()}
-    print_table(summaries, {column: column for column in COLUMNS})
-    compared = compare(modes, options)
+    modes = choose(options.sides, MODES)
+    on_cpu = ON_CPU if options.device == "cpu" else {}
+    known = {mode: {"changes": {**BOTH, **on_cpu}} for mode in MODES}
+    sides = apply_settings(known, options.set, MODES["base"])
+    with working_folder(options) as folder:
+
+        def run(mode: str) -> dict[str, Any]:
+            job = {
+                "mode": mode,
+                "folder": str(folder / mode),
+                "model": str(options.model),
+                "pairs": str(options.pairs.resolve()),
+                "pool": str(options.pool.resolve()),
+                **sides[mode],
+            }
+            return run_side(Path(__file__), job, folder, mode, options.seconds)
+
+        with ThreadPoolExecutor() as pool:
+            results = dict(zip(modes, pool.map(run, modes), strict=True))
+        done = [mode for mode, one in results.items() if "train_metrics" in one]
+        summaries = {mode: results[mode]["train_metrics"]["summary"] for mode in done}
+        print_table(summaries, {column: column for column in COLUMNS})
+        compared = compare(done, options.model, folder, options.device) if done else {}
+    keys = ("step", "loss", "eval_loss")
     result = {
         "ratio": compared.get("ratio"),
-        "model": options.model_id or options.base_model.name,
-        "quantization": report.get("summary"),
+        "model": options.model.name,
         "modes": summaries,
         "same_samples": compared.get("losses"),
         "curves": {
             mode: [
-                {key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry}
-                for entry in one["train_history"]
-                if "loss" in entry or "eval_loss" in entry
+                {key: entry[key] for key in keys if key in entry}
+                for entry in results[mode]["train_history"]
             ]
-            for mode, one in results.items()
+            for mode in done
         },
     }
     record("real_training", result)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1].endswith(".job.json"):
-        run_job(do_job)
+    if sys.argv[1:2] and sys.argv[1].endswith(".job.json"):
+        run_job(train)
     else:
         main()

