@@ -11,10 +11,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import extra_rules, nodes
+from ja_instruct.pipelines.data_filtering.batches import make_batch
 from ja_instruct.pipelines.data_filtering.extra_rules import (
-    TokenViolation,
+    TokenCheck,
     find_duplicates,
-    find_token_count,
     measure_token_counts,
 )
 from ja_instruct.pipelines.data_filtering.parameters import (
@@ -225,19 +225,21 @@ def test_truncation_and_padding_change_no_count_and_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("instruction_tokens", "response_tokens", "violation"),
+    ("instruction_tokens", "response_tokens", "expected"),
     [
-        (10, 3, None),
-        (10, 2, TokenViolation("response", "2 < 3")),
-        (17, 3, None),
-        (10, 10, None),
-        (18, 3, TokenViolation("instruction", "18 + 3 > 20")),
-        (10, 11, TokenViolation("response", "10 + 11 > 20")),
-        (30, 0, TokenViolation("response", "0 < 3")),
+        (10, 3, []),
+        (10, 2, [("response", "2 < 3")]),
+        (17, 3, []),
+        (10, 10, []),
+        (18, 3, [("instruction", "18 + 3 > 20")]),
+        (10, 11, [("response", "10 + 11 > 20")]),
+        (30, 0, [("response", "0 < 3")]),
     ],
 )
-def test_bounds_may_be_met_exactly(
-    instruction_tokens: int, response_tokens: int, violation: TokenViolation | None
+def test_token_limits_are_inclusive(
+    instruction_tokens: int, response_tokens: int, expected: list[tuple[str, str]]
 ) -> None:
-    bounds = {"response_tokens_min": 3, "pair_tokens_max": 20}
-    assert find_token_count(instruction_tokens, response_tokens, **bounds) == violation
+    batch = make_batch([("東" * instruction_tokens, "京" * response_tokens)], start=5)
+    check = TokenCheck(make_tokenizer(), response_tokens_min=3, pair_tokens_max=20)
+    found = [violation for part in check(batch) for violation in part]
+    assert found == [(5, "token_count", *one) for one in expected]

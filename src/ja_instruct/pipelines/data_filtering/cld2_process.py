@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import marshal
 import sys
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import pycld2
 
@@ -48,7 +48,7 @@ def _judge(found: Any, code: str, percent_min: int) -> Detection:
     return [(name, percent) for _, name, percent, _ in found[2] if percent]
 
 
-def write_frame(stream: BinaryIO, value: Any) -> None:
+def write_frame(stream: IO[bytes], value: Any) -> None:
     """Write one value."""
     data = marshal.dumps(value)
     stream.write(len(data).to_bytes(8, "little"))
@@ -56,7 +56,7 @@ def write_frame(stream: BinaryIO, value: Any) -> None:
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> Any:
+def read_frame(stream: IO[bytes]) -> Any:
     """Read one value.
 
     Raises:

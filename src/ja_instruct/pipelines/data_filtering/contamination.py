@@ -30,14 +30,14 @@ SHORT_NGRAMS_MIN = 8
 class ContaminationMatch(NamedTuple):
     """The task that a text contains, and the characters that they share."""
 
-    task_id: Any
+    task_id: int | str
     matched: str
 
 
 class _Reference(NamedTuple):
     """An input or an output of a task, without punctuation."""
 
-    task_id: Any
+    task_id: int | str
     letters: str
     short_ngrams: frozenset[str]
 
@@ -106,7 +106,7 @@ class ContaminationIndex:
                 "'contamination' from data_filtering.extra_rules"
             )
 
-    def _add(self, task_id: Any, letters: str) -> None:
+    def _add(self, task_id: int | str, letters: str) -> None:
         short = frozenset(split_ngrams(letters, SHORT_NGRAM_CHARS))
         position = len(self._references)
         self._references.append(_Reference(task_id, letters, short))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -79,54 +79,22 @@ class TokenCheck:
     pair_tokens_max: int
 
     def __call__(self, batch: PairBatch) -> list[Violations]:
-        """Return the pairs of a batch that are too short or too long."""
+        """Return the pairs of a batch that are too short or too long, in the longer field."""
         counts = [
             measure_token_counts(texts.array.to_pylist(), self.tokenizer).tolist()
             for texts in batch.fields
         ]
         parts = []
         for row, (instruction, response) in enumerate(zip(*counts, strict=True), batch.start):
-            found = find_token_count(
-                instruction,
-                response,
-                response_tokens_min=self.response_tokens_min,
-                pair_tokens_max=self.pair_tokens_max,
-            )
-            if found is not None:
-                field = FIELDS.index(found.field)
-                parts.append(make_violations([row], "token_count", field, [found.matched]))
+            if response < self.response_tokens_min:
+                field, matched = "response", f"{response} < {self.response_tokens_min}"
+            elif instruction + response > self.pair_tokens_max:
+                field = "instruction" if instruction > response else "response"
+                matched = f"{instruction} + {response} > {self.pair_tokens_max}"
+            else:
+                continue
+            parts.append(make_violations([row], "token_count", FIELDS.index(field), [matched]))
         return parts
-
-
-class TokenViolation(NamedTuple):
-    """The field that is too short, or the longer one of a pair that is too long, and its tokens."""
-
-    field: str
-    matched: str
-
-
-def find_token_count(
-    instruction_tokens: int,
-    response_tokens: int,
-    *,
-    response_tokens_min: int,
-    pair_tokens_max: int,
-) -> TokenViolation | None:
-    """Find a response with too few tokens, or a pair with too many in both fields together.
-
-    >>> find_token_count(9, 5, response_tokens_min=2, pair_tokens_max=1500)
-    >>> find_token_count(9, 1, response_tokens_min=2, pair_tokens_max=1500)
-    TokenViolation(field='response', matched='1 < 2')
-    >>> find_token_count(900, 700, response_tokens_min=2, pair_tokens_max=1500)
-    TokenViolation(field='instruction', matched='900 + 700 > 1500')
-    """
-    if response_tokens < response_tokens_min:
-        return TokenViolation("response", f"{response_tokens} < {response_tokens_min}")
-    if instruction_tokens + response_tokens > pair_tokens_max:
-        longer = "instruction" if instruction_tokens > response_tokens else "response"
-        tokens = f"{instruction_tokens} + {response_tokens}"
-        return TokenViolation(longer, f"{tokens} > {pair_tokens_max}")
-    return None
 
 
 def measure_token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import queue
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 import pycld2
@@ -143,11 +143,13 @@ def _start_process() -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(process: Any, question: tuple[list[bytes], str, int]) -> list[Detection] | None:
+def _ask(
+    process: subprocess.Popen[bytes], question: tuple[list[bytes], str, int]
+) -> list[Detection] | None:
     """Return the worker's answer, or None if the worker has died."""
     try:
-        cld2_process.write_frame(process.stdin, question)
-        answer: list[Detection] = cld2_process.read_frame(process.stdout)
+        cld2_process.write_frame(cast("IO[bytes]", process.stdin), question)
+        answer: list[Detection] = cld2_process.read_frame(cast("IO[bytes]", process.stdout))
     except (OSError, EOFError):
         logger.warning("A language detection worker died; detecting in this process instead")
         return None

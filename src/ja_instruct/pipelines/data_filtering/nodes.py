@@ -45,7 +45,7 @@ from ja_instruct.pipelines.data_filtering.violations import (
     join_violations,
 )
 from ja_instruct.tables.columns import as_dataset, require_columns
-from ja_instruct.tables.word_lists import read_replacements, read_substrings
+from ja_instruct.tables.word_lists import Replacement, read_replacements, read_substrings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def find_rare_characters(
 
 
 def apply_replacements(
-    conversation_pairs: Dataset, replacements: list[Any]
+    conversation_pairs: Dataset, replacements: list[Replacement]
 ) -> tuple[Dataset, dict[str, int]]:
     """Apply the replacement table, in its order, to both fields.
 

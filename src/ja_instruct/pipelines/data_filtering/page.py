@@ -52,14 +52,6 @@ class RuleCost(NamedTuple):
         return 0 if self.on_purpose else self.japanese
 
 
-class TextCost(NamedTuple):
-    """A banned text, the pairs with it, and those of them without any other violation."""
-
-    text: str
-    pairs: int
-    alone: int
-
-
 class Step(NamedTuple):
     """A looser value of a parameter, and the least number of pairs that it frees."""
 
@@ -139,15 +131,14 @@ def list_rule_costs(filter_report: Mapping[str, Any]) -> list[RuleCost]:
     return sorted(costs, key=lambda cost: (-cost.lost, -cost.pairs))
 
 
-def list_text_costs(found: Mapping[str, Mapping[str, Any]]) -> list[TextCost]:
+def sort_texts(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the texts that a rule found, the one with most pairs of its own first.
 
     >>> found = {"翻訳": {"pairs": 9, "alone": 1}, ".com": {"pairs": 4, "alone": 3}}
-    >>> list_text_costs(found)[0]
-    TextCost(text='.com', pairs=4, alone=3)
+    >>> [text for text, _ in sort_texts(found)]
+    ['.com', '翻訳']
     """
-    costs = [TextCost(text, counts["pairs"], counts["alone"]) for text, counts in found.items()]
-    return sorted(costs, key=lambda cost: (-cost.alone, -cost.pairs))
+    return sorted(found.items(), key=lambda item: (-item[1]["alone"], -item[1]["pairs"]))
 
 
 def list_steps(
@@ -199,27 +190,20 @@ def build_filter_page(
     }
     steps = {name: _list_steps(costs, found, name) for name in LISTS}
     replaced = [item for item in filter_report["replacements"].items() if item[1]]
-    replaced.sort(key=lambda item: -item[1])
     plots = {"full_html": False, "config": {"responsive": True, "displayModeBar": False}}
     environment = Environment(loader=PackageLoader("ja_instruct"), autoescape=True)
+    environment.filters |= {"show": show, "code_point": code_point, "mark": mark}
     return environment.get_template("filter_report.html.jinja").render(
-        summary=filter_report["summary"],
+        report=filter_report,
         advice=_advise(costs, found, steps, filter_report["summary"]["read"]),
-        rules=[
-            {
-                "place": place,
-                "cost": cost,
-                "explanation": EXPLANATIONS[cost.rule],
-                "examples": _show_examples(cost.rule, filter_report["examples"][cost.rule]),
-            }
-            for place, cost in enumerate(costs, 1)
-        ],
-        unused=[rule for rule, pairs in filter_report["rejected_by_rule"].items() if not pairs],
+        costs=costs,
+        explanations=EXPLANATIONS,
+        fields=FIELDS,
         steps={LISTS[name].edited_in: listed for name, listed in steps.items() if listed},
-        lists=[_fill_list(name, entries) for name, entries in found.items() if entries],
-        replacements=[{"text": _show(text), "pairs": pairs} for text, pairs in replaced[:TOP]],
-        replacements_used=len(replaced),
-        replacements_count=len(filter_report["replacements"]),
+        lists=[(LISTS[name], sort_texts(entries)) for name, entries in found.items() if entries],
+        replaced=sorted(replaced, key=lambda item: -item[1]),
+        top=TOP,
+        listed_max=LISTED_MAX,
         rejection_plot=rejection_plot.to_html(
             include_plotlyjs=True, div_id="rejection-plot", **plots
         ),
@@ -245,7 +229,7 @@ def _advise(
     lossy = {cost.rule: cost for cost in costs if cost.lost}
     changes: list[tuple[float, dict[str, Any]]] = []
     for name, listed in LISTS.items():
-        texts = list_text_costs(found[name])
+        texts = sort_texts(found[name])
         if listed.rule not in lossy or not texts:
             continue
         share = lossy[listed.rule].share
@@ -253,16 +237,14 @@ def _advise(
             first = steps[name][0]
             step = Step(first.value, round(first.pairs * share))
             changes.append((step.pairs, {"step": step, "edited_in": listed.edited_in}))
-        worst = texts[0]
-        times = found[name][worst.text].get("times")
+        text, counts = texts[0]
         change = {
-            "text": _show(worst.text),
-            "code_point": _code_point(worst.text),
-            "alone": worst.alone,
+            "text": text,
+            "alone": counts["alone"],
             "edited_in": listed.edited_in,
-            "freed_at": times - listed.banned_from if listed.counted else None,
+            "freed_at": counts["times"] - listed.banned_from if listed.counted else None,
         }
-        changes.append((worst.alone * share, change))
+        changes.append((counts["alone"] * share, change))
     changes.sort(key=lambda change: -change[0])
     return {
         "worst": costs[0],
@@ -272,45 +254,12 @@ def _advise(
     }
 
 
-def _fill_list(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    costs = [
-        {
-            "text": _show(cost.text),
-            "code_point": _code_point(cost.text),
-            "times": entries[cost.text].get("times"),
-            "pairs": cost.pairs,
-            "alone": cost.alone,
-        }
-        for cost in list_text_costs(entries)[:LISTED_MAX]
-    ]
-    return {
-        "listed": LISTS[name],
-        "count": len(entries),
-        "top": costs[:TOP],
-        "rest": costs[TOP:],
-        "left_out": max(0, len(entries) - LISTED_MAX),
-    }
+def mark(text: str, matched: str) -> list[tuple[str, bool]]:
+    """Split a text into parts, each with whether it is the match.
 
-
-def _show_examples(rule: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shown = []
-    for example in examples:
-        matched = example["matched"]
-        marked = {example["side"]: matched} if EXPLANATIONS[rule].quotes else {}
-        shown.append(
-            {
-                "record": example["record"],
-                "field": example["side"],
-                "matched": _show(matched),
-                "code_point": _code_point(matched),
-                "fields": {field: _mark(example[field], marked.get(field, "")) for field in FIELDS},
-            }
-        )
-    return shown
-
-
-def _mark(text: str, matched: str) -> list[tuple[str, bool]]:
-    """Split a text into parts, each with whether it is the match."""
+    >>> mark("英訳と翻訳", "訳")
+    [('英', False), ('訳', True), ('と翻', False), ('訳', True)]
+    """
     if not matched:
         return [(_make_visible(text), False)] if text else []
     parts: list[tuple[str, bool]] = []
@@ -322,15 +271,15 @@ def _mark(text: str, matched: str) -> list[tuple[str, bool]]:
     return parts
 
 
-def _code_point(text: str) -> str:
+def code_point(text: str) -> str:
     """Return the code point of a single character, or an empty string."""
     return f"U+{ord(text):04X}" if len(text) == 1 else ""
 
 
-def _show(text: str) -> str:
+def show(text: str) -> str:
     r"""Return a text short enough for a table and with its invisible characters made visible.
 
-    >>> _show("\u0301"), _show(" Weekly "), _show("\u00ad")
+    >>> show("\u0301"), show(" Weekly "), show("\u00ad")
     ('◌́', '␣Weekly␣', 'SOFT HYPHEN')
     """
     if len(text) == 1:
@@ -338,7 +287,7 @@ def _show(text: str) -> str:
         if category.startswith("M"):
             return f"◌{text}"
         if category in ("Cf", "Zs", "Zl", "Zp", "Co", "Cn"):
-            return unicodedata.name(text, _code_point(text))
+            return unicodedata.name(text, code_point(text))
     shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
     inner = shown.strip(" ")
     start = len(shown) - len(shown.lstrip(" "))

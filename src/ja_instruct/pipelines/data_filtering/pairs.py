@@ -86,7 +86,7 @@ def _take_first(turns: pa.ListArray, role: str) -> pa.StringArray:
     return pc.fill_null(content.cast(pa.string()), "")
 
 
-def _read_first(turns: Any, role: str, number: int) -> str:
+def _read_first(turns: object, role: str, number: int) -> str:
     """Return the same for one conversation in Python objects."""
     if not isinstance(turns, list | None):
         raise _refusal(number, turns)
@@ -100,7 +100,7 @@ def _read_first(turns: Any, role: str, number: int) -> str:
     return ""
 
 
-def _refusal(number: int, value: Any) -> InputError:
+def _refusal(number: int, value: object) -> InputError:
     return InputError(
         f"'raw_conversations', record {number}: 'conversations' must be a list of turns, "
         f"each a mapping with the texts 'role' and 'content', but holds {value!r:.100}"

@@ -88,13 +88,7 @@ class Banned:
 
         A pattern is listed once per text, at its first match.
         """
-        none = np.empty(0, np.int64)
-        if self.automaton is None or not len(texts.data):
-            return none, none
-        found = self.automaton.find_matches_as_indexes(texts.data, overlapping=True)
-        if not found:
-            return none, none
-        pattern, start, end = np.array(found, np.int64).T
+        pattern, start, end = _find_matches(self.automaton, texts, overlapping=True)
         rows = texts.rows_at(start)
         # the texts are adjacent in memory, so a match may run past the end of its text
         inside = end <= texts.offsets[rows + 1]
@@ -152,17 +146,22 @@ class Candidates:
 
     def find_rows(self, texts: Texts) -> npt.NDArray[np.int64]:
         """Return, in order, all texts that contain a wanted one, and perhaps some that do not."""
-        if self.automaton is None or not len(texts.data):
-            return np.empty(0, np.int64)
-        found = self.automaton.find_matches_as_indexes(texts.data)
-        if not found:
-            return np.empty(0, np.int64)
-        _, start, end = np.array(found, np.int64).T
+        _, start, end = _find_matches(self.automaton, texts, overlapping=False)
         first = texts.rows_at(start)
         last = texts.rows_at(end - 1)
         # a match that crosses texts may hide a real match in any of them
         touched = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
-        return np.unique(np.concatenate(touched))
+        return np.unique(np.concatenate([np.empty(0, np.int64), *touched]))
+
+
+def _find_matches(
+    automaton: BytesAhoCorasick | None, texts: Texts, *, overlapping: bool
+) -> npt.NDArray[np.int64]:
+    """Return pattern, start and end of each match, shape (3, matches)."""
+    if automaton is None or not len(texts.data):
+        return np.empty((3, 0), np.int64)
+    found = automaton.find_matches_as_indexes(texts.data, overlapping=overlapping)
+    return np.array(found, np.int64).reshape(-1, 3).T
 
 
 def replace_in_batch(
