@@ -1,4 +1,4 @@
-"""Which pairs repeat an earlier one, against straightforward references."""
+"""Exact and near duplicates, against straightforward references."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from filter_pairs import first_turn, read_real_conversations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,14 +25,12 @@ from ja_instruct.pipelines.data_filtering.duplicates import (
 )
 from ja_instruct.text import collapse_whitespace, ngram_set
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
-
 Row = tuple[int, str, str]
 
-# few letters, among them some that NFKC and folding make equal, so that texts often repeat
+# few letters, some of them equal after normalization, so that texts often repeat
 TEXTS = st.text("アｱか１1 \u3000\n", max_size=4)
 LISTS = st.lists(st.tuples(TEXTS, TEXTS), max_size=30)
-# longer texts with one or two different words, so that similarities of all sizes occur
+# longer texts with one or two different words, for similarities of all sizes
 WORDS = st.lists(
     st.sampled_from(["東京", "は大きな", "都市です", "京都", "。", "3", "２"]), max_size=8
 )
@@ -39,7 +38,7 @@ SENTENCES = st.lists(st.tuples(WORDS.map("".join), WORDS.map("".join)), max_size
 
 
 def number(pairs: list[tuple[str, str]]) -> list[Row]:
-    """Name the pairs by rows that neither begin at 0 nor follow each other."""
+    """Number the pairs by rows that neither begin at 0 nor are consecutive."""
     return [(10 + 3 * place, *pair) for place, pair in enumerate(pairs)]
 
 
@@ -77,7 +76,7 @@ def find_near_slowly(rows: list[Row], jaccard_min: float) -> list[int]:
 
 
 class BlindSketch:
-    """Stands in for ``rensa.RMinHash``: all texts have the same signature."""
+    """Replaces ``rensa.RMinHash``: all texts have the same signature."""
 
     @classmethod
     def digest_matrix_from_flat_token_hashes(
@@ -87,7 +86,7 @@ class BlindSketch:
 
 
 @given(LISTS)
-def test_exact_duplicates_are_those_of_a_dictionary(pairs: list[tuple[str, str]]) -> None:
+def test_exact_duplicates_match_a_dictionary(pairs: list[tuple[str, str]]) -> None:
     rows = number(pairs)
     first: dict[tuple[str, str], int] = {}
     expected = []
@@ -113,7 +112,7 @@ def test_different_pairs_are_kept(first: tuple[str, str], second: tuple[str, str
     assert list(find_exact_duplicates([(0, *first), (1, *second)])) == []
 
 
-def test_half_a_surrogate_pair_is_a_text_like_others() -> None:
+def test_lone_surrogates_are_compared() -> None:
     rows = [(0, "\ud800", "答"), (1, "\ud801", "答"), (2, "\ud800", "答")]
     assert list(find_exact_duplicates(rows)) == [Repeat(2, 0)]
     assert [near.row for near in find_near(rows)] == [2]
@@ -158,7 +157,7 @@ def make_altered_pairs(count: int) -> list[Row]:
 def test_near_duplicates_are_found_down_to_the_threshold() -> None:
     rows = make_altered_pairs(600)
     expected = set(find_near_slowly(rows[:400], 0.6))
-    assert 100 < len(expected) < 200  # edits on both fields of the threshold
+    assert 100 < len(expected) < 200  # edits on both sides of the threshold
     found = {near.row for near in find_near(rows[:400])}
     assert found <= expected
     assert len(found) >= 0.98 * len(expected)
@@ -202,7 +201,7 @@ def test_hashes_are_those_of_the_ngrams(pairs: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("jaccard_min", [0.5, 0.6, 0.75, 0.9, 1.0])
-def test_bands_are_as_long_as_the_recall_allows(jaccard_min: float) -> None:
+def test_bands_keep_the_recall(jaccard_min: float) -> None:
     values = duplicates._count_band_values(jaccard_min)
     agree = jaccard_min**values
     rng = np.random.default_rng(0)
@@ -229,24 +228,18 @@ def test_pairs_with_other_numbers_are_kept() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [(5, "", "")], [(5, "問", "答")]])
-def test_nothing_repeats_in_fewer_than_two_pairs(rows: list[Row]) -> None:
+def test_fewer_than_two_pairs_have_no_duplicates(rows: list[Row]) -> None:
     assert list(find_exact_duplicates(rows)) == []
     assert find_near(rows) == []
 
 
 def test_duplicates_of_real_conversations() -> None:
-    files = [DATA / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")]
-    if not all(file.exists() for file in files):
-        pytest.skip(f"the real conversations are not at {DATA}")
-    rows: list[Row] = []
-    for line in (line for file in files for line in file.open(encoding="utf-8")):
-        turns = json.loads(line)["conversations"]
-        fields = [
-            next(t["content"] for t in turns if t["role"] == r) for r in ("user", "assistant")
-        ]
-        rows.append((len(rows), fields[0], fields[1]))
+    rows = [
+        (number, first_turn(row, "user"), first_turn(row, "assistant"))
+        for number, row in enumerate(read_real_conversations())
+    ]
     exact = list(find_exact_duplicates(rows))
     near = find_near(rows)
-    assert (len(rows), len(exact)) == (11_020, 10)
+    assert len(exact) == 10
     assert {repeat.row for repeat in exact} <= {duplicate.row for duplicate in near}
     assert 40 <= len(near) <= 46

@@ -1,10 +1,12 @@
-"""The rules beyond the recipe, wired: each with a pair that it rejects and one that it leaves."""
+"""The rules beyond the recipe, each with a pair that it drops and one that it keeps."""
 
 from typing import Any, get_args
 
+import filter_pairs
 import numpy as np
 import pytest
 from datasets import Dataset
+from filter_pairs import ANSWER, QUESTION, make_character_tokenizer, make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -23,8 +25,6 @@ from ja_instruct.pipelines.data_filtering.parameters import (
 )
 from ja_instruct.pipelines.data_filtering.violations import RULES
 
-QUESTION = "日本の首都はどこですか。"
-ANSWER = "日本の首都は東京です。"
 CHINESE = "我们今天在这里学习如何使用计算机编写程序并且分析数据结果"
 STORY = "クマが海辺でアザラシと友達になる短編小説を書いてください。"
 TASK = {"task_id": 7, "input": STORY}
@@ -32,36 +32,14 @@ TASK = {"task_id": 7, "input": STORY}
 
 def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
     figures = {
-        "rare_char_count_max": 0,
-        "survivor_char_count_min": 0,
-        "language": "ja",
         "language_percent_min": 0,
-        "bad_records_max": 0,
         "extra_rules": rules,
         "response_tokens_min": 2,
         "pair_tokens_max": 60,
-        "repeated_sentence_percent_max": 30,
-        "repeated_ngram_percent_max": 60,
-        "repeated_ngram_letters_min": 300,
-        "han_chars_without_kana_max": 20,
-        "foreign_han_chars_without_kana_max": 12,
         "contamination_ngram_chars": 18,
-        "contamination_share_min": 0.5,
         "contamination_stock_texts_max": 10,
-        "near_duplicate_jaccard_min": 0.6,
     }
-    return DataFilteringParameters.model_validate(figures | changes)
-
-
-def make_pairs(*pairs: tuple[str, str]) -> Dataset:
-    instructions, responses = zip(*pairs, strict=True)
-    return Dataset.from_dict({"instruction": list(instructions), "response": list(responses)})
-
-
-def make_character_tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return tokenizer
+    return filter_pairs.make_parameters(**(figures | changes))
 
 
 def judge(
@@ -88,7 +66,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("rule", SPOILT)
-def test_each_rule_is_asked_where_it_is_wanted(rule: str) -> None:
+def test_each_rule_applies_only_if_it_is_listed(rule: str) -> None:
     instruction, response, field, matched = SPOILT[rule]
     pairs = make_pairs((QUESTION, ANSWER), (str(instruction), str(response)))
     assert judge(pairs) == []
@@ -105,24 +83,24 @@ def test_a_contaminated_pair_names_the_task() -> None:
     assert "海辺でアザラシと友達" in found[3]
 
 
-def test_what_was_caught_is_in_the_report() -> None:
+def test_contamination_is_counted_in_the_report() -> None:
     pairs = make_pairs((QUESTION, ANSWER), (STORY, ANSWER))
     parameters = make_parameters("contamination")
     tasks = Dataset.from_list([TASK])
     found = nodes.judge_pairs(pairs, {}, [], [], None, tasks, parameters)
     report = nodes.report_filtering(pairs, pairs, pairs, found, {}, {}, {}, None, parameters)
-    ((told, counted),) = report["contamination"].items()
-    assert told.startswith("task 7: ")
+    ((matched, counted),) = report["contamination"].items()
+    assert matched.startswith("task 7: ")
     assert counted == {"pairs": 1, "alone": 1}
 
 
-def test_a_phrase_of_many_pairs_is_no_contamination() -> None:
+def test_a_phrase_of_many_pairs_is_not_contamination() -> None:
     pairs = make_pairs(*[(f"{STORY[:20]}{row}番目の話", ANSWER) for row in range(11)])
     assert judge(pairs, "contamination", contamination_share_min=1) == []
     assert len(judge(pairs.select(range(10)), "contamination", contamination_share_min=1)) == 10
 
 
-def test_token_counts_are_bounded() -> None:
+def test_pairs_outside_the_token_limits_are_dropped() -> None:
     pairs = make_pairs((QUESTION, "京"), (QUESTION, ANSWER), ("問" * 40, "答" * 30))
     found = judge(pairs, "token_count", tokenizer=make_character_tokenizer())
     assert found == [
@@ -158,7 +136,7 @@ def find(*rules: str, rows: tuple[int, ...] = (0, 1, 2, 3, 4), **changes: Any) -
     return [tuple(violation) for violation in found]
 
 
-def test_duplicates_are_told_with_the_record_that_they_repeat() -> None:
+def test_duplicates_name_the_record_that_they_repeat() -> None:
     assert find() == []
     assert find("exact_duplicate") == [(1, "exact_duplicate", "pair", "record 1")]
     near = find("near_duplicate")
@@ -170,12 +148,12 @@ def test_duplicates_are_told_with_the_record_that_they_repeat() -> None:
     assert near[1][3].startswith("record 1, similarity 0.")
 
 
-def test_what_one_rule_drops_speaks_against_no_other_pair() -> None:
+def test_near_duplicates_are_searched_without_exact_duplicates() -> None:
     found = find("exact_duplicate", "near_duplicate")
     assert [violation[:2] for violation in found] == [(1, "exact_duplicate"), (2, "near_duplicate")]
 
 
-def test_rejected_pairs_have_no_duplicates() -> None:
+def test_rejected_pairs_are_not_compared() -> None:
     assert find("exact_duplicate", rows=(1, 2, 4)) == []
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ANSWER), (ANSWER, ANSWER))
     parameters = make_parameters("exact_duplicate")
@@ -203,19 +181,19 @@ def make_tokenizer() -> Tokenizer:
 
 
 @given(st.lists(st.text("東京はです。\n𠮷", max_size=12), max_size=8))
-def test_counts_are_those_of_one_text_at_a_time(texts: list[str]) -> None:
+def test_token_counts_match_those_of_single_texts(texts: list[str]) -> None:
     tokenizer = make_tokenizer()
     expected = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
     assert measure_token_counts(texts, tokenizer).tolist() == expected
 
 
-def test_a_corpus_of_several_batches_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_counts_of_several_batches_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extra_rules, "BATCH_TEXTS", 3)
     texts = ["東" * count for count in range(11)]
     assert measure_token_counts(texts, make_tokenizer()).tolist() == list(range(11))
 
 
-def test_truncation_and_padding_change_no_count_and_stay() -> None:
+def test_truncation_and_padding_are_ignored_and_kept() -> None:
     tokenizer = make_tokenizer()
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=8)
@@ -241,5 +219,4 @@ def test_token_limits_are_inclusive(
 ) -> None:
     batch = make_batch([("東" * instruction_tokens, "京" * response_tokens)], start=5)
     check = TokenCheck(make_tokenizer(), response_tokens_min=3, pair_tokens_max=20)
-    found = [violation for part in check(batch) for violation in part]
-    assert found == [(5, "token_count", *one) for one in expected]
+    assert list(check(batch)) == [(5, "token_count", *one) for one in expected]

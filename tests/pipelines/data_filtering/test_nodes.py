@@ -3,49 +3,16 @@
 import copy
 import logging
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from filter_pairs import ANSWER, QUESTION, make_pairs, make_parameters, make_violations
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
-from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.pipelines.data_filtering.violations import (
-    FIELDS,
-    Violation,
-    Violations,
-    join_violations,
-    make_violations,
-)
 
-CONF = Path(__file__).parents[3] / "conf"
-
-QUESTION = "日本の首都はどこですか。"
-ANSWER = "日本の首都は東京です。"
 FULL = [{"role": "user", "content": "型"}, {"role": "assistant", "content": "型"}]
-
-
-def make_parameters(**changes: Any) -> DataFilteringParameters:
-    base = yaml.safe_load((CONF / "base" / "parameters_data_filtering.yml").read_text("utf-8"))
-    figures = base["data_filtering"] | {"rare_char_count_max": 0, "survivor_char_count_min": 0}
-    return DataFilteringParameters.model_validate(figures | changes)
-
-
-def make_pairs(*pairs: tuple[str, str], **columns: list[Any]) -> Dataset:
-    instructions, responses = zip(*pairs, strict=True)
-    rows = {"instruction": list(instructions), "response": list(responses)}
-    return Dataset.from_dict(rows | {"id": list(range(len(pairs)))} | columns)
-
-
-def make_all_violations(*found: Violation) -> Violations:
-    return join_violations(
-        make_violations(np.array([row]), rule, FIELDS.index(field), [matched])
-        for row, rule, field, matched in found
-    )
 
 
 def extract(source: Any, **changes: Any) -> Dataset:
@@ -82,7 +49,7 @@ def test_a_pair_is_the_first_turn_of_each_field(
     assert pairs[1]["response"] == response
 
 
-def test_the_source_columns_keep_order_type_and_values() -> None:
+def test_columns_of_the_source_keep_order_type_and_values() -> None:
     features = Features(
         {
             "response": Value("string"),
@@ -143,7 +110,7 @@ def test_conversations_of_another_shape_are_refused(conversations: Any) -> None:
         extract(source)
 
 
-def test_characters_are_counted_over_both_sides_and_the_space_between() -> None:
+def test_characters_are_counted_in_both_fields_and_the_space_between() -> None:
     pairs = make_pairs(("ああ", "い う"), ("い", "あ"))
     counted = nodes.find_rare_characters(pairs, make_parameters(rare_char_count_max=3))
     assert counted == {" ": 3, "あ": 3, "い": 2, "う": 1}
@@ -152,34 +119,34 @@ def test_characters_are_counted_over_both_sides_and_the_space_between() -> None:
     assert nodes.find_rare_characters(pairs, make_parameters()) == {}
 
 
-def test_a_character_at_the_recipes_figure_is_rare_and_one_above_is_not() -> None:
+def test_the_rare_character_limit_is_inclusive() -> None:
     pairs = make_pairs(("甲" * 19, "乙" * 20), *[("", "")] * 19)
     rare = nodes.find_rare_characters(pairs, make_parameters(rare_char_count_max=19))
     assert rare == {"甲": 19}
 
 
 def test_replacements_run_in_order_on_both_fields() -> None:
-    pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", ""), other=["甲", None, None])
+    pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", ""), id=[0, 1, 2])
     table = [("甲", "乙"), ("丙", ""), ("戊己", "庚"), ("戊", "辛")]
     replacements = [{"find": find, "replace": replace} for find, replace in table]
     cleaned, touched = nodes.apply_replacements(pairs, replacements)
     assert cleaned.to_list() == [
-        {"instruction": "乙乙", "response": "庚庚", "id": 0, "other": "甲"},
-        {"instruction": "辛", "response": "丁", "id": 1, "other": None},
-        {"instruction": "", "response": "", "id": 2, "other": None},
+        {"instruction": "乙乙", "response": "庚庚", "id": 0},
+        {"instruction": "辛", "response": "丁", "id": 1},
+        {"instruction": "", "response": "", "id": 2},
     ]
     assert touched == {"甲": 1, "丙": 2, "戊己": 1, "戊": 1}
     assert pairs["instruction"][:] == ["甲乙", "戊", "丙"]
 
 
-def test_what_a_replacement_joins_is_found_by_a_later_one() -> None:
+def test_a_replacement_applies_to_text_joined_by_an_earlier_one() -> None:
     table = [{"find": "♪", "replace": ""}, {"find": "よし", "replace": "好"}]
     cleaned, touched = nodes.apply_replacements(make_pairs(("よ♪し", "よ"), ("し", "")), table)
     assert cleaned["instruction"][:] == ["好", "し"]
     assert touched == {"♪": 1, "よし": 1}
 
 
-def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() -> None:
+def test_all_cheap_rules_apply_and_cld2_only_to_the_pairs_left() -> None:
     pairs = make_pairs(
         (QUESTION, ANSWER),
         ("翻訳 岚 \x00", "要約翻訳" + ANSWER),
@@ -199,7 +166,7 @@ def test_a_pair_is_judged_by_all_cheap_rules_and_by_cld2_only_if_they_keep_it() 
     ]
 
 
-def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
+def test_word_lists_from_memory_are_checked() -> None:
     pairs = make_pairs((QUESTION, ANSWER))
     with pytest.raises(InputError, match=r"'banned_substrings', entry 1 is empty"):
         nodes.judge_pairs(pairs, {}, [""], [], None, [], make_parameters())
@@ -209,9 +176,7 @@ def test_word_lists_are_checked_where_no_dataset_has_done_it() -> None:
 
 def test_survivors_are_counted_without_the_rejected() -> None:
     pairs = make_pairs(("甲乙", "丙"), ("甲乙", "丙"), ("甲", "丙"), ("丁", ""))
-    first = make_all_violations(
-        Violation(1, "language", "response", "none"), Violation(3, "language", "response", "x")
-    )
+    first = make_violations((1, "language", "response", "none"), (3, "language", "response", "x"))
     found, rare = nodes.judge_survivors(pairs, first, make_parameters(survivor_char_count_min=2))
     assert rare == {"乙": 1}
     assert list(found) == [
@@ -224,12 +189,14 @@ def test_survivors_are_counted_without_the_rejected() -> None:
 
 
 def test_split_keeps_order_and_columns() -> None:
-    pairs = make_pairs(*[(str(row), "") for row in range(5)], reasons=list("abcde"))
-    found = make_all_violations(
-        Violation(3, "language", "response", "none"),
-        Violation(1, "rare_character", "instruction", "岚"),
-        Violation(1, "rare_character", "instruction", "㌍"),
-        Violation(1, "banned_substring", "response", "翻訳"),
+    pairs = make_pairs(
+        *[(str(row), "") for row in range(5)], id=list(range(5)), reasons=list("abcde")
+    )
+    found = make_violations(
+        (3, "language", "response", "none"),
+        (1, "rare_character", "instruction", "岚"),
+        (1, "rare_character", "instruction", "㌍"),
+        (1, "banned_substring", "response", "翻訳"),
     )
     kept, dropped = nodes.split_pairs(pairs, found)
     assert kept["instruction"][:] == ["0", "2", "4"]
@@ -258,13 +225,13 @@ def test_split_keeps_order_and_columns() -> None:
     ]
 
 
-def test_nothing_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_says_that_no_pair_is_left(caplog: pytest.LogCaptureFixture) -> None:
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ""))
-    against = [Violation(row, "rare_character", "response", "岚") for row in (0, 1)]
-    nodes.split_pairs(pairs, make_all_violations(against[1]))
-    # other tests leave the project's loggers at INFO
+    against = [(row, "rare_character", "response", "岚") for row in (0, 1)]
+    nodes.split_pairs(pairs, make_violations(against[1]))
+    # other tests set the project's loggers to INFO
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    nodes.split_pairs(pairs, make_all_violations(*against))
+    nodes.split_pairs(pairs, make_violations(*against))
     assert "lower rare_char_count_max" in caplog.text
 
 
@@ -289,14 +256,14 @@ def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixt
         extract(Dataset.from_list(rows))
 
 
-def test_without_bad_records_the_quarantine_is_empty_but_has_its_columns() -> None:
+def test_an_empty_quarantine_has_its_columns() -> None:
     source = Dataset.from_list([{"conversations": FULL}])
     _, quarantined = nodes.extract_pairs(source, make_parameters())
     assert quarantined.column_names == list(BAD)
     assert len(quarantined) == 0
 
 
-def test_a_selection_of_a_source_is_read_in_its_order() -> None:
+def test_a_selection_of_rows_is_read_in_its_order() -> None:
     features = Features(
         {
             "label": ClassLabel(names=["良", "悪"]),
@@ -311,7 +278,7 @@ def test_a_selection_of_a_source_is_read_in_its_order() -> None:
     assert pairs.features["label"] == features["label"]
 
 
-def test_a_source_without_records_gives_empty_results() -> None:
+def test_an_empty_source_gives_empty_results() -> None:
     features = Features(
         {
             "id": Value("string"),
@@ -342,7 +309,7 @@ def test_a_source_without_records_gives_empty_results() -> None:
 def test_no_input_is_changed() -> None:
     pairs = make_pairs((QUESTION, ANSWER), ("翻訳", "♪"))
     table = [{"find": "♪", "replace": ""}]
-    found = make_all_violations(Violation(1, "language", "response", "none"))
+    found = make_violations((1, "language", "response", "none"))
     rare = {"岚": 1}
     parameters = make_parameters(survivor_char_count_min=9)
     before = copy.deepcopy((pairs.to_list(), table, list(found), rare))

@@ -15,6 +15,14 @@ import pycld2
 import pytest
 import yaml
 from datasets import Dataset
+from filter_pairs import (
+    ANSWER,
+    CONF,
+    QUESTION,
+    first_turn,
+    read_real_conversations,
+    read_section,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
@@ -25,13 +33,6 @@ from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.tables.columns import as_dataset
-
-PROJECT = Path(__file__).parents[3]
-CONF = PROJECT / "conf"
-REAL_DATA = PROJECT.parent / "shared" / "data"
-
-QUESTION = "日本の首都はどこですか。"
-ANSWER = "日本の首都は東京です。"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,7 +50,7 @@ def read_yaml(path: str) -> Any:
 
 
 RESULTS = ("filtered_pairs", "rejected_pairs", "filter_report")
-BASE = read_yaml("base/parameters_data_filtering.yml")["data_filtering"]
+BASE = read_section("base")
 
 
 class Case(NamedTuple):
@@ -83,11 +84,6 @@ def run(case: Case) -> DataCatalog:
 
 
 Rows = list[dict[str, Any]]
-
-
-def first_turn(row: dict[str, Any], role: str) -> str:
-    turns = [turn for turn in row["conversations"] or [] if turn.get("role") == role]
-    return (turns[0].get("content") or "") if turns else ""
 
 
 def count_slowly(rows: Rows) -> Counter[str]:
@@ -241,7 +237,7 @@ cases = st.builds(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases)
-def test_any_conversations_are_filtered_as_the_recipe_says(case: Case) -> None:
+def test_any_conversations_are_filtered_like_the_recipe(case: Case) -> None:
     assert_parity(case)
 
 
@@ -266,7 +262,7 @@ wild_records = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(wild_records, st.integers(0, 4), st.integers(0, 6))
-def test_files_with_half_surrogate_pairs_are_filtered_as_the_recipe_says(
+def test_files_with_lone_surrogates_are_filtered_like_the_recipe(
     records: list[dict[str, Any]], rare_char_count_max: int, survivor_char_count_min: int
 ) -> None:
     figures = {
@@ -279,7 +275,7 @@ def test_files_with_half_surrogate_pairs_are_filtered_as_the_recipe_says(
         path.write_text("".join(line + "\n" for line in lines), "ascii")
         read = JSONLinesDataset(filepath=path).load()
         kept = run(make_recipe_case(read, **figures)).load("filtered_pairs").to_list()
-    # two halves that stand field by field are one character to whoever reads JSON
+    # two adjacent halves are one character once JSON is read
     as_read = [json.loads(line) for line in lines]
     expected, _ = filter_slowly(make_recipe_case(as_read, **figures))
     assert kept == expected
@@ -299,24 +295,17 @@ def make_recipe_case(rows: Any, **figures: int) -> Case:
     ("figures", "kept_min"),
     [({}, 6000), ({"rare_char_count_max": 3, "survivor_char_count_min": 4}, 7000)],
 )
-def test_real_conversations_are_filtered_as_the_recipe_says(
+def test_real_conversations_are_filtered_like_the_recipe(
     figures: dict[str, int], kept_min: int
 ) -> None:
-    rows: list[dict[str, Any]] = []
-    for name in ("dolly_ja", "model_answers_ja"):
-        path = REAL_DATA / name / "conversations.jsonl"
-        if not path.exists():
-            pytest.skip(f"the real conversations are not at {path}")
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            rows += map(json.loads, lines)
-    assert len(rows) == 11_020
+    rows = read_real_conversations()
     kept, by_rule = assert_parity(make_recipe_case(rows, **figures))
     assert kept > kept_min
     assert min(by_rule[rule] for rule in ("banned_substring", "rare_character", "language")) > 100
     assert by_rule["rare_survivor_character"] > 100
 
 
-def test_what_each_step_is_there_for() -> None:
+def test_the_purpose_of_each_step() -> None:
     def talk(instruction: str, response: str) -> dict[str, Any]:
         turns = [("user", instruction), ("assistant", response)]
         return {"conversations": [{"role": r, "content": c} for r, c in turns]}
@@ -341,7 +330,7 @@ def test_what_each_step_is_there_for() -> None:
         "language_undetectable",
         *["language"] * 2,
     ]
-    # the rare 语 is repaired and, with the two of the other record, common enough to stay
+    # the rare 语 is repaired and, with the two of the other record, common enough
     kept = catalog.load("filtered_pairs")["response"][:]
     assert kept == [*[ANSWER] * 8, ANSWER + "語", ANSWER + "語語"]
     report = catalog.load("filter_report")
@@ -366,7 +355,7 @@ def test_the_wiring() -> None:
     assert all(node.name == node.func.__name__ for node in pipeline.nodes)
 
 
-def test_importing_the_pipeline_leaves_datasets_alone() -> None:
+def test_importing_the_pipeline_does_not_import_datasets() -> None:
     program = (
         "import sys, ja_instruct.pipelines.data_filtering as it; it.create_pipeline(); "
         "sys.exit('datasets' in sys.modules)"

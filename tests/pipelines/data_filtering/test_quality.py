@@ -1,19 +1,17 @@
 """What each rule for single texts finds, and what it must accept."""
 
-import json
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from filter_pairs import first_turn, read_real_conversations
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import quality
 from ja_instruct.text import split_ngrams
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
 PROSE = "今日はとても良い天気です。"
 FILLER = "".join(
     f"{number}番目の話は、{chr(0x3042 + number % 80)}で始まる。" for number in range(90)
@@ -68,7 +66,7 @@ def test_citation_marks_are_found(text: str, mark: str) -> None:
         "[2017]年の作品。",
     ],
 )
-def test_other_brackets_are_no_citation_marks(text: str) -> None:
+def test_other_brackets_are_accepted(text: str) -> None:
     assert quality.find_citation_mark(text) is None
 
 
@@ -88,7 +86,7 @@ def test_other_brackets_are_no_citation_marks(text: str) -> None:
         (FILLER * 2 + "\n* 建設現場の事務所の", "事務所の"),
     ],
 )
-def test_answers_that_break_off_are_found(response: str, end: str) -> None:
+def test_cut_off_answers_are_found(response: str, end: str) -> None:
     found = quality.find_cut_off(response)
     assert found is not None
     assert found.endswith(end)
@@ -124,7 +122,7 @@ def test_answers_that_break_off_are_found(response: str, end: str) -> None:
         "よろしくお願いします\n田中",
     ],
 )
-def test_answers_that_end_are_not_cut_off(response: str) -> None:
+def test_complete_answers_are_accepted(response: str) -> None:
     assert quality.find_cut_off(response) is None
 
 
@@ -161,11 +159,11 @@ def test_repetition_is_found_and_counted(text: str, matched: str) -> None:
         "".join(f'"type": "string", "name": "item{n}",\n' for n in range(30)),
     ],
 )
-def test_lists_tables_code_and_refrains_are_no_repetition(text: str) -> None:
+def test_lists_tables_code_and_refrains_are_accepted(text: str) -> None:
     assert quality.find_repetition(text) is None
 
 
-def test_repetition_may_reach_its_percents_exactly() -> None:
+def test_repetition_limits_are_inclusive() -> None:
     text = PROSE * 2 + "あ" * 14
     share = 100 * 12 / len(text)
     assert share == 30
@@ -186,14 +184,14 @@ def reference_repeated(text: str, size: int) -> int:
 
 
 @given(st.text("あい", max_size=80) | st.text("あいうえ東京", max_size=80))
-def test_repeated_ngrams_are_those_of_a_slow_reference(text: str) -> None:
+def test_repeated_ngrams_match_a_slow_reference(text: str) -> None:
     ngrams = split_ngrams(text, quality.NGRAM_CHARS)
     repeated = reference_repeated(text, quality.NGRAM_CHARS)
     assert quality._count_repeated_letters(ngrams) == repeated
 
 
 @given(st.text("あい", min_size=30, max_size=80), st.integers(0, 100))
-def test_the_shortcut_before_the_ngrams_loses_nothing(text: str, percent: int) -> None:
+def test_the_quick_bound_loses_nothing(text: str, percent: int) -> None:
     found = quality.find_repetition(
         text, sentence_percent_max=100, ngram_percent_max=percent, ngram_letters_min=20
     )
@@ -229,12 +227,12 @@ def test_chinese_is_found(text: str, matched: str) -> None:
         "What is this? " * 20,
     ],
 )
-def test_names_lists_and_addresses_are_no_gap(text: str) -> None:
+def test_names_lists_and_addresses_are_accepted(text: str) -> None:
     assert quality.find_kana_gap(text) is None
 
 
 def reference_gap(text: str, han_max: int, foreign_max: int) -> bool:
-    """Say the same of ``text``, character by character."""
+    """Check ``text`` character by character."""
     han: list[str] = []
     for position, character in enumerate(text + "\n"):
         if re.match(f"[{quality._HAN}]", character):
@@ -242,7 +240,7 @@ def reference_gap(text: str, han_max: int, foreign_max: int) -> bool:
             foreign = sum(not is_cp932(one) for one in han)
             if len(han) > han_max or (len(han) > foreign_max and foreign >= 2):
                 return True
-        # one sign of a Chinese clause may stand between two Han characters
+        # one punctuation mark of a Chinese clause may follow a Han character
         elif not (character in "，。；：？！“”" and position and is_han(text[position - 1])):
             han.clear()
     return False
@@ -261,7 +259,7 @@ def is_cp932(character: str) -> bool:
 
 
 @given(st.text("東京都为这，。、の", max_size=60), st.integers(3, 12), st.integers(3, 12))
-def test_kana_gap_is_that_of_a_slow_reference(text: str, han_max: int, foreign_max: int) -> None:
+def test_kana_gap_matches_a_slow_reference(text: str, han_max: int, foreign_max: int) -> None:
     found = quality.find_kana_gap(text, han_chars_max=han_max, foreign_chars_max=foreign_max)
     assert (found is not None) == reference_gap(text, han_max, foreign_max)
 
@@ -302,14 +300,7 @@ def test_hostile_texts_take_linear_time(text: str) -> None:
 def test_rejects_of_the_judged_data(
     find: Callable[[str], str | None], fields: tuple[str, ...], expected: int
 ) -> None:
-    """The precision on record was judged on these rejects: whoever changes a rule judges anew."""
-    files = [DATA / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")]
-    if not all(file.exists() for file in files):
-        pytest.skip(f"the judged conversations are not at {DATA}")
-    texts = []
-    for file in files:
-        for line in file.read_text("utf-8").rstrip("\n").split("\n"):
-            turns = json.loads(line)["conversations"]
-            for field in fields:
-                texts.append(next((t["content"] for t in turns if t["role"] == field), ""))
+    """The documented precision was judged on these rejects: judge again when a rule changes."""
+    rows = read_real_conversations()
+    texts = [first_turn(row, field) for row in rows for field in fields]
     assert sum(find(text) is not None for text in texts) == expected

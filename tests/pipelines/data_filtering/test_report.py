@@ -1,41 +1,22 @@
-"""What the report says of a filter, on pairs small enough to count by hand."""
+"""The report of the filter, on pairs few enough to count by hand."""
 
 import json
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-
-from ja_instruct.pipelines.data_filtering import report
-from ja_instruct.pipelines.data_filtering.violations import (
-    FIELDS,
-    RULES,
-    Violation,
-    Violations,
-    join_violations,
+from filter_pairs import (
+    ANSWER,
+    QUESTION,
+    make_character_tokenizer,
+    make_pairs,
     make_violations,
 )
 
-QUESTION = "日本の首都はどこですか。"
-ANSWER = "日本の首都は東京です。"
+from ja_instruct.pipelines.data_filtering import report
+from ja_instruct.pipelines.data_filtering.violations import RULES
 
-
-def make_all(*found: tuple[int, str, str, str]) -> Violations:
-    return join_violations(
-        make_violations(np.array([row]), rule, FIELDS.index(field), [matched])
-        for row, rule, field, matched in (Violation(*one) for one in found)
-    )
-
-
-def make_pairs(*pairs: tuple[str, str]) -> Dataset:
-    return Dataset.from_dict(
-        {"instruction": [pair[0] for pair in pairs], "response": [pair[1] for pair in pairs]}
-    )
-
-
-FOUND = make_all(
+FOUND = make_violations(
     (0, "banned_substring", "instruction", "翻訳"),
     (0, "banned_substring", "response", "翻訳"),
     (1, "banned_substring", "instruction", "翻訳"),
@@ -44,7 +25,7 @@ FOUND = make_all(
     (2, "rare_character", "response", "岚"),
     (3, "rare_character", "instruction", "岚"),
     (3, "rare_character", "instruction", "㌍"),
-    # what one rule found, another may find too
+    # the same text may violate two rules
     (5, "rare_character", "response", "翻訳"),
 )
 
@@ -60,7 +41,7 @@ def test_rules_are_counted_in_three_ways() -> None:
     assert report.find_alone(FOUND, "language").tolist() == []
 
 
-def test_matches_are_counted_by_pair_and_apart_for_each_rule() -> None:
+def test_matches_are_counted_by_pair_and_rule() -> None:
     assert report.count_matches(FOUND, "banned_substring") == {
         "翻訳": {"pairs": 3, "alone": 1},
         "英訳": {"pairs": 1, "alone": 0},
@@ -70,8 +51,8 @@ def test_matches_are_counted_by_pair_and_apart_for_each_rule() -> None:
     assert report.count_matches(FOUND, "language") == {}
 
 
-def test_characters_are_described_with_what_they_cost() -> None:
-    found = make_all(
+def test_banned_characters_are_described_with_their_pairs() -> None:
+    found = make_violations(
         (2, "rare_character", "response", "岚"),
         (2, "banned_substring", "response", "翻訳"),
         (3, "rare_character", "instruction", "岚"),
@@ -85,14 +66,14 @@ def test_characters_are_described_with_what_they_cost() -> None:
     assert "甲" not in described["found"]
 
 
-def test_good_data_is_what_cld2_accepts_of_what_one_rule_alone_rejects() -> None:
+def test_good_data_is_what_one_rule_alone_drops_and_cld2_accepts() -> None:
     pairs = make_pairs(
         (QUESTION, ANSWER),
         (QUESTION, "It is Tokyo, the largest city there."),
         (QUESTION, ANSWER),
         (QUESTION, ""),
     )
-    found = make_all(
+    found = make_violations(
         (0, "rare_character", "response", "京"),
         (1, "rare_character", "response", "T"),
         (2, "rare_character", "response", "京"),
@@ -114,8 +95,8 @@ def test_good_data_is_what_cld2_accepts_of_what_one_rule_alone_rejects() -> None
 def test_good_data_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "LANGUAGE_SAMPLE", 4)
     pairs = make_pairs(*[(QUESTION, ANSWER if row % 3 else "") for row in range(10)])
-    found = make_all(*[(row, "rare_character", "response", "京") for row in range(10)])
-    # asked are rows 0, 3, 6 and 9, all of them empty
+    found = make_violations(*[(row, "rare_character", "response", "京") for row in range(10)])
+    # the sample is rows 0, 3, 6 and 9, which are empty
     assert report.estimate_good_data(pairs, found, "ja", 60)["rare_character"] == {
         "alone": 10,
         "sampled": 4,
@@ -124,10 +105,10 @@ def test_good_data_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -
     }
 
 
-def test_examples_are_spread_and_cut_around_what_was_found() -> None:
+def test_examples_are_spread_and_cut_around_the_match() -> None:
     long = "甲" * 500 + "岚" + "乙" * 500
     pairs = make_pairs(*[(f"問{row}", long if row == 19 else "答") for row in range(20)])
-    found = make_all(*[(row, "rare_character", "response", "岚") for row in range(20)])
+    found = make_violations(*[(row, "rare_character", "response", "岚") for row in range(20)])
     examples = report.pick_examples(pairs, found)
     assert len(examples["rare_character"]) == report.EXAMPLES_PER_RULE
     first, *_, last = examples["rare_character"]
@@ -144,7 +125,7 @@ def test_examples_are_spread_and_cut_around_what_was_found() -> None:
     assert json.loads(json.dumps(examples)) == examples
 
 
-def test_lengths_are_described_and_put_into_bins() -> None:
+def test_lengths_are_described() -> None:
     described = report.describe_lengths(np.array([1, 2, 3, 300]), [0, 1, 2, 4, 300])
     assert described == {
         "texts": 4,
@@ -164,7 +145,7 @@ def test_lengths_of_nothing_are_zero() -> None:
     assert sum(described["after"]["response"]["histogram"]) == 0
 
 
-def test_bins_hold_every_length() -> None:
+def test_bins_cover_every_length() -> None:
     before = make_pairs(*[("問" * n, "答") for n in (0, 1, 7, 1000)])
     described = report.compare_characters(before, before.select([2]))
     edges = described["edges"]
@@ -175,9 +156,8 @@ def test_bins_hold_every_length() -> None:
 
 
 def test_tokens_are_counted_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("、", "removed")
-    pairs = make_pairs(*[("、".join(["問"] * (row + 1)), "答") for row in range(5)])
+    tokenizer = make_character_tokenizer()
+    pairs = make_pairs(*[("問" * (row + 1), "答") for row in range(5)])
     described: Any = report.compare_tokens(pairs, pairs.select([0]), tokenizer)
     assert described["before"]["instruction"]["texts"] == 5
     assert described["before"]["instruction"]["mean"] == 3

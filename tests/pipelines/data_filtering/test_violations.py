@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
+from filter_pairs import make_violations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,8 @@ from ja_instruct.pipelines.data_filtering.violations import (
     FIELDS,
     RULES,
     Violation,
-    Violations,
     build_reasons,
     join_violations,
-    make_violations,
 )
 
 violations_lists = st.lists(
@@ -31,30 +30,21 @@ violations_lists = st.lists(
 )
 
 
-def from_list(violations: list[Violation]) -> Violations:
-    return join_violations(
-        make_violations(np.array([f.row]), f.rule, FIELDS.index(f.field), [f.matched])
-        for f in violations
-    )
-
-
 def order_of(violation: Violation) -> tuple[int, int, int]:
     return violation.row, RULES.index(violation.rule), FIELDS.index(violation.field)
 
 
 @given(violations_lists)
-def test_violations_are_joined_in_order_and_keep_theirs_within_a_field(
-    given_: list[Violation],
-) -> None:
-    joined = from_list(given_)
+def test_joining_sorts_and_is_stable_within_a_field(given_: list[Violation]) -> None:
+    joined = make_violations(*given_)
     assert list(joined) == sorted(given_, key=order_of)
     assert len(joined) == len(given_)
     assert joined.rejected_rows().tolist() == sorted({violation.row for violation in given_})
 
 
 @given(violations_lists)
-def test_reasons_are_those_of_a_plain_loop(given_: list[Violation]) -> None:
-    joined = from_list(given_)
+def test_reasons_match_a_plain_loop(given_: list[Violation]) -> None:
+    joined = make_violations(*given_)
     expected = []
     for _, of_row in itertools.groupby(joined, lambda violation: violation.row):
         found = list(of_row)
@@ -67,7 +57,7 @@ def test_reasons_are_those_of_a_plain_loop(given_: list[Violation]) -> None:
     assert build_reasons(joined).to_pylist() == expected
 
 
-def test_no_violations_still_have_their_columns() -> None:
+def test_reasons_of_no_violations_have_their_columns() -> None:
     reasons = build_reasons(join_violations([]))
     assert reasons.num_rows == 0
     assert reasons.schema.field("reason").type == pa.string()
@@ -75,12 +65,12 @@ def test_no_violations_still_have_their_columns() -> None:
 
 
 def test_violations_are_not_copied() -> None:
-    violations = from_list([Violation(0, RULES[0], FIELDS[0], "翻訳")])
+    violations = make_violations((0, RULES[0], FIELDS[0], "翻訳"))
     assert copy.deepcopy(violations) is violations
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sets(st.integers(0, 12)))
-def test_rows_are_selected_over_the_ends_of_tables(sizes: list[int], wanted: set[int]) -> None:
+def test_rows_are_selected_across_tables(sizes: list[int], wanted: set[int]) -> None:
     ends = np.cumsum(sizes).tolist()
     tables = [
         pa.table({"id": pa.array(range(end - size, end), pa.int64()), "reason": ["古"] * size})

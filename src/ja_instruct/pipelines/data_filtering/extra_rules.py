@@ -22,10 +22,9 @@ from ja_instruct.pipelines.data_filtering.quality import (
     find_repetition,
 )
 from ja_instruct.pipelines.data_filtering.violations import (
-    PLACES,
+    Violation,
     Violations,
     join_violations,
-    make_violations,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from ja_instruct.pipelines.data_filtering.batches import PairBatch
     from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 
-    Check = Callable[[PairBatch], list[Violations]]
+    Check = Callable[[PairBatch], Violations]
 
 # The tokenizer encodes a batch in parallel threads and keeps its encodings in memory, about 100
 # bytes per token.
@@ -51,23 +50,23 @@ class TextCheck:
 
     Attributes:
         rule: Id of the rule.
-        fields: Positions in ``FIELDS`` of the fields to check.
+        fields: The fields to check.
         find: Returns the violating part of a text, or None.
     """
 
     rule: str
-    fields: tuple[int, ...]
+    fields: tuple[str, ...]
     find: Callable[[str], str | None]
 
-    def __call__(self, batch: PairBatch) -> list[Violations]:
+    def __call__(self, batch: PairBatch) -> Violations:
         """Return the violations in a batch."""
-        parts = []
-        for field in self.fields:
-            texts = enumerate(batch.fields[field].array.to_pylist(), batch.start)
-            found = [(row, match) for row, text in texts if (match := self.find(text))]
-            rows, matched = [row for row, _ in found], [match for _, match in found]
-            parts.append(make_violations(rows, self.rule, field, matched))
-        return parts
+        return Violations.from_list(
+            Violation(row, self.rule, field, matched)
+            for field, texts in zip(FIELDS, batch.fields, strict=True)
+            if field in self.fields
+            for row, text in enumerate(texts.array.to_pylist(), batch.start)
+            if (matched := self.find(text))
+        )
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,13 @@ class TokenCheck:
     response_tokens_min: int
     pair_tokens_max: int
 
-    def __call__(self, batch: PairBatch) -> list[Violations]:
+    def __call__(self, batch: PairBatch) -> Violations:
         """Return the pairs of a batch that are too short or too long, in the longer field."""
         counts = [
             measure_token_counts(texts.array.to_pylist(), self.tokenizer).tolist()
             for texts in batch.fields
         ]
-        parts = []
+        found = []
         for row, (instruction, response) in enumerate(zip(*counts, strict=True), batch.start):
             if response < self.response_tokens_min:
                 field, matched = "response", f"{response} < {self.response_tokens_min}"
@@ -93,8 +92,8 @@ class TokenCheck:
                 matched = f"{instruction} + {response} > {self.pair_tokens_max}"
             else:
                 continue
-            parts.append(make_violations([row], "token_count", FIELDS.index(field), [matched]))
-        return parts
+            found.append(Violation(row, "token_count", field, matched))
+        return Violations.from_list(found)
 
 
 def measure_token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
@@ -146,14 +145,13 @@ def build_checks(
     Raises:
         InputError: A rule lacks its tokenizer or its tasks.
     """
-    both = (0, 1)
     checks: dict[str, Callable[[], Check]] = {
         "token_count": lambda: _build_token_check(parameters, tokenizer),
-        "citation_mark": lambda: TextCheck("citation_mark", both, find_citation_mark),
-        "cut_off": lambda: TextCheck("cut_off", (1,), find_cut_off),
+        "citation_mark": lambda: TextCheck("citation_mark", FIELDS, find_citation_mark),
+        "cut_off": lambda: TextCheck("cut_off", ("response",), find_cut_off),
         "repetition": lambda: TextCheck(
             "repetition",
-            both,
+            FIELDS,
             partial(
                 find_repetition,
                 sentence_percent_max=parameters.repeated_sentence_percent_max,
@@ -163,7 +161,7 @@ def build_checks(
         ),
         "kana_share": lambda: TextCheck(
             "kana_share",
-            both,
+            FIELDS,
             partial(
                 find_kana_gap,
                 han_chars_max=parameters.han_chars_without_kana_max,
@@ -201,7 +199,7 @@ def _build_contamination_check(
         match = index.find(text)
         return None if match is None else f"task {match.task_id}: {match.matched}"
 
-    return TextCheck("contamination", (0, 1), find)
+    return TextCheck("contamination", FIELDS, find)
 
 
 def find_duplicates(
@@ -236,10 +234,12 @@ def find_duplicates(
     parts = []
     for rule, find in {"exact_duplicate": find_exact, "near_duplicate": find_near}.items():
         if rule in parameters.extra_rules:
-            found = list(find(_iterate(pairs, rows)))
-            repeated, matched = [row for row, _ in found], [match for _, match in found]
-            parts.append(make_violations(repeated, rule, PLACES.index("pair"), matched))
-            rows = np.setdiff1d(rows, repeated)
+            found = Violations.from_list(
+                Violation(row, rule, "pair", matched)
+                for row, matched in find(_iterate(pairs, rows))
+            )
+            parts.append(found)
+            rows = np.setdiff1d(rows, found.column("row"))
     return join_violations(parts)
 
 

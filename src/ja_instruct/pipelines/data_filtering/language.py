@@ -15,8 +15,8 @@ import numpy as np
 import pycld2
 
 from ja_instruct.pipelines.data_filtering import cld2_process
-from ja_instruct.pipelines.data_filtering.batches import count_cores
-from ja_instruct.pipelines.data_filtering.violations import Violations, make_violations
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, count_cores
+from ja_instruct.pipelines.data_filtering.violations import Violation, Violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def find_other_languages(
     code: str,
     percent_min: int,
     detect: Detect = cld2_process.detect_all,
-) -> list[Violations]:
+) -> Violations:
     r"""Find the fields in which CLD2 does not detect at least ``percent_min`` % of ``code``.
 
     The texts are read as HTML, CLD2's default. CLD2 fails on control characters and noncharacters:
@@ -59,39 +59,28 @@ def find_other_languages(
     >>> question = "日本の首都はどこですか。"
     >>> answers = ["首都は東京です。", "It is Tokyo, the largest city there.", "東京\x01です。"]
     >>> batch = make_batch([(question, answer) for answer in answers])
-    >>> for found in find_other_languages(batch, np.arange(3), "ja", 60):
-    ...     for violation in found:
-    ...         print(violation.row, violation.rule, violation.field, violation.matched)
-    2 language_undetectable response input contains invalid UTF-8 around byte 6 (of 16)
+    >>> for violation in find_other_languages(batch, np.arange(3), "ja", 60):
+    ...     print(*violation)
     1 language response en 97 %
+    2 language_undetectable response input contains invalid UTF-8 around byte 6 (of 16)
     """
     texts = [text for field in batch.fields for text in field.encoded(rows)]
-    undetectable: list[tuple[int, int, str]] = []
-    foreign: list[tuple[int, int, str]] = []
+    found = []
     for place, detection in enumerate(detect(texts, code, percent_min)):
         if detection is None:
             continue
         field, number = divmod(place, len(rows))
-        if isinstance(detection, str):
-            undetectable.append((int(rows[number]), field, detection))
-        else:
-            shares = ", ".join(f"{name} {percent} %" for name, percent in detection)
-            foreign.append((int(rows[number]), field, shares or "none"))
-    failed = {row for row, _, _ in undetectable}
-    foreign = [violation for violation in foreign if violation[0] not in failed]
-    return [
-        *_gather("language_undetectable", undetectable, batch.start),
-        *_gather("language", foreign, batch.start),
-    ]
-
-
-def _gather(rule: str, found: list[tuple[int, int, str]], start: int) -> list[Violations]:
-    parts = []
-    for field in (0, 1):
-        rows = [start + row for row, at, _ in found if at == field]
-        matched = [text for _, at, text in found if at == field]
-        parts.append(make_violations(rows, rule, field, matched))
-    return parts
+        rule, matched = "language_undetectable", detection
+        if not isinstance(detection, str):
+            shares = [f"{name} {percent} %" for name, percent in detection]
+            rule, matched = "language", ", ".join(shares) or "none"
+        found.append(Violation(batch.start + int(rows[number]), rule, FIELDS[field], matched))
+    failed = {violation.row for violation in found if violation.rule == "language_undetectable"}
+    return Violations.from_list(
+        violation
+        for violation in found
+        if violation.rule == "language_undetectable" or violation.row not in failed
+    )
 
 
 @contextlib.contextmanager

@@ -166,10 +166,10 @@ def judge_pairs(
 
     def judge(batch: PairBatch) -> list[Violations]:
         parts = find_banned(batch, banned)
-        parts += [part for check in checks for part in check(batch)]
+        parts += [check(batch) for check in checks]
         rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
-        parts += find_other_languages(batch, left, *language, detect)
+        parts.append(find_other_languages(batch, left, *language, detect))
         progress.update(len(batch))
         return parts
 

@@ -114,7 +114,7 @@ def estimate_good_data(
         rejected = 0
         for batch in iterate_batches(pairs.select(sample)):
             found = find_other_languages(batch, np.arange(len(batch)), language, percent_min)
-            rejected += len(np.unique(np.concatenate([part.column("row") for part in found])))
+            rejected += len(found.rejected_rows())
         passed = len(sample) - rejected
         estimates[rule] = {
             "alone": len(rows),

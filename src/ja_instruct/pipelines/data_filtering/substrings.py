@@ -14,7 +14,7 @@ import numpy as np
 
 from ja_instruct.pipelines.data_filtering.batches import FIELDS
 from ja_instruct.pipelines.data_filtering.pairs import make_fields
-from ja_instruct.pipelines.data_filtering.violations import RULES, Violations, make_violations
+from ja_instruct.pipelines.data_filtering.violations import RULES, Violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -119,7 +119,7 @@ def find_banned(batch: PairBatch, banned: Banned) -> list[Violations]:
             applies = ~np.isin(rules, instruction_only)
             rows, patterns, rules = rows[applies], patterns[applies], rules[applies]
         matched = [banned.texts[pattern] for pattern in patterns.tolist()]
-        parts.append(make_violations(rows + batch.start, rules, field, matched))
+        parts.append(Violations.from_arrays(rows + batch.start, rules, field, matched))
     return parts
 
 

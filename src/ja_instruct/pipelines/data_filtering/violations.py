@@ -147,6 +147,39 @@ class Violations:
 
     table: pa.Table
 
+    @classmethod
+    def from_list(cls, violations: Iterable[Violation]) -> Violations:
+        """Return the violations in the given order."""
+        found = list(violations)
+        return cls.from_arrays(
+            [violation.row for violation in found],
+            np.array([RULES.index(violation.rule) for violation in found], np.int64),
+            [PLACES.index(violation.field) for violation in found],
+            [violation.matched for violation in found],
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        rows: npt.NDArray[np.int64] | Sequence[int],
+        rules: npt.NDArray[np.int64],
+        fields: int | Sequence[int],
+        matched: Sequence[str],
+    ) -> Violations:
+        """Return n violations in the given order; ``fields`` may be the field of all of them."""
+        import pyarrow as pa
+
+        return cls(
+            pa.table(
+                {
+                    "row": pa.array(rows, pa.int64()),
+                    "rule": pa.array(rules.astype(np.int8)),
+                    "field": pa.array(np.full(len(rows), fields, np.int8)),
+                    "matched": pa.array(matched, pa.string()),
+                }
+            )
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Violations:
         """Return the same object: Kedro copies what it passes on, and this one is immutable."""
         return self
@@ -192,41 +225,11 @@ class Violations:
         return self.table.filter(self.column("rule") == RULES.index(rule))
 
 
-def make_violations(
-    rows: npt.NDArray[np.int64] | Sequence[int],
-    rules: npt.NDArray[np.int64] | str,
-    field: int,
-    matched: Sequence[str],
-) -> Violations:
-    """Return violations in one field, in the given order.
-
-    Args:
-        rows: Shape (n,).
-        rules: Positions in ``RULES``, shape (n,), or the id of the one rule.
-        field: Position in ``PLACES``.
-        matched: n texts.
-    """
-    import pyarrow as pa
-
-    if isinstance(rules, str):
-        rules = np.full(len(rows), RULES.index(rules))
-    table = pa.table(
-        {
-            "row": pa.array(rows, pa.int64()),
-            "rule": pa.array(rules.astype(np.int8)),
-            "field": pa.array(np.full(len(rows), field, np.int8)),
-            "matched": pa.array(matched, pa.string()),
-        }
-    )
-    return Violations(table)
-
-
 def join_violations(parts: Iterable[Violations]) -> Violations:
     """Return the violations of all parts, sorted by row, rule and field."""
     import pyarrow as pa
 
-    empty = make_violations([], RULES[0], 0, [])
-    table = pa.concat_tables([part.table for part in (empty, *parts)])
+    table = pa.concat_tables([part.table for part in (Violations.from_list([]), *parts)])
     # Arrow's sort is stable: the matches of a rule in one field stay in the order of the text
     table = table.sort_by([(name, "ascending") for name in ("row", "rule", "field")])
     return Violations(table.combine_chunks())
