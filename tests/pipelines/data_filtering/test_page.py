@@ -1,12 +1,12 @@
-"""What a person sees of a filter's report, and that the texts in it stay texts."""
+"""What a reader sees of the filter page, and that the texts in it are not executed."""
 
 import copy
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
 import pytest
+from html_page import HOSTILE, Page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,10 +21,23 @@ from ja_instruct.pipelines.data_filtering.page import (
 )
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
 
-HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}<img src=x onerror=alert(2)>&amp;\"'</details>"
 BYTES_MAX = 8_000_000
-BLOCKS = {"td", "th", "h3", "h4", "p", "header"}
-VOID = {"meta", "br", "wbr", "input", "link", "img"}
+
+
+def make_report(**rules):
+    """Return a report in which each rule drops (all, first, alone, Japanese) pairs."""
+    counts = {
+        name: {rule: pairs[place] for rule, pairs in rules.items()}
+        for place, name in enumerate(
+            ("rejected_by_rule", "rejected_by_first_rule", "rejected_by_rule_alone")
+        )
+    }
+    good = {
+        rule: {"alone": alone, "sampled": alone, "in_language": japanese, "estimate": japanese}
+        for rule, (_, _, alone, japanese) in rules.items()
+    }
+    return counts | {"good_data": good}
+
 
 DESCRIBED = {"texts": 4, "mean": 1.0, "p5": 1, "median": 1, "p95": 1, "max": 1, "histogram": [0, 4]}
 FIELDS = {"instruction": DESCRIBED, "response": DESCRIBED}
@@ -36,30 +49,12 @@ REPORT = {
         "kept_percent": 70.0,
         "quarantined": 1234,
     },
-    "rejected_by_rule": {
-        "banned_substring": 150,
-        "rare_character": 120,
-        "token_count": 0,
-        "language": 50,
-    },
-    "rejected_by_first_rule": {
-        "banned_substring": 150,
-        "rare_character": 100,
-        "token_count": 0,
-        "language": 50,
-    },
-    "rejected_by_rule_alone": {
-        "banned_substring": 130,
-        "rare_character": 100,
-        "token_count": 0,
-        "language": 50,
-    },
-    "good_data": {
-        "banned_substring": {"alone": 130, "sampled": 100, "in_language": 50, "estimate": 65},
-        "rare_character": {"alone": 100, "sampled": 100, "in_language": 90, "estimate": 90},
-        "token_count": {"alone": 0, "sampled": 0, "in_language": 0, "estimate": 0},
-        "language": {"alone": 50, "sampled": 50, "in_language": 0, "estimate": 0},
-    },
+    **make_report(
+        banned_substring=(150, 150, 130, 65),
+        rare_character=(120, 100, 100, 90),
+        token_count=(0, 0, 0, 0),
+        language=(50, 50, 50, 0),
+    ),
     "replacements": {"よしmitsu": 17, "松下": 0},
     "banned_substrings": {
         "翻訳": {"pairs": 120, "alone": 98},
@@ -105,36 +100,6 @@ REPORT = {
 }
 
 
-class Page(HTMLParser):
-    """The elements of a page, the text that a reader sees, and what is marked in it."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements = []
-        self.attributes = []
-        self.text = ""
-        self.marked = []
-        self._open = []
-        self.feed(html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-        self.text += " " if tag in BLOCKS else ""
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self._open):
-            self.text += data
-            if "mark" in self._open:
-                self.marked.append(data)
-
-
 def build(**changes):
     report = copy.deepcopy(REPORT) | changes
     return build_filter_page(report, plot_rejections(report), plot_lengths(report))
@@ -145,32 +110,32 @@ def page():
     return Page(build())
 
 
-def test_says_first_what_to_change(page):
+def test_what_to_change_comes_first(page):
     start = page.text.index("What to change")
     assert start < page.text.index("Input and output")
-    told = page.text[start : page.text.index("Input and output")]
-    assert "rare_character alone drops about 90 Japanese pairs (9.0 % of all read)" in told
-    assert "loosen data_filtering.rare_char_count_max" in told
+    advice = page.text[start : page.text.index("Input and output")]
+    assert "rare_character alone drops about 90 Japanese pairs (9.0 % of all read)" in advice
+    assert "loosen data_filtering.rare_char_count_max" in advice
     # 90 % of the 13 pairs with 弊 alone are Japanese; 智 would stay banned
-    assert "data_filtering.rare_char_count_max: 9 → 約 12 件以上が戻ります" in told
-    assert "弊 (U+5F0A) → これだけが理由のペア 13 件" in told
-    assert "pairs dropped for this alone: 13 · data_filtering.rare_char_count_max: 17" in told
+    assert "data_filtering.rare_char_count_max: 9 → 約 12 件以上が戻ります" in advice
+    assert "弊 (U+5F0A) → これだけが理由のペア 13 件" in advice
+    assert "pairs dropped for this alone: 13 · data_filtering.rare_char_count_max: 17" in advice
     # half of 98 is more than 13
-    assert told.index("翻訳") < told.index("弊")
-    assert "pairs dropped for this alone: 98 · word_lists/banned_substrings.yml" in told
+    assert advice.index("翻訳") < advice.index("弊")
+    assert "pairs dropped for this alone: 98 · word_lists/banned_substrings.yml" in advice
 
 
-def test_changes_are_ordered_by_the_japanese_pairs_that_they_return():
-    told = Page(build(banned_substrings={"翻訳": {"pairs": 25, "alone": 20}})).text
+def test_changes_are_sorted_by_the_japanese_pairs_that_they_return():
+    advice = Page(build(banned_substrings={"翻訳": {"pairs": 25, "alone": 20}})).text
     # half of 20 is fewer than 90 % of 13
-    assert 0 < told.index("弊 (U+5F0A)") < told.index("翻訳 →")
+    assert 0 < advice.index("弊 (U+5F0A)") < advice.index("翻訳 →")
 
 
 def test_nothing_to_change():
     good = {rule: figures | {"estimate": 0} for rule, figures in REPORT["good_data"].items()}
-    told = Page(build(good_data=good)).text
-    assert "No rule alone drops pairs that CLD2 detects as Japanese: nothing to loosen" in told
-    assert "dropped for this alone" not in told
+    advice = Page(build(good_data=good)).text
+    assert "No rule alone drops pairs that CLD2 detects as Japanese: nothing to loosen" in advice
+    assert "dropped for this alone" not in advice
 
 
 def test_rules_that_drop_japanese_on_purpose_are_not_to_be_loosened():
@@ -184,7 +149,7 @@ def test_rules_that_drop_japanese_on_purpose_are_not_to_be_loosened():
     assert re.search(r"exact_duplicate 99\* 99 99 99 ", text)
 
 
-def test_shows_what_came_in_and_what_is_left(page):
+def test_shows_input_and_output(page):
     for card in (
         "読み込んだペア · read 1,000",
         "残したペア · kept 700",
@@ -195,14 +160,14 @@ def test_shows_what_came_in_and_what_is_left(page):
         assert card in page.text
 
 
-def test_shows_what_each_rule_costs_in_words_and_figures(page):
+def test_describes_each_rule_and_its_pairs(page):
     assert "rare_character 90 100 100 120 コーパス全体で" in page.text
     assert "banned_substring 65 130 150 150 指示または回答に" in page.text
     assert "the instruction or the response contains a banned substring" in page.text
     assert "rules without violations: token_count" in page.text
 
 
-def test_lists_texts_and_characters_by_what_they_alone_cost(page):
+def test_lists_are_sorted_by_the_pairs_that_each_text_alone_drops(page):
     assert "弊 U+5F0A 18 13 16 智 U+667A 2 7 9 ◌\u0301 U+0301 9 0 4" in page.text
     assert "翻訳 98 120 ␣Weekly␣ 2 30" in page.text
     assert (
@@ -213,13 +178,13 @@ def test_lists_texts_and_characters_by_what_they_alone_cost(page):
     assert ("type", "search") not in page.attributes
 
 
-def test_marks_what_was_found_where_it_was_found(page):
+def test_matches_are_marked_in_their_field(page):
     assert page.marked == ["翻訳", "翻訳", "翻訳", "none"]
     assert "record 7 · response: 翻訳" in page.text
     assert "instruction 翻訳とは何ですか。" in page.text
 
 
-def test_control_characters_are_seen(page):
+def test_control_characters_are_visible(page):
     assert "response none␌" in page.text
 
 
@@ -229,17 +194,15 @@ def test_shows_replacements(page):
     assert "松下" not in page.text
 
 
-def test_links_lead_to_what_is_on_the_page(page):
+def test_links_have_targets(page):
     places = {value for name, value in page.attributes if name == "id"}
     links = {value for name, value in page.attributes if name == "href"}
     assert links == {"#examples", "#banned_substring", "#language"}
     assert links <= {f"#{place}" for place in places}
 
 
-def test_needs_nothing_from_elsewhere(page):
-    loaded = [value for name, value in page.attributes if name in ("src", "href")]
-    assert not [value for value in loaded if value is None or "//" in value]
-    assert "link" not in page.elements
+def test_is_self_contained_and_small(page):
+    page.assert_self_contained()
     html = build()
     assert html.count("plotly.js v") == 1
     assert len(html.encode()) < BYTES_MAX
@@ -249,7 +212,7 @@ def test_the_same_report_makes_the_same_page():
     assert build() == build()
 
 
-def test_hostile_text_is_shown_not_run(page):
+def test_hostile_text_is_shown_not_executed(page):
     example = {"record": 1, "side": "response", "matched": HOSTILE, "instruction": HOSTILE}
     hostile = Page(
         build(
@@ -260,9 +223,7 @@ def test_hostile_text_is_shown_not_run(page):
             | {"banned_substring": [example | {"response": f"前{HOSTILE}後"}]},
         )
     )
-    assert set(hostile.elements) <= set(page.elements)
-    assert hostile.elements.count("script") == page.elements.count("script")
-    assert not [name for name, _ in hostile.attributes if name.startswith("on")]
+    hostile.assert_as_safe_as(page)
     assert HOSTILE in hostile.marked
     assert f"instruction {HOSTILE}" in hostile.text
     assert f"response 前{HOSTILE}後" in hostile.text
@@ -309,29 +270,11 @@ def test_an_empty_corpus():
     assert "Which texts and characters drop most pairs" not in page.text
 
 
-def test_the_report_as_it_is_read_back_from_json():
+def test_a_report_loaded_from_json_makes_the_same_page():
     assert build(**json.loads(json.dumps(REPORT))) == build()
 
 
 corpora = st.lists(st.text("弊僚智腰ぺə", min_size=1, max_size=6), min_size=1, max_size=30)
-
-
-def make_report(**rules):
-    """A report in which each rule is against (pairs, first, alone, estimate) pairs."""
-    return {
-        "rejected_by_rule": {rule: counts[0] for rule, counts in rules.items()},
-        "rejected_by_first_rule": {rule: counts[1] for rule, counts in rules.items()},
-        "rejected_by_rule_alone": {rule: counts[2] for rule, counts in rules.items()},
-        "good_data": {
-            rule: {
-                "alone": counts[2],
-                "sampled": counts[2],
-                "in_language": counts[3],
-                "estimate": counts[3],
-            }
-            for rule, counts in rules.items()
-        },
-    }
 
 
 def test_the_rule_that_loses_most_comes_first():
@@ -358,7 +301,7 @@ def test_japanese_dropped_on_purpose_is_not_lost():
     ]
 
 
-def test_texts_by_what_they_alone_cost():
+def test_texts_are_sorted_by_the_pairs_that_they_alone_drop():
     found = {
         "often": {"pairs": 9, "alone": 1},
         "alone": {"pairs": 3, "alone": 3},
@@ -369,7 +312,7 @@ def test_texts_by_what_they_alone_cost():
 
 
 @given(corpora, st.integers(0, 12), st.sampled_from([0, 1]))
-def test_steps_are_what_judging_each_pair_again_gives(texts, limit, banned_from):
+def test_steps_match_judging_each_pair_again(texts, limit, banned_from):
     times = Counter("".join(texts))
 
     def find_banned(text, value):
@@ -394,7 +337,7 @@ def test_steps_are_what_judging_each_pair_again_gives(texts, limit, banned_from)
         assert step.pairs <= len(freed)
 
 
-def test_steps_end_where_nothing_is_banned():
+def test_the_last_step_bans_nothing():
     found = {"弊": {"times": 3, "alone": 2}}
     assert list_steps(found, 5, banned_from=1) == [Step(1, 2), Step(0, 5)]
     assert list_steps(found, 5, banned_from=0) == [Step(2, 2), Step(1, 5)]

@@ -20,6 +20,7 @@ from filter_pairs import (
     CONF,
     QUESTION,
     first_turn,
+    make_character_tokenizer,
     read_real_conversations,
     read_section,
 )
@@ -27,7 +28,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
-from tokenizers import Tokenizer, models
 
 from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.pipelines.data_filtering import create_pipeline
@@ -70,7 +70,7 @@ def run(case: Case) -> DataCatalog:
             "replacements": MemoryDataset(case.replacements),
             "banned_substrings": MemoryDataset(case.banned),
             "banned_instruction_substrings": MemoryDataset(case.banned_in_instruction),
-            "target_tokenizer": MemoryDataset(CHARACTER_TOKENIZER),
+            "target_tokenizer": MemoryDataset(make_character_tokenizer()),
             "evaluation_tasks": MemoryDataset([]),
             "params:data_filtering": MemoryDataset(
                 DataFilteringParameters.model_validate(BASE | case.figures)
@@ -166,8 +166,6 @@ def assert_parity(case: Case) -> tuple[int, Counter[str]]:
     assert json.loads(json.dumps(report)) == report
     return len(kept), by_rule
 
-
-CHARACTER_TOKENIZER = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
 
 JAPANESE = ["日本の首都は東京です。", "これは良い本だと思います。", "今日は晴れです。"]
 PIECES = [

@@ -1,4 +1,4 @@
-"""What the plots of the filter show."""
+"""The plots of the filter."""
 
 import math
 
@@ -13,7 +13,7 @@ from ja_instruct.pipelines.data_filtering.plots import (
 
 
 def make_report(**rules):
-    """A report of 1,000 pairs; each rule is against (pairs, alone, estimate) of them."""
+    """Return a report on 1,000 pairs; each rule drops (all, alone, Japanese) of them."""
     return {
         "summary": {"read": 1000},
         "rejected_by_rule": {rule: counts[0] for rule, counts in rules.items()},
@@ -38,7 +38,7 @@ def make_lengths():
 
 @pytest.fixture
 def bars():
-    """By the part's name: by the rule, how long its bar is."""
+    """Read the length of each bar, by the name of its part and the rule."""
 
     def read(figure):
         return {
@@ -53,7 +53,7 @@ def bars():
     return read
 
 
-def test_a_bar_is_all_pairs_that_a_rule_is_against(bars):
+def test_a_bar_shows_all_pairs_that_a_rule_drops(bars):
     report = make_report(
         banned_substring=(100, 60, 40), rare_survivor_character=(80, 80, 80), language=(30, 30, 0)
     )
@@ -79,7 +79,7 @@ def test_the_rule_that_loses_most_is_on_top_and_in_the_title():
     )
 
 
-def test_what_is_dropped_on_purpose_has_a_color_of_its_own():
+def test_pairs_dropped_on_purpose_have_their_own_color():
     figure = plot_rejections(
         make_report(exact_duplicate=(90, 90, 90), rare_character=(5, 5, 5), cut_off=(2, 2, 2))
     )
@@ -90,7 +90,7 @@ def test_what_is_dropped_on_purpose_has_a_color_of_its_own():
     assert by_color[ON_PURPOSE] == {"rare_character": 0, "exact_duplicate": 90, "cut_off": 2}
 
 
-def test_rules_against_nothing_are_left_out():
+def test_rules_without_violations_are_left_out():
     figure = plot_rejections(make_report(token_count=(0, 0, 0), language=(3, 3, 0)))
     assert {rule for trace in figure.data for rule in trace.y} == {"language"}
     assert figure.layout.title.text == "No rule alone drops pairs<br>that CLD2 detects as Japanese"
@@ -102,7 +102,7 @@ def test_nothing_rejected():
     assert figure.layout.title.text == "No rule drops any pair"
 
 
-def test_lengths_are_percent_of_the_texts_over_the_edges():
+def test_lengths_are_percentages_per_bin():
     figure = plot_lengths({"lengths": {"characters": make_lengths(), "tokens": None}})
     shown = {(trace.name, trace.xaxis): trace for trace in figure.data}
     assert list(shown["before", "x"].y[:3]) == [25, 0, 75]
@@ -127,7 +127,7 @@ def test_medians_are_marked_in_every_panel():
     ]
 
 
-def test_lengths_when_no_pair_is_left():
+def test_lengths_without_kept_pairs():
     lengths = make_lengths()
     lengths["after"] = dict.fromkeys(("instruction", "response"), describe(0.0, [0, 0, 0]))
     figure = plot_lengths({"lengths": {"characters": lengths}})

@@ -1,37 +1,11 @@
-from html.parser import HTMLParser
-
 import pytest
 from datasets import Dataset
+from html_page import HOSTILE, Page
 
 from ja_instruct.pipelines.reporting.nodes import build_run_report
 from ja_instruct.pipelines.sft.nodes import plot_loss
 
-HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}<img src=x onerror=alert(2)>&amp;\"'</div>"
 HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 1.0}]
-
-
-class Page(HTMLParser):
-    """The elements of a page, and the text that a reader sees."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements = []
-        self.attributes = []
-        self.text = ""
-        self._hidden = False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += attrs
-        self._hidden = tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +60,13 @@ def build(figure):
 
 
 def test_shows_the_loss_before_and_after(build):
-    page = Page(build())
-    text = " ".join(page.text.split())
+    text = Page(build()).text
     assert "Evaluation loss 2.346 → 1.250" in text
     assert "20 held-out pairs, before and after 40 steps" in text
 
 
-def test_shows_the_training_loss_when_nothing_was_held_out(build):
-    page = Page(build(train_metrics={"summary": {"steps": 40, "train_loss": 1.75}}))
-    text = " ".join(page.text.split())
+def test_shows_the_training_loss_if_nothing_was_held_out(build):
+    text = Page(build(train_metrics={"summary": {"steps": 40, "train_loss": 1.75}})).text
     assert "Training loss 1.750" in text
     assert "Evaluation loss" not in text
 
@@ -137,7 +109,7 @@ def test_empty_answers_and_tasks_without_reference(build):
     assert "参考解答 · reference" not in page.text
 
 
-def test_hostile_text_is_shown_not_run(build):
+def test_hostile_text_is_shown_not_executed(build):
     plain = Page(build())
     hostile = Page(
         build(
@@ -153,17 +125,10 @@ def test_hostile_text_is_shown_not_run(build):
             filter_report={"summary": {}, "rejected_by_first_rule": {HOSTILE: 1}},
         )
     )
-    assert set(hostile.elements) == set(plain.elements)
-    assert hostile.elements.count("script") == plain.elements.count("script")
-    assert not [name for name, _ in hostile.attributes if name.startswith("on")]
+    hostile.assert_as_safe_as(plain)
     for text in (f"{HOSTILE}の参考解答0", f"前{HOSTILE}", f"後{HOSTILE}0", HOSTILE):
         assert text in hostile.text
 
 
-def test_page_needs_nothing_from_elsewhere(build):
-    page = Page(build())
-    loaded = [
-        value for name, value in page.attributes if name in ("src", "href") and value is not None
-    ]
-    assert not [value for value in loaded if "//" in value]
-    assert "link" not in page.elements
+def test_page_is_self_contained(build):
+    Page(build()).assert_self_contained()
