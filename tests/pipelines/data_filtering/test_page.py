@@ -20,6 +20,7 @@ from ja_instruct.pipelines.data_filtering.page import (
     sort_texts,
 )
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
+from ja_instruct.pipelines.data_filtering.violations import RULES
 
 BYTES_MAX = 8_000_000
 
@@ -165,6 +166,13 @@ def test_describes_each_rule_and_its_pairs(page):
     assert "banned_substring 65 130 150 150 指示または回答に" in page.text
     assert "the instruction or the response contains a banned substring" in page.text
     assert "rules without violations: token_count" in page.text
+
+
+def test_every_rule_is_described():
+    report = make_report(**dict.fromkeys(RULES, (3, 3, 3, 3)))
+    text = Page(build(**report, examples={rule: [] for rule in RULES})).text
+    for rule in RULES:
+        assert re.search(rf"{rule} 3\*? 3 3 3 \S*[ぁ-ん].* · [a-zA-Z]", text), rule
 
 
 def test_lists_are_sorted_by_the_pairs_that_each_text_alone_drops(page):

@@ -6,7 +6,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ja_instruct.pipelines.data_filtering.batches import FIELDS
-from ja_instruct.pipelines.data_filtering.violations import EXPLANATIONS
+from ja_instruct.pipelines.data_filtering.violations import RULE_TRAITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ class Listed(NamedTuple):
     @property
     def edited_in(self) -> str:
         """The parameter or word list to edit."""
-        return EXPLANATIONS[self.rule].edited_in
+        return RULE_TRAITS[self.rule].edited_in
 
 
 LISTS = {
@@ -124,7 +124,7 @@ def list_rule_costs(filter_report: Mapping[str, Any]) -> list[RuleCost]:
             alone=filter_report["rejected_by_rule_alone"][rule],
             japanese=good["estimate"],
             share=good["in_language"] / good["sampled"] if good["sampled"] else 0.0,
-            on_purpose=EXPLANATIONS[rule].on_purpose,
+            on_purpose=RULE_TRAITS[rule].on_purpose,
         )
         if pairs:
             costs.append(cost)
@@ -197,7 +197,7 @@ def build_filter_page(
         report=filter_report,
         advice=_advise(costs, found, steps, filter_report["summary"]["read"]),
         costs=costs,
-        explanations=EXPLANATIONS,
+        traits=RULE_TRAITS,
         fields=FIELDS,
         steps={LISTS[name].edited_in: listed for name, listed in steps.items() if listed},
         lists=[(LISTS[name], sort_texts(entries)) for name, entries in found.items() if entries],
@@ -249,7 +249,7 @@ def _advise(
     return {
         "worst": costs[0],
         "percent": f"{100 * costs[0].lost / read:.1f}",
-        "edited_in": EXPLANATIONS[costs[0].rule].edited_in,
+        "edited_in": RULE_TRAITS[costs[0].rule].edited_in,
         "changes": [change for returned, change in changes if returned],
     }
 

@@ -35,21 +35,18 @@ def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
         if it violates a single rule, without which it would have been kept.
     """
     rows, rules = violations.rules_of_rows
-    _, first, times = np.unique(rows, return_index=True, return_counts=True)
+    _, first = np.unique(rows, return_index=True)
     return {
         "rejected_by_rule": _by_rule(rules),
         "rejected_by_first_rule": _by_rule(rules[first]),
-        "rejected_by_rule_alone": _by_rule(rules[first[times == 1]]),
+        "rejected_by_rule_alone": _by_rule(violations.single_rules[1]),
     }
 
 
 def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
     """Return the rows that violate only this rule."""
-    rows, rules = violations.rules_of_rows
-    _, first, times = np.unique(rows, return_index=True, return_counts=True)
-    alone = first[times == 1]
-    of_rule: npt.NDArray[np.int64] = rows[alone[rules[alone] == RULES.index(rule)]]
-    return of_rule
+    rows, rules = violations.single_rules
+    return rows[rules == RULES.index(rule)]
 
 
 def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]]:

@@ -17,111 +17,51 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Explanation(NamedTuple):
-    """A rule in words.
+class Rule(NamedTuple):
+    """The traits of a rule; the template of the filter page describes it in words.
 
     Attributes:
-        japanese: What the rule drops.
-        english: The same in English.
         edited_in: The parameters or the word list to edit to loosen the rule.
         on_purpose: The rule drops Japanese text on purpose. The other rules guard against drift
             into another language, so a Japanese pair that they drop is lost.
         quotes: The reported match is a part of the pair's text.
     """
 
-    japanese: str
-    english: str
-    edited_in: str = "data_filtering"
+    edited_in: str
     on_purpose: bool = False
     quotes: bool = True
 
 
 #: All rules in the order in which they are applied.
-EXPLANATIONS = {
-    "banned_substring": Explanation(
-        "指示または回答に禁止文字列を含むペア",
-        "the instruction or the response contains a banned substring",
-        "word_lists/banned_substrings.yml",
+RULE_TRAITS = {
+    "banned_substring": Rule("word_lists/banned_substrings.yml"),
+    "banned_instruction_substring": Rule("word_lists/banned_instruction_substrings.yml"),
+    "rare_character": Rule("data_filtering.rare_char_count_max"),
+    "token_count": Rule(
+        "data_filtering.pair_tokens_max, response_tokens_min", on_purpose=True, quotes=False
     ),
-    "banned_instruction_substring": Explanation(
-        "指示に、指示用の禁止文字列を含むペア",
-        "the instruction contains a substring that is banned in instructions",
-        "word_lists/banned_instruction_substrings.yml",
+    "citation_mark": Rule("data_filtering.extra_rules", on_purpose=True),
+    "cut_off": Rule("data_filtering.extra_rules", on_purpose=True),
+    "repetition": Rule(
+        "data_filtering.repeated_sentence_percent_max, repeated_ngram_percent_max", on_purpose=True
     ),
-    "rare_character": Explanation(
-        "コーパス全体で数回しか現れない文字を含むペア",
-        "contains a character that occurs only a few times in the whole corpus",
-        "data_filtering.rare_char_count_max",
+    "kana_share": Rule(
+        "data_filtering.han_chars_without_kana_max, foreign_han_chars_without_kana_max"
     ),
-    "token_count": Explanation(
-        "回答が短すぎる、または全体が長すぎるペア（トークン数）",
-        "the response has too few tokens, or the pair too many",
-        "data_filtering.pair_tokens_max, response_tokens_min",
-        on_purpose=True,
-        quotes=False,
-    ),
-    "citation_mark": Explanation(
-        "百科事典などの出典記号（[1]、[要出典]）が残ったペア",
-        "contains citation marks left over from an encyclopedia: [1], [citation needed]",
-        "data_filtering.extra_rules",
-        on_purpose=True,
-    ),
-    "cut_off": Explanation(
-        "回答が途中で切れているペア",
-        "the response breaks off",
-        "data_filtering.extra_rules",
-        on_purpose=True,
-    ),
-    "repetition": Explanation(
-        "同じ文や文字列を繰り返すペア",
-        "repeats the same sentence or phrase many times",
-        "data_filtering.repeated_sentence_percent_max, repeated_ngram_percent_max",
-        on_purpose=True,
-    ),
-    "kana_share": Explanation(
-        "仮名のない漢字の並びが長く、中国語とみられるペア",
-        "contains a long run of Han characters without kana, as in Chinese",
-        "data_filtering.han_chars_without_kana_max, foreign_han_chars_without_kana_max",
-    ),
-    "contamination": Explanation(
-        "評価用の課題と重なるペア",
-        "overlaps with an evaluation task",
+    "contamination": Rule(
         "data_filtering.contamination_ngram_chars, contamination_share_min",
         on_purpose=True,
         quotes=False,
     ),
-    "language_undetectable": Explanation(
-        "制御文字などを含み、CLD2 が言語を判定できないペア",
-        "CLD2 cannot read the text, usually because of a control character",
-        quotes=False,
+    "language_undetectable": Rule("data_filtering", quotes=False),
+    "language": Rule("data_filtering.language_percent_min", quotes=False),
+    "exact_duplicate": Rule("data_filtering.extra_rules", on_purpose=True, quotes=False),
+    "near_duplicate": Rule(
+        "data_filtering.near_duplicate_jaccard_min", on_purpose=True, quotes=False
     ),
-    "language": Explanation(
-        "CLD2 が指示または回答を日本語と判定しないペア（ごく短い文を含む）",
-        "CLD2 does not detect both fields as Japanese; it detects no language in very short texts",
-        "data_filtering.language_percent_min",
-        quotes=False,
-    ),
-    "exact_duplicate": Explanation(
-        "前のペアと同一のペア",
-        "identical to an earlier pair",
-        "data_filtering.extra_rules",
-        on_purpose=True,
-        quotes=False,
-    ),
-    "near_duplicate": Explanation(
-        "前のペアとほぼ同一のペア",
-        "nearly identical to an earlier pair",
-        "data_filtering.near_duplicate_jaccard_min",
-        on_purpose=True,
-        quotes=False,
-    ),
-    "rare_survivor_character": Explanation(
-        "ほかの規則を通ったペア全体で数回しか現れない文字を含むペア",
-        "contains a character that occurs only a few times in the pairs left by the other rules",
-        "data_filtering.survivor_char_count_min",
-    ),
+    "rare_survivor_character": Rule("data_filtering.survivor_char_count_min"),
 }
-RULES = tuple(EXPLANATIONS)
+RULES = tuple(RULE_TRAITS)
 
 #: Where a rule finds something: in one field, or in both together.
 PLACES = (*FIELDS, "pair")
@@ -205,6 +145,14 @@ class Violations:
     def kept_rows(self, total: int) -> npt.NDArray[np.int64]:
         """Return those of ``total`` rows without a violation, in order."""
         return np.setdiff1d(np.arange(total), self.column("row"))
+
+    @cached_property
+    def single_rules(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The rows that violate a single rule, and that rule, in order."""
+        rows, rules = self.rules_of_rows
+        _, first, times = np.unique(rows, return_index=True, return_counts=True)
+        alone = first[times == 1]
+        return rows[alone], rules[alone]
 
     @cached_property
     def rules_of_rows(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
