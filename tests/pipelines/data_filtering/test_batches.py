@@ -1,4 +1,4 @@
-"""Batches of texts as arrays, and the threads that work on them."""
+"""Batches of texts as arrays, and mapping in threads."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ any_texts = st.lists(st.text(st.sampled_from("aあ𠮷語\u2028\x00é"), max_siz
 
 
 @given(any_texts, st.integers(0, 6), st.sampled_from([pa.string(), pa.large_string()]))
-def test_arrays_hold_what_the_texts_hold(texts: list[str], skipped: int, kind: pa.DataType) -> None:
+def test_arrays_match_the_texts(texts: list[str], skipped: int, kind: pa.DataType) -> None:
     wrapped = Texts.from_arrow(pa.array(texts, kind).slice(skipped))
     texts = texts[skipped:]
     assert bytes(wrapped.data) == "".join(texts).encode()
@@ -59,7 +59,7 @@ def test_a_batch_has_the_length_of_its_pairs() -> None:
     assert len(make_batch([])) == 0
 
 
-def test_threads_keep_the_order_and_take_only_a_few_items_at_a_time() -> None:
+def test_threads_keep_the_order_and_read_few_items_ahead() -> None:
     taken = 0
 
     def count() -> object:

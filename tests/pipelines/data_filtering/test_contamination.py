@@ -1,4 +1,4 @@
-"""Which texts hold part of an evaluation task, against a straightforward reference."""
+"""Contaminated texts, against a straightforward reference."""
 
 import json
 import random
@@ -32,8 +32,8 @@ def make_index(*inputs: str, output: str | None = None, **figures: Any) -> Conta
     return ContaminationIndex(tasks, **(defaults | figures))
 
 
-def holds_slowly(task: str, text: str, corpus: list[str], others: list[str]) -> bool:
-    """Decide for one task as the class describes it, by looking for every n-gram everywhere."""
+def is_contaminated_slowly(task: str, text: str, corpus: list[str], others: list[str]) -> bool:
+    """Check for one task, n-gram by n-gram."""
 
     def grams(length: int) -> set[str]:
         letters = letters_and_digits(task)
@@ -51,7 +51,7 @@ def holds_slowly(task: str, text: str, corpus: list[str], others: list[str]) -> 
     found = {gram for gram in short if gram in letters}
     weights = {gram: min(1.0, 2 / max(count(gram), 1)) for gram in short}
     enough = bool(found) and len(found) >= min(len(short), SHORT_NGRAMS_MIN)
-    # summed in order, as rounding depends on it
+    # sorted, because rounding depends on the order
     weight_found, weight_all = (
         sum(map(weights.__getitem__, sorted(part))) for part in (found, short)
     )
@@ -65,14 +65,14 @@ TEXTS = PIECES.map("".join)
 @given(
     st.lists(TEXTS, min_size=1, max_size=3), TEXTS, st.lists(TEXTS, max_size=6), st.integers(0, 20)
 )
-def test_the_answer_is_that_of_the_slow_reference(
+def test_matches_a_slow_reference(
     inputs: list[str], tail: str, corpus: list[str], cut: int
 ) -> None:
     text = inputs[0][:cut] + tail
     index = make_index(*inputs, ngram_chars=10, stock_texts_max=2)
     index.count_stock_phrases(corpus)
     expected = [
-        holds_slowly(task, text, corpus, inputs[:place] + inputs[place + 1 :])
+        is_contaminated_slowly(task, text, corpus, inputs[:place] + inputs[place + 1 :])
         for place, task in enumerate(inputs)
     ]
     match = index.find(text)
@@ -103,11 +103,11 @@ def test_a_copied_task_is_found(text: str) -> None:
     "text",
     ["", "。、！", "短編小説を書いてください。", "クマが出たので家に帰る。", "伊勢神宮は遠い。"],
 )
-def test_other_texts_are_kept(text: str) -> None:
+def test_other_texts_are_accepted(text: str) -> None:
     assert make_index(LIST, BEAR, SHRINE).find(text) is None
 
 
-def test_a_short_task_must_be_there_as_a_whole() -> None:
+def test_a_short_task_must_be_contained_as_a_whole() -> None:
     index = make_index(SHRINE)
     assert index.find("伊勢神宮は何年に建てられましたか。") is None
     match = index.find("では、伊勢神宮は何県ですか。")
@@ -115,7 +115,7 @@ def test_a_short_task_must_be_there_as_a_whole() -> None:
     assert match.matched == "伊勢神宮は何県"
 
 
-def test_a_phrase_of_the_corpus_does_not_count() -> None:
+def test_a_stock_phrase_of_the_corpus_is_ignored() -> None:
     index = make_index(LIST)
     request = "観光名所をリストアップしてください。"
     assert index.find(request) is not None
@@ -126,7 +126,7 @@ def test_a_phrase_of_the_corpus_does_not_count() -> None:
     assert index.find(LIST) is not None
 
 
-def test_a_long_phrase_of_the_corpus_does_not_count() -> None:
+def test_a_long_stock_phrase_of_the_corpus_is_ignored() -> None:
     phrase = "次の文章を注意深く読んでから、そのあとに続く質問に日本語で答えてください。"
     index = make_index(
         phrase + "首都であり最大の都市でもある東京は、関東平野の南に開けている。" * 2
@@ -137,7 +137,7 @@ def test_a_long_phrase_of_the_corpus_does_not_count() -> None:
     assert index.find(phrase) is None
 
 
-def test_a_phrase_of_several_tasks_does_not_count() -> None:
+def test_a_phrase_of_several_tasks_is_ignored() -> None:
     phrase = "次の文章を注意深く読んでから、そのあとに続く質問に日本語で答えてください。"
     bodies = [
         "関東平野の南に開けている東京は、江戸と呼ばれた昔から人の集まる都であり、今も首都である。",
@@ -147,13 +147,13 @@ def test_a_phrase_of_several_tasks_does_not_count() -> None:
     assert make_index(*(phrase + body for body in bodies)).find(phrase) is None
 
 
-def test_a_task_in_many_records_is_found_in_each() -> None:
+def test_a_task_copied_many_times_is_found() -> None:
     index = make_index(BEAR)
     index.count_stock_phrases([BEAR] * 1000)
     assert index.find(BEAR) is not None
 
 
-def test_reference_outputs_count_unless_short() -> None:
+def test_long_reference_outputs_are_indexed() -> None:
     answer = "海辺に向かったクマは、そこでアザラシと出会い、魚の捕り方を教わりました。"
     assert make_index(BEAR, output=answer).find(f"答え：{answer}") is not None
     assert make_index(BEAR, output="三重県にあります。").find("三重県にあります。") is None

@@ -1,4 +1,4 @@
-"""CLD2 in processes of its own: the same answers, whatever becomes of the processes."""
+"""CLD2 in worker processes: the same results, even if workers die."""
 
 import logging
 import subprocess
@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """Return the processes that are started from now on."""
+    """Return the processes that the test starts."""
     processes: list[subprocess.Popen[bytes]] = []
     start = language._start_process
 
@@ -36,20 +36,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
-def test_what_speaks_against_a_text() -> None:
-    told = detect_all(TEXTS, "ja", 60)
-    assert told[0] is None
-    assert told[1] == []
-    assert told[2][0][0] == "en"
-    assert isinstance(told[3], str)
-    assert isinstance(told[4], str)
-    assert [name for name, _ in told[5]] == ["en", "ja"]
+def test_detections() -> None:
+    detected = detect_all(TEXTS, "ja", 60)
+    assert detected[0] is None
+    assert detected[1] == []
+    assert detected[2][0][0] == "en"
+    assert isinstance(detected[3], str)
+    assert isinstance(detected[4], str)
+    assert [name for name, _ in detected[5]] == ["en", "ja"]
     assert detect_all(TEXTS[5:6], "ja", 5) == [None]
-    assert told[6] is None
+    assert detected[6] is None
 
 
 @pytest.mark.parametrize("percent_min", [0, 5, 60, 99])
-def test_processes_answer_as_this_one_does(started: list[Any], percent_min: int) -> None:
+def test_workers_return_the_same_as_this_process(started: list[Any], percent_min: int) -> None:
     expected = detect_all(TEXTS, "ja", percent_min)
     with start_detectors(language.PAIRS_MIN_FOR_PROCESSES) as detect:
         assert started
@@ -59,13 +59,13 @@ def test_processes_answer_as_this_one_does(started: list[Any], percent_min: int)
     assert [process.poll() is not None for process in started] == [True] * len(started)
 
 
-def test_for_few_pairs_no_process_is_started(started: list[Any]) -> None:
+def test_few_pairs_start_no_worker(started: list[Any]) -> None:
     with start_detectors(language.PAIRS_MIN_FOR_PROCESSES - 1) as detect:
         assert detect(TEXTS, "ja", 60) == detect_all(TEXTS, "ja", 60)
     assert started == []
 
 
-def test_a_process_that_dies_is_done_without(
+def test_dead_workers_are_replaced_by_this_process(
     started: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -79,14 +79,14 @@ def test_a_process_that_dies_is_done_without(
     assert caplog.text.count("worker died") == len(started)
 
 
-def test_processes_end_with_an_error_in_the_block(started: list[Any]) -> None:
+def test_an_error_in_the_block_ends_the_workers(started: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt), start_detectors(10**6):
         raise KeyboardInterrupt
     assert started
     assert all(process.poll() is not None for process in started)
 
 
-def test_a_process_ends_when_its_questions_do(started: list[Any]) -> None:
+def test_a_worker_ends_when_its_input_is_closed(started: list[Any]) -> None:
     with start_detectors(10**6):
         for process in started:
             process.stdin.close()

@@ -1,4 +1,4 @@
-"""Conversations to pairs: the way by arrays against a plain loop."""
+"""Pairs from conversations, by arrays, against a plain loop."""
 
 from typing import Any
 
@@ -34,9 +34,7 @@ def read_first(conversation: list[Any] | None, role: str) -> str:
 
 
 @given(conversations, st.integers(0, 5), st.sampled_from([pa.list_, pa.large_list]))
-def test_sides_are_those_of_a_plain_loop(
-    talks: list[list[Any] | None], cut: int, list_type: Any
-) -> None:
+def test_fields_match_a_plain_loop(talks: list[list[Any] | None], cut: int, list_type: Any) -> None:
     array = pa.array(talks, list_type(TURN))
     chunked = pa.chunked_array([array.slice(0, cut), array.slice(cut)], array.type)
     expected = [
@@ -47,14 +45,14 @@ def test_sides_are_those_of_a_plain_loop(
     assert extract_fields(chunked.slice(1), 1).to_pylist() == expected[1:]
 
 
-def test_turns_that_a_null_conversation_hides_are_not_read() -> None:
+def test_turns_behind_a_null_conversation_are_not_read() -> None:
     turn = pa.array([{"role": "user", "content": "隠"}, {"role": "user", "content": "見"}], TURN)
     hidden = pa.ListArray.from_arrays([0, 1, 2], turn, mask=pa.array([True, False]))
     fields = extract_fields(pa.chunked_array([hidden]), 1)
     assert fields["instruction"].to_pylist() == ["", "見"]
 
 
-def test_turns_with_other_keys_and_long_strings_are_read_the_same() -> None:
+def test_turns_may_have_other_keys_and_large_strings() -> None:
     kind = pa.list_(pa.struct({"n": pa.int64(), "content": pa.large_string(), "role": pa.string()}))
     array = pa.array([[{"n": 1, "content": "問", "role": "user"}]], kind)
     fields = extract_fields(pa.chunked_array([array]), 1)
@@ -65,7 +63,7 @@ def test_turns_with_other_keys_and_long_strings_are_read_the_same() -> None:
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.list_(pa.string()), pa.list_(pa.struct({"role": pa.string()}))]
 )
-def test_other_types_go_record_by_record(kind: pa.DataType) -> None:
+def test_null_conversations_of_other_types_are_empty(kind: pa.DataType) -> None:
     assert (
         extract_fields(pa.chunked_array([pa.nulls(2, kind)]), 1).to_pylist()
         == [{"instruction": "", "response": ""}] * 2
@@ -90,7 +88,7 @@ def test_columns_are_replaced_without_a_copy() -> None:
     assert replaced.data.table.column("a").chunk(0).buffers()[1].address == old
 
 
-def test_a_message_on_bad_records_names_five_of_them() -> None:
+def test_the_error_lists_five_bad_records() -> None:
     bad = [{"source": "a.jsonl", "line": line, "error": "not JSON"} for line in range(1, 9)]
     message = describe_bad_records(bad, 3)
     assert "8 records cannot be read, more than data_filtering.bad_records_max = 3" in message
@@ -99,7 +97,7 @@ def test_a_message_on_bad_records_names_five_of_them() -> None:
     assert "more\n" not in describe_bad_records(bad[:5], 3)
 
 
-def test_a_column_of_bad_records_without_any_is_taken_away() -> None:
+def test_an_empty_column_of_bad_records_is_removed() -> None:
     kind = {name: Value("string") for name in ("source", "error", "text")}
     kind["line"] = Value("int64")
     features = Features({"id": Value("int64"), "bad_record": kind})
@@ -109,9 +107,9 @@ def test_a_column_of_bad_records_without_any_is_taken_away() -> None:
     assert len(bad) == 0
 
 
-def test_bad_records_are_known_by_the_names_of_their_fields() -> None:
-    told = {"text": "{", "error": "not JSON", "line": 3, "source": "a.jsonl"}
-    data = Dataset.from_list([{"id": None, "bad_record": told}])
+def test_bad_records_are_read_by_field_name() -> None:
+    described = {"text": "{", "error": "not JSON", "line": 3, "source": "a.jsonl"}
+    data = Dataset.from_list([{"id": None, "bad_record": described}])
     good, bad = set_bad_records_aside(data, 1)
     assert len(good) == 0
-    assert bad.to_list() == [told]
+    assert bad.to_list() == [described]

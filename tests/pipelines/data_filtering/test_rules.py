@@ -1,10 +1,11 @@
-"""What each rule of the recipe finds, against a plain reading of its definition."""
+"""The rules of the recipe, against a plain reading of their definitions."""
 
 from typing import Any
 
 import numpy as np
 import pycld2
 import pytest
+from filter_pairs import ANSWER, QUESTION
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +22,6 @@ from ja_instruct.pipelines.data_filtering.substrings import (
 )
 from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation, Violations
 
-QUESTION = "日本の首都はどこですか。"
-ANSWER = "日本の首都は東京です。"
 MIXED = ANSWER * 6 + "It is also the largest city of the country. "
 
 letters = st.text(st.sampled_from("ab翻訳𠮷é"), max_size=6)
@@ -34,7 +33,7 @@ def flatten(parts: list[Violations]) -> list[Violation]:
 
 
 def judge_language(pair: tuple[str, str], percent_min: int = 60) -> list[Violation]:
-    return flatten(find_other_languages(make_batch([pair]), np.arange(1), "ja", percent_min))
+    return list(find_other_languages(make_batch([pair]), np.arange(1), "ja", percent_min))
 
 
 def spoil(field: str, text: str) -> tuple[str, str]:
@@ -69,7 +68,7 @@ def test_banned_texts_are_those_that_python_finds(
     assert set(found) == expected
 
 
-def test_both_kinds_of_automata_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_kinds_of_automata_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch([("英訳と翻訳と英訳", "訳𠮷")])
     lists = {"banned_substring": ["翻訳", "英訳", "訳と翻"], "rare_character": ["𠮷"]}
     found = flatten(find_banned(batch, Banned.build(lists)))
@@ -78,13 +77,13 @@ def test_both_kinds_of_automata_find_the_same(monkeypatch: pytest.MonkeyPatch) -
     assert [violation.matched for violation in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
 
 
-def test_banned_texts_do_not_run_over_the_end_of_a_text() -> None:
+def test_banned_substrings_do_not_match_across_texts() -> None:
     batch = make_batch([("次の文を翻", "はい。"), ("訳して。", "はい。")])
     assert flatten(find_banned(batch, Banned.build({"banned_substring": ["翻訳"]}))) == []
 
 
 @given(pairs, substrings)
-def test_candidates_are_all_texts_that_hold_one(
+def test_candidates_include_all_texts_with_a_match(
     texts: list[tuple[str, str]], wanted: list[str]
 ) -> None:
     field = make_batch(texts).instruction
@@ -98,12 +97,12 @@ def test_candidates_are_few() -> None:
     field = make_batch(
         [("ひ", ""), ("ふ翻訳", ""), ("み", ""), ("よ翻", ""), ("訳", "")]
     ).instruction
-    # the last two hold it only together, which the search does not tell apart
+    # the last two contain it only together; the search includes both
     assert Candidates.build(["翻訳"]).find_rows(field).tolist() == [1, 3, 4]
 
 
 @given(pairs)
-def test_counts_are_those_of_the_joined_fields(texts: list[tuple[str, str]]) -> None:
+def test_counts_match_the_joined_fields(texts: list[tuple[str, str]]) -> None:
     counts = count_characters([make_batch(texts[:2]), make_batch(texts[2:])])
     joined = "".join(f"{response} {instruction}" for instruction, response in texts)
     expected = {character: joined.count(character) for character in sorted(set(joined))}
@@ -118,14 +117,14 @@ def test_language_needs_both_fields(field: str) -> None:
         assert violation[:3] == (0, "language", field)
 
 
-def test_language_percent_is_a_minimum_that_may_be_met_exactly() -> None:
+def test_the_language_limit_is_inclusive() -> None:
     (share,) = [percent for _, code, percent, _ in pycld2.detect(MIXED)[2] if code == "ja"]
     assert 0 < share < 98
     assert judge_language((MIXED, MIXED), share) == []
     assert len(judge_language((MIXED, MIXED), share + 1)) == 2
 
 
-def test_language_may_be_another_one_than_the_first_detected() -> None:
+def test_the_language_need_not_be_detected_first() -> None:
     mixed = ANSWER + "It is also the largest city of the country, they say. " * 3
     assert pycld2.detect(mixed)[2][0][1] == "en"
     assert judge_language((mixed, mixed), 5) == []
@@ -134,23 +133,21 @@ def test_language_may_be_another_one_than_the_first_detected() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("text", [ANSWER + "\x0b", "\x00", "\ufffe" + ANSWER, "\ufdd0"])
-def test_what_cld2_fails_on_is_undetectable_even_beside_a_foreign_field(
-    field: str, text: str
-) -> None:
+def test_undetectable_text_takes_precedence_over_a_foreign_field(field: str, text: str) -> None:
     foreign = ["How are you doing today?"] * 2
     foreign[FIELDS.index(field)] = text
     (violation,) = judge_language((foreign[0], foreign[1]))
     assert violation[:3] == (0, "language_undetectable", field)
 
 
-def test_language_is_asked_of_the_given_rows_only() -> None:
-    asked: list[bytes] = []
+def test_only_the_given_rows_are_checked() -> None:
+    checked: list[bytes] = []
 
     def detect(texts: list[bytes], code: str, percent_min: int) -> list[Any]:
-        asked.extend(texts)
+        checked.extend(texts)
         return detect_all(texts, code, percent_min)
 
     batch = make_batch([(QUESTION, ANSWER), ("Hello there, my friend.", ANSWER), ("", "")], start=5)
-    found = flatten(find_other_languages(batch, np.array([1]), "ja", 60, detect))
+    found = find_other_languages(batch, np.array([1]), "ja", 60, detect)
     assert [violation.row for violation in found] == [6]
-    assert asked == [b"Hello there, my friend.", ANSWER.encode()]
+    assert checked == [b"Hello there, my friend.", ANSWER.encode()]
