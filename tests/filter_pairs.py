@@ -45,6 +45,21 @@ def make_violations(*found: tuple[int, str, str, str]) -> Violations:
     return join_violations([Violations.from_list(Violation(*one) for one in found)])
 
 
+def make_rule_counts(**rules: tuple[int, int, int, int]) -> dict[str, Any]:
+    """Return the parts of a report in which each rule drops (all, first, alone, Japanese) pairs."""
+    counts = {
+        name: {rule: pairs[place] for rule, pairs in rules.items()}
+        for place, name in enumerate(
+            ("rejected_by_rule", "rejected_by_first_rule", "rejected_by_rule_alone")
+        )
+    }
+    good = {
+        rule: {"alone": alone, "sampled": alone, "in_language": japanese, "estimate": japanese}
+        for rule, (_, _, alone, japanese) in rules.items()
+    }
+    return counts | {"good_data": good}
+
+
 def make_character_tokenizer() -> Tokenizer:
     """Return a tokenizer with one token per character."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))

@@ -14,7 +14,6 @@ from ja_instruct.pipelines.data_filtering import batches as module
 from ja_instruct.pipelines.data_filtering.batches import (
     Texts,
     iterate_batches,
-    make_batch,
     map_in_threads,
 )
 
@@ -52,11 +51,6 @@ def test_batches_cover_all_pairs_in_order(monkeypatch: pytest.MonkeyPatch) -> No
         assert instructions == [f"問{row}" for row in rows]
         assert responses == [f"答{row}" for row in rows]
     assert list(iterate_batches(pairs.select([]))) == []
-
-
-def test_a_batch_has_the_length_of_its_pairs() -> None:
-    assert len(make_batch([("問", "答"), ("", "")])) == 2
-    assert len(make_batch([])) == 0
 
 
 def test_threads_keep_the_order_and_read_few_items_ahead() -> None:

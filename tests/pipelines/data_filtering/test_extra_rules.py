@@ -76,14 +76,7 @@ def test_each_rule_applies_only_if_it_is_listed(rule: str) -> None:
     assert matched is None or found[3] == matched
 
 
-def test_a_contaminated_pair_names_the_task() -> None:
-    pairs = make_pairs((STORY, ANSWER))
-    (found,) = judge(pairs, "contamination")
-    assert found[3].startswith("task 7: ")
-    assert "海辺でアザラシと友達" in found[3]
-
-
-def test_contamination_is_counted_in_the_report() -> None:
+def test_contamination_is_reported_with_the_task() -> None:
     pairs = make_pairs((QUESTION, ANSWER), (STORY, ANSWER))
     parameters = make_parameters("contamination")
     tasks = Dataset.from_list([TASK])
@@ -91,6 +84,7 @@ def test_contamination_is_counted_in_the_report() -> None:
     report = nodes.report_filtering(pairs, pairs, pairs, found, {}, {}, {}, None, parameters)
     ((matched, counted),) = report["contamination"].items()
     assert matched.startswith("task 7: ")
+    assert "海辺でアザラシと友達" in matched
     assert counted == {"pairs": 1, "alone": 1}
 
 

@@ -23,32 +23,6 @@ def talk(*turns: tuple[str | None, str | None]) -> list[dict[str, str | None]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-@pytest.mark.parametrize(
-    ("turns", "instruction", "response"),
-    [
-        (talk(("user", "問"), ("assistant", "答")), "問", "答"),
-        (talk(("assistant", "先"), ("system", "設"), ("user", "問")), "問", "先"),
-        (
-            talk(("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")),
-            "一",
-            "二",
-        ),
-        (talk(("user", None), ("user", "後"), ("assistant", "答")), "", "答"),
-        (talk((None, "無"), ("assistant", None)), "", ""),
-        (talk(("user", "  問\u2028𠮷\x0b"), ("assistant", "")), "  問\u2028𠮷\x0b", ""),
-        ([{"content": "無"}, {"role": "user"}, None], "", ""),
-        ([], "", ""),
-        (None, "", ""),
-    ],
-)
-def test_a_pair_is_the_first_turn_of_each_field(
-    turns: list[Any] | None, instruction: str, response: str
-) -> None:
-    pairs = extract(Dataset.from_list([{"conversations": c} for c in (FULL, turns)]))
-    assert pairs[1]["instruction"] == instruction
-    assert pairs[1]["response"] == response
-
-
 def test_columns_of_the_source_keep_order_type_and_values() -> None:
     features = Features(
         {

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from filter_pairs import make_rule_counts
 from html_page import HOSTILE, Page
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,21 +26,6 @@ from ja_instruct.pipelines.data_filtering.violations import RULES
 BYTES_MAX = 8_000_000
 
 
-def make_report(**rules):
-    """Return a report in which each rule drops (all, first, alone, Japanese) pairs."""
-    counts = {
-        name: {rule: pairs[place] for rule, pairs in rules.items()}
-        for place, name in enumerate(
-            ("rejected_by_rule", "rejected_by_first_rule", "rejected_by_rule_alone")
-        )
-    }
-    good = {
-        rule: {"alone": alone, "sampled": alone, "in_language": japanese, "estimate": japanese}
-        for rule, (_, _, alone, japanese) in rules.items()
-    }
-    return counts | {"good_data": good}
-
-
 DESCRIBED = {"texts": 4, "mean": 1.0, "p5": 1, "median": 1, "p95": 1, "max": 1, "histogram": [0, 4]}
 FIELDS = {"instruction": DESCRIBED, "response": DESCRIBED}
 REPORT = {
@@ -50,7 +36,7 @@ REPORT = {
         "kept_percent": 70.0,
         "quarantined": 1234,
     },
-    **make_report(
+    **make_rule_counts(
         banned_substring=(150, 150, 130, 65),
         rare_character=(120, 100, 100, 90),
         token_count=(0, 0, 0, 0),
@@ -142,7 +128,7 @@ def test_nothing_to_change():
 def test_rules_that_drop_japanese_on_purpose_are_not_to_be_loosened():
     text = Page(
         build(
-            **make_report(exact_duplicate=(99, 99, 99, 99), rare_character=(9, 9, 9, 9)),
+            **make_rule_counts(exact_duplicate=(99, 99, 99, 99), rare_character=(9, 9, 9, 9)),
             examples={"exact_duplicate": [], "rare_character": []},
         )
     ).text
@@ -169,7 +155,7 @@ def test_describes_each_rule_and_its_pairs(page):
 
 
 def test_every_rule_is_described():
-    report = make_report(**dict.fromkeys(RULES, (3, 3, 3, 3)))
+    report = make_rule_counts(**dict.fromkeys(RULES, (3, 3, 3, 3)))
     text = Page(build(**report, examples={rule: [] for rule in RULES})).text
     for rule in RULES:
         assert re.search(rf"{rule} 3\*? 3 3 3 \S*[ぁ-ん].* · [a-zA-Z]", text), rule
@@ -186,14 +172,11 @@ def test_lists_are_sorted_by_the_pairs_that_each_text_alone_drops(page):
     assert ("type", "search") not in page.attributes
 
 
-def test_matches_are_marked_in_their_field(page):
+def test_matches_are_marked_in_their_field_and_control_characters_visible(page):
+    assert "response none␌" in page.text
     assert page.marked == ["翻訳", "翻訳", "翻訳", "none"]
     assert "record 7 · response: 翻訳" in page.text
     assert "instruction 翻訳とは何ですか。" in page.text
-
-
-def test_control_characters_are_visible(page):
-    assert "response none␌" in page.text
 
 
 def test_shows_replacements(page):
@@ -214,10 +197,6 @@ def test_is_self_contained_and_small(page):
     html = build()
     assert html.count("plotly.js v") == 1
     assert len(html.encode()) < BYTES_MAX
-
-
-def test_the_same_report_makes_the_same_page():
-    assert build() == build()
 
 
 def test_hostile_text_is_shown_not_executed(page):
@@ -267,7 +246,7 @@ def test_an_empty_corpus():
     page = Page(
         build(
             summary=dict.fromkeys(REPORT["summary"], 0) | {"kept_percent": 0.0},
-            **make_report(language=(0, 0, 0, 0)),
+            **make_rule_counts(language=(0, 0, 0, 0)),
             replacements={},
             banned_substrings={},
             rare_characters={"count": 0, "characters": "", "found": {}},
@@ -287,7 +266,7 @@ corpora = st.lists(st.text("弊僚智腰ぺə", min_size=1, max_size=6), min_siz
 
 def test_the_rule_that_loses_most_comes_first():
     costs = list_rule_costs(
-        make_report(
+        make_rule_counts(
             banned_substring=(50, 50, 20, 5),
             rare_character=(30, 20, 10, 9),
             language=(40, 40, 40, 0),
@@ -297,16 +276,6 @@ def test_the_rule_that_loses_most_comes_first():
     assert [cost.rule for cost in costs] == ["rare_character", "banned_substring", "language"]
     assert [cost.lost for cost in costs] == [9, 5, 0]
     assert costs[0][1:6] == (30, 20, 10, 9, 0.9)
-
-
-def test_japanese_dropped_on_purpose_is_not_lost():
-    costs = list_rule_costs(
-        make_report(exact_duplicate=(90, 90, 90, 90), rare_character=(3, 3, 3, 3))
-    )
-    assert [(cost.rule, cost.japanese, cost.lost) for cost in costs] == [
-        ("rare_character", 3, 3),
-        ("exact_duplicate", 90, 0),
-    ]
 
 
 def test_texts_are_sorted_by_the_pairs_that_they_alone_drop():

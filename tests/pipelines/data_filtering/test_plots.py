@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from filter_pairs import make_rule_counts
 
 from ja_instruct.pipelines.data_filtering.plots import (
     LOST,
@@ -14,16 +15,8 @@ from ja_instruct.pipelines.data_filtering.plots import (
 
 def make_report(**rules):
     """Return a report on 1,000 pairs; each rule drops (all, alone, Japanese) of them."""
-    return {
-        "summary": {"read": 1000},
-        "rejected_by_rule": {rule: counts[0] for rule, counts in rules.items()},
-        "rejected_by_first_rule": {rule: counts[0] for rule, counts in rules.items()},
-        "rejected_by_rule_alone": {rule: counts[1] for rule, counts in rules.items()},
-        "good_data": {
-            rule: {"sampled": counts[1], "in_language": counts[2], "estimate": counts[2]}
-            for rule, counts in rules.items()
-        },
-    }
+    counts = {rule: (pairs, pairs, *rest) for rule, (pairs, *rest) in rules.items()}
+    return {"summary": {"read": 1000}, **make_rule_counts(**counts)}
 
 
 def describe(median, histogram):

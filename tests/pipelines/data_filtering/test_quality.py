@@ -10,6 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import quality
+from ja_instruct.pipelines.data_filtering.quality import (
+    find_citation_mark,
+    find_cut_off,
+    find_kana_gap,
+    find_repetition,
+)
 from ja_instruct.text import split_ngrams
 
 PROSE = "今日はとても良い天気です。"
@@ -19,33 +25,8 @@ FILLER = "".join(
 JAPANESE = st.text("あいがをアー東京都、。\n 1a", max_size=120)
 
 
-@pytest.mark.parametrize(
-    ("text", "mark"),
-    [
-        ("同社は2000年に運航を開始した[3]。", "[3]"),
-        ("同社は2000年に運航を開始した［３］。", "［３］"),
-        ("同社は運航を開始した。[12] 翌年には増便した。", "[12]"),
-        ("同社は運航を開始した[1][2]翌年には増便した。", "[1]"),
-        ("同社（VA社）[1]は、航空会社である。", "[1]"),
-        ("最大の航空会社であり[5]、機材も多い。", "[5]"),
-        ("運航を開始した [2]", "[2]"),
-        ("通称インドネシア[a]、東南アジアの国である。", "[a]"),
-        ("真珠湾攻撃[nb 3]は、1941年に起きた。", "[nb 3]"),
-        ("恐竜の[注釈 1]多様な群である。", "[注釈 1]"),
-        ("彼の作品とされる[要出典]絵。", "[要出典]"),
-        ("解散した[citation needed]このバンド。", "[citation needed]"),
-        ("言葉の使い方[編集]という節。", "[編集]"),
-        ("最も高い山です【4】[4†source]。", "[4†source]"),
-        ("items[0]を使う。根拠は論文にある[2]。", "[2]"),
-    ],
-)
-def test_citation_marks_are_found(text: str, mark: str) -> None:
-    assert quality.find_citation_mark(text) == mark
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+ACCEPTED = {
+    find_citation_mark: [
         "",
         "日本の首都は東京です。",
         "リスト [1, 2, 3] の最初は items[0] です。",
@@ -65,37 +46,7 @@ def test_citation_marks_are_found(text: str, mark: str) -> None:
         "発音は[e]です。",
         "[2017]年の作品。",
     ],
-)
-def test_other_brackets_are_accepted(text: str) -> None:
-    assert quality.find_citation_mark(text) is None
-
-
-@pytest.mark.parametrize(
-    ("response", "end"),
-    [
-        ("三女の名前は「アリス", "三女の名前は「アリス"),
-        ("1. チェルシー（イギリス）\n2. レアル（スペイン", "2. レアル（スペイン"),
-        ("水、食料、ナイフ、救急箱、ライターまたはマッチ、 \n", "ライターまたはマッチ、"),
-        ("北京ダックといえば、ネギと豆板醤が定番ですが", "定番ですが"),
-        ("1981年から1991年の退任までの10年間は", "10年間は"),
-        ("ローソンは、日本のコンビニエンスストアで", "コンビニエンスストアで"),
-        ("申請は承認されました。そして2019年7月29日に", "7月29日に"),
-        ("準備するものは次の通りです。\n1. 水\n2. 食料\n3.", "3."),
-        ("次の関数です。\n```python\ndef f():\n    return", "return"),
-        (FILLER * 2 + "通りには、高級ブランドのショ", "ショ"),
-        (FILLER * 2 + "\n* 建設現場の事務所の", "事務所の"),
-    ],
-)
-def test_cut_off_answers_are_found(response: str, end: str) -> None:
-    found = quality.find_cut_off(response)
-    assert found is not None
-    assert found.endswith(end)
-    assert len(found) <= quality.SHOWN_CHARS
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
+    find_cut_off: [
         "",
         " \n",
         "東京",
@@ -121,31 +72,7 @@ def test_cut_off_answers_are_found(response: str, end: str) -> None:
         "赤と黄でオレンジ、" * 3 + "青と赤で紫",
         "よろしくお願いします\n田中",
     ],
-)
-def test_complete_answers_are_accepted(response: str) -> None:
-    assert quality.find_cut_off(response) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "matched"),
-    [
-        ("散歩に行きます。" + PROSE * 4, "今日はとても良い天気です ×4"),
-        ("私の考えは、とても良い天気の日に散歩に行くこと\n" * 3, "散歩に行くこと ×3"),
-        ("はい" * 60, "はい ×60"),
-        ("答えは" + "6" * 300, "6 ×300"),
-        ("評価：" + "1, 5, 3, " * 40, "1, 5, 3, ×39"),
-        ("".join(f"{n}. 会議室での打ち合わせの準備\n" for n in range(40)), "打ち合わせの準備 ×40"),
-    ],
-)
-def test_repetition_is_found_and_counted(text: str, matched: str) -> None:
-    found = quality.find_repetition(text)
-    assert found is not None
-    assert matched in found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+    find_repetition: [
         "",
         PROSE,
         FILLER,
@@ -158,21 +85,122 @@ def test_repetition_is_found_and_counted(text: str, matched: str) -> None:
         "春が来た\n山に来た\n里に来た\n野にも来た\n" * 2 + "花が咲く\n鳥が鳴く",
         "".join(f'"type": "string", "name": "item{n}",\n' for n in range(30)),
     ],
+    find_kana_gap: [
+        "",
+        "東京都",
+        "日本の首都は東京です。",
+        "北海道、青森県、岩手県、宮城県、秋田県、山形県、福島県、茨城県、栃木県、群馬県",
+        "北海道,札幌市\n青森県,青森市\n岩手県,盛岡市\n宮城県,仙台市\n秋田県,秋田市",
+        "第二種中高層住居専用地域、独立行政法人農林水産消費安全技術センター",
+        "労働組合法（昭和二十四年法律第百七十四号）第二十四条第一項本文",
+        "東京都千代田区神田小川町1丁目2番3号 田中建物三階 株式会社山田商店営業部",
+        "中国語では为什么と言います。",
+        "What is this? " * 20,
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("find", "text"), [(find, text) for find, texts in ACCEPTED.items() for text in texts]
 )
-def test_lists_tables_code_and_refrains_are_accepted(text: str) -> None:
-    assert quality.find_repetition(text) is None
+def test_good_texts_are_accepted(find: Callable[[str], str | None], text: str) -> None:
+    assert find(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("同社は2000年に運航を開始した[3]。", "[3]"),
+        ("同社は2000年に運航を開始した［３］。", "［３］"),
+        ("同社は運航を開始した。[12] 翌年には増便した。", "[12]"),
+        ("同社は運航を開始した[1][2]翌年には増便した。", "[1]"),
+        ("同社（VA社）[1]は、航空会社である。", "[1]"),
+        ("最大の航空会社であり[5]、機材も多い。", "[5]"),
+        ("運航を開始した [2]", "[2]"),
+        ("通称インドネシア[a]、東南アジアの国である。", "[a]"),
+        ("真珠湾攻撃[nb 3]は、1941年に起きた。", "[nb 3]"),
+        ("恐竜の[注釈 1]多様な群である。", "[注釈 1]"),
+        ("彼の作品とされる[要出典]絵。", "[要出典]"),
+        ("解散した[citation needed]このバンド。", "[citation needed]"),
+        ("言葉の使い方[編集]という節。", "[編集]"),
+        ("最も高い山です【4】[4†source]。", "[4†source]"),
+        ("items[0]を使う。根拠は論文にある[2]。", "[2]"),
+    ],
+)
+def test_citation_marks_are_found(text: str, mark: str) -> None:
+    assert find_citation_mark(text) == mark
+
+
+@pytest.mark.parametrize(
+    ("response", "end"),
+    [
+        ("三女の名前は「アリス", "三女の名前は「アリス"),
+        ("1. チェルシー（イギリス）\n2. レアル（スペイン", "2. レアル（スペイン"),
+        ("水、食料、ナイフ、救急箱、ライターまたはマッチ、 \n", "ライターまたはマッチ、"),
+        ("北京ダックといえば、ネギと豆板醤が定番ですが", "定番ですが"),
+        ("1981年から1991年の退任までの10年間は", "10年間は"),
+        ("ローソンは、日本のコンビニエンスストアで", "コンビニエンスストアで"),
+        ("申請は承認されました。そして2019年7月29日に", "7月29日に"),
+        ("準備するものは次の通りです。\n1. 水\n2. 食料\n3.", "3."),
+        ("次の関数です。\n```python\ndef f():\n    return", "return"),
+        (FILLER * 2 + "通りには、高級ブランドのショ", "ショ"),
+        (FILLER * 2 + "\n* 建設現場の事務所の", "事務所の"),
+    ],
+)
+def test_cut_off_answers_are_found(response: str, end: str) -> None:
+    found = find_cut_off(response)
+    assert found is not None
+    assert found.endswith(end)
+    assert len(found) <= quality.SHOWN_CHARS
+
+
+@pytest.mark.parametrize(
+    ("find", "text", "matched"),
+    [
+        (find_repetition, "散歩に行きます。" + PROSE * 4, "今日はとても良い天気です ×4"),
+        (
+            find_repetition,
+            "私の考えは、とても良い天気の日に散歩に行くこと\n" * 3,
+            "散歩に行くこと ×3",
+        ),
+        (find_repetition, "はい" * 60, "はい ×60"),
+        (find_repetition, "答えは" + "6" * 300, "6 ×300"),
+        (find_repetition, "評価：" + "1, 5, 3, " * 40, "1, 5, 3, ×39"),
+        (
+            find_repetition,
+            "".join(f"{n}. 会議室での打ち合わせの準備\n" for n in range(40)),
+            "打ち合わせの準備 ×40",
+        ),
+        (
+            find_kana_gap,
+            "影は西側です。因为太阳在东边升起，其光线从西向东照射。",
+            "因为太阳在东边升起，",
+        ),
+        (
+            find_kana_gap,
+            "因為太陽在東邊升起，所以樹的影子會落在它的西邊，而不是東邊",
+            "因為太陽在東邊升起，",
+        ),
+    ],
+)
+def test_repetition_and_chinese_are_found(
+    find: Callable[[str], str | None], text: str, matched: str
+) -> None:
+    found = find(text)
+    assert found is not None
+    assert matched in found
 
 
 def test_repetition_limits_are_inclusive() -> None:
     text = PROSE * 2 + "あ" * 14
     share = 100 * 12 / len(text)
     assert share == 30
-    assert quality.find_repetition(text) is None
-    assert quality.find_repetition(text, sentence_percent_max=29) == "今日はとても良い天気です ×2"
+    assert find_repetition(text) is None
+    assert find_repetition(text, sentence_percent_max=29) == "今日はとても良い天気です ×2"
     ngrams = "".join(f"{PROSE}{chr(0x4E00 + 16 * n)}" for n in range(30)).replace("。", "")
-    assert quality.find_repetition(ngrams) is not None
-    assert quality.find_repetition(ngrams, ngram_percent_max=95) is None
-    assert quality.find_repetition(ngrams, ngram_letters_min=len(ngrams) + 1) is None
+    assert find_repetition(ngrams) is not None
+    assert find_repetition(ngrams, ngram_percent_max=95) is None
+    assert find_repetition(ngrams, ngram_letters_min=len(ngrams) + 1) is None
 
 
 def reference_repeated(text: str, size: int) -> int:
@@ -192,43 +220,11 @@ def test_repeated_ngrams_match_a_slow_reference(text: str) -> None:
 
 @given(st.text("あい", min_size=30, max_size=80), st.integers(0, 100))
 def test_the_quick_bound_loses_nothing(text: str, percent: int) -> None:
-    found = quality.find_repetition(
+    found = find_repetition(
         text, sentence_percent_max=100, ngram_percent_max=percent, ngram_letters_min=20
     )
     expected = reference_repeated(text, quality.NGRAM_CHARS) * 100 > percent * len(text)
     assert (found is not None) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "matched"),
-    [
-        ("影は西側です。因为太阳在东边升起，其光线从西向东照射。", "因为太阳在东边升起，"),
-        ("因為太陽在東邊升起，所以樹的影子會落在它的西邊，而不是東邊", "因為太陽在東邊升起，"),
-    ],
-)
-def test_chinese_is_found(text: str, matched: str) -> None:
-    found = quality.find_kana_gap(text)
-    assert found is not None
-    assert matched in found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "東京都",
-        "日本の首都は東京です。",
-        "北海道、青森県、岩手県、宮城県、秋田県、山形県、福島県、茨城県、栃木県、群馬県",
-        "北海道,札幌市\n青森県,青森市\n岩手県,盛岡市\n宮城県,仙台市\n秋田県,秋田市",
-        "第二種中高層住居専用地域、独立行政法人農林水産消費安全技術センター",
-        "労働組合法（昭和二十四年法律第百七十四号）第二十四条第一項本文",
-        "東京都千代田区神田小川町1丁目2番3号 田中建物三階 株式会社山田商店営業部",
-        "中国語では为什么と言います。",
-        "What is this? " * 20,
-    ],
-)
-def test_names_lists_and_addresses_are_accepted(text: str) -> None:
-    assert quality.find_kana_gap(text) is None
 
 
 def reference_gap(text: str, han_max: int, foreign_max: int) -> bool:
@@ -260,18 +256,13 @@ def is_cp932(character: str) -> bool:
 
 @given(st.text("東京都为这，。、の", max_size=60), st.integers(3, 12), st.integers(3, 12))
 def test_kana_gap_matches_a_slow_reference(text: str, han_max: int, foreign_max: int) -> None:
-    found = quality.find_kana_gap(text, han_chars_max=han_max, foreign_chars_max=foreign_max)
+    found = find_kana_gap(text, han_chars_max=han_max, foreign_chars_max=foreign_max)
     assert (found is not None) == reference_gap(text, han_max, foreign_max)
 
 
 @given(st.text(max_size=60) | JAPANESE)
 def test_every_rule_accepts_any_text(text: str) -> None:
-    for find in (
-        quality.find_citation_mark,
-        quality.find_cut_off,
-        quality.find_repetition,
-        quality.find_kana_gap,
-    ):
+    for find in ACCEPTED:
         assert find(text) is None or find(text)
 
 
@@ -281,20 +272,20 @@ def test_every_rule_accepts_any_text(text: str) -> None:
 )
 def test_hostile_texts_take_linear_time(text: str) -> None:
     started = time.process_time()
-    quality.find_cut_off(text + "で")
-    quality.find_citation_mark(text)
-    quality.find_kana_gap(text)
-    quality.find_repetition(text)
+    find_cut_off(text + "で")
+    find_citation_mark(text)
+    find_kana_gap(text)
+    find_repetition(text)
     assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
     ("find", "fields", "expected"),
     [
-        (quality.find_citation_mark, ("user", "assistant"), 1648),
-        (quality.find_cut_off, ("assistant",), 101),
-        (quality.find_repetition, ("user", "assistant"), 55),
-        (quality.find_kana_gap, ("user", "assistant"), 48),
+        (find_citation_mark, ("user", "assistant"), 1648),
+        (find_cut_off, ("assistant",), 101),
+        (find_repetition, ("user", "assistant"), 55),
+        (find_kana_gap, ("user", "assistant"), 48),
     ],
 )
 def test_rejects_of_the_judged_data(
