@@ -23,6 +23,7 @@ from itertools import islice
 from math import comb
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import xxhash
 
 from ja_instruct.text import collapse_whitespace, jaccard, ngram_set
@@ -30,7 +31,6 @@ from ja_instruct.text import collapse_whitespace, jaccard, ngram_set
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
 # Character 3-grams span a Japanese word of two characters and its particle. Longer ones lose short
@@ -91,8 +91,6 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
     >>> list(find_exact_duplicates(pairs))
     [Repeat(row=3, earlier_row=0)]
     """
-    import numpy as np
-
     rows = array("q")
     digests = bytearray()
     for row, instruction, response in pairs:
@@ -147,8 +145,6 @@ def find_near_duplicates(
     >>> (near.row, near.earlier_row, round(near.similarity, 2))
     (1, 0, 0.75)
     """
-    import numpy as np
-
     rows, keys = _hash_bands(pairs, _count_band_values(jaccard_min))
     _blank_lone_keys(keys)
     meeting = np.flatnonzero(np.count_nonzero(keys, axis=1) >= SHARED_BANDS_MIN).tolist()
@@ -207,7 +203,6 @@ def _hash_bands(
     pairs: Iterable[tuple[int, str, str]], values: int
 ) -> tuple[array[int], NDArray[np.uint32]]:
     """Return the rows, and the keys of their bands, shape (pairs, ``BANDS``), none of them 0."""
-    import numpy as np
     from rensa import RMinHash
 
     rows = array("q")
@@ -235,8 +230,6 @@ def _hash_ngrams(fields: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int6
         The hashes, some repeated, shape (n-grams,), and the start of each field among them and the
         end of the last, shape (fields + 1,).
     """
-    import numpy as np
-
     # a text shorter than an n-gram is padded to one
     texts = [collapse_whitespace(field).ljust(NGRAM_CHARS, "\0") for field in fields]
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
@@ -254,8 +247,6 @@ def _hash_ngrams(fields: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int6
 
 def _mix(hashes: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return each hash combined with one more value, by a step of SplitMix64."""
-    import numpy as np
-
     mixed = (hashes + np.uint64(0x9E3779B97F4A7C15)) ^ values
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -264,8 +255,6 @@ def _mix(hashes: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.u
 
 def _blank_lone_keys(keys: NDArray[np.uint32]) -> None:
     """Set the keys that no other pair has in the same band to 0, in place."""
-    import numpy as np
-
     for band in range(keys.shape[1]):
         column = keys[:, band]
         order = np.argsort(column, kind="stable")

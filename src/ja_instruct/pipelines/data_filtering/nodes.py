@@ -97,7 +97,7 @@ def find_rare_characters(
 ) -> dict[str, int]:
     """Return the characters that occur at most ``rare_char_count_max`` times, with their counts."""
     counts = count_characters(iterate_batches(conversation_pairs))
-    return pick_characters(counts, lambda count: count <= parameters.rare_char_count_max)
+    return pick_characters(counts, parameters.rare_char_count_max)
 
 
 def apply_replacements(
@@ -195,7 +195,7 @@ def judge_survivors(
     left = np.setdiff1d(left, duplicates.rejected_rows())
     survivors = cleaned_pairs.select(left)
     counts = count_characters(iterate_batches(survivors))
-    few = pick_characters(counts, lambda count: count < parameters.survivor_char_count_min)
+    few = pick_characters(counts, parameters.survivor_char_count_min - 1)
     banned = Banned.build({"rare_survivor_character": few})
     found = map_in_threads(lambda batch: find_banned(batch, banned), iterate_batches(survivors))
     rare = join_violations(chain.from_iterable(found)).at_rows(left)

@@ -17,7 +17,7 @@ from ja_instruct.pipelines.data_filtering.pairs import make_fields
 from ja_instruct.pipelines.data_filtering.violations import RULES, Violations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
     import pyarrow as pa
@@ -48,11 +48,9 @@ def count_characters(batches: Iterable[PairBatch]) -> npt.NDArray[np.int64]:
     return counts
 
 
-def pick_characters(
-    counts: npt.NDArray[np.int64], wanted: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
-) -> dict[str, int]:
-    """Return the characters that occur and whose counts are ``wanted``, in code point order."""
-    points = np.flatnonzero((counts > 0) & wanted(counts))
+def pick_characters(counts: npt.NDArray[np.int64], count_max: int) -> dict[str, int]:
+    """Return the characters that occur 1 to ``count_max`` times, in code point order."""
+    points = np.flatnonzero((counts > 0) & (counts <= count_max))
     return {chr(point): int(counts[point]) for point in points.tolist()}
 
 
