@@ -70,8 +70,9 @@ def find_other_languages(
         if detection is None:
             continue
         field, number = divmod(place, len(rows))
-        rule, matched = "language_undetectable", detection
-        if not isinstance(detection, str):
+        if isinstance(detection, str):
+            rule, matched = "language_undetectable", detection
+        else:
             shares = [f"{name} {percent} %" for name, percent in detection]
             rule, matched = "language", ", ".join(shares) or "none"
         found.append(Violation(batch.start + int(rows[number]), rule, FIELDS[field], matched))

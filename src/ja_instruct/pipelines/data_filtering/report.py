@@ -46,7 +46,8 @@ def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
 def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
     """Return the rows that violate only this rule."""
     rows, rules = violations.single_rules
-    return rows[rules == RULES.index(rule)]
+    alone: npt.NDArray[np.int64] = rows[rules == RULES.index(rule)]
+    return alone
 
 
 def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]]:
