@@ -79,8 +79,8 @@ def test_an_interrupted_save_leaves_no_index(dataset, index, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"questions": ["日本の首都は?", "川"]}, "made of other questions"),
-        ({"questions": QUESTIONS[::-1]}, "made of other questions"),
+        ({"questions": ["日本の首都は?", "川"]}, "made from other questions"),
+        ({"questions": QUESTIONS[::-1]}, "made from other questions"),
         ({"padded_length": 4}, "the window is 4"),
         ({"retriever": "grep"}, "unknown retriever 'grep'"),
     ],

@@ -11,9 +11,9 @@ from ja_instruct.retrieval.index_files import EncodingCache
 
 
 class EncodingCacheDataset(AbstractDataset[EncodingCache, Any]):
-    """Loads an ``EncodingCache``, a handle to read what is encoded already and to write to.
+    """Loads an ``EncodingCache``, a handle through which the node that encodes reads and writes.
 
-    It is an input of the node that encodes, and there need be no directory yet.
+    The directory need not exist.
 
     Examples:
         YAML API:

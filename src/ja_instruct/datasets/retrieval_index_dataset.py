@@ -63,7 +63,7 @@ class RetrievalIndexDataset(AbstractDataset[RetrievalIndex, RetrievalIndex]):
         return JSONPreview(json.dumps(content, ensure_ascii=False))
 
     def discard_unfinished(self) -> None:
-        """Remove what a process left that was killed while it saved."""
+        """Remove the remains of a process that was killed while it saved."""
         discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:

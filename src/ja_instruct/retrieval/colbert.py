@@ -97,7 +97,7 @@ def encode_questions(
     import torch
 
     if not questions:
-        raise InputError("there is no question to encode: 'qa_pairs' is empty")
+        raise InputError("'qa_pairs' is empty: there are no questions to encode")
     vectors: dict[str, _Vectors] = {}
     window = 0
     if known is not None and known.embeddings.dtype == _embedding_dtype():

@@ -84,7 +84,7 @@ def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
     """Raise ``InputError`` unless position i of the index is record i of the pool."""
     if index.questions != tuple(questions):
         raise InputError(
-            f"'retrieval_index' was made of {len(index.questions)} questions that are not "
+            f"'retrieval_index' was made from {len(index.questions)} questions that are not "
             f"the {len(questions)} of 'qa_pairs' in their order, so its results would name the "
             f"wrong pairs. Make the index again with 'kedro run --pipelines=rag_index'"
         )

@@ -72,7 +72,7 @@ class EncodingCache:
         return index.encoded if is_same else None
 
     def write(self, index: RetrievalIndex) -> None:
-        """Replace what was there."""
+        """Save the encoded questions of an index in place of the earlier ones."""
         discard_unfinished(self._directory)
         write_index(index, self._directory)
 
@@ -156,7 +156,7 @@ def _read_encoded(directory: Path, content: dict[str, Any]) -> EncodedQuestions:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unreadable(directory, error) from error
     if questions_hash != _hash_questions(encoded.questions):
-        fault = f"'{TENSORS}' was made of other questions than '{DESCRIPTION}'"
+        fault = f"'{TENSORS}' was made from other questions than '{DESCRIPTION}'"
         raise _unusable(directory, fault)
     if embeddings.ndim != 2 or tuple(lengths.shape) != (len(encoded.questions),):
         fault = (

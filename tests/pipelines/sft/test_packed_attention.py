@@ -66,7 +66,7 @@ class TestContamination:
     def test_hidden_states_that_are_not_finite_are_refused(self, trainer, sequences):
         with torch.no_grad():
             next(one for one in trainer.model.parameters() if one.requires_grad).fill_(math.nan)
-        with pytest.raises(InputError, match="packed samples would see each other"):
+        with pytest.raises(InputError, match="packed samples would attend to each other"):
             require_separate_samples(trainer.model, sequences, TransformersPacking())
 
     def test_is_checked_before_training(self, make_trainer, monkeypatch):

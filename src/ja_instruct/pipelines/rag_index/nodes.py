@@ -48,8 +48,8 @@ def encode_pool(
         qa_pairs: The pool, with the columns ``input`` and ``output``.
         retriever_checkpoint: The encoder.
         params: Section ``rag_index``.
-        encoding_cache: Questions that it holds, encoded by the same encoder and package versions,
-            are not encoded again; new ones are added.
+        encoding_cache: Its questions, if encoded with the same encoder and package versions, are
+            not encoded again; new ones are added.
 
     Returns:
         The index, whose position i is record i of ``qa_pairs``, and the report.
@@ -61,7 +61,7 @@ def encode_pool(
     require_columns(pairs, ("input", "output"), "qa_pairs")
     questions: list[str] = list(pairs["input"])
     if not questions:
-        raise InputError("there is no question to index: 'qa_pairs' is empty")
+        raise InputError("'qa_pairs' is empty: there are no questions to index")
     reused: set[str] = set()
     if params.retriever == "bm25":
         index = RetrievalIndex("bm25", tuple(questions), versions=_versions("bm25s"))

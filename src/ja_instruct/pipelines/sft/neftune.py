@@ -1,7 +1,7 @@
 """NEFTune for packed rows. Imports torch: import this module where it is used.
 
-transformers scales the noise by the length of a row, which is too small a noise where a row holds
-several samples.
+transformers scales the noise by the length of a row, which is too small for a row of several
+samples.
 """
 
 from __future__ import annotations

@@ -246,9 +246,9 @@ def require_separate_samples(
     difference = contamination(model, sequences, packing)
     if not difference <= TOLERANCE[model.device.type]:
         raise InputError(
-            f"packed samples would see each other: their hidden states differ by {difference:.1%} "
-            f"from those of each sample alone. The attention of this model and these library "
-            f"versions cannot keep them apart; set sft.training.packing to false"
+            f"packed samples would attend to each other: their hidden states differ by "
+            f"{difference:.1%} from those of each sample alone. The attention of this model and "
+            f"these library versions cannot keep them apart; set sft.training.packing to false"
         )
     return difference
 

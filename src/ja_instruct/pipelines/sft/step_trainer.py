@@ -44,7 +44,7 @@ Count = torch.Tensor | int | None
 class StepTrainer(SFTTrainer):  # type: ignore[misc]
     """``SFTTrainer`` that computes an optimizer step in pieces.
 
-    A batch is either padded, as TRL's collator makes it, or holds the ``samples`` of a whole step
+    A batch is either padded by TRL's collator, or has the ``samples`` of a whole step
     (``StepCollator``), which are arranged here. When memory runs out, the pieces are halved and the
     step begins again. The optimizer's steps stay the same, as the loss of each piece is divided by
     the targets of the whole step.

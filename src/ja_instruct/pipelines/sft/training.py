@@ -65,7 +65,7 @@ def training_arguments(parameters: SftParameters, output_dir: str | None = None)
         packing=False,
         # unsloth's own is set when the adapter is made
         gradient_checkpointing=training.gradient_checkpointing and parameters.backend == "peft",
-        # so that the patience of early stopping goes on counting
+        # the count of early stopping continues
         restore_callback_states_from_checkpoint=True,
         # otherwise a loss that is not finite is logged as the mean of those before it
         logging_nan_inf_filter=False,
