@@ -1,8 +1,7 @@
-"""Norms, rotations and gates of a transformers model, each as one kernel instead of many.
+"""Compute the norms, rotary embeddings and gates of a transformers model with one kernel each.
 
-They are a few numbers a token, so a step of generation pays for launching them, not for computing
-them: written with PyTorch's operations they are some fifty launches a layer of Gemma 2. Here they
-are six.
+They process few numbers per token, so in a decoding step launching kernels takes longer than
+computing: about fifty launches per layer of Gemma 2 with PyTorch's operations, and six here.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ ROTATION = "apply_rotary_pos_emb"
 
 @torch.inference_mode()
 def use_fused_layers(model: Any) -> int:
-    """Make a model compute its norms, gates and rotations with one kernel each.
+    """Make a model compute its norms, gates and rotary embeddings with one kernel each.
 
-    They are known by what they are made of, and each is tried on random numbers first: what does
-    not give the same, up to the rounding of 16 bits, stays as it is, with a warning. So does what
-    has a forward of its own beside its class's. Numbers of other types or on other devices are
-    computed as before. It is for inference: the kernels have no gradients. A copy of the model
-    made afterwards would compute with the weights of this one.
+    Modules are recognized by their parts, and each kernel is first tried on random numbers. A
+    module with another result, beyond 16-bit rounding, keeps its computation, with a warning. So
+    does one whose ``forward`` was replaced before. Inputs of other dtypes or devices use the original
+    computation. For inference only: the kernels have no gradients. A later copy of the model would
+    use the weights of this one.
 
     Args:
-        model: A transformers model, also one wrapped by PEFT or with layers of bitsandbytes.
+        model: A transformers model, possibly wrapped by PEFT or with layers of bitsandbytes.
 
     Returns:
-        How many modules; 0 where the model is on no GPU that can.
+        The number of changed modules; 0 unless the model is on a supported GPU.
     """
     changed = 0
     reasons: dict[str, str] = {}
@@ -66,24 +65,24 @@ def use_fused_layers(model: Any) -> int:
                 module.forward = forward
                 changed += 1
     for name, reason in sorted(reasons.items()):
-        logger.warning("%s is computed in many small steps, as before: %s", name, reason)
+        logger.warning("%s keeps its own computation of many kernels: %s", name, reason)
     if changed:
-        logger.info("%d modules compute norms, gates and rotations with one kernel each", changed)
+        logger.info("%d norms, gates and rotary embeddings use one kernel each", changed)
     return changed
 
 
 def _norm_forward(norm: Any, device: torch.device) -> Forward | None:
-    """Return a norm's computation; None where a module is none.
+    """Return the ``forward`` of an RMSNorm; None for other modules.
 
     Raises:
-        ValueError: It computes something else.
+        ValueError: No kernel has the same result.
     """
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
     named = type(norm).__name__.endswith("RMSNorm")
     if not named or weight is None or weight.dim() != 1 or not isinstance(eps, float):
         return None
-    theirs = _class_forward(norm)
+    original = _class_forward(norm)
     kind = weight.dtype if weight.dtype in KINDS else torch.bfloat16
     form = _form_of(norm, eps, kind)
     width = len(weight)
@@ -91,7 +90,7 @@ def _norm_forward(norm: Any, device: torch.device) -> Forward | None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         usual = len(args) == 1 and not kwargs
         if not usual or not _fits(args[0], (kind,), device) or args[0].shape[-1] != width:
-            return theirs(norm, *args, **kwargs)
+            return original(norm, *args, **kwargs)
         return rms_norm(args[0], norm.weight, eps, form)
 
     return forward
@@ -100,38 +99,38 @@ def _norm_forward(norm: Any, device: torch.device) -> Forward | None:
 def _form_of(norm: Any, eps: float, kind: torch.dtype) -> Form:
     width = len(norm.weight)
     if width > WIDEST:
-        raise ValueError(f"{width} numbers are more than a program can hold")
-    # the squares of a row of small numbers are as small as what is added to them
+        raise ValueError(f"a row of {width} numbers is too long for a program")
+    # the squares of the last, small row are as small as eps
     scales = torch.tensor([1.0, 30.0, 1e-3])[:, None]
     x = (_random(3, width) * scales).to(norm.weight.device, kind)
     expected = _tried(type(norm).forward, norm, x)
     outputs: dict[Form, torch.Tensor] = {
         form: rms_norm(x, norm.weight, eps, form) for form in get_args(Form)
     }
-    # of those that round differently the one that rounds as the norm does
+    # the form that rounds like the norm
     form = min(outputs, key=lambda form: int((outputs[form] != expected).sum()))
-    # two roundings: one of a sum at a border may be magnified by the weight
+    # two roundings, because the weight can magnify the one of the normalized number
     if expected.dtype != kind or not _is_close(outputs[form], expected, roundings=2):
-        raise ValueError(f"it is none of the known norms on numbers in {kind}")
+        raise ValueError(f"it is not one of the known norms with numbers in {kind}")
     return form
 
 
 def _mlp_forward(mlp: Any, device: torch.device) -> Forward | None:
-    """Return a gated MLP's computation; None where a module is none.
+    """Return the ``forward`` of a gated MLP; None for other modules.
 
     Raises:
-        ValueError: It has another activation, or more to do.
+        ValueError: Its activation is another one, or it computes more.
     """
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if not all(callable(getattr(mlp, part, None)) for part in parts):
         return None
-    theirs = _class_forward(mlp)
+    original = _class_forward(mlp)
     activation = _activation_of(mlp, device)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         usual = len(args) == 1 and not kwargs
         if not usual or not _fits(args[0], KINDS, device):
-            return theirs(mlp, *args, **kwargs)
+            return original(mlp, *args, **kwargs)
         gate, up = mlp.gate_proj(args[0]), mlp.up_proj(args[0])
         if gate.dtype != args[0].dtype or up.dtype != gate.dtype:
             return mlp.down_proj(mlp.act_fn(gate) * up)
@@ -141,59 +140,59 @@ def _mlp_forward(mlp: Any, device: torch.device) -> Forward | None:
 
 
 def _activation_of(mlp: Any, device: torch.device) -> Activation:
-    # the module itself with its matrices taken out: its input is gate and up, its output their
-    # product
+    # the module without its matrices: its input is gate and up, its output their product
     bare = copy.copy(mlp)
     ends = {"gate_proj": lambda x: x[0], "up_proj": lambda x: x[1], "down_proj": lambda x: x}
     vars(bare)["_modules"] = {**mlp._modules, **ends}
     pair = (_random(2, 4, 512) * torch.tensor([3.0, 1.0])[:, None, None]).to(device, KINDS[0])
-    # in float32, which leaves the rounding of the kernel's result
+    # in float32, so that only the kernel's result is rounded
     expected = _tried(type(mlp).forward, bare, pair.float())
     for activation in get_args(Activation):
         if _is_close(gated(pair[0], pair[1], activation), expected, roundings=1):
             return activation  # type: ignore[no-any-return]
-    raise ValueError(f"its gate is none of {', '.join(get_args(Activation))}")
+    raise ValueError(f"its activation is none of {', '.join(get_args(Activation))}")
 
 
 def _attention_forward(attention: Any, device: torch.device) -> Forward | None:
-    """Return an attention's computation; None where it rotates nothing by the usual name.
+    """Return the ``forward`` of an attention layer; None for modules without rotary embedding.
 
-    transformers' attention calls its file's function by a global name. The copy returned here is
-    the same code with another function under that name, so that other models keep theirs.
+    transformers' attention calls ``apply_rotary_pos_emb`` as a global name of its module. The copy
+    returned here has the same code with another function under that name, so that other models
+    keep theirs.
 
     Raises:
-        ValueError: Its rotation is another one.
+        ValueError: Its rotary embedding is another one.
     """
-    theirs: Any = type(attention).forward
-    names = getattr(getattr(theirs, "__code__", None), "co_names", ())
-    if ROTATION not in names or ROTATION not in theirs.__globals__:
+    original: Any = type(attention).forward
+    names = getattr(getattr(original, "__code__", None), "co_names", ())
+    if ROTATION not in names or ROTATION not in original.__globals__:
         return None
     _class_forward(attention)
-    original = theirs.__globals__[ROTATION]
-    _try_rotation(original, device)
+    rotation = original.__globals__[ROTATION]
+    _try_rotation(rotation, device)
 
     def rotate_or_call(*args: Any, **kwargs: Any) -> Any:
         if len(args) != 4 or kwargs or not _can_rotate(device, *args):
-            return original(*args, **kwargs)
+            return rotation(*args, **kwargs)
         return rotate(*args)
 
-    namespace = {**theirs.__globals__, ROTATION: rotate_or_call}
+    namespace = {**original.__globals__, ROTATION: rotate_or_call}
     copied = FunctionType(
-        theirs.__code__, namespace, theirs.__name__, theirs.__defaults__, theirs.__closure__
+        original.__code__, namespace, original.__name__, original.__defaults__, original.__closure__
     )
-    copied.__kwdefaults__ = theirs.__kwdefaults__
-    return MethodType(functools.update_wrapper(copied, theirs), attention)
+    copied.__kwdefaults__ = original.__kwdefaults__
+    return MethodType(functools.update_wrapper(copied, original), attention)
 
 
-def _try_rotation(original: Forward, device: torch.device) -> None:
-    # halves of one angle's cosines differ, so that each must be taken where it belongs
+def _try_rotation(rotation: Forward, device: torch.device) -> None:
+    # unlike real angles', both halves of cos and sin differ, so that mixing them up is noticed
     query, key, angles = _random(2, 3, 4, 64), _random(2, 3, 2, 64), _random(2, 2, 3, 64)
     given = [query.transpose(1, 2), key.transpose(1, 2), angles[0], angles[1]]
     given = [numbers.to(device, KINDS[0]) for numbers in given]
-    expected = _tried(original, *(numbers.float() for numbers in given))
+    expected = _tried(rotation, *(numbers.float() for numbers in given))
     outputs = rotate(*given)
     if not all(_is_close(outputs[place], expected[place], roundings=1) for place in range(2)):
-        raise ValueError("its rotary embedding is not that of halves")
+        raise ValueError("its rotary embedding does not rotate halves")
 
 
 def _can_rotate(
@@ -219,7 +218,7 @@ def _can_rotate(
 
 def _class_forward(module: Any) -> Any:
     if "forward" in vars(module):
-        raise ValueError("its forward has been replaced already")
+        raise ValueError("its forward was replaced before")
     return type(module).forward
 
 
@@ -231,9 +230,9 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _tried(theirs: Forward, *given: Any) -> Any:
+def _tried(original: Forward, *given: Any) -> Any:
     try:
-        return theirs(*given)
+        return original(*given)
     except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"it cannot be tried on random numbers: {error}") from error
 
