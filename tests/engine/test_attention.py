@@ -46,7 +46,7 @@ def tensors(shape, dtype=torch.float32):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("masked", ["each", "same", "not"])
 @pytest.mark.parametrize("at_once", [2**24, 300, 1])
-def test_function_is_the_eager_one(shape, softcap, masked, at_once, monkeypatch):
+def test_equals_eager_attention(shape, softcap, masked, at_once, monkeypatch):
     monkeypatch.setattr(subject, "SCORES_AT_ONCE", at_once)
     query, keys, values, mask = tensors(shape)
     mask = {"each": mask, "same": mask[:1], "not": None}[masked]
@@ -62,7 +62,7 @@ def test_function_is_the_eager_one(shape, softcap, masked, at_once, monkeypatch)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_bfloat16_is_no_further_from_exact_than_eager(softcap):
+def test_bfloat16_error_is_at_most_that_of_eager(softcap):
     query, keys, values, mask = tensors(SHAPES["decode"], torch.bfloat16)
     exact, _ = eager_attention_forward(
         Layer(4), query.double(), keys.double(), values.double(), mask.double(), 0.0, 0.3, softcap
@@ -105,7 +105,7 @@ def test_the_cache_is_not_copied(softcap):
     assert mode.found
 
 
-def test_scores_are_held_in_pieces(monkeypatch):
+def test_scores_are_computed_in_parts(monkeypatch):
     monkeypatch.setattr(subject, "SCORES_AT_ONCE", 1000)
     query, keys, values, mask = tensors((1, 8, 4, 16, 60, 4))
     with Copies(2 * 16 * 60 + 1) as mode:
@@ -149,7 +149,7 @@ def random_model(family):
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama", "qwen3"])
 @torch.inference_mode()
-def test_models_give_the_same(family):
+def test_models_have_the_same_logits(family):
     """A prompt in two pieces, the first padded, and a token after it."""
     model = random_model(family)
     ids = torch.randint(0, 300, (2, 30))
@@ -172,7 +172,7 @@ def test_models_give_the_same(family):
     torch.testing.assert_close(scores(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_with_an_adapter_takes_it():
+def test_model_with_an_adapter_uses_it():
     import peft
 
     model = random_model("llama")
@@ -182,7 +182,7 @@ def test_a_model_with_an_adapter_takes_it():
 
 
 @torch.inference_mode()
-def test_ready_masks_reach_it_as_they_are(monkeypatch):
+def test_ready_masks_are_not_changed(monkeypatch):
     seen = []
     kept = subject.grouped_attention
 
@@ -199,7 +199,7 @@ def test_ready_masks_reach_it_as_they_are(monkeypatch):
     assert all(mask is kind for mask, kind in zip(seen, kinds, strict=True))
 
 
-def test_the_kernel_is_called_where_it_is_for_the_step(monkeypatch):
+def test_decoding_calls_the_kernel(monkeypatch):
     calls = []
 
     def kernel(query, key, value, mask, scaling, softcap):
@@ -225,7 +225,7 @@ def test_the_kernel_is_called_where_it_is_for_the_step(monkeypatch):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_cannot_is_refused(monkeypatch):
+def test_model_with_fixed_attention_is_refused(monkeypatch):
     model = random_model("llama")
     monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
     with pytest.raises(ValueError, match="attention of LlamaForCausalLM cannot be replaced"):
@@ -233,12 +233,11 @@ def test_a_model_that_cannot_is_refused(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_graph_can_hold_it():
+def test_cuda_graph_captures_it(replayed):
     query, keys, values, mask = (tensor.cuda() for tensor in tensors(SHAPES["decode"]))
     layer = Layer(4)
     expected, _ = grouped_attention(layer, query, keys, values, mask, scaling=0.3, softcap=5.0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output, _ = grouped_attention(layer, query, keys, values, mask, scaling=0.3, softcap=5.0)
-    graph.replay()
+    output = replayed(
+        lambda: grouped_attention(layer, query, keys, values, mask, scaling=0.3, softcap=5.0)
+    )[0]
     torch.testing.assert_close(output, expected)

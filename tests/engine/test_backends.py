@@ -80,7 +80,7 @@ def decode_slowly(model, tokenizer, prompt, penalty=1.0, ignored=0, spared=(), w
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1])
-def test_answers_are_those_of_slow_greedy_decoding(generate_answers, tiny_nf4, parameters, penalty):
+def test_answers_equal_slow_greedy_decoding(generate_answers, tiny_nf4, parameters, penalty):
     parameters = parameters.model_copy(update={"repetition_penalty": penalty})
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     tokenizer = tiny_nf4.load_tokenizer()
@@ -94,7 +94,7 @@ def test_answers_are_those_of_slow_greedy_decoding(generate_answers, tiny_nf4, p
     assert any(answer.text for answer in answers)
 
 
-def test_cpu_weights_are_those_of_the_4_bit_model(tiny_nf4):
+def test_cpu_weights_equal_those_of_the_4_bit_model(tiny_nf4):
     in_4_bits = tiny_nf4.load_model(device_map="cpu", dtype=torch.float32)
     plain = load_nf4_model(tiny_nf4, "cpu")
     assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
@@ -128,7 +128,7 @@ def test_bad_words_never_appear(generate_answers, tiny_nf4, parameters):
         assert answer.new_tokens == NEW_TOKENS
 
 
-def test_bad_word_of_several_tokens_is_cut_short(generate_answers, tiny_nf4, parameters):
+def test_beginning_of_a_bad_word_is_allowed(generate_answers, tiny_nf4, parameters):
     """What may not appear is the whole word; its beginning may."""
     tokenizer = tiny_nf4.load_tokenizer()
     model = load_nf4_model(tiny_nf4, "cpu").eval()
@@ -154,9 +154,7 @@ def test_adapter_changes_the_answers(generate_answers, tiny_nf4, parameters, tin
     assert all(one != other for one, other in zip(base, tuned, strict=True))
 
 
-def test_merged_adapter_answers_as_the_unmerged_one(
-    generate_answers, tiny_nf4, parameters, tiny_adapter
-):
+def test_merged_adapter_has_the_same_answers(generate_answers, tiny_nf4, parameters, tiny_adapter):
     from peft import PeftModel
 
     tokenizer = tiny_nf4.load_tokenizer()
@@ -170,7 +168,7 @@ def test_merged_adapter_answers_as_the_unmerged_one(
 
 @pytest.mark.parametrize("spares_end", [False, True])
 @pytest.mark.parametrize("penalty_on", ["answer", "prompt_and_answer"])
-def test_penalty_on_the_answer_and_without_its_end(
+def test_penalty_on_answer_and_spared_end(
     generate_answers, tiny_nf4, parameters, penalty_on, spares_end
 ):
     """In prompts that hold EOS, as shots in the format of training do."""
@@ -188,9 +186,7 @@ def test_penalty_on_the_answer_and_without_its_end(
         assert answer.new_tokens == len(ids)
 
 
-def test_bad_words_do_not_appear_whichever_tokens_spell_them(
-    generate_answers, tiny_nf4, parameters
-):
+def test_bad_words_in_text_never_appear(generate_answers, tiny_nf4, parameters):
     tokenizer = tiny_nf4.load_tokenizer()
     model = load_nf4_model(tiny_nf4, "cpu").eval()
     said = "".join(
@@ -240,9 +236,7 @@ def test_answer_that_the_model_ends_itself(generate_answers, model_that_says, pa
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
 
 
-def test_end_that_the_prompt_holds_is_spared_on_request(
-    generate_answers, model_that_says, parameters
-):
+def test_end_in_the_prompt_is_spared_on_request(generate_answers, model_that_says, parameters):
     prompt = f"春<eos>{PROMPTS[0]}"
     model = model_that_says("<eos>", prompt)
     for spares_end in (True, False):
@@ -251,7 +245,7 @@ def test_end_that_the_prompt_holds_is_spared_on_request(
         assert answer.finished is spares_end
 
 
-def test_end_of_turn_ends_an_answer_of_a_chat_alone(generate_answers, model_that_says, parameters):
+def test_end_of_turn_ends_an_answer_on_request(generate_answers, model_that_says, parameters):
     model = model_that_says("<end_of_turn>", PROMPTS[0])
     (answer,) = generate_answers(PROMPTS[:1], model, None, parameters, stop_at_end_of_turn=True)
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
@@ -277,7 +271,7 @@ def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
     assert "generating the answer of prompt 1 failed" in caplog.text
 
 
-def test_recipe_calls_generate_as_before(tiny_nf4, read_parameters, monkeypatch):
+def test_recipe_passes_only_its_own_arguments_to_generate(tiny_nf4, read_parameters, monkeypatch):
     """Byte for byte the recipe's decoding: its own arguments and none of the further ones."""
     section = read_parameters("base")["inference"]
     base = InferenceParameters(**{**section, "engine": "one_by_one", "device": "cpu"})
@@ -312,7 +306,7 @@ def test_answers_come_one_by_one_in_order(answer_in_order, tiny_nf4, parameters)
     assert next(answers, None) is None
 
 
-def test_unsloth_is_asked_for_its_inference_mode(tiny_nf4, read_parameters, monkeypatch):
+def test_unsloth_uses_its_inference_mode(tiny_nf4, read_parameters, monkeypatch):
     calls = []
     model = tiny_nf4.load_model(device_map="cpu")
 

@@ -43,7 +43,7 @@ def bytes_of(tokenizer, text):
 
 class TestBannedText:
     @pytest.mark.parametrize("word", ["質問", "###", "日本の首都", "。\n"])
-    def test_whichever_tokens_spell_it(self, tokenizer, word):
+    def test_any_tokenization_is_banned(self, tokenizer, word):
         spellings = [
             ids(tokenizer, word),
             [one for character in word for one in ids(tokenizer, character)],
@@ -86,14 +86,14 @@ class TestBannedText:
         assert say(tokenizer, [mark], ["##"], prompt=[mark]) == [mark]
         assert say(tokenizer, [mark], ["#"], prompt=[mark]) != [mark]
 
-    def test_nothing_else_may_be_said(self, tokenizer):
+    def test_special_token_is_chosen_if_all_words_are_banned(self, tokenizer):
         """Then what says nothing is: a special token, and at last EOS."""
         words = [tokenizer.decode([token]) for token in range(len(tokenizer))]
         words = sorted({word for word in words if word and "<" not in word})
         (said,) = say(tokenizer, ids(tokenizer, "#"), words)
         assert not any(word in tokenizer.decode([said]) for word in words)
 
-    def test_rows_are_each_their_own(self, tokenizer):
+    def test_rows_are_independent(self, tokenizer):
         (mark,) = ids(tokenizer, "#")
         (season,) = ids(tokenizer, "春")
         rows = torch.tensor([[9, mark], [9, season]])
@@ -152,13 +152,13 @@ class TestFindingBannedWords:
         for start in (0, 3, 20, 34):
             assert BannedWords(tokenizer, ["質問"]).find_banned(answer, start) == last
 
-    def test_word_that_the_next_bytes_hide(self, tokenizer):
+    def test_word_hidden_by_the_next_bytes(self, tokenizer):
         """A run of bytes with half a character is decoded as none at all."""
         answer = [*bytes_of(tokenizer, "春"), bytes_of(tokenizer, "春")[0]]
         assert "春" not in tokenizer.decode(answer)
         assert BannedWords(tokenizer, ["春"]).find_banned(answer, 0) == 2
 
-    def test_blanks_that_are_cleaned_up_hide_none(self, tokenizer, monkeypatch):
+    def test_word_hidden_by_cleaned_up_spaces(self, tokenizer, monkeypatch):
         """As GPT-2's tokenizer does it: a blank before a full stop goes."""
         decode = type(tokenizer).decode
 
@@ -180,17 +180,17 @@ class TestSparingPenalty:
     def process(self, ids, ignored=0, spared=()):
         return SparingPenalty(2.0, ignored, spared)(torch.tensor([ids]), self.SCORES)[0].tolist()
 
-    def test_penalizes_what_was_said(self):
+    def test_penalizes_earlier_tokens(self):
         assert self.process([0, 1, 1]) == [1.0, -4.0, 4.0, -4.0, 1.0]
 
-    def test_leaves_the_prompt_alone(self):
+    def test_ignores_the_prompt(self):
         assert self.process([0, 1, 2], ignored=2) == [2.0, -2.0, 2.0, -4.0, 1.0]
         assert self.process([0, 1], ignored=2) == self.SCORES[0].tolist()
 
-    def test_spares_what_ends_an_answer(self):
+    def test_spares_tokens(self):
         assert self.process([0, 2, 3], spared=[2, 4]) == [1.0, -2.0, 4.0, -8.0, 1.0]
 
-    def test_the_scores_it_is_given_stay(self):
+    def test_does_not_change_its_input(self):
         before = self.SCORES.clone()
         self.process([0, 1, 2], spared=[0])
         assert torch.equal(self.SCORES, before)

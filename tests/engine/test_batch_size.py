@@ -32,7 +32,7 @@ def sizes(shape):
     return EngineSizes.of_shape(shape)
 
 
-def test_scores_of_the_attention_are_as_many_as_it_computes_at_once():
+def test_attention_bytes_match_the_scores_computed_at_once():
     assert ATTENTION_BYTES == 2 * 4 * SCORES_AT_ONCE
 
 
@@ -47,7 +47,7 @@ def test_cache_is_what_the_engine_allocates(tiny_gemma2, int8):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4, int8):
+def test_sizes_of_model_and_configuration_are_equal(tiny_nf4, int8):
     model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
     shape = ModelShape.from_config(tiny_nf4.load_config())
     sizes = EngineSizes.of_model(model, int8_cache=int8)
@@ -55,7 +55,7 @@ def test_a_model_and_its_configuration_have_the_same_sizes(tiny_nf4, int8):
 
 
 @pytest.mark.parametrize(("free_gb", "expected"), [(6, 1024), (40, 2048), (66, 4096)])
-def test_a_prompt_is_read_in_pieces_that_leave_room_for_sequences(sizes, free_gb, expected):
+def test_prefill_chunk_size_leaves_room_for_sequences(sizes, free_gb, expected):
     found = sizes.prefill_chunk_size(None, round(free_gb * 1e9), 4096)
     assert found == expected
     if expected > 1024:
@@ -64,7 +64,7 @@ def test_a_prompt_is_read_in_pieces_that_leave_room_for_sequences(sizes, free_gb
 
 
 @given(max_num_seqs=st.integers(0, 200), length=st.integers(1, 8000), prefill=st.integers(1, 4096))
-def test_as_many_fit_as_have_room(max_num_seqs, length, prefill):
+def test_batch_size_matches_free_memory(max_num_seqs, length, prefill):
     sizes = EngineSizes.of_shape(ModelShape.from_config(GEMMA_2_27B))
     needed = sizes.working_bytes(prefill, length) + (max_num_seqs + 0.5) * sizes.sequence_bytes(
         length
@@ -72,7 +72,7 @@ def test_as_many_fit_as_have_room(max_num_seqs, length, prefill):
     assert sizes.max_num_seqs_that_fit(int(needed / USABLE_SHARE), prefill, length) == max_num_seqs
 
 
-def test_nothing_fits_into_nothing(sizes):
+def test_nothing_fits_without_memory(sizes):
     assert (
         sizes.max_num_seqs_that_fit(0, 1024, 4096)
         == sizes.max_num_seqs_that_fit(-(10**9), 1024, 4096)
@@ -94,13 +94,13 @@ def test_gemma_2_27b_on_cards_of_24_and_80_gb(shape, sizes):
     assert sizes.max_num_seqs_that_fit(free[80] - in_16_bits, 1024, 4096) < large
 
 
-def test_longer_pieces_of_a_prompt_leave_less(sizes):
+def test_larger_prefill_chunks_need_more_memory(sizes):
     assert sizes.working_bytes(4096, 8192) > sizes.working_bytes(1024, 8192)
     # but none is longer than the prompt
     assert sizes.working_bytes(4096, 512) == sizes.working_bytes(512, 512)
 
 
-def test_merging_grows_the_matrices_to_two_bytes_a_weight(tiny_nf4):
+def test_merged_matrices_have_two_bytes_per_weight(tiny_nf4):
     model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
     shape = ModelShape.from_config(tiny_nf4.load_config())
     grown, passing = bytes_of_merging(model, None)
@@ -129,7 +129,7 @@ def finished_adapter(tmp_path):
 
 
 class TestFreeBytes:
-    def test_of_a_cpu_a_part(self):
+    def test_cpu_has_a_share_of_its_memory(self):
         import psutil
 
         free = free_bytes(torch.device("cpu"), 0.001)
@@ -138,7 +138,7 @@ class TestFreeBytes:
     @pytest.mark.parametrize(
         ("limit", "expected"), [(None, 52e9), (40.0, 30e9), (80.0, 52e9), (5.0, -5e9)]
     )
-    def test_of_a_gpu_what_nobody_uses(self, monkeypatch, limit, expected):
+    def test_gpu_has_its_unused_memory(self, monkeypatch, limit, expected):
         figures = {
             "mem_get_info": (50_000_000_000, 80_000_000_000),
             "memory_allocated": 10_000_000_000,
@@ -149,7 +149,7 @@ class TestFreeBytes:
         assert free_bytes(torch.device("cuda", 0), limit) == expected
 
 
-def test_a_slot_of_twice_the_length_takes_twice_the_cache(sizes):
+def test_sequence_of_twice_the_length_has_twice_the_cache(sizes):
     one, two = sizes.sequence_bytes(1000), sizes.sequence_bytes(2000)
     assert two - one > sizes.cache_bytes(1, 1000)
     assert dataclasses.replace(sizes, cache_token_bytes=0).sequence_bytes(1000) < 0.2 * one

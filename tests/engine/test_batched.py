@@ -73,7 +73,7 @@ SPOKEN = ("。", "は", "、", "の", "て", "です")
     ],
     ids=["recipe", "penalty on the answer", "tuned chat", "banned tokens", "banned text"],
 )
-def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, texts_changes):
+def test_batched_answers_equal_one_by_one(answer, change, decoding, texts_changes):
     expected, _ = answer(change(engine="one_by_one", **decoding), **texts_changes)
     few = change(engine="batched", max_num_seqs=3, prefill_chunk_size=16, **decoding)
     found, report = answer(few, **texts_changes)
@@ -82,7 +82,7 @@ def test_answers_of_the_node_are_those_one_by_one(answer, change, decoding, text
     assert report["summary"]["tasks"] == len(QUESTIONS)
 
 
-def test_what_one_by_one_would_not_do_is_told(change):
+def test_int8_cache_is_refused_for_one_by_one(change):
     assert change(kv_cache_dtype="int8").batching.has_int8_cache
     with pytest.raises(
         ValueError, match="kv_cache_dtype 'int8' would have no effect; set engine: bat"
@@ -111,7 +111,7 @@ def engine(tiny_nf4, change):
     return make
 
 
-def test_seconds_add_up_to_what_has_passed(engine):
+def test_seconds_add_up_to_the_wall_time(engine):
     side_by_side = engine(max_num_seqs=2)
     started = time.perf_counter()
     seconds, ends = 0.0, []
@@ -183,7 +183,7 @@ class TestOutOfMemory:
 
         return call
 
-    def test_fewer_slots_for_those_that_are_left(self, run, caplog):
+    def test_batch_shrinks_for_the_remaining_prompts(self, run, caplog):
         memory = Memory(holds=5)
         answers = run(memory)
         assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [16, 12, 9, 6, 4]
@@ -192,12 +192,12 @@ class TestOutOfMemory:
             "answering 20 prompts in batches of 16 failed, 19 of them are left: CUDA" in caplog.text
         )
 
-    def test_no_more_slots_are_tried_than_prompts_are_left(self, run):
+    def test_batch_is_not_larger_than_the_remaining_prompts(self, run):
         memory = Memory(holds=1, before=3)
         run(memory, NUMBERED[:8])
         assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [8, 3, 1]
 
-    def test_what_no_slot_holds_fails_alone(self, run, engine, caplog):
+    def test_prompt_that_never_fits_fails_alone(self, run, engine, caplog):
         tokenizer = engine()._tokenizer
         broken = tokenizer("春3")["input_ids"][-1]
         memory = Memory(holds=99, broken=[broken])
@@ -212,7 +212,7 @@ class TestOutOfMemory:
         assert min(lengths) == len(tokenizer("春3")["input_ids"]) + NEW_TOKENS
 
     @pytest.mark.parametrize("raises", [RuntimeError, ValueError, IndexError])
-    def test_another_error_is_told_with_its_prompt(self, run, engine, raises, monkeypatch):
+    def test_other_errors_belong_to_their_prompt(self, run, engine, raises, monkeypatch):
         broken = engine()._tokenizer("春3")["input_ids"][-1]
         monkeypatch.setattr(batched, "_is_out_of_memory", lambda error: False)
         memory = Memory(holds=99, raises=raises, broken=[broken])
@@ -251,11 +251,11 @@ class TestBatchSize:
     def test_on_a_cpu(self, count, prompts, max_num_seqs):
         assert count(prompts) == max_num_seqs
 
-    def test_as_many_as_are_asked_for(self, count):
+    def test_max_num_seqs_limits_the_batch(self, count):
         assert count(100, max_num_seqs=50) == 50
         assert count(10, max_num_seqs=50) == 10
 
-    def test_as_many_as_fit(self, count, engine, caplog, monkeypatch):
+    def test_memory_limits_the_batch(self, count, engine, caplog, monkeypatch):
         sizes = batched.EngineSizes.of_model(engine()._model)
         free = int((sizes.working_bytes(1024, 100) + 3.5 * sizes.sequence_bytes(100)) / 0.95)
         assert count(100, free=free) == 3
@@ -263,7 +263,7 @@ class TestBatchSize:
         assert count(100, free=free, max_num_seqs=7) == 3
         assert "memory holds an estimated 3 sequences of 100 tokens, not 7" in caplog.text
 
-    def test_one_is_tried_in_any_case(self, count, caplog):
+    def test_batch_of_one_is_always_tried(self, count, caplog):
         assert count(100, free=0) == 1
         assert "memory holds an estimated 0 sequences" in caplog.text
 
@@ -271,7 +271,7 @@ class TestBatchSize:
         ("memory_gb", "node_gb", "limit"),
         [(None, None, None), (20.0, None, 20.0), (20.0, 40.0, 20.0), (None, 40.0, 39.4)],
     )
-    def test_limits(self, engine, monkeypatch, memory_gb, node_gb, limit):
+    def test_memory_limits(self, engine, monkeypatch, memory_gb, node_gb, limit):
         found = []
         monkeypatch.setattr(batched, "free_bytes", lambda device, limit: found.append(limit) or 0)
         gpu = {"devices": None, "memory_gb": node_gb, "disk_gb": None}
@@ -303,13 +303,13 @@ class TestWeights:
         return call
 
     @pytest.mark.parametrize("weights", ["nf4", "bf16"])
-    def test_as_asked_for(self, take_up, weights):
+    def test_chosen_weights_are_used(self, take_up, weights):
         found, one = take_up(10**12, weights=weights)
         assert found == weights
         names = {name for name, _ in one._model.named_parameters()}
         assert any("lora_" in name for name in names) is (weights == "nf4")
 
-    def test_16_bits_where_they_leave_room(self, take_up, tiny_nf4):
+    def test_bf16_if_it_leaves_room(self, take_up, tiny_nf4):
         model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
         sizes = batched.EngineSizes.of_model(model)
         length = NEW_TOKENS + max(
@@ -337,7 +337,7 @@ class TestWeights:
             (4, 1, 0, None, "bf16"),
         ],
     )
-    def test_those_that_take_fewer_rounds(
+    def test_auto_chooses_fewer_batches(
         self, engine, monkeypatch, prompts, in_16_bits, in_4_bits, max_num_seqs, expected
     ):
         one = engine(max_num_seqs=max_num_seqs)
@@ -345,7 +345,7 @@ class TestWeights:
         monkeypatch.setattr(one, "_fit", lambda free, length: (in_4_bits, 1024))
         assert one._choose_weights(prompts, 4096) == expected
 
-    def test_those_of_answers_before_are_kept_to(self, take_up, tiny_nf4, caplog):
+    def test_auto_keeps_the_weights_of_earlier_answers(self, take_up, tiny_nf4, caplog):
         assert take_up(10**12, before="nf4")[0] == "nf4"
         assert take_up(10**12, before="nf4", weights="bf16")[0] == "bf16"
         model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
@@ -363,7 +363,7 @@ class TestWeights:
         assert take_up(for_one - sizes.sequence_bytes(length), before="bf16")[0] == "nf4"
         assert "earlier answers were given with bf16 weights" in caplog.text
 
-    def test_they_are_chosen_once(self, take_up):
+    def test_weights_are_chosen_once(self, take_up):
         weights, one = take_up(10**12)
         model = one._model
         list(one.generate(QUESTIONS[:1]))

@@ -131,7 +131,7 @@ def test_gemma_2(gemma2, settings):
 @pytest.mark.parametrize(
     "settings", [{"max_num_seqs": 4, "prefill_chunk_size": 7}, {"max_num_seqs": 2}], ids=str
 )
-def test_cache_in_8_bits(gemma2, others, family, settings, benchmark_module):
+def test_int8_cache(gemma2, others, family, settings, benchmark_module):
     model = {**others, "gemma2": gemma2}[family]
     prompts = random_prompts(600, count=6, longest=60)
     exact = one_by_one(model, prompts, 1)
@@ -155,7 +155,7 @@ def test_other_families(others, family):
     assert [answers[position] for position in range(len(prompts))] == expected
 
 
-def test_answers_that_end_early_make_room(others):
+def test_ended_answers_make_room(others):
     """An end token is chosen that some answers hold and others do not."""
     model = others["llama"]
     prompts = random_prompts(600, count=8, longest=40)
@@ -171,7 +171,7 @@ def test_answers_that_end_early_make_room(others):
 
 
 @pytest.mark.parametrize("check_every", [1, 5, 16])
-def test_what_is_found_banned_is_not_said(others, check_every):
+def test_answers_are_rolled_back_to_banned_tokens(others, check_every):
     model = others["llama"]
     prompts = random_prompts(600, count=6, longest=40)
     free = one_by_one(model, prompts, 599)
@@ -182,7 +182,7 @@ def test_what_is_found_banned_is_not_said(others, check_every):
     assert [answers[position] for position in range(6)] == expected
 
 
-def test_answers_come_as_they_end(others):
+def test_answers_are_yielded_as_they_end(others):
     prompts = random_prompts(600, count=6, longest=40)
     engine = engine_of(others["llama"], 599, max_num_seqs=2, check_every=4)
     stream = engine.generate(prompts, NEW_TOKENS)
@@ -193,7 +193,7 @@ def test_answers_come_as_they_end(others):
     assert sorted([first, *(position for position, _ in stream)]) == list(range(6))
 
 
-def test_a_slot_without_a_prompt_looks_at_little(others, monkeypatch):
+def test_row_without_a_prompt_attends_to_little(others, monkeypatch):
     prompts = [[2, *range(300, 340)], [2, *range(340, 390)]]
     ends = [len(prompts[0]) + 4, len(prompts[1]) + NEW_TOKENS]
     free = one_by_one(others["llama"], prompts, 599)
@@ -216,7 +216,7 @@ def test_a_slot_without_a_prompt_looks_at_little(others, monkeypatch):
     assert steps[-1][0] == ends[1] - 2
 
 
-def test_answer_ends_where_the_slot_does(others):
+def test_answer_ends_at_max_length(others):
     (ids,) = random_prompts(600, count=1, longest=40)
     engine = engine_of(others["llama"], 599, max_length=len(ids) + 5)
     assert [len(answer) for _, answer in engine.generate([ids], NEW_TOKENS)] == [5]
@@ -228,14 +228,14 @@ def test_prompt_without_room_is_refused(others, ids):
         list(engine_of(others["llama"], 599).generate([[2, 300], ids], NEW_TOKENS))
 
 
-def test_an_engine_can_be_used_again(others):
+def test_engine_can_be_used_again(others):
     prompts = random_prompts(600, count=5, longest=40)
     engine = engine_of(others["llama"], 599, max_num_seqs=2)
     first = dict(engine.generate(prompts, NEW_TOKENS))
     assert dict(engine.generate(prompts, NEW_TOKENS)) == first
 
 
-def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
+def test_step_that_cannot_be_captured_is_launched(others, monkeypatch, caplog):
     prompts = random_prompts(600, count=5, longest=40)
     expected = one_by_one(others["llama"], prompts, 599)
     engine = engine_of(others["llama"], 599, max_num_seqs=2)
@@ -253,7 +253,7 @@ def test_a_step_that_cannot_be_recorded_is_taken(others, monkeypatch, caplog):
     assert "operation not permitted when stream is capturing" in caplog.text
 
 
-def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
+def test_running_out_of_memory_in_capture_is_an_error(others, monkeypatch):
     engine = engine_of(others["llama"], 599, max_num_seqs=2)
 
     def capture(span):
@@ -267,7 +267,7 @@ def test_memory_that_a_recorded_step_lacks_is_told(others, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("int8", [False, True])
-def test_recorded_steps_are_those_taken(others, int8):
+def test_captured_steps_equal_launched_ones(others, int8):
     """On a GPU; TF32 is off by default, so numbers are those of float32."""
     model = copy.deepcopy(others["llama"]).cuda()
     use_grouped_attention(model)
@@ -285,7 +285,7 @@ def test_recorded_steps_are_those_taken(others, int8):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("max_num_seqs", [1, 6])
-def test_cache_in_8_bits_on_a_gpu(max_num_seqs):
+def test_int8_cache_on_a_gpu(max_num_seqs):
     """With heads that the kernels take, whose answers are those of PyTorch's operations."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**COMMON, "hidden_size": 128}, head_dim=32)

@@ -103,7 +103,7 @@ def test_on_a_cpu_nothing_changes():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_norm_gate_and_rotation_is_known(family, kernel_calls, caplog):
+def test_every_norm_gate_and_rotation_is_fused(family, kernel_calls, caplog):
     model = small_model(family)
     original, exact = logits(model), logits(small_model(family).float())
     with caplog.at_level("WARNING"):
@@ -117,7 +117,7 @@ def test_every_norm_gate_and_rotation_is_known(family, kernel_calls, caplog):
     assert set(kernel_calls) == {("rms_norm", form), ("gated", activation), ("rotate",)}
 
 
-def test_numbers_in_float32_are_computed_as_before(kernel_calls):
+def test_float32_uses_the_original_computation(kernel_calls):
     model = small_model("gemma2", torch.float32)
     expected = logits(model)
     assert use_fused_layers(model) == LAYERS * FUSED["gemma2"] + 1
@@ -126,7 +126,7 @@ def test_numbers_in_float32_are_computed_as_before(kernel_calls):
     assert kernel_calls == []
 
 
-def test_what_is_fused_is_not_fused_again(kernel_calls, caplog):
+def test_fused_layers_are_not_fused_again(kernel_calls, caplog):
     model = small_model("llama")
     use_fused_layers(model)
     assert use_fused_layers(model) == 0
@@ -135,7 +135,7 @@ def test_what_is_fused_is_not_fused_again(kernel_calls, caplog):
     )
 
 
-def test_other_models_of_a_class_stay(kernel_calls):
+def test_other_models_of_the_class_do_not_change(kernel_calls):
     model, other = small_model("llama"), small_model("llama")
     function, forward = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaAttention.forward
     expected = logits(other)
@@ -166,7 +166,7 @@ class PairRMSNorm(OddRMSNorm):
         return x * gate
 
 
-def test_unknown_norms_stay_with_one_warning_a_class(kernel_calls, caplog):
+def test_unknown_norms_have_one_warning_per_class(kernel_calls, caplog):
     norms = [OddRMSNorm(), OddRMSNorm(), PlainRMSNorm(), PairRMSNorm(), OddRMSNorm(2**15 + 1)]
     model = torch.nn.Sequential(*norms, torch.nn.LayerNorm(48)).to(torch.bfloat16)
     assert use_fused_layers(model) == 1
@@ -176,7 +176,7 @@ def test_unknown_norms_stay_with_one_warning_a_class(kernel_calls, caplog):
     assert "cannot be tried on random numbers" in lines[1]
 
 
-def test_forms_that_differ_by_a_rounding_are_told_apart(kernel_calls):
+def test_forms_with_different_rounding_are_distinguished(kernel_calls):
     model = torch.nn.Sequential(
         PlainRMSNorm(), modeling_llama.LlamaRMSNorm(48), torch.nn.RMSNorm(48, eps=1e-5)
     )
@@ -189,7 +189,7 @@ def test_forms_that_differ_by_a_rounding_are_told_apart(kernel_calls):
     assert [form for _, form in kernel_calls] == ["exact", "rounded", "exact"]
 
 
-def test_norms_whose_weights_have_another_type(kernel_calls, caplog):
+def test_norms_with_weights_of_another_dtype(kernel_calls, caplog):
     # Llama's result is in the weights' type, Gemma's in that of the numbers
     llama, gemma = small_model("llama"), small_model("gemma3")
     norms = torch.nn.ModuleList([llama.model.norm.float(), gemma.model.norm.float()])
@@ -205,7 +205,7 @@ def test_norms_whose_weights_have_another_type(kernel_calls, caplog):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu"])
-def test_other_activations_stay(activation, kernel_calls, caplog):
+def test_other_activations_are_not_fused(activation, kernel_calls, caplog):
     model = small_model("llama", hidden_act=activation)
     assert use_fused_layers(model) == LAYERS * (FUSED["llama"] - 1) + 1
     assert "LlamaMLP keeps" in caplog.text
@@ -231,13 +231,13 @@ class SplitMLP(modeling_llama.LlamaMLP):
 
 
 @pytest.mark.parametrize("kind", [SparseMLP, SplitMLP])
-def test_gates_with_more_to_do_stay(kind, kernel_calls):
+def test_gates_that_compute_more_are_not_fused(kind, kernel_calls):
     mlp = kind(transformers.LlamaConfig(**COMMON)).to(torch.bfloat16)
     assert use_fused_layers(mlp) == 0
     assert kernel_calls.count(("gated", "silu")) == (kind is SparseMLP)
 
 
-def test_rotations_of_another_kind_stay(kernel_calls, caplog):
+def test_other_rotary_embeddings_are_not_fused(kernel_calls, caplog):
     config = transformers.GlmConfig(**COMMON, pad_token_id=0)
     model = transformers.GlmForCausalLM(config).to(torch.bfloat16).eval()
     norms = 2 * LAYERS + 1
@@ -245,7 +245,7 @@ def test_rotations_of_another_kind_stay(kernel_calls, caplog):
     assert "GlmAttention keeps its own computation" in caplog.text
 
 
-def test_matrices_below_adapters_are_called(kernel_calls):
+def test_adapters_below_are_applied(kernel_calls):
     model = small_model("llama")
     targets = ["q_proj", "gate_proj", "up_proj", "down_proj"]
     config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
@@ -273,7 +273,7 @@ def test_matrices_below_adapters_are_called(kernel_calls):
         ("fewer keys", {"key": lambda x: x[:, :, :1]}),
     ],
 )
-def test_rotations_the_kernel_takes(name, changed):
+def test_supported_rotary_inputs(name, changed):
     given = {
         "query": torch.zeros(2, 5, 4, 32, dtype=torch.bfloat16).transpose(1, 2),
         "key": torch.zeros(2, 5, 2, 32, dtype=torch.bfloat16).transpose(1, 2),
@@ -300,7 +300,7 @@ def assert_rounded_once(output, exact):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["one_plus", "rounded", "exact"])
 @pytest.mark.parametrize("shape", [(3, 1, 128), (5, 100), (2, 640), (4, 1, 4608), (1, 2**15)])
-def test_norm_is_the_reference(shape, form, dtype):
+def test_norm_equals_the_reference(shape, form, dtype):
     x = random_numbers(*shape, dtype=dtype) * 3
     weight = random_numbers(shape[-1], dtype=dtype)
     output = rms_norm(x, weight, 1e-6, form)
@@ -326,7 +326,7 @@ def test_norm_of_a_view():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
 @pytest.mark.parametrize("shape", [(7,), (3, 1, 1000), (8, 1, 36864)])
-def test_gate_is_the_reference(shape, activation, dtype):
+def test_gate_equals_the_reference(shape, activation, dtype):
     gate, up = random_numbers(2, *shape, dtype=dtype).unbind()
     gate = gate * 4
     output = gated(gate, up, activation)
@@ -339,7 +339,7 @@ def test_gate_is_the_reference(shape, activation, dtype):
 @pytest.mark.parametrize(
     "shape", [(2, 3, 4, 2, 64), (9, 1, 32, 16, 128), (1, 5, 3, 1, 20), (2, 4, 1, 1, 256)], ids=str
 )
-def test_rotation_is_the_reference(shape, dtype):
+def test_rotation_equals_the_reference(shape, dtype):
     sequences, tokens, heads, key_heads, width = shape
     query = random_numbers(sequences, tokens, heads, width, dtype=dtype).transpose(1, 2)
     # a view of a matrix that holds more
@@ -356,7 +356,7 @@ def test_rotation_is_the_reference(shape, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_fused_model_is_nearly_the_same(family, tokens, caplog):
+def test_fused_model_has_nearly_the_same_logits(family, tokens, caplog):
     model = small_model(family).to("cuda")
     exact = logits(small_model(family).float().to("cuda"), tokens, "cuda")
     original = logits(model, tokens, "cuda")
@@ -367,7 +367,7 @@ def test_a_fused_model_is_nearly_the_same(family, tokens, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_graph_can_hold_it(family):
+def test_cuda_graph_captures_it(family):
     model = small_model(family).to("cuda")
     use_grouped_attention(model)
     use_fused_layers(model)

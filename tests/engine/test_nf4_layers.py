@@ -80,7 +80,7 @@ def kernel_calls(monkeypatch):
     ],
     ids=str,
 )
-def test_rows_take_the_kernel_that_is_for_so_many(kernel_calls, shape, rows, bias):
+def test_number_of_rows_decides_the_kernel(kernel_calls, shape, rows, bias):
     layer = nf4_layer(bias=bias)
     x = torch.randn(*shape, 128, dtype=torch.bfloat16)
     with torch.inference_mode():
@@ -93,14 +93,14 @@ def test_rows_take_the_kernel_that_is_for_so_many(kernel_calls, shape, rows, bia
     assert (output - expected).float().norm() < 2**-7 * expected.float().norm()
 
 
-def test_other_types_stay_with_bitsandbytes(kernel_calls):
+def test_other_dtypes_use_bitsandbytes(kernel_calls):
     layer = nf4_layer()
     use_fused_nf4(layer)
     assert layer(torch.randn(2, 128)).dtype == torch.float32
     assert kernel_calls == []
 
 
-def test_weights_it_cannot_read_stay_with_bitsandbytes(kernel_calls, caplog):
+def test_unsupported_weights_use_bitsandbytes(kernel_calls, caplog):
     model = torch.nn.Sequential(nf4_layer(), nf4_layer(quant_type="fp4"), nf4_layer(96, 64))
     with caplog.at_level("INFO"):
         assert use_fused_nf4(model) == 1
@@ -139,7 +139,7 @@ def plain_model():
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5)], ids=str)
-def test_lean_layers_are_pefts_in_float32(shape):
+def test_lean_layers_equal_peft_in_float32(shape):
     model = with_adapter(plain_model())
     x = torch.randn(*shape, 128)
     with torch.inference_mode():
@@ -154,7 +154,7 @@ def test_lean_layers_are_pefts_in_float32(shape):
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_lean_layers_are_pefts_in_bfloat16():
+def test_lean_layers_equal_peft_in_bfloat16():
     model = with_adapter(plain_model().to(torch.bfloat16))
     x = torch.randn(4, 128, dtype=torch.bfloat16)
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_lean_layers_are_pefts_in_bfloat16():
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
-def test_lean_layers_call_no_more_than_they_need(monkeypatch):
+def test_lean_layers_do_not_call_peft(monkeypatch):
     model = with_adapter(plain_model())
     use_lean_lora(model)
     monkeypatch.setattr(peft.tuners.lora.Linear, "forward", None)
@@ -183,19 +183,19 @@ def test_a_merged_adapter_is_not_applied_twice():
 
 
 @pytest.mark.parametrize("changes", [{"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_layers_with_more_to_do_stay_pefts(changes):
+def test_layers_with_variants_use_peft(changes):
     model = with_adapter(plain_model(), **changes)
     assert use_lean_lora(model) == 0
 
 
-def test_with_several_active_adapters_layers_stay_pefts():
+def test_layers_with_several_adapters_use_peft():
     model = with_adapter(plain_model())
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])
     assert use_lean_lora(model) == 0
 
 
-def test_another_adapter_is_pefts_matter():
+def test_another_adapter_uses_peft():
     model = with_adapter(plain_model())
     model.add_adapter("other", model.peft_config["default"])
     model.eval()
@@ -209,7 +209,7 @@ def test_another_adapter_is_pefts_matter():
         assert torch.equal(model(x), expected)
 
 
-def test_an_input_is_arranged_once_for_all_that_get_it(kernel_calls, monkeypatch):
+def test_shared_input_is_arranged_once(kernel_calls, monkeypatch):
     arranged = []
     monkeypatch.setattr(subject, "arrange", lambda x: arranged.append(len(x)) or arrange(x))
     layers = torch.nn.ModuleList([nf4_layer(128, 128), nf4_layer(128, 64)])
@@ -247,7 +247,7 @@ class Attention(torch.nn.Module):
         (48, 70, "written out, rank 0"),
     ],
 )
-def test_lean_layers_over_the_kernel(kernel_calls, rank, rows, calls):
+def test_lean_layers_with_the_kernels(kernel_calls, rank, rows, calls):
     """The two together, over 4-bit layers as PEFT wraps them."""
     model = Attention(lambda inputs, outputs: nf4_layer(inputs, outputs))
     model.is_loaded_in_4bit = True
@@ -284,7 +284,7 @@ def test_siblings_share_the_first_multiplication(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(8, 1), (2, 50)], ids=str)
-def test_a_model_gives_nearly_the_same_on_a_gpu(shape):
+def test_model_has_nearly_the_same_logits_on_a_gpu(shape):
     config = transformers.LlamaConfig(
         vocab_size=300,
         hidden_size=128,

@@ -29,7 +29,7 @@ def rules_of(**changes):
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1, 3.0])
 @pytest.mark.parametrize("bad_words", [[], [[3]], [[3], [4, 5], [6, 7, 8], [1, 5]]], ids=str)
-def test_choice_is_transformers_step_by_step(penalty, bad_words):
+def test_choices_equal_transformers(penalty, bad_words):
     generator = torch.Generator().manual_seed(1)
     rules = rules_of(repetition_penalty=penalty, bad_words_ids=bad_words)
     texts = [[2, 4], [6, 7], [9]]
@@ -59,7 +59,7 @@ def test_penalty_on_the_answer_alone():
         assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
 
 
-def test_nothing_is_penalized_before_anything_is_seen():
+def test_nothing_is_penalized_at_first():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 0], logits[0, 6] = 2.0, 1.9
     rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, penalized_prompt=False)
@@ -68,7 +68,7 @@ def test_nothing_is_penalized_before_anything_is_seen():
     assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [6]
 
 
-def test_steps_beyond_the_end_of_a_slot_do_no_harm():
+def test_steps_beyond_the_end_of_a_row_are_harmless():
     rules = rules_of(max_num_seqs=2, max_length=4, repetition_penalty=1.5)
     rules.start(0, [1, 2])
     rules.start(1, [3])
@@ -77,7 +77,7 @@ def test_steps_beyond_the_end_of_a_slot_do_no_harm():
     assert all(0 <= token < VOCABULARY for tokens in chosen for token in tokens)
 
 
-def test_more_refused_tokens_than_can_be_tried_are_told():
+def test_too_many_refused_tokens_are_an_error():
     rules = rules_of()
     rules.start(1, [1], [4], list(range(MAX_REFUSED)))
     with pytest.raises(RuntimeError, match="1025 tokens are banned after 1 tokens of an answer"):
@@ -92,7 +92,7 @@ def test_exempt_tokens_are_not_penalized():
     assert rules.choose(logits, slice(0, 1)).tolist() == [5]
 
 
-def test_a_slot_forgets_its_last_prompt():
+def test_start_resets_a_row():
     rules = rules_of(max_num_seqs=2, bad_words_ids=[[4, 5]], repetition_penalty=9.0)
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 5], logits[0, 6] = 2.0, 1.0
@@ -102,7 +102,7 @@ def test_a_slot_forgets_its_last_prompt():
     assert rules.choose(logits.clone(), slice(1, 2)).tolist() == [5]
 
 
-def test_state_can_be_taken_back():
+def test_state_can_be_restored():
     rules = rules_of(repetition_penalty=2.0)
     for slot in range(3):
         rules.start(slot, [slot])
@@ -113,7 +113,7 @@ def test_state_can_be_taken_back():
     assert rules.choose(logits.clone(), slice(0, 3)).equal(first)
 
 
-def test_answer_so_far_is_taken_up():
+def test_answer_so_far_counts_as_seen():
     """A slot that begins within an answer chooses as one that came there by itself."""
     settings = {"max_num_seqs": 1, "bad_words_ids": [[4, 5], [6, 7, 8]], "repetition_penalty": 2.0}
     generator = torch.Generator().manual_seed(3)
@@ -129,7 +129,7 @@ def test_answer_so_far_is_taken_up():
             assert rest == chosen[begun:]
 
 
-def test_refused_tokens_do_not_come_next_but_later():
+def test_refused_tokens_are_refused_once():
     rules = rules_of(max_num_seqs=2)
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.0, 1.0

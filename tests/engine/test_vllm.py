@@ -227,7 +227,7 @@ def said(vllm, tiny_nf4):
     ]
 
 
-def test_answers_come_as_they_end(vllm, said, tiny_nf4, change):
+def test_answers_are_yielded_as_they_end(vllm, said, tiny_nf4, change):
     engine = load_engine(tiny_nf4, None, change())
     assert isinstance(engine, VllmEngine)
     assert not vllm.arguments, "nobody knows the prompts yet"
@@ -248,7 +248,7 @@ def test_answers_come_as_they_end(vllm, said, tiny_nf4, change):
     assert vllm.shutdowns == 1
 
 
-def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change):
+def test_vllm_gets_the_parameters(vllm, said, tiny_nf4, change):
     dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
     tokenizer = tiny_nf4.load_tokenizer()
     longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS)
@@ -282,7 +282,7 @@ def test_vllm_is_asked_for_what_the_parameters_say(vllm, said, tiny_nf4, change)
     )
 
 
-def test_batching_is_handed_on(vllm, said, tiny_nf4, change):
+def test_vllm_gets_the_batching_parameters(vllm, said, tiny_nf4, change):
     parameters = change(
         {"max_num_seqs": 2, "prefill_chunk_size": 1, "cuda_graphs": False, "memory_gb": 20.0}
     )
@@ -320,7 +320,7 @@ def test_memory_is_limited(vllm, said, tiny_nf4, change, batching, whole, expect
         ({"r": 8, "rank_pattern": {"q_proj": 300}}, 320),
     ],
 )
-def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, adapter, config, most):
+def test_every_prompt_uses_the_adapter(vllm, said, tiny_nf4, change, adapter, config, most):
     found = adapter(**config)
     dict(load_engine(tiny_nf4, found, change()).generate(PROMPTS))
     (arguments,) = vllm.arguments
@@ -330,7 +330,7 @@ def test_adapter_goes_with_every_prompt(vllm, said, tiny_nf4, change, adapter, c
         assert request.lora_int_id > 0
 
 
-def test_rank_that_vllm_does_not_take_is_refused_at_once(vllm, tiny_nf4, change, adapter):
+def test_unsupported_rank_is_refused_at_once(vllm, tiny_nf4, change, adapter):
     with pytest.raises(InputError, match=r"adapter_config.json: the adapter's rank is 513"):
         load_engine(tiny_nf4, adapter(r=513), change())
 
@@ -349,7 +349,7 @@ def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, monk
     assert not any(answers[one].error for one in (0, 1, 3))
 
 
-def test_request_that_vllm_gives_up_has_its_reason(vllm, said, tiny_nf4, change):
+def test_aborted_request_has_its_reason(vllm, said, tiny_nf4, change):
     vllm.reasons[0] = "error"
     answers = dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
     assert answers[0].error == "RuntimeError: vLLM ended the answer with 'error'"
@@ -361,7 +361,7 @@ def test_no_prompts_start_nothing(vllm, tiny_nf4, change):
     assert not vllm.arguments
 
 
-def test_what_was_answered_before_vllm_dies_is_kept(vllm, said, tiny_nf4, change, texts, tmp_path):
+def test_answers_before_vllm_dies_are_kept(vllm, said, tiny_nf4, change, texts, tmp_path):
     parameters = change()
     tasks = [{"input": prompt, "prompt": prompt} for prompt in PROMPTS]
     keys = answer_keys(PROMPTS, tiny_nf4, None, parameters, texts)
@@ -385,14 +385,14 @@ def test_what_was_answered_before_vllm_dies_is_kept(vllm, said, tiny_nf4, change
     assert set(vllm.requests) == {"0", "1"}
 
 
-def test_vllm_ends_with_who_stops_listening(vllm, said, tiny_nf4, change):
+def test_vllm_shuts_down_when_the_generator_is_closed(vllm, said, tiny_nf4, change):
     answers = load_engine(tiny_nf4, None, change()).generate(PROMPTS)
     next(answers)
     answers.close()
     assert vllm.shutdowns == 1
 
 
-def test_answers_of_another_backend_are_not_taken(tiny_nf4, change, texts):
+def test_answers_of_another_backend_are_not_reused(tiny_nf4, change, texts):
     keys = [
         answer_keys(["春"], tiny_nf4, None, parameters, texts)
         for parameters in (
@@ -423,7 +423,7 @@ def resources(parameters, base_model):
     return node.func.gpu_resources(node, DataCatalog(sections))
 
 
-def test_missing_package_is_told_before_a_run(monkeypatch, change, tmp_path):
+def test_missing_package_is_reported_before_a_run(monkeypatch, change, tmp_path):
     base_model = base_model_in(tmp_path)
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"inference\.backend 'vllm'"):
@@ -433,7 +433,7 @@ def test_missing_package_is_told_before_a_run(monkeypatch, change, tmp_path):
     assert resources(change(), base_model)["devices"] == 1
 
 
-def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
+def test_memory_includes_vllms_unpacked_constants(vllm, change, tmp_path):
     base_model = base_model_in(tmp_path)
     plain, found = (
         resources(change(backend=backend), base_model)["parts_gb"]
@@ -465,10 +465,10 @@ def test_constants_that_vllm_holds_in_full_are_counted(vllm, change, tmp_path):
         ),
     ],
 )
-def test_settings_that_vllm_cannot_do_are_refused_at_once(change, changes, message):
+def test_unsupported_settings_are_refused_at_once(change, changes, message):
     with pytest.raises(ValueError, match=message):
         change(**changes)
 
 
-def test_no_words_are_banned_in_the_text_either(change):
+def test_bad_words_in_text_without_words_is_accepted(change):
     assert change(bad_words=(), bad_words_in="text").backend == "vllm"

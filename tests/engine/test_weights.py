@@ -38,7 +38,7 @@ def expected(in_4_bits, tiny_adapter):
     return logits(PeftModel.from_pretrained(plain, str(tiny_adapter.path)).eval())
 
 
-def test_dequantized_weights_are_those_of_transformers(in_4_bits):
+def test_dequantized_weights_equal_those_of_transformers(in_4_bits):
     found = dequantize_model(in_4_bits(), torch.float32)
     assert not [layer for layer in found.modules() if isinstance(layer, Linear4bit)]
     theirs = dict(in_4_bits().dequantize(torch.float32).named_parameters())
@@ -47,7 +47,7 @@ def test_dequantized_weights_are_those_of_transformers(in_4_bits):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
-def test_merged_model_says_what_the_unmerged_one_does(in_4_bits, tiny_adapter, expected):
+def test_merged_model_equals_the_unmerged_one(in_4_bits, tiny_adapter, expected):
     merged = merge_adapter(dequantize_model(in_4_bits(), torch.float32), tiny_adapter)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
     assert distance(logits(merged), expected) < 1e-5
@@ -65,7 +65,7 @@ def test_in_bfloat16_each_weight_is_rounded_once(in_4_bits, tiny_adapter):
             assert torch.equal(weights[name], weight.to(torch.bfloat16)), name
 
 
-def test_adapter_beside_4_bits(in_4_bits, tiny_adapter, expected):
+def test_unmerged_adapter_on_4_bit_weights(in_4_bits, tiny_adapter, expected):
     model = keep_adapter_unmerged(in_4_bits(torch.bfloat16), tiny_adapter)
     assert any(isinstance(layer, Linear4bit) for layer in model.modules())
     factors = [weight.dtype for name, weight in model.named_parameters() if "lora_" in name]
@@ -80,7 +80,7 @@ def test_without_an_adapter(in_4_bits, take_up):
     assert distance(found, logits(dequantize_model(in_4_bits(), torch.float32))) < 0.03
 
 
-def test_one_matrix_at_a_time_is_there_twice(in_4_bits, monkeypatch):
+def test_only_one_matrix_at_a_time_exists_in_both_forms(in_4_bits, monkeypatch):
     """What has been replaced is held by nobody while the next is computed."""
     import gc
     import weakref

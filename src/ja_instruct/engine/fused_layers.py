@@ -39,9 +39,9 @@ def use_fused_layers(model: Any) -> int:
 
     Modules are recognized by their parts, and each kernel is first tried on random numbers. A
     module with another result, beyond 16-bit rounding, keeps its computation, with a warning. So
-    does one whose ``forward`` was replaced before. Inputs of other dtypes or devices use the original
-    computation. For inference only: the kernels have no gradients. A later copy of the model would
-    use the weights of this one.
+    does one whose ``forward`` was replaced before. Inputs of other dtypes or devices use the
+    original computation. For inference only: the kernels have no gradients. A later copy of the
+    model would use the weights of this one.
 
     Args:
         model: A transformers model, possibly wrapped by PEFT or with layers of bitsandbytes.

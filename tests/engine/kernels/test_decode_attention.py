@@ -17,12 +17,12 @@ def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
     return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
 
 
-def test_a_cpu_has_no_kernel():
+def test_cpu_is_not_supported():
     assert not supports_decode(*query_and_key())
 
 
 @pytest.mark.gpu
-def test_it_takes_steps_in_16_bits():
+def test_16_bit_steps_are_supported():
     assert supports_decode(*query_and_key(device="cuda"))
     assert not supports_decode(*query_and_key(tokens=2, device="cuda"))
     assert not supports_decode(*query_and_key(dtype=torch.float32, device="cuda"))
@@ -59,7 +59,7 @@ def step(sequences, heads, key_heads, span, width, window, dtype):
     ],
     ids=str,
 )
-def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
+def test_kernel_equals_grouped_attention(shape, window, softcap, dtype):
     tensors = step(*shape, window, dtype)
     scaling = shape[-1] ** -0.5
     exact, _ = grouped_attention(
@@ -77,7 +77,7 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
 @pytest.mark.parametrize(
     "shape", [(3, 8, 4, 200, 128), (2, 6, 2, LONGEST_PART + 513, 64), (9, 8, 1, 33, 256)], ids=str
 )
-def test_kernel_takes_keys_in_8_bits(shape, window, softcap, dtype):
+def test_kernel_supports_int8_keys(shape, window, softcap, dtype):
     query, keys, values, mask = step(*shape, window, dtype)
     # a view of the first positions of a cache, as a step has it
     whole = [quantize_int8(hadamard_rotate(keys.float() * 0.1)), quantize_int8(values * 0.1)]
@@ -94,7 +94,7 @@ def test_kernel_takes_keys_in_8_bits(shape, window, softcap, dtype):
 
 
 @pytest.mark.gpu
-def test_what_is_hidden_is_not_read():
+def test_masked_keys_are_not_read():
     query, keys, values, mask = step(2, 4, 2, 600, 64, None, torch.bfloat16)
     expected = decode_attention(query, keys, values, mask, 0.1, None)
     # the first sequence sees one position; numbers far behind it would spoil any sum
@@ -103,11 +103,7 @@ def test_what_is_hidden_is_not_read():
 
 
 @pytest.mark.gpu
-def test_a_graph_can_hold_it():
+def test_cuda_graph_captures_it(replayed):
     tensors = step(4, 8, 4, 300, 128, None, torch.bfloat16)
     expected = decode_attention(*tensors, 0.1, 50.0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = decode_attention(*tensors, 0.1, 50.0)
-    graph.replay()
-    assert torch.equal(output, expected)
+    assert torch.equal(replayed(lambda: decode_attention(*tensors, 0.1, 50.0)), expected)

@@ -22,7 +22,7 @@ TINY = 127 * LEAST
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40))
-def test_each_number_is_off_by_half_a_step_at_most(numbers):
+def test_rounding_error_is_at_most_half_a_step(numbers):
     vector = torch.tensor(numbers)
     rounded = quantize_int8(vector)
     step = vector.abs().max() / 127
@@ -52,7 +52,7 @@ def test_a_rotation_keeps_products(width):
     assert hadamard_rotate(one.bfloat16()).dtype == torch.bfloat16
 
 
-def test_numbers_that_stand_out_are_spread():
+def test_outliers_are_spread():
     torch.manual_seed(0)
     vectors = torch.randn(100, 128)
     # the same in all, as with the keys of many models, and some that are in step with each other
@@ -71,7 +71,7 @@ def test_vectors_of_zeros():
     assert zeros.scales.shape == (2, 3)
 
 
-def test_a_cpu_has_no_kernel():
+def test_cpu_is_not_supported():
     assert not supports_store(torch.zeros(2, 4, 1, 128, dtype=torch.bfloat16))
 
 
@@ -81,7 +81,7 @@ def cache(tiny_gemma2):
     return KVCache(tiny_gemma2.load_model().config, **given, is_int8=True)
 
 
-def test_a_prompt_in_pieces_is_seen_as_in_one(cache):
+def test_chunked_prefill_stores_the_same(cache):
     heads, width = cache._keys[0].numbers.shape[1::2]
     keys, values = torch.randn(2, 1, heads, 12, width)
     seen = []
@@ -101,7 +101,7 @@ def test_a_prompt_in_pieces_is_seen_as_in_one(cache):
     assert not cache._keys[1].scales[1].any()
 
 
-def test_a_step_puts_each_token_into_its_place(cache):
+def test_step_stores_each_token_at_its_position(cache):
     heads, width = cache._keys[0].numbers.shape[1::2]
     keys, values = torch.randn(2, 3, heads, 1, width)
     cache.place(torch.tensor([[4], [0], [9]]), 10)
@@ -116,7 +116,7 @@ def test_a_step_puts_each_token_into_its_place(cache):
 
 
 @pytest.mark.gpu
-def test_it_stores_what_is_in_16_bits():
+def test_16_bit_vectors_are_supported():
     vectors = torch.zeros(2, 4, 1, 128, device="cuda")
     assert supports_store(vectors.bfloat16())
     assert not supports_store(vectors)
@@ -127,7 +127,7 @@ def test_it_stores_what_is_in_16_bits():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [32, 128, 256])
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):
+def test_kernel_stores_quantized_vectors(width, dtype, tokens):
     torch.manual_seed(0)
     # as they lie behind their matrices; the last head of the first sequence is nothing
     new = torch.randn(2, 5, tokens, 3, width, device="cuda", dtype=dtype).transpose(2, 3)
@@ -151,7 +151,7 @@ def test_the_kernel_stores_what_is_rounded(width, dtype, tokens):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("width", [32, 128])
-def test_the_kernel_restores_what_was_stored(width, dtype):
+def test_kernel_dequantizes_vectors(width, dtype):
     vectors = quantize_int8(torch.randn(3, 2, 200, width))
     part = Int8Vectors(*(one.cuda() for one in vectors)).part(slice(1, 3), slice(None), slice(131))
     expected = vectors.part(slice(1, 3), slice(None), slice(131)).dequantize(dtype)

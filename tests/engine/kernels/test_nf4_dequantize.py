@@ -26,7 +26,7 @@ def quantize():
 @pytest.mark.gpu
 @pytest.mark.parametrize("rank", [0, 16, 64, 128])
 @pytest.mark.parametrize("shape", [(128, 64), (200, 64 * 9), (3, 192), (64 * 7, 64 * 16)], ids=str)
-def test_a_matrix_with_what_an_adapter_adds(quantize, shape, rank):
+def test_dequantized_matrix_with_an_adapter(quantize, shape, rank):
     outputs, inputs = shape
     weight, expected = quantize(outputs, inputs)
     factors = None

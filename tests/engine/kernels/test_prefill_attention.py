@@ -29,12 +29,12 @@ def query_and_key(tokens=9, width=64, dtype=torch.bfloat16, device="cpu", heads=
     return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
 
 
-def test_a_cpu_has_no_kernel():
+def test_cpu_is_not_supported():
     assert not supports_prefill(*query_and_key())
 
 
 @pytest.mark.gpu
-def test_it_takes_pieces_in_16_bits():
+def test_16_bit_chunks_are_supported():
     assert supports_prefill(*query_and_key(device="cuda"))
     assert supports_prefill(*query_and_key(tokens=2, dtype=torch.float16, device="cuda"))
     assert not supports_prefill(*query_and_key(tokens=1, device="cuda"))
@@ -45,7 +45,7 @@ def test_it_takes_pieces_in_16_bits():
 
 @pytest.mark.parametrize("major", [8, 9, 10, 12])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
-def test_blocks_suit_the_instructions(width, major):
+def test_block_sizes_suit_the_instructions(width, major):
     blocks = choose_blocks(width, major)
     assert blocks.rows >= MOST_HEADS
     # a matrix instruction has 16 rows, of a warp, or of four together on Hopper 64
@@ -56,7 +56,7 @@ def test_blocks_suit_the_instructions(width, major):
 @pytest.mark.parametrize(
     ("softcap", "masked", "called"), [(5.0, True, 1), (None, True, 0), (5.0, False, 0)]
 )
-def test_grouped_attention_calls_it_for_bounded_scores(softcap, masked, called, monkeypatch):
+def test_grouped_attention_calls_it_with_a_soft_cap(softcap, masked, called, monkeypatch):
     calls = []
 
     def kernel(query, key, value, mask, scaling, softcap):
@@ -105,7 +105,7 @@ def assert_exact(output, expected):
 @pytest.mark.parametrize("softcap", [None, 50.0, 5.0])
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
+def test_kernel_equals_grouped_attention(shape, window, softcap, dtype):
     tensors = piece(*shape, window, dtype)
     scaling = shape[-1] ** -0.5
     output = prefill_attention(*tensors, scaling, softcap)
@@ -116,14 +116,14 @@ def test_kernel_is_grouped_attention(shape, window, softcap, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("blocks", [(64, 32, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)], ids=str)
-def test_other_blocks_give_the_same(blocks):
+def test_other_block_sizes_have_the_same_result(blocks):
     tensors = piece(1, 8, 4, 300, 812, 128, 300)
     expected = exact(*tensors, 0.1, 50.0)
     assert_exact(prefill_attention(*tensors, 0.1, 50.0, Blocks(*blocks)), expected)
 
 
 @pytest.mark.gpu
-def test_grouped_attention_is_no_further_from_exact_than_without_it(monkeypatch):
+def test_kernel_has_a_smaller_error_than_pytorch(monkeypatch):
     tensors = piece(1, 8, 4, 150, 400, 128, 200)
     output, _ = grouped_attention(None, *tensors, 0.1, softcap=50.0)
     assert output.is_contiguous()
@@ -135,7 +135,7 @@ def test_grouped_attention_is_no_further_from_exact_than_without_it(monkeypatch)
 
 
 @pytest.mark.gpu
-def test_masks_may_be_any():
+def test_any_mask_is_supported():
     """Different ones by sequence, with gaps, numbers between, and infinities."""
     query, keys, values, mask = piece(2, 4, 2, 150, 650, 64, None)
     torch.manual_seed(1)
@@ -152,7 +152,7 @@ def test_masks_may_be_any():
 
 
 @pytest.mark.gpu
-def test_tokens_that_see_nothing_get_finite_numbers():
+def test_tokens_without_visible_keys_get_finite_numbers():
     query, keys, values, mask = piece(1, 4, 2, 300, 300, 64, None)
     expected = prefill_attention(query, keys, values, mask, 0.1, 5.0)
     mask[:, :, :170] = torch.finfo(torch.bfloat16).min
@@ -162,7 +162,7 @@ def test_tokens_that_see_nothing_get_finite_numbers():
 
 
 @pytest.mark.gpu
-def test_what_is_hidden_is_not_read():
+def test_masked_keys_are_not_read():
     query, keys, values, mask = piece(1, 4, 2, 40, 640, 64, None)
     mask[..., :128], mask[..., 512:] = (torch.finfo(torch.bfloat16).min,) * 2
     expected = prefill_attention(query, keys, values, mask, 0.1, 5.0)
@@ -172,11 +172,7 @@ def test_what_is_hidden_is_not_read():
 
 
 @pytest.mark.gpu
-def test_a_graph_can_hold_it():
+def test_cuda_graph_captures_it(replayed):
     tensors = piece(1, 8, 4, 200, 456, 128, None)
     expected = prefill_attention(*tensors, 0.1, 50.0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = prefill_attention(*tensors, 0.1, 50.0)
-    graph.replay()
-    assert torch.equal(output, expected)
+    assert torch.equal(replayed(lambda: prefill_attention(*tensors, 0.1, 50.0)), expected)

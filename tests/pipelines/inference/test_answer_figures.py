@@ -31,7 +31,7 @@ def test_share_of_japanese_characters(text, share):
     assert japanese_share(text) == share
 
 
-def test_repetition_is_what_a_slow_count_says():
+def test_repeated_share_equals_a_slow_count():
     text = "はい、そうです。" * 3 + "日本の首都は東京です。"
     grams = [text[i : i + 8] for i in range(len(text) - 7)]
     seen = [gram for i, gram in enumerate(grams) if gram in grams[:i]]
@@ -116,7 +116,7 @@ ANSWERS = [{**task, "output": "答え"} for task in TASKS]
         [ANSWERS[0], TASKS[1]],
     ],
 )
-def test_submission_that_is_not_the_tasks_is_not_saved(answers):
+def test_submission_must_match_the_tasks(answers):
     require_submission(ANSWERS, TASKS)
     with pytest.raises(RuntimeError):
         require_submission(answers, TASKS)

@@ -44,7 +44,7 @@ class TestSameTask:
             ("", "春"),
         ],
     )
-    def test_another_task_of_the_same_mould(self, task, other):
+    def test_another_task_with_the_same_template(self, task, other):
         assert PoolQuestions([other]).positions_of(task) == set()
 
     def test_one_character_in_a_long_question(self):
@@ -107,7 +107,7 @@ class TestDiversify:
         assert chosen == diversify_slowly(results, questions, count, diversity)
         assert chosen == sorted(chosen, key=results.index)
 
-    def test_near_copies_make_way(self):
+    def test_near_copies_are_not_chosen(self):
         questions = ["日本の首都は?", "日本の首都は。", "日本の首都はね", "春の七草は?"]
         results = [Result(i, 9.0 - i) for i in range(4)]
         assert [result.position for result in diversify(results, questions, 2, 0.0)] == [0, 1]
@@ -123,7 +123,7 @@ class TestDiversify:
         assert diversify([], [], 3, 0.5) == []
 
 
-class TestChooseShots:
+class TestChooseExamples:
     RESULTS = (Result(4, 3.0), Result(1, 2.0), Result(0, 1.0))
     POOL = ("川", "山", "谷", "海", "空")
 
@@ -138,7 +138,7 @@ class TestChooseShots:
 @pytest.mark.parametrize(
     ("room", "expected"), [(None, "abc"), (9, "abc"), (5, "abc"), (4, "bc"), (2, ""), (1, "")]
 )
-def test_least_similar_shots_go_first(room, expected):
+def test_least_similar_examples_are_dropped_first(room, expected):
     shots, prompt, tokens = fit_examples(
         [{"input": one} for one in "abc"],
         lambda some: "".join(shot["input"] for shot in some) + "課題",

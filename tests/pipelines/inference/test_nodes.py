@@ -78,14 +78,14 @@ def build(index, checkpoint, tiny_nf4, prompts, parameters):
 
 
 class TestBuildPrompts:
-    def test_one_record_a_task_in_order(self, build):
+    def test_one_record_per_task_in_order(self, build):
         built = build()
         columns = ["task_id", "input", "prompt", "shots", "prompt_tokens", "shots_dropped"]
         assert built.column_names == columns
         assert built["task_id"][:] == [7, 3, 5]
         assert built["input"][:] == TASKS["input"][:]
 
-    def test_shots_are_the_nearest_worst_first_best_last(self, build, index, checkpoint):
+    def test_examples_are_the_most_similar_worst_first(self, build, index, checkpoint):
         found = retrieve(index, checkpoint, TASKS["input"][:], 3)
         for record, best_first in zip(build(top_k=3), found, strict=True):
             expected = [
@@ -101,7 +101,7 @@ class TestBuildPrompts:
             assert scores == sorted(scores)
             assert len(set(scores)) == 3
 
-    def test_prompt_is_header_shots_task(self, build, prompts):
+    def test_prompt_is_header_examples_task(self, build, prompts):
         for record in build(top_k=2):
             worst, best = record["shots"]
             assert record["prompt"] == (
@@ -111,23 +111,23 @@ class TestBuildPrompts:
                 + prompts.task_prompt.format(input=record["input"])
             )
 
-    def test_prompt_tokens_are_those_of_the_models_tokenizer(self, build, tiny_nf4):
+    def test_prompt_tokens_use_the_models_tokenizer(self, build, tiny_nf4):
         tokenizer = tiny_nf4.load_tokenizer()
         for record in build():
             assert record["prompt_tokens"] == len(tokenizer(record["prompt"])["input_ids"])
 
-    def test_reference_answers_stay_out(self, build):
+    def test_reference_answers_are_not_in_prompts(self, build):
         for task, record in zip(TASKS, build(), strict=True):
             assert task["output"] not in record["prompt"]
 
-    def test_without_shots(self, build, prompts):
+    def test_prompt_without_examples(self, build, prompts):
         for record in build(top_k=0):
             assert record["shots"] == []
             expected = prompts.few_shot_header + prompts.task_prompt.format(input=record["input"])
             assert record["prompt"] == expected
 
     @pytest.mark.parametrize("prompt_format", ["recipe", "training_prompt", "chat_template"])
-    def test_every_format_has_the_same_shots(self, build, prompts, tiny_nf4, prompt_format):
+    def test_every_format_has_the_same_examples(self, build, prompts, tiny_nf4, prompt_format):
         tokenizer = tiny_nf4.load_tokenizer()
         texts = prompts.model_copy(update={"format": prompt_format})
         for record, other in zip(build(prompt_format=prompt_format), build(), strict=True):
@@ -137,9 +137,7 @@ class TestBuildPrompts:
             assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
 
     @pytest.mark.parametrize("prompt_format", ["training_prompt", "chat_template"])
-    def test_without_shots_the_prompt_is_the_training_samples(
-        self, build, prompts, tiny_nf4, prompt_format
-    ):
+    def test_prompt_without_examples_equals_training(self, build, prompts, tiny_nf4, prompt_format):
         texts = prompts.model_copy(update={"format": prompt_format})
         for record in build(prompt_format=prompt_format, top_k=0):
             sample = training_sample(texts, record["input"], "答え", tiny_nf4.load_tokenizer())
@@ -149,7 +147,7 @@ class TestBuildPrompts:
         with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
             build(model=tiny_gemma2, prompt_format="chat_template")
 
-    def test_more_shots_than_pairs_are_all_pairs(self, build):
+    def test_more_examples_than_pairs_are_all_pairs(self, build):
         assert [len(record["shots"]) for record in build(top_k=20)] == [5, 5, 5]
 
     def test_prompts_that_leave_no_room_are_named(self, build, caplog):
@@ -163,11 +161,13 @@ class TestBuildPrompts:
         assert message.startswith("1 of 3 prompts leave less than max_new_tokens=8")
         assert f"tasks {longest}." in message
 
-    def test_prompts_that_fit_are_not_spoken_of(self, build, caplog):
+    def test_prompts_that_fit_are_not_logged(self, build, caplog):
         build()
         assert not [r for r in caplog.records if "max_new_tokens" in r.getMessage()]
 
-    def test_least_similar_shots_go_until_it_fits(self, build, prompts, tiny_nf4, caplog):
+    def test_least_similar_examples_are_dropped_until_it_fits(
+        self, build, prompts, tiny_nf4, caplog
+    ):
         tokenizer = tiny_nf4.load_tokenizer()
         caplog.set_level("INFO")
         whole = build(top_k=5)
@@ -197,7 +197,7 @@ class TestBuildPrompts:
         with pytest.raises(InputError, match=rf"{longest} \({alone[longest]} tokens\).*Shorten"):
             build(max_new_tokens=8, max_seq_length=room + 8, fit_prompt=True)
 
-    def test_pair_that_asks_the_task_is_no_shot(self, build):
+    def test_pair_that_asks_the_task_is_not_an_example(self, build):
         asked = "富士山の高さを 教えてください！"
         tasks = Dataset.from_list([{"task_id": 1, "input": asked}, *TASKS.to_list()])
         (plain, *_), (without, *others) = build(tasks), build(tasks, exclude_same_task=True)
@@ -208,7 +208,7 @@ class TestBuildPrompts:
         assert len(without["shots"]) == 3
         assert others == build().to_list()
 
-    def test_diverse_shots_are_in_the_order_of_their_scores(self, build):
+    def test_diverse_examples_are_in_the_order_of_their_scores(self, build):
         nearest = build(top_k=2)
         assert build(top_k=2, example_diversity=0.0).to_list() == nearest.to_list()
         diverse = build(top_k=2, example_diversity=1.0)
@@ -296,7 +296,7 @@ class TestAnswers:
             answer(model=other)
         assert not asked
 
-    def test_one_answer_a_task_in_order(self, answer, asked):
+    def test_one_answer_per_task_in_order(self, answer, asked):
         answers, _ = answer()
         assert answers.to_list() == [
             {"task_id": 7, "input": "課題7", "output": ""},
@@ -346,12 +346,12 @@ class TestAnswers:
     @pytest.mark.parametrize(
         "changes", [{"repetition_penalty": 1.2}, {"max_new_tokens": 9}, {"bad_words": ["悪"]}]
     )
-    def test_answers_of_other_settings_are_not_taken(self, answer, asked, changes):
+    def test_answers_of_other_settings_are_not_reused(self, answer, asked, changes):
         answer()
         answer(**changes)
         assert len(asked) == 2
 
-    def test_other_tasks_alone_are_asked(self, answer, asked):
+    def test_only_new_tasks_are_generated(self, answer, asked):
         answer()
         tasks = PROMPTS.to_list()
         tasks.insert(1, {"task_id": 9, "input": "新しい", "prompt": "問い9", "shots": []})
@@ -360,7 +360,7 @@ class TestAnswers:
         assert answers["task_id"][:] == [7, 9, 3, 5]
         assert answers["output"][2:] == ["答え1", "答え2"]
 
-    def test_empty_task_is_not_asked_and_stops_no_other(self, answer, asked):
+    def test_empty_task_is_not_generated(self, answer, asked):
         tasks = PROMPTS.to_list()
         tasks[1]["input"] = " \n"
         answers, report = answer(Dataset.from_list(tasks))
@@ -384,12 +384,12 @@ class TestAnswers:
         assert asked[0]["prompts"] == ["問い7", "問い3", "問い5"][:count]
         assert f"failed in 1 of {count} tasks: 7 (the answer is empty)" in caplog.text
 
-    def test_base_model_does_not_take_the_tuned_models_answers(self, answer, answer_base, asked):
+    def test_base_model_does_not_reuse_the_tuned_models_answers(self, answer, answer_base, asked):
         answer()
         answer_base(compare_tasks=3)
         assert len(asked) == 2
 
-    def test_base_model_is_not_even_loaded_for_no_tasks(self, answer_base, asked):
+    def test_base_model_is_not_loaded_for_no_tasks(self, answer_base, asked):
         answers = answer_base(compare_tasks=0)
         assert len(answers) == 0
         assert asked == []

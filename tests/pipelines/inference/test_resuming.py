@@ -81,7 +81,7 @@ def without_times(report):
 
 
 @pytest.mark.parametrize("kept", [3])
-def test_killed_run_goes_on_to_the_same_answers(
+def test_killed_run_resumes_to_the_same_answers(
     answer, tiny_nf4, adapter, section, texts, kept, tmp_path, monkeypatch, subprocess_environment
 ):
     path = tmp_path / "answers.jsonl"
@@ -168,7 +168,7 @@ class TestKeys:
             {"batching": {"kv_cache_dtype": "int8"}},
         ],
     )
-    def test_what_changes_answers_changes_the_key(self, key, changes):
+    def test_settings_that_change_answers_change_the_key(self, key, changes):
         assert key(**changes) != key()
 
     @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ class TestKeys:
             {"batching": {"cuda_graphs": False}},
         ],
     )
-    def test_what_does_not_leaves_it(self, key, changes):
+    def test_other_settings_do_not_change_the_key(self, key, changes):
         assert key(**changes) == key()
         # what is not named as without effect is taken to have one
         assert set(changes) <= {*WITHOUT_EFFECT, "model"}
@@ -217,7 +217,7 @@ class TestKeys:
     ],
     ids=["none", "untold", "one", "most", "others"],
 )
-def test_weights_of_kept_answers_are_known(tmp_path, kept, expected):
+def test_weights_of_stored_answers(tmp_path, kept, expected):
     store = AnswerStore(tmp_path / "answers.jsonl")
     for name, answer in kept.items():
         store.append(name, answer)
@@ -243,12 +243,12 @@ class TestAnswerAll:
     def said(text, error=""):
         return Answer(text, 3, 2, finished=True, seconds=0.1, error=error)
 
-    def test_answers_in_any_order_come_to_their_tasks(self, ask):
+    def test_answers_in_any_order_belong_to_their_tasks(self, ask):
         answers, store = ask((i, self.said(f"答{i}")) for i in (2, 0, 1))
         assert [answer.text for answer in answers] == ["答0", "答1", "答2"]
         assert [store.get(f"key{i}")["text"] for i in range(3)] == ["答0", "答1", "答2"]
 
-    def test_what_raised_an_error_is_tried_again(self, ask):
+    def test_failed_prompt_is_retried(self, ask):
         first = [self.said("答0"), self.said("", "out of memory"), self.said("答2")]
         answers, store = ask(enumerate(first))
         assert [answer.error for answer in answers] == ["", "out of memory", ""]
@@ -265,10 +265,10 @@ class TestAnswerAll:
             ask(die())
         assert AnswerStore(tmp_path / "answers.jsonl").get("key1")["text"] == "答1"
 
-    def test_engine_that_answers_twice_is_found_out(self, ask):
+    def test_second_answer_to_a_prompt_is_an_error(self, ask):
         with pytest.raises(RuntimeError, match="answered prompt 1 twice"):
             ask([(1, self.said("答"))] * 2)
 
-    def test_engine_that_forgets_one_is_found_out(self, ask):
+    def test_missing_answer_is_an_error(self, ask):
         with pytest.raises(RuntimeError, match="answered 2 of 3 prompts"):
             ask([(1, self.said("答")), (0, self.said("答"))])
