@@ -3,19 +3,15 @@
     python benchmarks/filtering/bench_data_filtering.py [--curve]
 
 filters the 11,020 real conversations and 130,000 synthetic ones (``make_conversations.py``) with
-``reference.py`` and with the product in turn, each in a process of its own. The product runs by its
-own catalog and parameters, in a copy of the project whose environment changes the raw file, the
-output folder and MLflow's tracking. Both must keep the same records with the same texts in the same
-order, and the product must reject the others; else the benchmark fails.
+``reference.py`` and with the product, by its own catalog and parameters, in turn, each in a process
+of its own. Both must keep the same records with the same texts in the same order, and the product
+must reject the others; else the benchmark fails. There are two corpora of 130,000: with as many
+rare characters per record as the real ones, and with as many as a real corpus of that size has.
 
 Seconds count from before the raw file is opened to the last byte written, the product's checks
 included: *outputs* is a run to the kept and rejected pairs alone, *full* one with the reports.
 Imports do not count, except in worker processes. *process* is everything from start to exit.
 Memory is that of the process tree: *resident* is the peak, *private* leaves out shared pages.
-
-There are two corpora of 130,000: with as many rare characters per record as the real ones, and with
-as many as a real corpus of that size would have. On the first, the recipe's way, one banned text
-after the other, takes several times as long.
 
 ``--curve`` runs the product alone on 10,000, 100,000 and 1,000,000 synthetic records. Synthetic
 corpora need the real conversations beside the project; ``--folder`` keeps them for later calls.
@@ -24,14 +20,21 @@ corpora need the real conversations beside the project; ``--folder`` keeps them 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
+import os
+import re
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -41,9 +44,8 @@ from benchmarks.filtering.make_conversations import (
     find_real_files,
     write_corpus,
 )
-from benchmarks.filtering.product import ENVIRONMENT, OUTPUTS, copy_project, run_in_process
 from benchmarks.harness.memory import Usage, run_measured
-from benchmarks.harness.recording import print_table, record
+from benchmarks.harness.recording import PROJECT, print_table, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,10 @@ LARGE = 100_000
 REPEATS, REPEATS_WHEN_LARGE, REPEATS_PER_RECORD = 7, 3, 1
 #: The power of the records with which rare characters grow, if each record has the same number.
 PER_RECORD = 1.0
+ENVIRONMENT = "benchmark"
+OUTPUTS = ("filtered_pairs", "rejected_pairs")
+#: The first argument of the process that runs the product.
+RUN = "run-product"
 REFERENCE = Path(__file__).with_name("reference.py")
 COLUMNS = {
     "median s": "seconds.median",
@@ -65,6 +71,72 @@ COLUMNS = {
 }
 
 Run = tuple[dict[str, Any], Usage]
+
+
+def copy_project(target: Path, raw: Path) -> None:
+    """Copy what a run needs and add an environment that reads ``raw``."""
+    leave_out = shutil.ignore_patterns("local", "__pycache__")
+    for name in ("conf", "src"):  # Kedro refuses a source folder that is a link
+        shutil.copytree(PROJECT / name, target / name, ignore=leave_out)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(PROJECT / name, target)
+    source = {"type": "ja_instruct.datasets.JSONLinesDataset", "filepath": str(raw)}
+    files = {
+        "globals": {"run_name": ENVIRONMENT},
+        "catalog": {"raw_conversations": source},
+        # like the reference, log nothing; the store is still opened, and its memory counts
+        "mlflow": {"tracking": {"disable_tracking": {"pipelines": ["data_filtering"]}}},
+    }
+    environment = target / "conf" / ENVIRONMENT
+    environment.mkdir()
+    for name, content in files.items():
+        (environment / f"{name}.yml").write_text(yaml.safe_dump(content), "utf-8")
+
+
+def run_in_process(project: Path, *, full: bool) -> tuple[dict[str, Any], Usage]:
+    """Run the pipeline in a process of its own; return its seconds and its usage."""
+    shutil.rmtree(project / "data", ignore_errors=True)
+    command = [sys.executable, __file__, RUN, str(project), *["full"] * full]
+    # the copy's package, not the installed one; no download
+    environment = {**os.environ, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1"}
+    usage, output = run_measured(command, environment)
+    # logs may follow
+    return json.loads(re.findall(r'^{"seconds".*}$', output, re.MULTILINE)[-1]), usage
+
+
+def run_product(project: Path, *, full: bool) -> None:
+    """Run the pipeline once and print its seconds.
+
+    The first run lists its imports, which later ones repeat before the clock starts.
+    """
+    from kedro.framework.hooks import hook_impl
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(project)
+    imports = project.parent / "imports.json"
+    for name in json.loads(imports.read_text("utf-8")) if imports.is_file() else []:
+        # some modules are created by others and cannot be imported
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+    class RunClock:
+        @hook_impl(tryfirst=True)  # before the product's own checks, which read the raw file
+        def before_pipeline_run(self) -> None:
+            self.imported = set(sys.modules)
+            self.started = time.perf_counter()
+
+    clock = RunClock()
+    session: Any
+    with KedroSession.create(project, env=ENVIRONMENT) as session:
+        # Kedro registers hooks from a project's settings alone, and these are the product's
+        session._hook_manager.register(clock)
+        session.run(pipeline_names=["data_filtering"], to_outputs=None if full else OUTPUTS)
+        seconds = time.perf_counter() - clock.started
+    if not imports.is_file():
+        named = [name for name in sys.modules if name not in clock.imported]
+        imports.write_text(json.dumps(named), "utf-8")
+    print(json.dumps({"seconds": seconds}))
 
 
 def run_reference(raw: Path, kept: Path, rare: str = "list") -> Run:
@@ -200,4 +272,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [RUN]:
+        run_product(Path(sys.argv[2]), full=len(sys.argv) > 3)
+    else:
+        main()

@@ -1,30 +1,24 @@
 r"""Answering tasks the contest's way and ours, on a model of Gemma 2 27B's shape: tokens a second.
 
     python benchmarks/generation/bench_generation.py --model /dev/shm/nf4 --folder /tmp/generation
-
-``original`` is the notebook's loop (``reference.py``): unsloth, the adapter unmerged, one prompt
-after the other; some answers are timed token by token, and the whole job is extrapolated. ``ours``
-is the product's engine with ``conf/base``'s parameters on all tasks; ``ours-nf4`` the same with
-4-bit weights; ``ours-24gb`` and ``ours-80gb`` in the memory of such cards; names in ``int8`` have
-an int8 KV cache; ``one-by-one`` is the product without batching. ``warm-up`` and ``warm-up-nf4``
-only let Triton compile and store its kernels; the original compiles in an answer that is not timed.
-All sides answer the first of the same prompts: random
-characters, of about ``--prompt-tokens``. Every answer has ``--new-tokens`` tokens. Model and
-adapter, random weights, are created if they are missing.
-
-*tokens/s* counts new tokens over prefill and decoding, without loading and *prepare*, in which the
-product converts weights for decoding. GB: peaks of PyTorch's allocated and reserved memory, and
-NVML's above the start. ``--equal N`` counts how many of N short answers, with each kind of weights
-and KV cache, equal those of one by one.
-
-``--set SIDE:NAME=VALUE`` changes a parameter of ours (below ``inference``), or a side's ``tasks``,
-``new_tokens`` or ``memory_gb``. A side with a new name starts as ``ours``:
-``--set ours-16:batching.max_num_seqs=16 --sides ours-16``. With ``--device cpu`` transformers
-replaces unsloth:
-
     python benchmarks/generation/bench_generation.py --device cpu --environment demo --tasks 8 \
         --model data/06_models/demo/quantized_model --adapter data/06_models/demo/adapter \
         --prompts data/07_model_output/demo/prompts.jsonl --new-tokens 64
+
+``original`` is the notebook's loop (``reference.py``): unsloth, on a CPU transformers, the adapter
+unmerged, one prompt after the other; some answers are timed token by token, and the whole job is
+extrapolated. ``ours`` is the product's engine with ``conf/base``'s parameters on all tasks;
+``ours-nf4`` the same with 4-bit weights; ``ours-24gb`` and ``ours-80gb`` in the memory of such
+cards; names in ``int8`` have an int8 KV cache; ``one-by-one`` is the product without batching. The
+warm-ups only let Triton compile and store its kernels; the original compiles in an answer that is
+not timed. All sides answer the first of the same prompts, and every answer has ``--new-tokens``
+tokens. Model and adapter, random weights, are created if they are missing.
+
+*tokens/s* counts new tokens over prefill and decoding, without loading and *prepare*, in which the
+product converts weights. ``--equal N`` counts how many of N short answers, with each kind of
+weights and KV cache, equal those of one by one. ``--set SIDE:NAME=VALUE`` changes a parameter of
+ours (below ``inference``), or a side's ``tasks``, ``new_tokens`` or ``memory_gb``. A side with a
+new name starts as ``ours``: ``--set ours-16:batching.max_num_seqs=16 --sides ours-16``.
 """
 
 from __future__ import annotations
@@ -38,8 +32,12 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.generation.figures import COLUMNS, add_ratios, compare_answers, summarize
-from benchmarks.harness.character_tokenizer import random_samples
-from benchmarks.harness.random_models import SHAPES, find_or_make, find_or_make_adapter
+from benchmarks.harness.random_models import (
+    SHAPES,
+    find_or_make,
+    find_or_make_adapter,
+    random_samples,
+)
 from benchmarks.harness.recording import device_name, print_table, record
 from benchmarks.harness.sides import (
     Side,
@@ -126,8 +124,6 @@ def make_job(side: Side, options: argparse.Namespace, prompts: str) -> dict[str,
     }
     if "way" in side:
         job["way"] = "transformers" if options.device == "cpu" else side["way"]
-        job["tasks"] = options.original_tasks or job["tasks"]
-        job["new_tokens"] = options.original_tokens or job["new_tokens"]
     return job
 
 
@@ -194,8 +190,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--prompt-tokens", type=int, default=3000)
     parser.add_argument("--new-tokens", type=int, default=1024)
-    parser.add_argument("--original-tasks", type=int, help="tasks of the original; default: 1")
-    parser.add_argument("--original-tokens", type=int, help="tokens an answer; default: 128")
     parser.add_argument("--equal", type=int, default=0, metavar="N", help="answers to compare")
     parser.add_argument("--equal-tokens", type=int, default=64, help="tokens of each of those")
     return parser.parse_args()

@@ -51,14 +51,7 @@ ARRANGE = "arrange"
 
 
 class Matrix(NamedTuple):
-    """A shape of matrices.
-
-    Attributes:
-        outputs: Rows.
-        inputs: Columns.
-        count: Number of such matrices in a layer.
-        arranged: Number of inputs that a layer arranges for them in the kernel's order.
-    """
+    """A shape, how many a layer has, and how many inputs a layer arranges for them."""
 
     outputs: int
     inputs: int
@@ -92,7 +85,8 @@ def make_copy(matrix: Matrix, device: torch.device) -> Copy:
     packed, state = quantized.quantize_4bit(
         weight, quant_type="nf4", blocksize=64, compress_statistics=True
     )
-    return Copy(packed, state, nf4_weight(packed, state), quantized.dequantize_4bit(packed, state))
+    bf16 = quantized.dequantize_4bit(packed, state)
+    return Copy(packed, state, nf4_weight(packed, state), bf16)
 
 
 def copies_for(matrix: Matrix, cache_bytes: int) -> int:
@@ -132,12 +126,6 @@ def measure_matrix(
     """Return the microseconds of each way to multiply, for each number of rows.
 
     Block sizes with which the kernel fails are left out, and the reason is printed.
-
-    Args:
-        all_rows: Numbers of rows to multiply.
-        blocks: Further block sizes of the kernel.
-        copies: Weights of one shape, taken in turn.
-        clock: Times calls.
     """
     weight = copies[0].bf16
     inputs = torch.randn(max(all_rows), weight.shape[1], device=weight.device).bfloat16()
@@ -157,11 +145,9 @@ def measure_matrix(
 
 
 def sum_layers(measured: dict[str, dict[int, dict[str, float]]]) -> dict[int, dict[str, float]]:
-    """Return the milliseconds of all layers' matrices, by number of rows and way.
+    """Return the milliseconds of all layers, by number of rows and way.
 
-    Args:
-        measured: Microseconds of one matrix, by matrix, rows and way. Ways that failed for a
-            matrix are left out.
+    ``measured`` has the microseconds by matrix, rows and way; a way that lacks one is left out.
     """
     sums: dict[int, dict[str, float]] = {}
     for rows in next(iter(measured.values())):

@@ -1,28 +1,37 @@
-"""Model directories and adapters with random weights in a real model's shape.
+"""Model directories, adapters and texts: random weights in a real model's shape.
 
 Speed and memory do not depend on the weights' values, and the real weights cannot be downloaded
 everywhere. The matrices are drawn one by one, N(0, 0.02) in bf16; norms are zero, to which Gemma's
 RMSNorm adds one. The NF4 directory is what ``quantization`` writes of the 16-bit one (a test
 compares them), made without the 16-bit weights ever being in a file. No factor of an adapter is
 zero, so answers without the adapter would differ.
+
+The tokenizer is Gemma's with a token for each of 1,000 Japanese characters, and no merges: a text
+of n of these characters has exactly n tokens, and BOS before them.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from benchmarks.harness.character_tokenizer import make_tokenizer
 from benchmarks.harness.recording import PROJECT
 from ja_instruct.models.directory import read_provenance, write_provenance
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
-    from transformers import Gemma2Config, PreTrainedModel
+    from transformers import (
+        BitsAndBytesConfig,
+        Gemma2Config,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 _GEMMA_2 = {
     "sliding_window": 4096,
@@ -55,8 +64,41 @@ SHAPES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 32,
     },
 }
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
+#: Rows of JIS X 0208: hiragana, katakana, and the first level of kanji.
+JIS_ROWS = (4, 5, *range(16, 48))
+CHARACTERS = 1000
 DEVIATION = 0.02
 SEED = 0
+
+
+def japanese_characters() -> list[str]:
+    """Return 1,000 Japanese characters: the kana, and kanji of JIS X 0208's first level."""
+    codes = [bytes([0xA0 + row, 0xA0 + cell]) for row in JIS_ROWS for cell in range(1, 95)]
+    return list("".join(code.decode("euc_jp", errors="ignore") for code in codes))[:CHARACTERS]
+
+
+def make_tokenizer() -> PreTrainedTokenizerBase:
+    """Return a Gemma tokenizer: BOS added, byte fallback, one token a character, no merges."""
+    from transformers import GemmaTokenizer
+
+    pieces = [*SPECIAL, *BYTES, *japanese_characters(), "▁", "\n"]
+    tokenizer: PreTrainedTokenizerBase = GemmaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], add_bos_token=True
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[5:])})
+    return tokenizer
+
+
+def random_samples(lengths: Iterable[tuple[int, int]], seed: int) -> list[tuple[str, str]]:
+    """Return prompts and answers of given lengths in tokens, BOS and EOS included."""
+    characters, generator = japanese_characters(), random.Random(seed)
+
+    def text(length: int) -> str:
+        return "".join(generator.choices(characters, k=length))
+
+    return [(text(prompt - 1), text(answer - 1)) for prompt, answer in lengths]
 
 
 def _read_parameters(stage: str) -> Any:
@@ -97,6 +139,7 @@ def make_model(
     """
     import torch
     from transformers import GenerationConfig
+    from transformers.quantizers import AutoHfQuantizer
     from transformers.quantizers.base import get_keys_to_not_convert
 
     model = empty_model(make_config(shape))
@@ -119,7 +162,9 @@ def make_model(
         setattr(model.config, key, getattr(tokenizer, key))
     model.generation_config = GenerationConfig.from_model_config(model.config)
     if kind == "nf4":
-        _mark_as_quantized(model)
+        # save_pretrained reads both of a model that transformers has quantized
+        model.config.quantization_config = nf4_config()
+        model.hf_quantizer = AutoHfQuantizer.from_config(nf4_config())
         # the base tokenizer has no template, so quantization adds the recipe's
         tokenizer.chat_template = _read_parameters("quantization")["chat_template"]
     model.save_pretrained(directory, max_shard_size=shard_size)
@@ -130,17 +175,8 @@ def make_model(
         provenance = {
             "stage": "quantization",
             "parameters": sum(weight.numel() for weight in plain.parameters()),
-            "source": {
-                "model_id": f"random-{shape}",
-                "revision": None,
-                "model_type": "gemma2",
-                "provenance": {"made_by": __name__, "seed": SEED},
-            },
-            "settings": {
-                "quant_type": "nf4",
-                "double_quantization": True,
-                "compute_dtype": "bfloat16",
-            },
+            "source": {"model_id": f"random-{shape}", "revision": None, "model_type": "gemma2"},
+            "settings": {"quant_type": "nf4", "made_by": __name__, "seed": SEED},
         }
         write_provenance(directory, provenance)
 
@@ -157,20 +193,17 @@ def _quantized(weight: torch.Tensor) -> torch.nn.Module:
     return layer
 
 
-def _mark_as_quantized(model: PreTrainedModel) -> None:
-    """Give the model what ``save_pretrained`` reads of one that transformers has quantized."""
+def nf4_config() -> BitsAndBytesConfig:
+    """Return the recipe's quantization: NF4 with double quantization, computed in bf16."""
     import torch
     from transformers import BitsAndBytesConfig
-    from transformers.quantizers import AutoHfQuantizer
 
-    config = BitsAndBytesConfig(
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model.config.quantization_config = config
-    model.hf_quantizer = AutoHfQuantizer.from_config(config)
 
 
 def make_adapter(directory: Path, model: Path) -> None:

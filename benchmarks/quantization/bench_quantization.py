@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness.character_tokenizer import japanese_characters
 from benchmarks.harness.memory import PeakMemory
-from benchmarks.harness.random_models import SHAPES, find_or_make
+from benchmarks.harness.random_models import SHAPES, find_or_make, japanese_characters, nf4_config
 from benchmarks.harness.recording import print_table, record
 from benchmarks.harness.sides import (
     Side,
@@ -63,18 +62,12 @@ COLUMNS = {
 
 def quantize_as_the_original(job: dict[str, Any], report: Callable[[], None]) -> None:
     """Load the model in 4 bits and save it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
         job["model"],
         device_map="auto" if job["device"] == "cuda" else "cpu",
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
+        quantization_config=nf4_config(),
         local_files_only=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)

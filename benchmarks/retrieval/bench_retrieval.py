@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -28,13 +29,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from kedro.io import AbstractDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness.kedro_runs import read_configuration
 from benchmarks.harness.recording import PROJECT, print_table, record
 from ja_instruct.datasets import ColbertCheckpointDataset, RetrievalIndexDataset
-from ja_instruct.demo import E5ColbertDataset
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval.index import retrieve
@@ -47,7 +48,7 @@ SEED = 0
 TOP_K = 20
 # The encoder's own limit, above RAGatouille's 32 tokens
 MAX_QUERY_TOKENS = 128
-DEFAULT = "random,bm25,colbert,hybrid"
+DEFAULT = "bm25,colbert,hybrid"
 RETRIEVERS = (*DEFAULT.split(","), "bigrams", "minilm")
 
 
@@ -76,12 +77,6 @@ def score_rankings(rankings: list[list[int]], relevant: list[int]) -> dict[str, 
         name: round(total / len(ranks), 4)
         for name, total in (scores | {"ndcg_at_10": gains}).items()
     }
-
-
-def rank_at_random(passages: list[str], queries: list[str]) -> list[list[int]]:
-    """Draw ``TOP_K`` positions a query."""
-    rng = random.Random(SEED)
-    return [rng.sample(range(len(passages)), TOP_K) for _ in queries]
 
 
 def rank_by_bigrams(passages: list[str], queries: list[str]) -> list[list[int]]:
@@ -160,17 +155,15 @@ def main() -> None:
     right = [positions[question["relevant"][0]] for question in questions]
     texts = [passage["text"] for passage in passages]
     queries = [question["query"] for question in questions]
-    entry = yaml.safe_load((PROJECT / "conf/demo/catalog_rag_index.yml").read_text("utf-8"))
-    source = {key: entry["retriever_checkpoint"][key] for key in ("package", "file", "sha256")}
-    directory = PROJECT / entry["retriever_checkpoint"]["filepath"]
-    demo = E5ColbertDataset(filepath=directory, **source).load()
+    os.chdir(PROJECT)  # the catalog's paths are relative to it
+    entry = read_configuration("demo")["catalog"]["retriever_checkpoint"]
+    demo = AbstractDataset.from_config("retriever_checkpoint", entry).load()
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         for retriever in options.retrievers.split(","):
             seconds: dict[str, float] = {}
-            if retriever in ("random", "bigrams"):
-                rank = rank_at_random if retriever == "random" else rank_by_bigrams
-                rankings = rank(texts, queries)
+            if retriever == "bigrams":
+                rankings = rank_by_bigrams(texts, queries)
             else:
                 folder = Path(name)
                 checkpoint = make_minilm(folder / "minilm") if retriever == "minilm" else demo

@@ -3,19 +3,15 @@
     python benchmarks/training/bench_training.py --model /dev/shm/nf4 --folder /tmp/training
 
 ``original`` is unsloth with TRL as in the notebook (``reference.py``), in batches of 4, padded;
-``ours`` the product's node ``train`` with ``conf/tuned``'s parameters; ``ours-24gb`` the
-same with the settings for a card of 24 GB, PyTorch limited to that; ``peft`` TRL and PEFT without
-unsloth. All sides train on the same samples, 32 a step: random characters, as long in tokens as
-real conversations (``conversation_lengths.py``). The model, random weights in NF4, is created if
-``--model`` is missing.
+``ours`` the product's node ``train`` with ``conf/tuned``'s parameters; ``ours-24gb`` the same with
+the settings for a card of 24 GB; ``peft`` TRL and PEFT without unsloth. All sides train on the same
+samples, 32 a step: random characters, as long as real conversations (``conversation_lengths.py``).
+The model, random weights in NF4, is created if ``--model`` is missing.
 
 *real* counts the tokens of samples, *padded* all computed tokens, both after the first
-``--warm-up`` steps, in which kernels are compiled. GB: peaks of PyTorch's allocated and reserved
-memory, and NVML's above the start.
-
-``--set SIDE:NAME=VALUE`` changes a parameter (of ours below ``sft``, of the others a TRL argument),
-or a side's ``steps``, ``memory_gb`` or ``environment``. A side with a new name starts as ``ours``:
-``--set ours-8k:training.tokens_per_batch=8192 --sides ours-8k``.
+``--warm-up`` steps, in which kernels are compiled. ``--set SIDE:NAME=VALUE`` changes a parameter
+(of ours below ``sft``, of the others a TRL argument), or a side's ``steps``, ``memory_gb`` or
+``environment``. A side with a new name starts as ``ours``.
 """
 
 from __future__ import annotations
@@ -29,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness.character_tokenizer import random_samples
-from benchmarks.harness.random_models import SHAPES, find_or_make
+from benchmarks.harness.random_models import SHAPES, find_or_make, random_samples
 from benchmarks.harness.recording import device_name, print_table, record
 from benchmarks.harness.sides import (
     Side,

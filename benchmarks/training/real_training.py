@@ -32,19 +32,13 @@ from benchmarks.harness.sides import (
     working_folder,
     write_result,
 )
+from benchmarks.training.bench_training import ON_CPU
 
 BOTH: dict[str, Any] = {
     "eval_fraction": 0.05,
     "training.eval_strategy": "steps",
     "training.eval_steps": 50,
     "training.report_to": [],
-}
-ON_CPU: dict[str, Any] = {
-    "device": "cpu",
-    "backend": "peft",
-    "training.bf16": False,
-    "training.optim": "adamw_torch",
-    "training.gradient_checkpointing": False,
 }
 MODES: dict[str, Side] = {mode: {"changes": BOTH} for mode in ("base", "tuned")}
 COLUMNS = ("steps", "train_loss", "eval_loss_before", "eval_loss_after", "tokens_per_second")
@@ -124,19 +118,12 @@ def main() -> None:
         summaries = {mode: results[mode]["train_metrics"]["summary"] for mode in done}
         print_table(summaries, {column: column for column in COLUMNS})
         compared = compare(done, options.model, folder, options.device) if done else {}
-    keys = ("step", "loss", "eval_loss")
     result = {
         "ratio": compared.get("ratio"),
         "model": options.model.name,
         "modes": summaries,
         "same_samples": compared.get("losses"),
-        "curves": {
-            mode: [
-                {key: entry[key] for key in keys if key in entry}
-                for entry in results[mode]["train_history"]
-            ]
-            for mode in done
-        },
+        "curves": {mode: results[mode]["train_history"] for mode in done},
     }
     record("real_training", result)
 

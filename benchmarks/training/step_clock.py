@@ -29,9 +29,8 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start again: so does a trainer with a smaller batch after running out of memory."""
-        self.ends.clear()
-        self.losses.clear()
-        self.token_sums.clear()
+        for noted in (self.ends, self.losses, self.token_sums):
+            noted.clear()
         self._begin()
         self._began = time.perf_counter()
 

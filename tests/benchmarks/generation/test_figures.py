@@ -88,7 +88,7 @@ def test_parameters_of_every_side_are_valid(bench, benchmark_module):
 
 
 def test_prompts_have_about_the_given_length_and_are_reproducible(bench, benchmark_module):
-    tokenizer = benchmark_module("harness.character_tokenizer").make_tokenizer()
+    tokenizer = benchmark_module("harness.random_models").make_tokenizer()
     prompts = bench.draw_prompts(40, 500)
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert min(lengths) >= 400

@@ -82,7 +82,7 @@ def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
     from ja_instruct.models.directory import ModelDirectory
 
     tokenizer = ModelDirectory(made / "nf4", "random").load_tokenizer()
-    characters = benchmark_module("harness.character_tokenizer").japanese_characters()
+    characters = benchmark_module("harness.random_models").japanese_characters()
     assert len(set(characters)) == 1000
     assert {"あ", "ア", "亜"} < set(characters)
     text = "".join(random.Random(0).choices(characters, k=300))
@@ -96,7 +96,7 @@ def test_text_of_n_characters_has_n_tokens_and_bos(made, benchmark_module):
 
 
 def test_samples_have_the_given_lengths_in_tokens(benchmark_module):
-    module = benchmark_module("harness.character_tokenizer")
+    module = benchmark_module("harness.random_models")
     tokenizer = module.make_tokenizer()
     drawn = module.random_samples([(30, 5), (2, 3)], seed=0)
     counted = [len(tokenizer(prompt + answer + "<eos>")["input_ids"]) for prompt, answer in drawn]
