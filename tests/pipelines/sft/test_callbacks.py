@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.sft.callbacks import LossWatch
+from ja_instruct.pipelines.sft.callbacks import LossInProgressBar, LossWatch
 from ja_instruct.pipelines.sft.checkpoints import last_checkpoint
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
 
@@ -106,3 +106,20 @@ class TestInTraining:
             return
         with pytest.raises(InputError, match="at step 11: the loss diverges"):
             train_tiny(**changes)
+
+
+class TestProgressBar:
+    @pytest.fixture
+    def bar(self):
+        bar = LossInProgressBar()
+        shown = []
+        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
+        state = SimpleNamespace(is_world_process_zero=True)
+        return lambda logs: (bar.on_log(None, state, None, logs=logs), list(shown))[1]
+
+    def test_shows_only_the_losses(self, bar):
+        assert bar({"loss": 2.5, "grad_norm": 1.0}) == [{"loss": 2.5}]
+
+    @pytest.mark.parametrize("logs", [None, {}, {"train_runtime": 1.0}])
+    def test_ignores_other_entries(self, bar, logs):
+        assert bar(logs) == []

@@ -48,6 +48,16 @@ def tiny(read_parameters, tmp_path):
     return change
 
 
+EARLY = {
+    "early_stopping_patience": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 4,
+}
+EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
+
+
 def completions(dataset):
     return [sample["completion"] for sample in dataset]
 
@@ -243,19 +253,28 @@ class TestTrainingArguments:
         assert tuned["packing"] is False
         assert tuned.keys() == settings.keys()
 
-    def test_early_stopping_keeps_the_best(self, tiny):
-        strategies = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
-        stopping = {**strategies, "early_stopping_patience": 2, "save_steps": 4}
-        early = training.training_arguments(tiny(training=stopping))
-        assert early.load_best_model_at_end is True
-        assert (early.metric_for_best_model, early.greater_is_better) == ("eval_loss", False)
-        assert training.training_arguments(tiny()).load_best_model_at_end is False
-
-    def test_nothing_held_out_is_never_evaluated(self, tiny):
-        evaluating = {"eval_strategy": "steps", "eval_steps": 2}
-        some = training.training_arguments(tiny(training=evaluating, eval_fraction=0.1))
-        none = training.training_arguments(tiny(training=evaluating, eval_fraction=0.0))
-        assert (some.eval_strategy, none.eval_strategy) == ("steps", "no")
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            # an empty list in TRL's argument would mean every reporter that is installed
+            ({}, {"report_to": [], "load_best_model_at_end": False}),
+            ({"training": EVALUATING, "eval_fraction": 0.1}, {"eval_strategy": "steps"}),
+            ({"training": EVALUATING, "eval_fraction": 0.0}, {"eval_strategy": "no"}),
+            (
+                {"training": EARLY},
+                {
+                    "load_best_model_at_end": True,
+                    "metric_for_best_model": "eval_loss",
+                    "greater_is_better": False,
+                },
+            ),
+            # with peft; unsloth has its own
+            ({"training": {"gradient_checkpointing": True}}, {"gradient_checkpointing": True}),
+        ],
+    )
+    def test_follow_the_parameters(self, tiny, changes, expected):
+        arguments = training.training_arguments(tiny(**changes))
+        assert {name: getattr(arguments, name) for name in expected} == expected
 
     def test_checkpoints_go_where_the_node_says(self, tiny):
         parameters = tiny()
@@ -270,14 +289,6 @@ class TestTrainingArguments:
         accepted = config(**{**settings, "use_cpu": True})
         assert accepted.optim == "adamw_8bit"
         assert accepted.lr_scheduler_type == "linear"
-
-    def test_no_reports(self, tiny):
-        # an empty list would mean every reporter that is installed
-        assert training.training_arguments(tiny()).report_to == []
-
-    def test_gradient_checkpointing_is_trls_with_peft(self, tiny):
-        checkpointing = {"gradient_checkpointing": True}
-        assert training.training_arguments(tiny(training=checkpointing)).gradient_checkpointing
 
 
 class TestBackends:
@@ -422,13 +433,6 @@ def test_loss_plot_without_evaluation():
     assert [curve.name for curve in plot_loss([{"step": 1, "loss": 2.5}]).data] == ["training loss"]
 
 
-EARLY = {
-    "early_stopping_patience": 2,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "save_strategy": "steps",
-    "save_steps": 4,
-}
 BY_EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 

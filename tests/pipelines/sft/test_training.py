@@ -33,6 +33,10 @@ def test_several_processes_keep_their_batches(caplog, was_on):
     assert ("auto_find_batch_size is off" in caplog.text) is was_on
 
 
+def callbacks(trainer, kind):
+    return [one for one in trainer.callback_handler.callbacks if isinstance(one, kind)]
+
+
 class TestBuiltTrainer:
     def test_back_off_is_not_that_of_transformers(self, make_trainer):
         for asked in (True, False):
@@ -41,34 +45,23 @@ class TestBuiltTrainer:
             assert trainer.args.auto_find_batch_size is False
 
     def test_watches_the_loss(self, make_trainer):
-        def watches(**changes):
-            callbacks = make_trainer(**changes).callback_handler.callbacks
-            return [one for one in callbacks if isinstance(one, LossWatch)]
-
-        assert [watch._divergence_nats for watch in watches(divergence_nats=2.5)] == [2.5]
+        (watch,) = callbacks(make_trainer(divergence_nats=2.5), LossWatch)
+        assert watch._divergence_nats == 2.5
         # a loss that is not finite stops it anyway
-        assert [watch._divergence_nats for watch in watches(divergence_nats=None)] == [None]
+        (watch,) = callbacks(make_trainer(divergence_nats=None), LossWatch)
+        assert watch._divergence_nats is None
 
     def test_shows_one_progress_bar(self, make_trainer):
-        bars = [
-            one
-            for one in make_trainer().callback_handler.callbacks
-            if isinstance(one, ProgressCallback | PrinterCallback)
-        ]
+        bars = callbacks(make_trainer(), ProgressCallback | PrinterCallback)
         assert [type(bar) for bar in bars] == [LossInProgressBar]
 
     def test_stops_early(self, make_trainer):
-        def stopping(**changes):
-            callbacks = make_trainer(**changes).callback_handler.callbacks
-            return [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
-
         strategies = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-        assert stopping(**strategies) == []
-        (callback,) = stopping(
-            **strategies, early_stopping_patience=3, early_stopping_threshold=0.25
-        )
-        assert callback.early_stopping_patience == 3
-        assert callback.early_stopping_threshold == 0.25
+        assert callbacks(make_trainer(**strategies), EarlyStoppingCallback) == []
+        early = {"early_stopping_patience": 3, "early_stopping_threshold": 0.25}
+        (stopping,) = callbacks(make_trainer(**strategies, **early), EarlyStoppingCallback)
+        assert stopping.early_stopping_patience == 3
+        assert stopping.early_stopping_threshold == 0.25
 
     def test_packed_samples_use_packed_neftune(self, make_trainer):
         packed = {"tokens_per_batch": 300, "packing": True}
@@ -85,20 +78,3 @@ class TestBuiltTrainer:
         with caplog.at_level(logging.INFO):
             make_trainer(tokens_per_batch=300, packing=True)
         assert "sft: packed samples do not mix (difference " in caplog.text
-
-
-class TestProgressBar:
-    @pytest.fixture
-    def bar(self):
-        bar = LossInProgressBar()
-        shown = []
-        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
-        state = SimpleNamespace(is_world_process_zero=True)
-        return lambda logs: (bar.on_log(None, state, None, logs=logs), list(shown))[1]
-
-    def test_shows_only_the_losses(self, bar):
-        assert bar({"loss": 2.5, "grad_norm": 1.0}) == [{"loss": 2.5}]
-
-    @pytest.mark.parametrize("logs", [None, {}, {"train_runtime": 1.0}])
-    def test_ignores_other_entries(self, bar, logs):
-        assert bar(logs) == []
