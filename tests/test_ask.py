@@ -11,7 +11,7 @@ from ja_instruct.ask import ask
 
 @pytest.fixture(scope="module")
 def asked(finished_project, tmp_path_factory):
-    """A finished project of its own: the answer is kept in it."""
+    """A copy of the finished project, since answers are added to its store."""
     copy = tmp_path_factory.mktemp("asked") / "project"
     return shutil.copytree(finished_project, copy, symlinks=True)
 
@@ -29,21 +29,22 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_a_task_gets_the_shots_and_the_answer_of_the_run(asked, invoke, list_files):
+def test_a_task_gets_the_examples_and_the_answer_of_the_run(asked, invoke, list_files):
     output = asked / "data/07_model_output/test"
     prompt, answer = (read_lines(output / name)[0] for name in ("prompts.jsonl", "output.jsonl"))
     before = list_files(asked, ".viz", "data/mlflow")
-    # from any folder of the project
+    # from a subfolder of the project
     result = invoke(asked / "data", "--show-prompt", prompt["input"])
     assert result.exit_code == 0, result.output
     assert prompt["prompt"] in result.output
     places = []
-    for shot in prompt["shots"]:
-        assert f"{shot['score']:.3f}  {shot['input']}\n{shot['output']}\n" in result.output
-        places.append(result.output.index(f"{shot['score']:.3f}"))
+    for example in prompt["shots"]:
+        score = f"{example['score']:.3f}"
+        assert f"{score}  {example['input']}\n{example['output']}\n" in result.output
+        places.append(result.output.index(score))
     assert places == sorted(places)
     assert result.stdout.endswith(f"回答\n{answer['output']}\n")
-    # it was in the store, and nothing else is touched
+    # the answer was in the store
     assert list_files(asked, ".viz", "data/mlflow") == before
 
 
@@ -63,7 +64,7 @@ def test_an_empty_question_has_no_answer(asked, invoke):
     assert "no answer: the task is empty" in result.output
 
 
-def test_what_is_missing_is_named(clean_project, invoke, tmp_path):
+def test_missing_inputs_are_named(clean_project, invoke, tmp_path):
     copy = shutil.copytree(clean_project, tmp_path / "project", symlinks=True)
     result = invoke(copy, "質問")
     assert result.exit_code != 0
@@ -74,7 +75,7 @@ def test_what_is_missing_is_named(clean_project, invoke, tmp_path):
 def test_outside_a_project(invoke, tmp_path):
     result = invoke(tmp_path, "質問")
     assert result.exit_code != 0
-    assert "is in no Kedro project" in result.output
+    assert "is not in a Kedro project" in result.output
 
 
 def test_is_a_command(asked, subprocess_environment):

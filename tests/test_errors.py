@@ -1,4 +1,4 @@
-"""What a person is told who gives something that cannot work: what, where, and the remedy."""
+"""Errors of unusable input name the problem, its place and the remedy."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def jsonl(path):
 
 @pytest.fixture
 def refused(invoke_kedro, project):
-    """Run with the arguments; return the message, having seen that nothing else was done."""
+    """Return a function that runs Kedro, expects an error without side effects, and returns it."""
 
     def count_runs():
         database = project / "data/mlflow/mlflow.db"
@@ -74,37 +74,44 @@ def refused(invoke_kedro, project):
 
 
 class TestData:
-    def test_malformed_line(self, refused, add_environment, tmp_path):
-        path = tmp_path / "tasks.jsonl"
-        path.write_text('{"task_id": 0, "input": "一"}\n{"task_id": 1, "input": "二"\n', "utf-8")
-        message = refused(add_environment("malformed", catalog={"tasks": jsonl(path)}))
-        assert f"'tasks': {path}:2: not JSON (" in message
-        assert "every line must hold one JSON object" in message
-
-    def test_missing_column(self, refused, add_environment, tmp_path):
-        path = tmp_path / "qa.jsonl"
-        path.write_text('{"input": "一", "output": "二"}\n{"question": "三"}\n', "utf-8")
-        message = refused(add_environment("column", catalog={"qa_pairs": jsonl(path)}))
-        assert f"'qa_pairs': {path}: record 2 lacks input, output; it has question" in message
-
-    def test_missing_file(self, refused, add_environment, tmp_path):
-        path = tmp_path / "nowhere.jsonl"
-        message = refused(add_environment("missing", catalog={"tasks": jsonl(path)}))
-        assert f"'tasks': {path}: no such file" in message
-        assert "put the file there, or point the catalog entry 'tasks' at another place" in message
-
-    def test_empty_file(self, refused, add_environment, tmp_path):
-        path = tmp_path / "tasks.jsonl"
-        path.touch()
-        message = refused(add_environment("empty", catalog={"tasks": jsonl(path)}))
-        assert f"'tasks': {path}: holds no records" in message
-
-    def test_columns_of_two_types(self, refused, add_environment, tmp_path):
-        path = tmp_path / "tasks.jsonl"
-        path.write_text('{"task_id": 0, "input": "一"}\n{"task_id": "1", "input": "二"}\n', "utf-8")
-        message = refused(add_environment("types", catalog={"tasks": jsonl(path)}))
-        assert f"'tasks': {path}:2: the records disagree on the type of a column: " in message
-        assert "'task_id' is text where a whole number is expected; give every record" in message
+    @pytest.mark.parametrize(
+        ("name", "text", "messages"),
+        [
+            (
+                "tasks",
+                '{"task_id": 0, "input": "一"}\n{"task_id": 1, "input": "二"\n',
+                [":2: not JSON (", "every line must hold one JSON object"],
+            ),
+            (
+                "qa_pairs",
+                '{"input": "一", "output": "二"}\n{"question": "三"}\n',
+                [": record 2 lacks input, output; it has question"],
+            ),
+            (
+                "tasks",
+                None,
+                [": no such file", "put the file there, or point the catalog entry 'tasks' at an"],
+            ),
+            ("tasks", "", [": holds no records"]),
+            (
+                "tasks",
+                '{"task_id": 0, "input": "一"}\n{"task_id": "1", "input": "二"}\n',
+                [
+                    ":2: the records disagree on the type of a column: ",
+                    "'task_id' is text where a whole number is expected; give every record",
+                ],
+            ),
+        ],
+        ids=["malformed line", "missing column", "missing file", "empty file", "two types"],
+    )
+    def test_records(self, refused, add_environment, tmp_path, name, text, messages):
+        path = tmp_path / "records.jsonl"
+        if text is not None:
+            path.write_text(text, "utf-8")
+        message = refused(add_environment("records", catalog={name: jsonl(path)}))
+        assert f"'{name}': {path}{messages[0]}" in message
+        for other in messages[1:]:
+            assert other in message
 
     def test_mistaken_sources(self, refused, add_environment, tmp_path):
         sources = [{"file": "a.jsonl"}, {"files": str(tmp_path / "*.jsonl")}]
@@ -129,8 +136,10 @@ class TestData:
             with pytest.raises(InputError) as caught:
                 check(**parameters)
             allowed = parameters.get("bad_records_max", 0)
-            told = f"'raw_conversations': 2 bad record(s), {allowed} allowed: {path}:1: not JSON ("
-            assert told in str(caught.value)
+            message = (
+                f"'raw_conversations': 2 bad record(s), {allowed} allowed: {path}:1: not JSON ("
+            )
+            assert message in str(caught.value)
             assert "Repair or remove them, or raise data_filtering.bad_rec" in str(caught.value)
 
     def test_only_bm25_runs_without_a_checkpoint(self, tmp_path):
@@ -145,7 +154,7 @@ class TestData:
             with pytest.raises(InputError, match="ColBERT checkpoint"):
                 check_run(pipeline([one]), catalog, only_missing_outputs=False)
 
-    def test_everything_is_told_at_once(self, refused, add_environment, tmp_path):
+    def test_all_problems_are_reported_at_once(self, refused, add_environment, tmp_path):
         environment = add_environment(
             "several",
             catalog={
@@ -161,17 +170,25 @@ class TestData:
         for name in ("no_tasks.jsonl", "no_pairs.jsonl", "no_model: no such model directory"):
             assert name in message
 
-    def test_missing_input_names_the_pipeline_that_makes_it(self, refused, add_environment):
-        message = refused(add_environment("early"), "--pipeline=sft")
-        assert "'kedro run --pipeline=quantization'" in message
-        assert "'kedro run --pipeline=data_filtering' (with the same --env) makes it" in message
-        assert "quantized_model" in message
-        assert "filtered_pairs" in message
-
-    def test_missing_adapter_and_index_name_their_pipelines(self, refused, add_environment):
-        message = refused(add_environment("early"), "--pipeline=inference")
-        for name in ("sft", "quantization", "rag_index"):
-            assert f"'kedro run --pipeline={name}'" in message
+    @pytest.mark.parametrize(
+        ("pipeline", "inputs", "makers"),
+        [
+            ("sft", ["quantized_model", "filtered_pairs"], ["quantization", "data_filtering"]),
+            (
+                "inference",
+                ["quantized_model", "adapter", "retrieval_index"],
+                ["quantization", "sft", "rag_index"],
+            ),
+        ],
+    )
+    def test_missing_inputs_name_the_pipelines_that_make_them(
+        self, refused, add_environment, pipeline, inputs, makers
+    ):
+        message = refused(add_environment("early"), f"--pipeline={pipeline}")
+        for name, maker in zip(inputs, makers, strict=True):
+            assert f"'{name}': " in message
+            assert f"'kedro run --pipeline={maker}'" in message
+        assert "(with the same --env) makes it" in message
 
 
 class TestParameters:
@@ -196,9 +213,9 @@ class TestParameters:
         ],
     )
     def test_on_the_command_line(self, refused, override, message):
-        told = refused("--env=test", f"--params={override}")
-        assert message in told
-        assert "They come from conf/base, conf/test and --params." in told
+        found = refused("--env=test", f"--params={override}")
+        assert message in found
+        assert "They come from conf/base, conf/test and --params." in found
 
     def test_in_a_file(self, refused, add_environment):
         environment = add_environment(
@@ -242,7 +259,7 @@ def test_every_renamed_parameter_is_reported(read_parameters):
 
 
 class TestModels:
-    def test_model_that_is_quantized_already(self, refused, add_environment, tiny_nf4):
+    def test_already_quantized_model(self, refused, add_environment, tiny_nf4):
         model = {
             "type": "ja_instruct.datasets.ModelDirectoryDataset",
             "filepath": str(tiny_nf4.path),
@@ -252,21 +269,16 @@ class TestModels:
         assert "'someone/gemma-2-27b-bnb-4bit'" in message
         assert "is quantized already (bitsandbytes); give the publisher's 16-bit weights" in message
 
-    def test_quantized_model_of_another_hand(
-        self, refused, add_environment, project, tiny_nf4, tmp_path
-    ):
+    def test_quantized_model_of_another_project(self, refused, add_environment, tiny_nf4, tmp_path):
         foreign = tmp_path / "foreign"
         shutil.copytree(tiny_nf4.path, foreign)
         (foreign / "ja_instruct.json").unlink()
-        entry = {
-            "type": "ja_instruct.datasets.QuantizedModelDataset",
-            "filepath": str(foreign),
-        }
+        entry = {"type": "ja_instruct.datasets.QuantizedModelDataset", "filepath": str(foreign)}
         environment = add_environment("foreign", catalog={"quantized_model": entry})
         message = refused(environment, "--pipeline=inference")
         assert f"{foreign}: no ja_instruct.json, so this directory was not written by" in message
 
-    def test_directory_that_is_no_model(self, refused, add_environment, tmp_path):
+    def test_directory_without_a_model(self, refused, add_environment, tmp_path):
         model = {
             "type": "ja_instruct.datasets.ModelDirectoryDataset",
             "filepath": str(tmp_path),
@@ -274,15 +286,18 @@ class TestModels:
         message = refused(add_environment("no-model", catalog={"base_model": model}))
         assert f"'base_model': {tmp_path}: no config.json" in message
 
-    def test_model_that_is_not_on_this_computer(self, refused, add_environment):
-        message = refused(add_environment("offline", catalog={"base_model": PRE_TRAINED}))
-        assert "model 'google/gemma-2-27b' cannot be reached (offline mode is on)" in message
-        assert "'--env=demo'" in message
-
-    def test_data_set_that_is_not_on_this_computer(self, refused, add_environment):
-        environment = add_environment("offline", catalog={"raw_conversations": CONVERSATIONS})
-        message = refused(environment)
-        assert "dataset 'llm-jp/magpie-sft-v1.0' cannot be reached (offline mode is on)" in message
+    @pytest.mark.parametrize(
+        ("name", "entry", "repository"),
+        [
+            ("base_model", PRE_TRAINED, "model 'google/gemma-2-27b'"),
+            ("raw_conversations", CONVERSATIONS, "dataset 'llm-jp/magpie-sft-v1.0'"),
+        ],
+    )
+    def test_repository_that_is_not_in_the_cache(
+        self, refused, add_environment, name, entry, repository
+    ):
+        message = refused(add_environment("offline", catalog={name: entry}))
+        assert f"{repository} cannot be reached (offline mode is on)" in message
         assert "'--env=demo'" in message
 
 
@@ -301,19 +316,13 @@ class TestDevice:
             },
         )
         message = refused(environment)
-        (told,) = re.findall(r"- (['\w, ]+): there is no CUDA device", message)
-        nodes = (
-            "quantize",
-            "measure_quantization",
-            "train",
-            "answer_tasks",
-            "answer_with_base_model",
-        )
-        assert set(told.split(", ")) == {f"'{name}'" for name in nodes}
+        (named,) = re.findall(r"- (['\w, ]+): there is no CUDA device", message)
+        nodes = "quantize measure_quantization train answer_tasks answer_with_base_model"
+        assert set(named.split(", ")) == {f"'{name}'" for name in nodes.split()}
         assert "in an environment that needs none: '--env=demo' (a small real model), " in message
 
     @pytest.mark.parametrize("arguments", [(), ("--runner=kedro_cuda_runner.CudaRunner",)])
-    def test_environments_that_need_none_are_those_of_the_project(
+    def test_suggested_environments_are_those_of_the_project(
         self, refused, add_environment, arguments
     ):
         mine = add_environment("mine").removeprefix("--env=")
@@ -322,7 +331,7 @@ class TestDevice:
         listed = re.findall(r"'--env=(\w+)'", message)
         assert listed == sorted(["demo", "test", mine])
 
-    def test_several_devices_without_the_runner_for_them(
+    def test_several_devices_need_the_cuda_runner(
         self, refused, add_environment, tmp_path, monkeypatch
     ):
         two = FakeDevices(tmp_path / "two", count=2)
@@ -361,32 +370,32 @@ def test_in_a_process_of_its_own(run_kedro):
 
 
 class TestHub:
-    """The hub's answers are made up at its boundary, HTTP."""
+    """A fake transport answers the HTTP requests to the hub."""
 
     @pytest.fixture
     def hub(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        asked = []
+        requested = []
 
         def answer_with(respond):
             def handle(request):
-                asked.append(request.url.path)
+                requested.append(request.url.path)
                 return respond(request)
 
             huggingface_hub.set_client_factory(
                 lambda: httpx.Client(transport=httpx.MockTransport(handle))
             )
-            return asked
+            return requested
 
         yield answer_with
         huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
     def test_reachable(self, hub):
-        asked = hub(lambda request: httpx.Response(200, json={"id": "google/gemma-2-27b"}))
+        requested = hub(lambda request: httpx.Response(200, json={"id": "google/gemma-2-27b"}))
         check_repository("google/gemma-2-27b", "main", "model")
         check_repository("llm-jp/magpie-sft-v1.0", None, "dataset")
-        assert any("gemma-2-27b" in path and path.endswith("/revision/main") for path in asked)
-        assert any(path.startswith("/api/datasets/llm-jp/magpie-sft-v1.0") for path in asked)
+        assert any("gemma-2-27b" in path and path.endswith("/revision/main") for path in requested)
+        assert any(path.startswith("/api/datasets/llm-jp/magpie-sft-v1.0") for path in requested)
 
     @pytest.mark.parametrize(
         ("status", "headers", "messages"),
@@ -421,7 +430,7 @@ class TestHub:
         with pytest.raises(InputError, match=r"cannot be reached \(ConnectError\).*--env=demo"):
             check_repository("google/gemma-2-27b", None, "model")
 
-    def test_unreachable_but_in_the_cache(self, monkeypatch, tmp_path):
+    def test_unreachable_hub_with_a_cached_model(self, monkeypatch, tmp_path):
         snapshot = tmp_path / "models--google--gemma-2-27b" / "snapshots" / ("a" * 40)
         snapshot.mkdir(parents=True)
         (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
@@ -488,6 +497,6 @@ class TestResources:
         with pytest.raises(InputError, match=message):
             check(memory=10**12, disk=90 * 10**9, pending=110 * 10**9)
 
-    def test_both_are_told(self, check):
+    def test_both_are_reported(self, check):
         with pytest.raises(InputError, match=r"(?s)of memory are needed.*of disk are needed"):
             check(memory=10**9, disk=10**9)

@@ -120,7 +120,7 @@ def test_look_at_a_run_shows_what_the_run_made(executed):
         assert rule in cells["rejected-pairs"]
     assert "### 回答:\n" in cells["train-dataset"]
     assert "training loss" in cells["loss-plot"]
-    assert cells["shots"].count("<tr>") == 1 + 3
+    assert cells["few-shot-examples"].count("<tr>") == 1 + 3
     assert "優秀な人間になりきって" in cells["prompt-text"]
     assert cells["answers-compared"].count("<tr>") == 1 + 2
     assert "答え：11回" in cells["answers-compared"]

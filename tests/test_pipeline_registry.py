@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -7,76 +8,46 @@ from kedro.pipeline import Pipeline
 
 from ja_instruct.pipeline_registry import register_pipelines
 
-# what flows where: pipeline, free inputs, outputs that people and other programs rely on
+# by pipeline: its free inputs, and the outputs that people and other programs rely on
 CONTRACT = {
     "data_filtering": (
-        {
-            "raw_conversations",
-            "replacements",
-            "banned_substrings",
-            "banned_instruction_substrings",
-            "target_tokenizer",
-            "evaluation_tasks",
-        },
-        {
-            "filtered_pairs",
-            "rejected_pairs",
-            "quarantined_records",
-            "filter_report",
-            "rejection_plot",
-            "length_plot",
-            "filter_page",
-        },
+        "raw_conversations replacements banned_substrings banned_instruction_substrings "
+        "target_tokenizer evaluation_tasks",
+        "filtered_pairs rejected_pairs quarantined_records filter_report rejection_plot length_plot "
+        "filter_page",
     ),
     "quantization": (
-        {"base_model", "perplexity_texts"},
-        {"quantized_model", "quantization_report"},
+        "base_model perplexity_texts",
+        "quantized_model quantization_report",
     ),
     "sft": (
-        {"filtered_pairs", "qa_pairs", "quantized_model"},
-        {"train_dataset", "eval_dataset", "adapter", "train_metrics"},
+        "filtered_pairs qa_pairs quantized_model",
+        "train_dataset eval_dataset adapter train_metrics",
     ),
-    "rag_index": (
-        {"qa_pairs", "retriever_checkpoint", "encoding_cache"},
-        {"retrieval_index"},
-    ),
+    "rag_index": ("qa_pairs retriever_checkpoint encoding_cache", "retrieval_index"),
     "inference": (
-        {
-            "tasks",
-            "qa_pairs",
-            "retrieval_index",
-            "retriever_checkpoint",
-            "quantized_model",
-            "adapter",
-            "answer_store",
-        },
-        {"prompts", "answers", "inference_report"},
+        "tasks qa_pairs retrieval_index retriever_checkpoint quantized_model adapter answer_store",
+        "prompts answers inference_report",
     ),
     "reporting": (
-        {
-            "filter_report",
-            "quantization_report",
-            "train_metrics",
-            "loss_plot",
-            "rag_index_report",
-            "inference_report",
-            "tasks",
-            "base_answers",
-            "answers",
-        },
-        {"run_report"},
+        "filter_report quantization_report train_metrics loss_plot rag_index_report "
+        "inference_report tasks base_answers answers",
+        "run_report",
     ),
 }
-# run when asked for by name, never by ``__default__``
+# not in ``__default__``
 ON_REQUEST = {
-    "export": ({"base_model", "adapter"}, {"merged_model", "export_report"}),
-    "gguf_export": ({"gguf_converter", "merged_model"}, {"gguf_model"}),
+    "export": ("base_model adapter", "merged_model export_report"),
+    "gguf_export": ("gguf_converter merged_model", "gguf_model"),
     "publishing": (
-        {"quantized_model", "adapter", "merged_model", "export_report"},
-        {"published_quantized_model", "published_adapter", "published_merged_model"},
+        "quantized_model adapter merged_model export_report",
+        "published_quantized_model published_adapter published_merged_model",
     ),
 }
-EVERY = {**CONTRACT, **ON_REQUEST}
+EVERY = {
+    name: ({*inputs.split()}, {*outputs.split()})
+    for name, (inputs, outputs) in {**CONTRACT, **ON_REQUEST}.items()
+}
 CONFIGURATION = Path(__file__).parents[1] / "conf"
 ENVIRONMENTS = sorted(
     {
@@ -114,39 +85,27 @@ def test_pipeline_keeps_the_contract(pipelines, name):
     assert outputs <= pipelines[name].all_outputs()
 
 
-def test_default_is_all_of_them(pipelines):
+def test_default_chains_all_pipelines_but_those_on_request(pipelines):
     everything = sum((pipelines[name] for name in CONTRACT), Pipeline([]))
     assert set(pipelines["__default__"].nodes) == set(everything.nodes)
-    assert data_only(everything.inputs()) == {
-        "raw_conversations",
-        "replacements",
-        "banned_substrings",
-        "banned_instruction_substrings",
-        "target_tokenizer",
-        "evaluation_tasks",
-        "base_model",
-        "perplexity_texts",
-        "qa_pairs",
-        "tasks",
-        "retriever_checkpoint",
-        "encoding_cache",
-        "answer_store",
-    }
+    expected = (
+        "raw_conversations replacements banned_substrings banned_instruction_substrings "
+        "target_tokenizer evaluation_tasks base_model perplexity_texts qa_pairs tasks "
+        "retriever_checkpoint encoding_cache answer_store"
+    )
+    assert data_only(everything.inputs()) == {*expected.split()}
 
 
-def test_default_copies_no_model_and_sends_none_away(pipelines):
-    asked_for = sum((pipelines[name] for name in ON_REQUEST), Pipeline([]))
+def test_default_neither_copies_nor_uploads_a_model(pipelines):
+    on_request = sum((pipelines[name] for name in ON_REQUEST), Pipeline([]))
     default = pipelines["__default__"]
-    assert not set(default.nodes) & set(asked_for.nodes)
-    assert not default.datasets() & asked_for.all_outputs()
+    assert not set(default.nodes) & set(on_request.nodes)
+    assert not default.datasets() & on_request.all_outputs()
 
 
 def test_first_stages_do_not_wait_for_each_other(pipelines):
-    first = ("data_filtering", "quantization", "rag_index")
-    for one in first:
-        for other in first:
-            if one != other:
-                assert not pipelines[one].inputs() & pipelines[other].all_outputs()
+    for one, other in permutations(("data_filtering", "quantization", "rag_index"), 2):
+        assert not pipelines[one].inputs() & pipelines[other].all_outputs()
 
 
 def test_every_node_is_tagged_with_its_pipeline(pipelines):
@@ -161,7 +120,7 @@ def test_catalog_holds_the_contract(catalog, name):
 
 
 def test_catalog_holds_nothing_else(catalog, pipelines):
-    """An entry that no pipeline knows is a slip of the pen: what it should set is not set."""
+    """An entry that no pipeline uses is probably misspelt."""
     known = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
     assert {name for name in catalog if not name.startswith("_")} <= known
 
@@ -174,7 +133,7 @@ def test_every_entry_has_its_layer_in_kedro_viz(catalog):
     assert layers["answers"] == "model_output"
 
 
-def test_every_entry_can_be_made(catalog):
+def test_every_entry_can_be_instantiated(catalog):
     from kedro.io import DataCatalog
 
     made = DataCatalog.from_config(dict(catalog))
@@ -185,7 +144,7 @@ def test_answers_are_called_output_jsonl(catalog):
     assert catalog["answers"]["filepath"].endswith("/output.jsonl")
 
 
-def test_environments_do_not_write_over_each_other(read_configuration):
+def test_environments_do_not_overwrite_each_other(read_configuration):
     outputs = {name for _, outputs in EVERY.values() for name in outputs}
     written = {}
     for environment in ENVIRONMENTS:
@@ -196,7 +155,7 @@ def test_environments_do_not_write_over_each_other(read_configuration):
             written[filepath] = environment
 
 
-def test_the_environments_are_there():
+def test_environments_exist():
     assert {"base", "demo", "test"} <= set(ENVIRONMENTS)
 
 

@@ -1,4 +1,4 @@
-"""One question, its shots and its answer: ``python -m ja_instruct.ask --env=demo 首都は?``."""
+"""Answer one question on the command line: ``python -m ja_instruct.ask --env=demo 首都は?``."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NODES = ("build_prompts", "answer_tasks")
 
 @click.command()
 @click.argument("question")
-@click.option("-e", "--env", help="The environment whose model, adapter and pool are asked.")
-@click.option("--show-prompt", is_flag=True, help="Show the whole prompt too.")
+@click.option("-e", "--env", help="The environment whose model, adapter and pairs are used.")
+@click.option("--show-prompt", is_flag=True, help="Print the whole prompt too.")
 def ask(question: str, env: str | None, *, show_prompt: bool) -> None:
-    """Answer QUESTION as the pipeline 'inference' would, and show the pairs it was given.
+    """Answer QUESTION like the pipeline 'inference', and print its few-shot examples.
 
-    Nothing of the run is changed but the store of answers, which has this one, too, from then on.
+    The answer is added to the environment's answer store. Nothing else is changed.
     """
     record, answer, failure = answer_question(question, env)
     if show_prompt:
         click.echo(f"{record['prompt']}\n")
-    for number, shot in enumerate(record["shots"], start=1):
-        click.secho(f"{number}. {shot['score']:.3f}  {shot['input']}", bold=True)
-        click.echo(f"{shot['output']}\n")
+    for number, example in enumerate(record["shots"], start=1):
+        click.secho(f"{number}. {example['score']:.3f}  {example['input']}", bold=True)
+        click.echo(f"{example['output']}\n")
     click.secho(f"質問 ({record['prompt_tokens']} prompt tokens)", bold=True)
     click.echo(f"{question}\n")
     click.secho("回答", bold=True)
@@ -43,41 +43,40 @@ def ask(question: str, env: str | None, *, show_prompt: bool) -> None:
 
 
 def answer_question(question: str, env: str | None) -> tuple[dict[str, Any], str, str]:
-    """Ask one question with what an environment has made.
+    """Answer one question with the results of an environment's run.
 
     Args:
         question: Any text.
-        env: The environment; None is Kedro's default.
+        env: The environment; None for Kedro's default.
 
     Returns:
-        The question's record in ``prompts``, the answer, and why it is none, if so.
+        The question's record in ``prompts``, the answer, and the failure reason or an empty string.
 
     Raises:
-        InputError: There is no project here, or something is missing that other pipelines make.
+        InputError: The working directory is not in a Kedro project, or an input is missing.
     """
     from datasets import Dataset
 
     project = find_kedro_project(Path.cwd())
     if project is None:
-        raise InputError(f"{Path.cwd()} is in no Kedro project; change to the project's folder")
+        raise InputError(f"{Path.cwd()} is not in a Kedro project; change to the project's folder")
     bootstrap_project(project)
-    asked = pipeline(pipelines["inference"].only_nodes(*NODES), inputs={"tasks": "question"})
+    answering = pipeline(pipelines["inference"].only_nodes(*NODES), inputs={"tasks": "question"})
     session: Any = KedroSession.create(project_path=project, env=env)
     with session:
         catalog = session.load_context().catalog
         catalog["question"] = MemoryDataset(Dataset.from_list([{"task_id": 0, "input": question}]))
-        check_run(asked, catalog, only_missing_outputs=False)
-        made: dict[str, Any] = {}
-        for node in asked.nodes:
-            # what a run would save stays here
-            made |= node.run(
-                {
-                    name: made[name] if name in made else catalog.load(name)
-                    for name in dict.fromkeys(node.inputs)
-                }
-            )
-    failed = made["inference_report"]["failed"]
-    return made["prompts"][0], made["answers"][0]["output"], failed[0]["reason"] if failed else ""
+        check_run(answering, catalog, only_missing_outputs=False)
+        outputs: dict[str, Any] = {}  # a runner would save them in place of the run's
+        for node in answering.nodes:
+            inputs = {
+                name: outputs[name] if name in outputs else catalog.load(name)
+                for name in node.inputs
+            }
+            outputs |= node.run(inputs)
+    failed = outputs["inference_report"]["failed"]
+    reason = failed[0]["reason"] if failed else ""
+    return outputs["prompts"][0], outputs["answers"][0]["output"], reason
 
 
 if __name__ == "__main__":

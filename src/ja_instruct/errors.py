@@ -1,13 +1,13 @@
-"""The error a person can act on."""
+"""The error for input that the user can correct."""
 
 import click
 from kedro.io import DatasetError
 
 
 class InputError(DatasetError, click.ClickException, ValueError):
-    """Something the user gave cannot be used.
+    """A file, parameter or environment of the user cannot be used.
 
-    The message names what is wrong, where (file, line, key) and the remedy. As a
-    ``ClickException`` it is shown on the command line without a traceback; as a ``DatasetError``
-    it passes through Kedro's catalog unwrapped.
+    The message names the problem, its place (file, line, key) and the remedy. The command line
+    prints a ``ClickException`` without a traceback, and Kedro's catalog does not wrap a
+    ``DatasetError``.
     """

@@ -15,9 +15,9 @@ from ja_instruct.pipelines import (
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return every pipeline by name; ``__default__`` chains all but those run on request.
+    """Return every pipeline by name.
 
-    These copy the whole model or send it away: exports and publishing.
+    ``__default__`` leaves out exports and publishing, which copy or upload the whole model.
     """
     pipelines = {
         "data_filtering": data_filtering.create_pipeline(),
