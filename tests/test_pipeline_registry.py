@@ -13,8 +13,8 @@ CONTRACT = {
     "data_filtering": (
         "raw_conversations replacements banned_substrings banned_instruction_substrings "
         "target_tokenizer evaluation_tasks",
-        "filtered_pairs rejected_pairs quarantined_records filter_report rejection_plot length_plot "
-        "filter_page",
+        "filtered_pairs rejected_pairs quarantined_records filter_report rejection_plot "
+        "length_plot filter_page",
     ),
     "quantization": (
         "base_model perplexity_texts",

@@ -6,13 +6,14 @@ import pytest
 import yaml
 
 GPU = {"devices": None, "memory_gb": None, "disk_gb": None}
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SECTIONS = {
     "data_filtering": {
         "rare_char_count_max": 19,
         "survivor_char_count_min": 10,
         "language": "ja",
         "language_percent_min": 60,
-        # Beyond the recipe: no bad records, no extra rules. Without their rule the others are unused.
+        # beyond the recipe: without an extra rule its settings are unused
         "bad_records_max": 0,
         "extra_rules": [],
         "response_tokens_min": 1,
@@ -50,15 +51,7 @@ SECTIONS = {
             "lora_alpha": 64,
             "lora_dropout": 0,
             "bias": "none",
-            "target_modules": [
-                "q_proj",
-                "k_proj",
-                "v_proj",
-                "o_proj",
-                "gate_proj",
-                "up_proj",
-                "down_proj",
-            ],
+            "target_modules": LINEAR_LAYERS,
             "use_rslora": False,
             "seed": 3407,
         },
