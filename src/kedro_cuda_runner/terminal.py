@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ import sys
 import termios
 import threading
 import tty
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.cells import cell_len, set_cell_size
@@ -175,11 +174,8 @@ class Output:
 
     def _adopt_size(self) -> None:
         """Copy the size of the runner's terminal, which may change, to the process's."""
-        try:
-            size = fcntl.ioctl(self.target.fileno(), termios.TIOCGWINSZ, bytes(8))
-            fcntl.ioctl(self._end, termios.TIOCSWINSZ, size)
-        except OSError:  # no terminal, or one without a size
-            pass
+        with suppress(OSError, termios.error):  # no terminal, or one without a size
+            termios.tcsetwinsize(self._end, termios.tcgetwinsize(self.target.fileno()))
 
     def read(self) -> str | None:
         """Return what has arrived; None once no process holds the other end."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import site
-import socket
 import sys
 import sysconfig
 import tempfile
@@ -39,15 +38,9 @@ def worker_command(device_count: int, address: str) -> list[str]:
         *("--num_processes", str(device_count), "--num_machines", "1", "--machine_rank", "0"),
         # override the user's accelerate configuration: the node's own library decides
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", str(_free_port())),
+        *("--main_process_port", "0"),  # any free port
         *worker,
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def import_paths() -> list[str]:

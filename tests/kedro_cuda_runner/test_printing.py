@@ -1,11 +1,9 @@
 """The output of a run with several processes, on a pipe and on a real terminal."""
 
-import fcntl
 import logging
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
 import termios
@@ -88,7 +86,7 @@ class TestRealTerminal:
 
     def run(self, way, tmp_path, environment, columns=COLUMNS, stdout=None):
         end, child_end = pty.openpty()
-        fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        termios.tcsetwinsize(child_end, (30, columns))
         environment = {name: one for name, one in environment.items() if name != "COLUMNS"}
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(tmp_path), way],
