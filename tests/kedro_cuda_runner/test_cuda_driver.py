@@ -64,7 +64,7 @@ class TestReadDevices:
             DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
         ]
 
-    def test_newer_driver_tells_a_slice_from_its_gpu(self):
+    def test_newer_driver_reports_slices(self):
         devices = read_devices(FakeLibrary())
         assert [(one.uuid, one.is_mig) for one in devices] == [(UUIDS[0], False), (UUIDS[1], True)]
 

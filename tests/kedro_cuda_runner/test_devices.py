@@ -135,7 +135,7 @@ class TestFind:
         nvml = FakeNvml(errors={"nvmlInit": 12})
         assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == prefix + UUIDS[0]
 
-    def test_nvml_that_knows_neither(self):
+    def test_nvml_that_finds_neither_uuid(self):
         assert layer_with(FakeNvml(uuids=())).find()[0] == DEVICE
 
     def test_this_machine_s_real_layer(self):
@@ -255,7 +255,7 @@ class TestNvml:
         assert layer.free_bytes(DEVICE) == 70
         assert layer.used_bytes(DEVICE) == 30
 
-    def test_asked_by_uuid_and_once_for_the_handle(self):
+    def test_handle_is_requested_once_by_uuid(self):
         nvml = FakeNvml()
         layer = layer_with(nvml)
         layer.free_bytes(DEVICE)
@@ -278,7 +278,7 @@ class TestNvml:
         assert layer.free_bytes(DEVICE) == DEVICE.memory_bytes
         assert layer.used_bytes(DEVICE) is None
 
-    def test_missing_nvml_is_told_once(self, caplog):
+    def test_missing_nvml_is_logged_once(self, caplog):
         layer = layer_with(FakeNvml(errors={"nvmlInit": 12}))
         layer.free_bytes(DEVICE)
         layer.process_bytes(DEVICE, {1})

@@ -132,7 +132,7 @@ def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeyp
     )
 
 
-def test_end_that_is_seen_late_is_no_failure(layer, monkeypatch, tmp_path):
+def test_late_end_is_not_a_failure(layer, monkeypatch, tmp_path):
     """As if another thread held the interpreter while the process reports that it is done."""
     real_wait = node_process.wait
 

@@ -100,19 +100,19 @@ class TestResults:
         assert files == expected
         assert json.loads(files["high.json"]) == 30
 
-    def test_what_a_node_here_loads_is_the_version_just_saved(self, results):
+    def test_node_here_loads_the_version_just_saved(self, results):
         _, (outputs, files) = results
         assert outputs["latest"] == [10, 20]
         assert f"versioned.json/{NEW}/versioned.json" in files
 
 
 class TestStaysHere:
-    def test_what_a_dataset_holds_in_memory_outlives_its_saving(self, layer):
+    def test_data_held_in_memory_is_kept(self, layer):
         held = odd_datasets.HeldDataset()
         run([gpu(sorted, "x", "held")], {"x": [2, 1], "held": held}, layer)
         assert held.load() == [1, 2]
 
-    def test_the_cache_here_has_what_was_saved_there(self, layer, tmp_path):
+    def test_cache_here_gets_the_saved_data(self, layer, tmp_path):
         cached = CachedDataset(JSONDataset(filepath=str(tmp_path / "cached.json")))
         run([gpu(sorted, "x", "cached")], {"x": [2, 1], "cached": cached}, layer)
         (tmp_path / "cached.json").unlink()

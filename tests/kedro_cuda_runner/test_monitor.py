@@ -80,7 +80,7 @@ class TestPeak:
         # memory from before the start is the process's too
         assert watching.stop().peak_bytes == 7 * GB
 
-    def test_is_the_highest_of_one_device_not_the_sum(self, layer):
+    def test_highest_of_one_device_not_the_sum(self, layer):
         devices = layer.find()
         watching = watch(layer, devices)
         allocate(layer.folder, devices[0].uuid, 3)

@@ -171,7 +171,7 @@ def test_placed_or_released_twice(devices):
 
 
 class TestWhyNeverFits:
-    def test_it_could(self):
+    def test_fits(self):
         placement = placement_on(Memory(24, 48))
         for required in (CPU, ANY, needing(devices=2), needing(48), needing(24, 2)):
             assert placement.why_never_fits(required) is None

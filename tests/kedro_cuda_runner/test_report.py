@@ -62,7 +62,7 @@ def row(shown, name):
 
 
 class TestTable:
-    def test_after_everybody_else(self, show):
+    def test_table_is_printed_after_other_hooks(self, show):
         shown = show(GOOD, manager_of(PrintingHooks()))
         assert shown.index("the report is there") < shown.index("estimate")
         assert shown.count("estimate") == 1
@@ -75,16 +75,16 @@ class TestTable:
         assert measured == ["1.0 GB", "2.5 GB", "50 %"]
         assert row(shown, "double")[:2] == ["double", "CPU"]
 
-    def test_of_a_run_that_failed(self, show):
+    def test_failed_run(self, show):
         shown = show(BAD, manager_of(PrintingHooks()))
         assert shown.index("the report is not there") < shown.index("estimate")
         for one in (shown, show(BAD)):  # with and without hooks
             assert row(one, "fail")[2].startswith("failed after")
 
-    def test_of_each_run_of_a_session_that_runs_twice(self, show):
+    def test_each_run_of_a_session(self, show):
         manager = manager_of(PrintingHooks())
         for _ in range(2):
             assert show(GOOD, manager).count("estimate") == 1
 
-    def test_not_without_gpu_nodes(self, show):
+    def test_no_table_without_gpu_nodes(self, show):
         assert "estimate" not in show(())

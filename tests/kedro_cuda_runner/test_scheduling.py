@@ -133,7 +133,7 @@ class TestOrder:
         gpu(gpu_nodes.add, ["b", "d"], "e", name="e_on_a_device"),
     )
 
-    def test_what_gpu_nodes_wait_for_comes_first(self):
+    def test_inputs_of_gpu_nodes_come_first(self):
         line = pipeline(self.NODES)
         resources = {one: Resources() for one in line.nodes if "gpu" in one.tags}
         here = [one.name[0] for one in by_urgency(line, resources) if one not in resources]

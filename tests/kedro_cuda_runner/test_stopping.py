@@ -112,7 +112,7 @@ def test_signal(number, group, code, start):
     assert message in " ".join(run.output().split())
 
 
-def test_on_the_command_line_it_is_aborted(start):
+def test_aborted_on_the_command_line(start):
     run = start("command")
     run.end(signal.SIGINT, group=True)
     check_stopped(run, 1)

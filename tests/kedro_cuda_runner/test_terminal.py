@@ -109,7 +109,7 @@ class TestTerminal:
         ),
         st.sampled_from([Screen, io.StringIO]),
     )
-    def test_no_line_is_two_writers(self, writes, kind):
+    def test_no_line_has_two_writers(self, writes, kind):
         target, terminal = kind(), Terminal()
         outputs = [FakeOutput(target), FakeOutput(target)]
         for who, pieces in writes:
@@ -140,7 +140,7 @@ class TestLogsOnOwnLines:
     def handler(self):
         return logging.StreamHandler(Screen())
 
-    def test_log_line_does_not_start_behind_a_bar(self, handler):
+    def test_log_line_starts_on_its_own_line(self, handler):
         terminal = Terminal()
         with only_handler(handler) as screen, logs_on_own_lines(terminal):
             terminal.write(FakeOutput(screen), "\rbar 1", "")
@@ -248,7 +248,7 @@ class TestOutput:
             yield one
             one.close()
 
-    def test_nothing_and_the_end(self, output):
+    def test_end_of_output(self, output):
         assert output.read() == ""
         os.write(output.child_end, b"last")
         os.close(output.child_end)
@@ -263,7 +263,7 @@ class TestOutput:
         assert output.read() == "日\ufffd\n"
         os.close(output.child_end)
 
-    def test_process_that_prints_without_end_lets_others_have_their_turn(self, output):
+    def test_endless_output_does_not_block_others(self, output):
         printer = subprocess.Popen(["yes"], stdout=output.child_end)
         os.close(output.child_end)
         try:

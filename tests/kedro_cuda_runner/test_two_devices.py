@@ -76,14 +76,14 @@ def test_replaced_inputs_reach_both_ranks(two):
     assert [one["value"] for one in two.ranks] == [101, 101]
 
 
-def test_hooks_are_shown_what_rank_0_was_given(two):
+def test_hooks_get_the_inputs_of_rank_0(two):
     loaded = {one["dataset_name"]: one["data"] for one in two.calls("after_dataset_loaded")}
     before, after = two.calls("before_node_run")[0], two.calls("after_node_run")[0]
     assert all(before["inputs"][name] is data for name, data in loaded.items())
     assert after["inputs"]["value"] == 101
 
 
-def test_a_generator_runs_to_its_end_on_both(tmp_path):
+def test_generator_is_consumed_on_both_ranks(tmp_path):
     two = Run(gpu_nodes.yield_ranks, tmp_path)
     assert two.saved == two.ranks[0]
     assert len(two.calls("after_dataset_saved")) == 2

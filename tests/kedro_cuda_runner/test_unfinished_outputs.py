@@ -129,7 +129,7 @@ class TestWatch:
         watch.discard_unfinished()
         assert path.read_text() == TEXT
 
-    def test_link_goes_and_what_it_points_to_stays(self, folder):
+    def test_link_is_removed_without_its_target(self, folder):
         (folder / "elsewhere").mkdir()
         watch = self.watch(TextDataset(filepath=str(folder / "model")))
         watch.saving("answers")
@@ -160,7 +160,7 @@ class TestWatch:
         watch.discard_unfinished()
         assert not half.parent.exists()
 
-    def test_output_in_memory_is_no_warning(self, caplog):
+    def test_no_warning_for_output_in_memory(self, caplog):
         caplog.set_level(logging.WARNING)
         watch = self.watch(MemoryDataset())
         watch.saving("answers")
