@@ -192,7 +192,12 @@ def build_filter_page(
     replaced = [item for item in filter_report["replacements"].items() if item[1]]
     plots = {"full_html": False, "config": {"responsive": True, "displayModeBar": False}}
     environment = Environment(loader=PackageLoader("ja_instruct"), autoescape=True)
-    environment.filters |= {"show": show, "code_point": code_point, "mark": mark}
+    environment.filters |= {
+        "number": "{:,}".format,
+        "show": show,
+        "code_point": code_point,
+        "mark": mark,
+    }
     return environment.get_template("filter_report.html.jinja").render(
         report=filter_report,
         advice=_advise(costs, found, steps, filter_report["summary"]["read"]),
