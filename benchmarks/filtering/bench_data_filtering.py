@@ -67,7 +67,6 @@ COLUMNS = {
     "process s": "process_seconds",
     "resident MB": "resident_mb",
     "private MB": "private_mb",
-    "processes": "processes",
 }
 
 Run = tuple[dict[str, Any], Usage]
@@ -186,7 +185,7 @@ def find_corpus(records: int, folder: Path, power: float = LAW_POWER) -> Path:
         path.write_bytes(b"".join(file.read_bytes() for file in find_real_files()))
     elif not path.is_file():
         print(f"making {path.name}", flush=True)
-        write_corpus(path, records, 0, power)
+        write_corpus(path, records, power)
     return path
 
 
@@ -201,7 +200,6 @@ def summarize(runs: list[Run]) -> dict[str, Any]:
         "process_seconds": round(statistics.median(usage.seconds for usage in usages), 3),
         "resident_mb": round(max(usage.resident_mb for usage in usages), 1),
         "private_mb": round(max(usage.private_mb for usage in usages), 1),
-        "processes": max(usage.processes for usage in usages),
     }
 
 
@@ -244,9 +242,9 @@ def main() -> None:
         corpora = options.folder or Path(temporary)
         corpora.mkdir(parents=True, exist_ok=True)
         project = Path(temporary) / "project"
-        powers = {size: (PER_RECORD, LAW_POWER) for size in sizes if size != LAW_RECORDS}
         for records in sizes:
-            for power in (LAW_POWER,) if options.curve else powers.get(records, (LAW_POWER,)):
+            real = options.curve or records == LAW_RECORDS
+            for power in (LAW_POWER,) if real else (PER_RECORD, LAW_POWER):
                 raw = find_corpus(records, corpora, power)
                 copy_project(project, raw)
                 if not rows:

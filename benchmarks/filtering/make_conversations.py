@@ -1,8 +1,7 @@
 """Synthetic corpora of any size for the filter's benchmark, made from the real conversations.
 
-A record has the instruction of one real conversation and the response of another of the same set
-(dolly_ja or model_answers_ja); in each field one sentence is exchanged for one of a third, so that
-only 2.3 % of the fields of 130,000 records repeat.
+A record has the instruction of one real conversation and the response of another of the same set;
+in each field one sentence is exchanged for one of a third, so that few fields repeat.
 
 The filter bans every character that a corpus contains 19 times or fewer, so its work depends on
 their number. Recombined texts have no new characters: the larger the corpus, the fewer would be
@@ -20,7 +19,7 @@ With a power of 1 each record has as many rare characters as the real 11,020. A 
 many small unrelated ones grows like that: the worst case for searching one banned text after
 another.
 
-The same seed and size give the same file, byte for byte.
+The same size and power give the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -176,9 +175,9 @@ def mix_sentences(own: list[str], other: list[str], rng: random.Random) -> str:
     return "".join(mixed)
 
 
-def make_conversations(records: int, seed: int, power: float) -> Iterator[dict[str, object]]:
+def make_conversations(records: int, power: float) -> Iterator[dict[str, object]]:
     """Yield the records: ``id`` and ``conversations``."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     sets = [read_conversations(file) for file in find_real_files()]
     everything = [conversation for one in sets for conversation in one]
     set_of = [one for one in sets for _ in one]
@@ -197,7 +196,7 @@ def make_conversations(records: int, seed: int, power: float) -> Iterator[dict[s
             position = rng.randint(0, len(texts[field]))
             texts[field] = texts[field][:position] + letter + texts[field][position:]
         yield {
-            "id": f"made-{seed}-{number}",
+            "id": f"made-0-{number}",
             "conversations": [
                 {"role": "user", "content": texts[0]},
                 {"role": "assistant", "content": texts[1]},
@@ -205,12 +204,12 @@ def make_conversations(records: int, seed: int, power: float) -> Iterator[dict[s
         }
 
 
-def write_corpus(path: Path, records: int, seed: int, power: float = LAW_POWER) -> None:
+def write_corpus(path: Path, records: int, power: float) -> None:
     """Write the corpus; the file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        for record in make_conversations(records, seed, power):
+        for record in make_conversations(records, power):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     unfinished.replace(path)
 

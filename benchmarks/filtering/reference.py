@@ -1,13 +1,11 @@
 """The recipe's data filtering as one would first write it: one process, plain Python, CLD2.
 
 It shares no code with the product; ``bench_data_filtering.py`` compares the two. Every step works
-on the whole list before the next begins.
+on the whole list before the next begins. The clock starts before the raw file is opened and stops
+when the kept records are written: imports and the word lists do not count, and nothing here
+corresponds to the product's writing of rejected records and reasons.
 
     python benchmarks/filtering/reference.py RAW.jsonl KEPT.jsonl [list|set]
-
-The last line is JSON. The clock starts before the raw file is opened and stops when the kept
-records are written: imports and the word lists do not count, and nothing here corresponds to the
-product's writing of rejected records and reasons.
 
 As in the recipe, the rare characters are part of the banned list: one ``in`` for each of several
 thousand texts, which takes most of the time. ``set`` looks the rare ones up in a set of characters

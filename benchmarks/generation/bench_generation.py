@@ -160,9 +160,6 @@ def report(known: dict[str, Side], options: argparse.Namespace) -> None:
     }
     add_ratios(sides)
     print_table(sides, COLUMNS)
-    for name, row in sides.items():
-        for error in row["errors"][:1]:
-            print(f"{name}: {error}")
     equal = compare_engines(options)
     if equal:
         columns = ("answers", "equal_answers", "share_of_tokens_before_a_difference")

@@ -42,8 +42,6 @@ Clock = Callable[[Sequence[Call]], float]
 ALL_ROWS = (2, 8, 16, 32, 40, 64)
 #: The ratio is that of a step with this number of rows.
 ROWS = 40
-#: Length of a timed CUDA graph.
-GRAPH_MS = 20
 BLOCKS = "OUTPUTS,PROGRAMS,WARPS,STAGES[,joined]"
 OURS, BITSANDBYTES, BF16 = "ours", "bitsandbytes", "bfloat16"
 #: Not a way to multiply: arranging the rows, which ours needs once per input.
@@ -171,7 +169,7 @@ def graph_microseconds(calls: Sequence[Call]) -> float:
         for call in calls:
             call()
 
-    milliseconds = do_bench_cudagraph(take_turns, rep=GRAPH_MS, return_mode="median")
+    milliseconds = do_bench_cudagraph(take_turns, return_mode="median")
     # others cannot use a graph's memory until it is returned
     torch.cuda.empty_cache()
     return round(1e3 * float(milliseconds) / len(calls), 2)
@@ -232,13 +230,9 @@ def main() -> None:
         {way: f"{way}:.2f" for way in sums[ROWS]},
         "all layers, ms",
     )
-    by_matrix = {name: by_rows[ROWS] for name, by_rows in measured.items()}
-    ways = dict.fromkeys(way for by_way in by_matrix.values() for way in by_way)
-    print_table(by_matrix, {way: f"{way}:.1f" for way in ways}, f"{ROWS} rows, us")
     result = {
         "ratio": round(sums[ROWS][BITSANDBYTES] / sums[ROWS][OURS], 3),
         "device": properties.name,
-        "torch": torch.__version__,
         "ms_of_all_layers": sums,
         "us_by_matrix": measured,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 COLUMNS = {
@@ -42,72 +43,38 @@ def summarize(result: dict[str, Any], tasks: int, new_tokens: int) -> dict[str, 
     if not answers:
         return figures
     if "generate_seconds" in result:
-        return figures | _measured(result, answers, tasks, new_tokens)
-    return figures | _extrapolated(answers, tasks, new_tokens)
-
-
-def _extrapolated(answers: list[dict[str, Any]], tasks: int, new_tokens: int) -> dict[str, Any]:
-    """Return the figures of the reference, which timed each token of some answers."""
-    prefill = sum(one["prefill_seconds"] for one in answers)
-    decode = sum(one["decode_seconds"] for one in answers)
-    # the first token of an answer comes from the prefill
-    steps = sum(one["new_tokens"] - 1 for one in answers)
-    step = decode / max(steps, 1)
-    seconds = tasks * (prefill / len(answers) + (new_tokens - 1) * step)
-    return {
-        "prefill_seconds": round(prefill, 3),
-        "decode_seconds": round(decode, 3),
-        "steps": steps,
-        "step_ms": round(1e3 * step, 3),
-        "batch_size": 1,
-        "whole_job_seconds": round(seconds, 1),
-        "tokens_per_second": round(tasks * new_tokens / seconds, 3),
-    }
-
-
-def _measured(
-    result: dict[str, Any], answers: list[dict[str, Any]], tasks: int, new_tokens: int
-) -> dict[str, Any]:
-    """Return the figures of the product's engine."""
-    seconds, prefill = result["generate_seconds"], result.get("prefill_seconds")
-    rate = sum(one["new_tokens"] for one in answers) / seconds
-    figures: dict[str, Any] = {
-        "prepare_seconds": round(result["prepare_seconds"], 2),
-        "generate_seconds": round(seconds, 2),
-        "steps": result["steps"],
-        "batch_size": max(result["batch_sizes"], default=None),
-        "whole_job_seconds": round(tasks * new_tokens / rate, 1),
-        "tokens_per_second": round(rate, 3),
-    }
-    if prefill is None:  # stopped before its end
-        return figures
-    decode = seconds - prefill
+        # the product's engine, which answers all tasks
+        seconds, prefill = result["generate_seconds"], result.get("prefill_seconds")
+        steps, batch_sizes = result["steps"], result["batch_sizes"]
+        decode = None if prefill is None else seconds - prefill
+        whole = tasks * new_tokens * seconds / figures["new_tokens"]
+        figures["prepare_seconds"] = round(result["prepare_seconds"], 2)
+    else:
+        # the reference, which timed the tokens of some answers; the first comes from the prefill
+        prefill = sum(one["prefill_seconds"] for one in answers)
+        decode = sum(one["decode_seconds"] for one in answers)
+        steps, batch_sizes = figures["new_tokens"] - len(answers), [1]
+        whole = tasks * (prefill / len(answers) + (new_tokens - 1) * decode / max(steps, 1))
     return figures | {
-        "prefill_seconds": round(prefill, 3),
-        "decode_seconds": round(decode, 3),
-        "step_ms": round(1e3 * decode / max(result["steps"], 1), 3),
+        "prefill_seconds": None if prefill is None else round(prefill, 3),
+        "decode_seconds": None if decode is None else round(decode, 3),
+        "steps": steps,
+        "step_ms": None if decode is None else round(1e3 * decode / max(steps, 1), 3),
+        "batch_size": max(batch_sizes, default=None),
+        "whole_job_seconds": round(whole, 1),
+        "tokens_per_second": round(tasks * new_tokens / whole, 3),
     }
-
-
-def first_difference(one: list[str], other: list[str]) -> int | None:
-    """Return the index of the first token that differs; None for equal answers."""
-    if one == other:
-        return None
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def compare_answers(ones: list[list[str]], others: list[list[str]]) -> dict[str, Any]:
     """Return the number of equal answers, and the share of tokens before a difference."""
-    places = [first_difference(one, other) for one, other in zip(ones, others, strict=True)]
-    before = sum(
-        len(one) if place is None else place for one, place in zip(ones, places, strict=True)
-    )
+    pairs = list(zip(ones, others, strict=True))
+    same = (takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)) for pair in pairs)
+    common = sum(1 for prefix in same for _ in prefix)
     return {
         "answers": len(ones),
-        "equal_answers": places.count(None),
-        "share_of_tokens_before_a_difference": round(before / sum(map(len, ones)), 4),
-        "first_differences": places,
+        "equal_answers": sum(one == other for one, other in pairs),
+        "share_of_tokens_before_a_difference": round(common / sum(map(len, ones)), 4),
     }
 
 

@@ -76,11 +76,6 @@ class ForwardClock(contextlib.ExitStack):
 
     A call with several tokens of a sequence is part of a prefill, one with a single token of each a
     step. A step that is a CUDA graph calls no model: the replays of graphs are counted.
-
-    Attributes:
-        first_call: The time of the first call by ``time.perf_counter``.
-        steps: Number of steps so far, including those that warm up for a graph.
-        batch_sizes: The different numbers of sequences of the steps, in order.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -93,6 +88,7 @@ class ForwardClock(contextlib.ExitStack):
         self._prefills: list[tuple[Any, Any]] = []
         self.first_call: float | None = None
         self.steps = 0
+        #: The different numbers of sequences of the steps, in order.
         self.batch_sizes: list[int] = []
 
     def __enter__(self) -> Self:

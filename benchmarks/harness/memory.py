@@ -124,7 +124,6 @@ class Usage(NamedTuple):
     seconds: float
     resident_mb: float
     private_mb: float
-    processes: int
 
 
 class TreeMemory(Sampler):
@@ -136,7 +135,6 @@ class TreeMemory(Sampler):
         self._root = psutil.Process(pid)
         self._due = 0.0
         self.resident = self.private = 0
-        self.processes = 1
 
     def sample(self) -> None:
         """Read every process; the kernel walks all pages for it, so 5 % of the time at most."""
@@ -149,7 +147,6 @@ class TreeMemory(Sampler):
         # proportional sizes also divide by other programs that map the same libraries
         self.resident = max(self.resident, sum(m.pss if len(tree) > 1 else m.rss for m in used))
         self.private = max(self.private, sum(m.uss for m in used))
-        self.processes = max(self.processes, len(tree))
         self._due = started + 20 * (time.perf_counter() - started)
 
 
@@ -169,4 +166,4 @@ def run_measured(
         printed = output.read()
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{printed[-4000:]}")
-    return Usage(seconds, memory.resident / 1e6, memory.private / 1e6, memory.processes), printed
+    return Usage(seconds, memory.resident / 1e6, memory.private / 1e6), printed

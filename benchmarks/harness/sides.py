@@ -34,11 +34,7 @@ def make_parser(
 ) -> argparse.ArgumentParser:
     """Return a parser with the arguments that the benchmarks of sides share.
 
-    Args:
-        description: A module's docstring, of which the first line is used.
-        shapes: Names for ``--shape``; the first is the default. Empty: there is no such argument.
-        sides: The default of ``--sides``.
-        seconds: The default of ``--seconds``.
+    ``description`` is a module's docstring; without ``shapes`` there is no such argument.
     """
     shapes = list(shapes)
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])

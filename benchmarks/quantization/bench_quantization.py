@@ -153,13 +153,9 @@ def main() -> None:
         results = read_sides(folder, sides)
     rows = {name: summarize(one, source_bytes) for name, one in results.items()}
     print_table(rows, COLUMNS)
-    peaks = {
-        name: row["memory"].get("torch_allocated_gb") or row["memory"].get("host_private_gb")
-        for name, row in rows.items()
-    }
-    ours, theirs = peaks.get("ours"), peaks.get("original")
+    peaks = [rows.get(name, {}).get("memory", {}).get("torch_allocated_gb") for name in SIDES]
     result = {
-        "ratio": round(ours / theirs, 3) if ours and theirs else None,
+        "ratio": round(peaks[0] / peaks[1], 3) if all(peaks) else None,
         "model": options.shape,
         "source_gb": round(source_bytes / 1e9, 2),
         "sides": rows,

@@ -52,10 +52,7 @@ def mean_losses(
 ) -> dict[str, float]:
     """Return the mean loss over the labelled tokens of each dataset, in nats a token.
 
-    Args:
-        model: A language model.
-        datasets: Samples with ``input_ids`` and ``labels``.
-        cache: Makes a KV cache for each sample; None for no cache.
+    ``cache`` makes a KV cache for each sample.
     """
     import torch
 

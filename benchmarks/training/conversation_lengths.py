@@ -108,17 +108,14 @@ def describe(lengths: list[tuple[int, int]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures, after counting again with ``--regenerate``."""
+    """Print the statistics, after counting again with ``--regenerate``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--regenerate", action="store_true", help="count the conversations again")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     options = parser.parse_args()
     if options.regenerate:
         regenerate(options.tokenizer.resolve())
-    figures = describe(read_lengths())
-    for name, value in figures.items():
-        print(f"{name:<20}{value}")
-    print(json.dumps(figures))
+    print(json.dumps(describe(read_lengths()), indent=2))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def train(job: dict[str, Any], path: Path) -> None:
         # annotated as classes, but a trainer also accepts instances
         callbacks: list[Any] = transformers_trainer.DEFAULT_CALLBACKS
         callbacks.append(clock)
-        catalog = run_pipeline(
+        run_pipeline(
             create_pipeline().filter(node_names=["train"]),
             {
                 "quantized_model": QuantizedModelDataset(filepath=job["model"]),
@@ -88,8 +88,6 @@ def train(job: dict[str, Any], path: Path) -> None:
             changes=changes,
         )
         report()
-    result["metrics"] = catalog["train_metrics"].load()
-    write_result(path, result)
 
 
 if __name__ == "__main__":

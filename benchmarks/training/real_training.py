@@ -41,8 +41,7 @@ BOTH: dict[str, Any] = {
     "training.report_to": [],
 }
 MODES: dict[str, Side] = {mode: {"changes": BOTH} for mode in ("base", "tuned")}
-COLUMNS = ("steps", "train_loss", "eval_loss_before", "eval_loss_after", "tokens_per_second")
-COLUMNS = (*COLUMNS, "train_seconds", "peak_gpu_memory_gb")
+COLUMNS = ("steps", "eval_loss_before", "eval_loss_after", "tokens_per_second", "train_seconds")
 
 
 def train(job: dict[str, Any], path: Path) -> None:

@@ -101,7 +101,6 @@ def test_tokens_before_the_first_difference_are_counted(figures):
     ones, others = ["1 2 3 4", "5 6", "7 8"], ["1 2 9 4", "5 6", "8 8"]
     found = figures.compare_answers([one.split() for one in ones], [one.split() for one in others])
     assert found["equal_answers"] == 1
-    assert found["first_differences"] == [2, None, 0]
     assert found["share_of_tokens_before_a_difference"] == 0.5
 
 
