@@ -2,9 +2,8 @@
 
     python benchmarks/demo/bench_gguf_tokenizer.py
 
-transformers reads the file's BPE ranks as Unigram scores, and loses its merges when it saves the
-tokenizer; the product builds the BPE. Each encodes the demo's 20 reference answers, whose loss the
-model then computes. Needs the extra ``demo``.
+transformers reads the file's BPE ranks as Unigram scores, and loses the merges when it saves them;
+the product builds the BPE. Each encodes the demo's 20 reference answers for the model's loss.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Generation by the product's engine, loaded as the node ``answer_tasks`` loads it.
-
-``bench_generation.py`` starts it. *prepare* is the time from loading to the first call of the
-model, in which weights are converted for decoding.
-"""
+"""Generation by the product's engine; ``bench_generation.py`` starts it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Runs of the product's pipelines by their own catalog and parameters.
-
-The caller's datasets and parameters replace those of the catalog; other outputs stay in memory.
-"""
+"""Runs of the product's pipelines by their own catalog and parameters, with some replaced."""
 
 from __future__ import annotations
 
@@ -52,8 +49,8 @@ def run_pipeline(
 
     Args:
         pipeline: What to run.
-        datasets: Replace the catalog's entries by name. Only inputs are taken from the catalog:
-            outputs that are not given stay in memory.
+        datasets: Replace the catalog's entries. Other inputs come from there; other outputs stay in
+            memory.
         environment: Where catalog and parameters come from.
         changes: Parameters by their dotted names, such as ``sft.training.max_steps``.
         hook: A Kedro hook to call.

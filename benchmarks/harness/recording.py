@@ -69,12 +69,9 @@ def print_table(
 
 
 def record(name: str, result: dict[str, Any], *, keep: bool = True) -> None:
-    """Add command, hardware and commit to a result and print it as one line.
+    """Add command, hardware and commit to a result, and print it as one line.
 
-    Args:
-        name: The result is kept as ``results/<name>.json``.
-        result: The figures, with the key ``ratio``: ours over theirs.
-        keep: Write the file. False for trials on a small part or a tiny model.
+    It is also written to ``results/<name>.json``, unless ``keep`` is false for a small trial.
     """
     script = os.path.relpath(sys.argv[0], PROJECT)
     complete = {

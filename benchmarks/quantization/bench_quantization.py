@@ -49,7 +49,6 @@ TEXTS, TEXT_TOKENS = 40, 500
 COLUMNS = {
     "s": "seconds_until_saved",
     "whole run": "seconds",
-    "GB/s": "gb_per_second",
     "GPU GB": "memory_until_saved.torch_allocated_gb",
     "whole run ": "memory.torch_allocated_gb",
     "NVML GB": "memory_until_saved.nvml_device_gb",
@@ -121,14 +120,13 @@ def quantize(job: dict[str, Any], path: Path) -> None:
         measure("")
 
 
-def summarize(result: dict[str, Any], source_bytes: int) -> dict[str, Any]:
+def summarize(result: dict[str, Any]) -> dict[str, Any]:
     """Return a side's figures."""
     seconds = result.get("seconds_until_saved")
     return {
         "status": result["status"],
         "seconds": round(result["seconds"], 1) if "seconds" in result else None,
         "seconds_until_saved": round(seconds, 1) if seconds else None,
-        "gb_per_second": round(source_bytes / 1e9 / seconds, 3) if seconds else None,
         "memory": result.get("memory", {}),
         "memory_until_saved": result.get("memory_until_saved", {}),
     }
@@ -151,7 +149,7 @@ def main() -> None:
             job["device"] = options.device
             run_side(Path(__file__), job, folder, name, options.seconds)
         results = read_sides(folder, sides)
-    rows = {name: summarize(one, source_bytes) for name, one in results.items()}
+    rows = {name: summarize(one) for name, one in results.items()}
     print_table(rows, COLUMNS)
     peaks = [rows.get(name, {}).get("memory", {}).get("torch_allocated_gb") for name in SIDES]
     result = {

@@ -3,12 +3,10 @@
     python benchmarks/runner/bench_cuda_runner.py [--libraries torch,transformers] [--nodes 3]
 
 A chain of nodes with the tag ``gpu``, each of which imports the libraries and multiplies matrices
-on the device, runs under both runners in this process, with an MLflow run open. Under
-SequentialRunner only the first node imports; it runs once before the timed run, as if the session
-had used the libraries before. Under CudaRunner each node starts a process, which imports them
-again. The allowance is the import of the libraries, timed in fresh interpreters, and 2 seconds;
-``ratio`` is the added time over it. Without a CUDA device the nodes compute on the CPU. A chain of
-nodes without the tag runs under both, too.
+on the device, and a chain without the tag run under both runners, with an MLflow run open. Under
+SequentialRunner the libraries are imported before the timed run. Under CudaRunner each node starts
+a process, which imports them again. The allowance is that import, timed in fresh interpreters, and
+2 seconds; ``ratio`` is the added time over it. Without a CUDA device the CPU computes.
 """
 
 from __future__ import annotations

@@ -111,7 +111,6 @@ def summarize(result: dict[str, Any], warm_up: int) -> dict[str, Any]:
         "load_seconds": result.get("load_seconds"),
         "steps": len(seconds),
         "warm_up_steps": first,
-        "warm_up_seconds": round(sum(seconds[:first]), 1),
         "seconds_per_step": round(statistics.mean(measured), 3) if measured else None,
         "step_seconds": [round(one, 3) for one in seconds],
         "memory": result.get("memory", {}),

@@ -6,7 +6,7 @@
 model_answers_ja that the recipe's filter (``conf/base``) keeps, in their order, the tokens of the
 prompt, with BOS, and of the answer, with EOS, in the recipe's ``train_prompt``. They are counted
 with the tokenizer of the demo's model, Gemma 3's, whose vocabulary of 262,144 is close to Gemma 2's
-256,000 (``make demo`` writes it to the default of ``--tokenizer``).
+256,000 (``make demo`` writes it).
 
 Printed are statistics of the lengths, and the share of padding in batches of 4 in random order, as
 the recipe trains.
@@ -22,8 +22,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from kedro.io import MemoryDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -43,6 +41,8 @@ def read_lengths() -> list[tuple[int, int]]:
 
 def filter_conversations() -> list[tuple[str, str]]:
     """Return the real conversations that ``conf/base`` keeps, as prompt and answer."""
+    from kedro.io import MemoryDataset
+
     from benchmarks.filtering.make_conversations import find_real_files
     from benchmarks.harness.kedro_runs import read_configuration, run_pipeline
     from ja_instruct.datasets import JSONLinesDataset
@@ -77,11 +77,11 @@ def count_tokens(texts: list[tuple[str, str]], tokenizer: Any) -> list[tuple[int
     return lengths
 
 
-def regenerate(tokenizer_directory: Path) -> None:
+def regenerate() -> None:
     """Write ``conversation_lengths.json``."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
     lengths = count_tokens(filter_conversations(), tokenizer)
     LENGTHS.write_text(json.dumps({"tokens": lengths}, separators=(",", ":")) + "\n", "utf-8")
 
@@ -111,10 +111,9 @@ def main() -> None:
     """Print the statistics, after counting again with ``--regenerate``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--regenerate", action="store_true", help="count the conversations again")
-    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     options = parser.parse_args()
     if options.regenerate:
-        regenerate(options.tokenizer.resolve())
+        regenerate()
     print(json.dumps(describe(read_lengths()), indent=2))
 
 

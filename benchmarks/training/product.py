@@ -1,7 +1,6 @@
 """Training by the product's node ``train``, with the parameters of an environment.
 
-``bench_training.py`` starts it. Kedro runs the node on given samples; its outputs stay in memory. A
-callback among transformers' defaults times the trainer and reads the tokens that it logs per step.
+``bench_training.py`` starts it. A callback among transformers' defaults times the steps.
 """
 
 from __future__ import annotations
