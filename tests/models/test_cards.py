@@ -2,7 +2,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ja_instruct.models.cards import (
-    AdapterFacts,
     DataSource,
     ModelCardParameters,
     adapter_card,
@@ -44,19 +43,23 @@ METRICS = {
 }
 
 
-def facts(read_parameters, **changes):
-    return AdapterFacts(
-        **{
-            "base": BASE,
-            "parameters": read_parameters("base")["sft"],
-            "metrics": METRICS,
-            "versions": {"peft": "0.21.2"},
-            "card": CARD,
-            "prompt": "\n### 質問:\n{question}\n\n### 回答:\n",
-            "hardware": "NVIDIA H100 80GB",
-            **changes,
-        }
-    )
+@pytest.fixture(scope="module")
+def settings(read_parameters):
+    """The section ``sft``, as provenance has it."""
+    section = dict(read_parameters("base")["sft"])
+    del section["model_card"]
+    return section
+
+
+@pytest.fixture(scope="module")
+def card_of(settings):
+    """A function to the card of an adapter."""
+
+    def render(base=BASE, card=CARD, prompt="\n### 質問:\n{question}\n\n### 回答:\n"):
+        provenance = {"base": base, "settings": settings, "versions": {"peft": "0.21.2"}}
+        return adapter_card(provenance, METRICS, card, prompt, "NVIDIA H100 80GB")
+
+    return render
 
 
 def leaves(values):
@@ -79,8 +82,8 @@ def python_block(card):
     return card.split("```python\n")[1].split("```")[0]
 
 
-def test_metadata_is_read_by_the_hubs_library(read_parameters):
-    data = ModelCard(adapter_card(facts(read_parameters))).data.to_dict()
+def test_metadata_is_read_by_the_hubs_library(card_of):
+    data = ModelCard(card_of()).data.to_dict()
     assert data == {
         "base_model": "google/gemma-2-27b",
         "base_model_relation": "adapter",
@@ -93,21 +96,19 @@ def test_metadata_is_read_by_the_hubs_library(read_parameters):
     }
 
 
-def test_every_figure_of_the_run_is_in_a_table(read_parameters):
-    shown = cells(adapter_card(facts(read_parameters)))
+def test_every_figure_of_the_run_is_in_a_table(card_of):
+    shown = cells(card_of())
     assert set(leaves(METRICS)) <= set(shown)
 
 
-def test_every_parameter_is_in_a_table(read_parameters):
-    shown = ", ".join(cells(adapter_card(facts(read_parameters)))).split(", ")
-    parameters = {**read_parameters("base")["sft"]}
-    del parameters["gpu"]
-    parameters.pop("model_card", None)  # its licenses and sources have tables of their own
+def test_every_parameter_is_in_a_table(card_of, settings):
+    shown = ", ".join(cells(card_of())).split(", ")
+    parameters = {key: value for key, value in settings.items() if key != "gpu"}
     assert set(leaves(parameters)) <= set(shown)
 
 
-def test_source_licenses_hardware_and_prompt_are_shown(read_parameters):
-    card = adapter_card(facts(read_parameters))
+def test_source_licenses_hardware_and_prompt_are_shown(card_of):
+    card = card_of()
     for text in (
         "a" * 40,
         "b" * 64,
@@ -120,8 +121,8 @@ def test_source_licenses_hardware_and_prompt_are_shown(read_parameters):
     assert "```text\n\n### 質問:\n{question}\n\n### 回答:\n```" in card
 
 
-def test_unknown_facts_are_left_out(read_parameters):
-    card = adapter_card(AdapterFacts(base={"model_id": "m"}, parameters={}, metrics={}))
+def test_unknown_facts_are_left_out():
+    card = adapter_card({"base": {"model_id": "m"}}, {})
     assert "## Results" not in card
     assert "## License" not in card
     assert "None" not in card
@@ -130,8 +131,8 @@ def test_unknown_facts_are_left_out(read_parameters):
     assert "license" not in data
 
 
-def test_every_table_has_rows(read_parameters):
-    lines = adapter_card(facts(read_parameters)).split("\n")
+def test_every_table_has_rows(card_of):
+    lines = card_of().split("\n")
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("| ---"):
             assert following.startswith("| ")
@@ -140,9 +141,9 @@ def test_every_table_has_rows(read_parameters):
 @pytest.mark.parametrize(
     "name", ['a"b: c', "- x", "日本語: モデル", "a\nb: c", "---", "#x", "{a}", "null", "a|b"]
 )
-def test_special_characters_are_escaped_in_yaml_tables_and_code(read_parameters, name):
+def test_special_characters_are_escaped_in_yaml_tables_and_code(card_of, name):
     card = CARD.model_copy(update={"license": name})
-    text = adapter_card(facts(read_parameters, base={**BASE, "model_id": name}, card=card))
+    text = card_of({**BASE, "model_id": name}, card)
     data = ModelCard(text).data.to_dict()
     assert data["license"] == name
     assert data["library_name"] == "peft"
@@ -151,18 +152,18 @@ def test_special_characters_are_escaped_in_yaml_tables_and_code(read_parameters,
     compile(python_block(text), "snippet", "exec")
 
 
-def test_fence_is_longer_than_backticks_in_the_prompt(read_parameters):
-    card = adapter_card(facts(read_parameters, prompt="a\n```\nb"))
+def test_fence_is_longer_than_backticks_in_the_prompt(card_of):
+    card = card_of(prompt="a\n```\nb")
     assert "````text\na\n```\nb\n````" in card
 
 
-def test_only_a_commit_is_pinned(read_parameters):
-    assert f"revision='{'a' * 40}'" in adapter_card(facts(read_parameters))
+def test_only_a_commit_is_pinned(card_of):
+    assert f"revision='{'a' * 40}'" in card_of()
     of_file = {"model_id": "google/gemma-3-270m", "revision": "sha256:" + "c" * 64}
-    assert "revision=" not in python_block(adapter_card(facts(read_parameters, base=of_file)))
+    assert "revision=" not in python_block(card_of(of_file))
 
 
-def test_other_cards(read_parameters):
+def test_other_cards():
     quantized = quantized_card(
         {
             "source": BASE,

@@ -184,16 +184,20 @@ def test_a_hub_name(model, tiny_nf4, name):
 def test_a_layer_in_16_bits(model, tiny_nf4):
     plain = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     model.set_submodule(Q_PROJ, plain)
-    refused(model, tiny_nf4, f"'{Q_PROJ}.weight' is in 4 bits in the directory, not in the model")
+    refused(model, tiny_nf4, f"'{Q_PROJ}.weight' is nf4 in the directory, not in 4 bits in the")
+        model, tiny_nf4, f"'{Q_PROJ}.weight' is nf4 in the directory, not in 4 bits in the model"
+    )
 
 
 def test_no_layer_in_4_bits(model, tiny_nf4):
-    refused(model.dequantize(), tiny_nf4, "is in 4 bits in the directory, not in the model")
+    refused(model.dequantize(), tiny_nf4, "is nf4 in the directory, not in 4 bits in the model")
 
 
-def test_an_additional_layer_in_4_bits(model, tiny_nf4):
+    refused(model, tiny_nf4, "'lm_head.weight' is not in 4 bits in the directory, nf4 in the model")
     model.set_submodule("lm_head", Linear4bit(64, 64, bias=False, quant_type="nf4"))
-    refused(model, tiny_nf4, r"'lm_head\.weight' is in 4 bits in the model, not in the directory")
+    refused(
+        model, tiny_nf4, r"'lm_head\.weight' is not in 4 bits in the directory, nf4 in the model"
+    )
 
 
 def test_another_4_bit_type(model, tiny_nf4):

@@ -7,7 +7,10 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from ja_instruct.models.gguf import find_converter
+from ja_instruct.errors import InputError
+
+CONVERTER = "convert_hf_to_gguf.py"
+_LLAMA_CPP = "a copy of https://github.com/ggml-org/llama.cpp"
 
 
 class GGUFConverterDataset(AbstractDataset[Path, Path]):
@@ -46,11 +49,21 @@ class GGUFConverterDataset(AbstractDataset[Path, Path]):
 
     def check(self) -> None:
         """Raise ``InputError`` unless the configured directory contains the converter."""
-        find_converter(self._llama_cpp_dir)
+        self.load()
 
     def load(self) -> Path:
         """Return the path of the script."""
-        return find_converter(self._llama_cpp_dir)
+        if self._llama_cpp_dir is None:
+            raise InputError(
+                f"'llama_cpp_dir' of this catalog entry is not set; name {_LLAMA_CPP}, whose "
+                f"converter writes GGUF files (the sources are enough, nothing is compiled)"
+            )
+        script = self._llama_cpp_dir / CONVERTER
+        if not script.is_file():
+            raise InputError(
+                f"no {CONVERTER} in llama_cpp_dir {self._llama_cpp_dir}; name {_LLAMA_CPP}"
+            )
+        return script
 
     def save(self, data: Path) -> NoReturn:
         """Refuse: this entry is an input."""

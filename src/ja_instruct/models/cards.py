@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,57 +58,47 @@ class ModelCardParameters(Parameters):
     qa_pairs: DataSource
 
 
-@dataclass(frozen=True)
-class AdapterFacts:
-    """The input of ``adapter_card``.
+def adapter_card(
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    card: ModelCardParameters | None = None,
+    prompt: str = "",
+    hardware: str = "",
+) -> str:
+    """Return the card of a LoRA adapter: Markdown below a YAML block that the hub reads.
 
-    Attributes:
-        base: ``model_id``, ``revision`` and ``weights_sha256`` of the model it was trained on.
-        parameters: The section ``sft``, as a dictionary.
+    Args:
+        provenance: ``base``, ``settings`` and ``versions`` of its ``ja_instruct.json``.
         metrics: ``train_metrics``: ``summary``, counts of ``train_dataset`` and ``eval_dataset``,
             and other figures, which are shown under their keys.
-        versions: Library to version.
         card: Data and licenses; None leaves them out.
-        prompt: The text before the answer, with ``{question}`` for the question; may be empty.
+        prompt: The text before the answer; may be empty.
         hardware: What it was trained on, in words; may be empty.
     """
-
-    base: Mapping[str, Any]
-    parameters: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    versions: Mapping[str, str] = field(default_factory=dict)
-    card: ModelCardParameters | None = None
-    prompt: str = ""
-    hardware: str = ""
-
-
-def adapter_card(facts: AdapterFacts) -> str:
-    """Return the card of a LoRA adapter: Markdown below a YAML block that the hub reads."""
-    settings = {
-        key: value for key, value in facts.parameters.items() if key not in ("gpu", "model_card")
-    }
+    base, settings = provenance.get("base", {}), dict(provenance.get("settings", {}))
+    settings.pop("gpu", None)
     lora, training = settings.pop("lora", {}), settings.pop("training", {})
-    metrics = dict(facts.metrics)
+    metrics = dict(metrics)
     counts = {
         "trained on": metrics.pop("train_dataset", {}),
         "held out": metrics.pop("eval_dataset", {}),
     }
-    hardware = {"hardware": facts.hardware} if facts.hardware else {}
-    revision = str(facts.base.get("revision") or "")
+    summary = {"hardware": hardware} if hardware else {}
+    revision = str(base.get("revision") or "")
     pinned = f", revision={revision!r}" if COMMIT.fullmatch(revision) else ""
-    longest = max((len(run) for run in re.findall(r"`+", facts.prompt)), default=0)
+    longest = max((len(run) for run in re.findall(r"`+", prompt)), default=0)
     return _render(
         "adapter",
-        facts.base,
-        facts.card,
+        base,
+        card,
         samples=[(title, _rows(one)) for title, one in counts.items() if one],
-        results=_rows({**hardware, **metrics.pop("summary", {}), **metrics}),
+        results=_rows({**summary, **metrics.pop("summary", {}), **metrics}),
         lora=_rows(lora),
         training=_rows({**settings, **training}),
-        pinned_base=f"{facts.base.get('model_id', '')!r}{pinned}",
-        prompt=facts.prompt.removesuffix("\n"),
+        pinned_base=f"{base.get('model_id', '')!r}{pinned}",
+        prompt=prompt.removesuffix("\n"),
         fence="`" * max(3, longest + 1),  # longer than any run of backticks in the prompt
-        versions=_rows(facts.versions),
+        versions=_rows(provenance.get("versions", {})),
     )
 
 

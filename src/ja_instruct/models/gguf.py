@@ -13,29 +13,7 @@ from ja_instruct.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-CONVERTER = "convert_hf_to_gguf.py"
 _LINES_SHOWN = 12
-
-
-def find_converter(llama_cpp_dir: Path | None) -> Path:
-    """Return the path of the converter in a copy of llama.cpp.
-
-    Raises:
-        InputError: No copy is configured, or it does not contain the converter.
-    """
-    if llama_cpp_dir is None:
-        raise InputError(
-            "'llama_cpp_dir' of this catalog entry is not set; name a copy of "
-            "https://github.com/ggml-org/llama.cpp, whose converter writes GGUF files (the sources "
-            "are enough, nothing is compiled)"
-        )
-    script = llama_cpp_dir / CONVERTER
-    if not script.is_file():
-        raise InputError(
-            f"no {CONVERTER} in llama_cpp_dir {llama_cpp_dir}; name a copy of "
-            f"https://github.com/ggml-org/llama.cpp"
-        )
-    return script
 
 
 @dataclass(frozen=True)

@@ -154,14 +154,11 @@ def _layers_in_4_bits(model: nn.Module) -> dict[str, Any]:
 
 
 def _require_same_layers(expected: dict[str, str], found: dict[str, str]) -> None:
-    for name in sorted(expected.keys() - found.keys()):
-        raise InputError(f"'{name}' is in 4 bits in the directory, not in the model; {_REMEDY}")
-    for name in sorted(found.keys() - expected.keys()):
-        raise InputError(f"'{name}' is in 4 bits in the model, not in the directory; {_REMEDY}")
-    for name, kind in expected.items():
-        if found[name] != kind:
+    for name in sorted(expected.keys() | found.keys()):
+        kinds = [kinds.get(name, "not in 4 bits") for kinds in (expected, found)]
+        if kinds[0] != kinds[1]:
             raise InputError(
-                f"'{name}' is {kind} in the directory, {found[name]} in the model; {_REMEDY}"
+                f"'{name}' is {kinds[0]} in the directory, {kinds[1]} in the model; {_REMEDY}"
             )
 
 

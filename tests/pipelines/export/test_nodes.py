@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import ChainMap
 from types import SimpleNamespace
 
 import pytest
@@ -111,21 +112,22 @@ def export(tmp_path):
 
 @pytest.fixture
 def changed_adapter(adapter, tmp_path):
-    """A function to a copy of the adapter with another configuration or other weights."""
+    """A function to a copy of the adapter with another configuration, weights or base."""
 
-    def change(config=None, weights=None, base=None):
+    def make_copy(config=None, change=None, base=None):
         path = tmp_path / "changed"
         shutil.copytree(adapter.path, path)
         old = json.loads((path / "adapter_config.json").read_text("utf-8"))
         (path / "adapter_config.json").write_text(json.dumps({**old, **(config or {})}), "utf-8")
-        if weights is not None:
-            save_file(weights(load_file(path / ADAPTER_WEIGHTS)), path / ADAPTER_WEIGHTS)
+        if change is not None:
+            changed = [change(*item) for item in load_file(path / ADAPTER_WEIGHTS).items()]
+            save_file(dict(ChainMap(*changed)), path / ADAPTER_WEIGHTS)
         provenance = dict(adapter.provenance)
         if base is not None:
             provenance["base"] = base
         return ModelDirectory(path, "adapter", provenance=provenance)
 
-    return change
+    return make_copy
 
 
 def read_weights(model):
@@ -248,15 +250,16 @@ class TestDirectory:
 
 
 class TestRefused:
-    def test_other_base(self, base, changed_adapter):
-        adapter = changed_adapter(base={"model_id": "owner/other"})
-        with pytest.raises(InputError, match=r"'owner/gemma2', but .* trained on 'owner/other'"):
-            merge_adapter(base, adapter)
-
-    def test_other_revision(self, base, changed_adapter):
-        adapter = changed_adapter(base={"model_id": base.model_id, "revision": "b" * 40})
-        with pytest.raises(InputError, match="trained on revision bbbb"):
-            merge_adapter(base, adapter)
+    @pytest.mark.parametrize(
+        ("trained_on", "message"),
+        [
+            ({"model_id": "owner/other"}, r"'owner/gemma2', but .* trained on 'owner/other'"),
+            ({"model_id": "owner/gemma2", "revision": "b" * 40}, "trained on revision bbbb"),
+        ],
+    )
+    def test_other_base(self, trained_on, message, base, changed_adapter):
+        with pytest.raises(InputError, match=message):
+            merge_adapter(base, changed_adapter(base=trained_on))
 
     def test_other_weights(self, base, changed_adapter):
         files = base.checksums("hashing")
@@ -302,47 +305,34 @@ class TestRefused:
         with pytest.raises(InputError, match=r"is \(32, 48\) in base_model .* shape \(32, 64\)"):
             merge_adapter(base, adapter)
 
-    def test_further_weights(self, base, changed_adapter):
-        adapter = changed_adapter(
-            weights=lambda weights: {**weights, "base_model.model.lm_head.weight": torch.ones(1)}
-        )
-        with pytest.raises(InputError, match=r"lm_head\.weight' is not a factor"):
-            merge_adapter(base, adapter)
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda key, one: {key: one, "base_model.model.lm_head.weight": one[:1].clone()},
+                r"lm_head\.weight' is not a factor",
+            ),
+            (lambda key, one: {} if "lora_B" in key else {key: one}, r"has only .*lora_A"),
+            (
+                lambda key, one: {key: one * 0 if "lora_B" in key else one},
+                r"changes nothing.*--pipeline=sft",
+            ),
+            (
+                lambda key, one: {key: one / 0 if "layers.1.mlp.up_proj.lora_A" in key else one},
+                r"layers\.1\.mlp\.up_proj\.lora_A.* not finite",
+            ),
+        ],
+        ids=["further weights", "half of a pair", "untrained", "not finite"],
+    )
+    def test_other_weights_of_the_adapter(self, change, message, base, changed_adapter):
+        with pytest.raises(InputError, match=message):
+            merge_adapter(base, changed_adapter(change=change))
 
     def test_adapted_head(self, make_base, make_adapter):
         """PEFT saves the whole head beside its factors."""
         base = make_base("llama", tie_word_embeddings=False)
         adapter = make_adapter(base, target_modules=["lm_head", "q_proj"])
         with pytest.raises(InputError, match=r"lm_head\.base_layer\.weight' is not a factor"):
-            merge_adapter(base, adapter)
-
-    def test_half_a_pair(self, base, changed_adapter):
-        adapter = changed_adapter(
-            weights=lambda weights: dict(item for item in weights.items() if "lora_A" in item[0])
-        )
-        with pytest.raises(InputError, match=r"has only .*lora_A"):
-            merge_adapter(base, adapter)
-
-    def test_untrained(self, base, changed_adapter):
-        adapter = changed_adapter(
-            weights=lambda weights: {
-                key: torch.zeros_like(one) if "lora_B" in key else one
-                for key, one in weights.items()
-            }
-        )
-        with pytest.raises(InputError, match=r"changes nothing.*--pipeline=sft"):
-            merge_adapter(base, adapter)
-
-    def test_not_finite(self, base, changed_adapter):
-        adapter = changed_adapter(
-            weights=lambda weights: {
-                key: torch.full_like(one, torch.nan)
-                if "layers.1.mlp.up_proj.lora_A" in key
-                else one
-                for key, one in weights.items()
-            }
-        )
-        with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.lora_A.* not finite"):
             merge_adapter(base, adapter)
 
     def test_missing_shard(self, base, adapter, tmp_path):
@@ -379,10 +369,7 @@ class TestCheck:
     def test_unchanged_matrix_is_counted(self, base, changed_adapter, export):
         name = "model.layers.0.mlp.up_proj"
         adapter = changed_adapter(
-            weights=lambda weights: {
-                key: torch.zeros_like(one) if f"{name}.lora_B" in key else one
-                for key, one in weights.items()
-            }
+            change=lambda key, one: {key: one * 0 if f"{name}.lora_B" in key else one}
         )
         report = check_merged_model(base, adapter, export(base, adapter))
         assert report["unchanged_matrices"] == [f"{name}.weight"]

@@ -100,4 +100,5 @@ def _empty_model(directory: ModelDirectory, compute_dtype: dtype) -> PreTrainedM
             config, dtype=compute_dtype, attn_implementation="eager"
         )
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.models.cards import AdapterFacts, adapter_card
+from ja_instruct.models.cards import adapter_card
 
 if TYPE_CHECKING:
     from ja_instruct.models.directory import ModelDirectory
@@ -113,14 +113,5 @@ def write_card(
     import torch
 
     on_gpu = parameters.device == "cuda" and torch.cuda.is_available()
-    return adapter_card(
-        AdapterFacts(
-            base=provenance["base"],
-            parameters=provenance["settings"],
-            metrics=metrics,
-            versions=provenance["versions"],
-            card=parameters.model_card,
-            prompt=prompt,
-            hardware=torch.cuda.get_device_name() if on_gpu else "CPU",
-        )
-    )
+    hardware = torch.cuda.get_device_name() if on_gpu else "CPU"
+    return adapter_card(provenance, metrics, parameters.model_card, prompt, hardware)
