@@ -36,7 +36,7 @@ class AdapterDataset(ModelArtifactDataset):
     def check(self) -> None:
         """Raise ``InputError`` unless the directory holds a safetensors adapter, unchanged.
 
-        An adapter without ``ja_instruct.json``, trained by somebody else, is accepted with a
+        An adapter without ``ja_instruct.json``, trained elsewhere, is accepted with a
         warning.
         """
         for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
     """Saves a model to a repository of the hub, and a record of that to a file; loads the record.
 
-    The dataset exists if the record names this repository; the hub is not asked for its current
+    The dataset exists if the record names this repository; the hub is not queried for its current
     content. The record holds repository, commit, address and checksums.
 
     Examples:

@@ -211,6 +211,6 @@ def _table(rows: Iterable[Row], header: Row) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape whatever would end a cell or begin HTML."""
+    """Escape characters that would end a cell or begin HTML."""
     escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return " ".join(escaped.split())

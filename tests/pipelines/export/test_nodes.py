@@ -271,7 +271,7 @@ class TestRefused:
             merge_adapter(base, adapter)
 
     @pytest.mark.parametrize("known", [{}, {"model_id": "owner/gemma2", "revision": None}])
-    def test_unknown_origin_is_no_error(self, known, base, changed_adapter):
+    def test_unknown_origin_is_accepted(self, known, base, changed_adapter):
         assert merge_adapter(base, changed_adapter(base=known)).model.factors
 
     def test_quantized_base(self, tiny_nf4, adapter):

@@ -59,7 +59,7 @@ def test_merged_model_answers_as_the_adapter_does(exported):
     assert difference < 2e-3
 
 
-def test_report_is_there(exported):
+def test_report_covers_all_matrices(exported):
     report = json.loads((exported / "08_reporting/test/export_report.json").read_text("utf-8"))
     assert report["summary"]["matrices_changed"] == report["summary"]["matrices"] == 14
     notes = json.loads((exported / "06_models/test/merged_model/ja_instruct.json").read_text())
@@ -79,7 +79,7 @@ def test_gguf_needs_a_copy_of_llama_cpp(exported, copied, invoke_kedro, set_entr
 
 
 @pytest.mark.parametrize("name", ["quantized_model", "adapter", "merged_model"])
-def test_nothing_is_published_unless_somebody_says_where(exported, copied, invoke_kedro, name):
+def test_publishing_without_a_repository_is_refused(exported, copied, invoke_kedro, name):
     arguments = ("--pipeline=publishing", f"--nodes=publish_{name}", "--env=test")
     result = invoke_kedro(*arguments, cwd=copied)
     assert result.exit_code

@@ -78,7 +78,7 @@ def test_unquantized_weights_are_the_original(reloaded, tiny_gemma2):
         assert reloaded.get_parameter(name).equal(original[name]), name
 
 
-def test_tokenizer_is_saved_beside_the_weights(tiny_nf4, tiny_gemma2):
+def test_tokenizer_is_saved_with_the_weights(tiny_nf4, tiny_gemma2):
     text = "日本の首都は東京です。"
     expected = tiny_gemma2.load_tokenizer()(text)["input_ids"]
     assert tiny_nf4.load_tokenizer()(text)["input_ids"] == expected

@@ -50,7 +50,7 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
         file and the memory used (10⁹ bytes).
 
     Raises:
-        InputError: The source is quantized already, so the 4-bit weights would be somebody else's.
+        InputError: The source is quantized already.
     """
     refuse_quantized(base_model)
     files = base_model.checksums("quantization: hashing the source")
