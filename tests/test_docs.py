@@ -1,6 +1,6 @@
-"""What README.md and CONTRIBUTING.md promise: commands, settings, code, names, links."""
+"""What the READMEs and docs promise: commands, settings, code, names, links, pictures."""
 
-import itertools
+import importlib.util
 import re
 import shlex
 import shutil
@@ -15,22 +15,35 @@ import pytest
 import yaml
 
 import ja_instruct.datasets
+import ja_instruct.demo
 from ja_instruct.pipeline_registry import register_pipelines
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text("utf-8")
-CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+# experiments are a dated log: their commands were right at their commits
+PAGES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text("utf-8")
+    for path in [
+        *sorted(REPOSITORY.glob("*.md")),
+        *sorted(REPOSITORY.glob("docs/*.md")),
+        REPOSITORY / "benchmarks/README.md",
+        REPOSITORY / "src/kedro_cuda_runner/README.md",
+    ]
+    if path.name != "CHANGELOG.md"
+}
+# figures of earlier commits stand there with the commands of these commits
+DATED = {"docs/results.md"}
+README, README_JA = PAGES["README.md"], PAGES["README.ja.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"@[A-Z][A-Z_]+@|\b(?:TODO|FIXME|TBD|XXX)\b")
 SECONDS = 300
-# 'kedro run' of these is run, given the parameter; of every other command the options are read
+# these runs of Kedro are executed, if they have the parameter; of other commands options are parsed
 RUN_WITH = {"data_filtering": "", "sft": "sft.training.max_steps", "inference": "inference.top_k"}
 
 
-def blocks(language):
-    return [text for name, text in BLOCK.findall(README) if name == language]
+def blocks(language, pages=PAGES):
+    return [text for page in pages for name, text in BLOCK.findall(PAGES[page]) if name == language]
 
 
 def spans(text):
@@ -38,12 +51,13 @@ def spans(text):
 
 
 def commands():
-    """Every command of a bash block, and those that a sentence names whole."""
-    lines = "".join(text for name, text in BLOCK.findall(README + CONTRIBUTING) if name == "bash")
-    lines = lines.replace("\\\n", " ").splitlines()
+    """Every command of a bash block, and every complete command in a sentence."""
+    pages = [page for page in PAGES if page not in DATED]
+    lines = "".join(blocks("bash", pages)).replace("\\\n", " ").splitlines()
     named = [
         span
-        for span in spans(README) + spans(CONTRIBUTING)
+        for page in pages
+        for span in spans(PAGES[page])
         if re.match(r"(?:\.venv/bin/)?(?:hf|kedro|make|pip|pre-commit|python) .", span)
     ]
     words = [shlex.split(line, comments=True) for line in lines + named]
@@ -58,19 +72,28 @@ def yaml_blocks():
         assert opening, f"no '# conf/<environment>/<file>.yml' opens this block:\n{text}"
         assert opening[1] not in ("base", "demo", "test"), "the project's own environment"
         files = found.setdefault(opening[1], {})
-        files[opening[2]] = files.get(opening[2], "") + text
+        if text not in files.get(opening[2], ""):  # both READMEs show it
+            files[opening[2]] = files.get(opening[2], "") + text
     return found
 
 
-def tables():
-    """Every table by the first cell of its header, as rows of cells."""
-    found = {}
-    for table in re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE):
-        header, _, *rows = [
-            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
-        ]
-        found.setdefault(header[0], []).extend(rows)
-    return found
+def tables(page):
+    """Every table of a page as rows of cells, its header first."""
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for table in re.findall(r"(?:^\|.*\|\n)+", PAGES[page], re.MULTILINE)
+    ]
+
+
+def first_column(page, header):
+    """Return the code spans in the first column of the tables that begin with ``header``."""
+    return [
+        name
+        for table in tables(page)
+        if table[0][0] == header
+        for row in table[2:]
+        for name in SPAN.findall(row[0])
+    ]
 
 
 def tracked(*patterns):
@@ -94,7 +117,7 @@ SETTINGS = yaml_blocks()
 
 @pytest.fixture(scope="module")
 def reader(finished_project, tmp_path_factory):
-    """Return the project of somebody who follows the README, the settings added as it says."""
+    """Return a project with the environments that the docs show added to it."""
     copy = tmp_path_factory.mktemp("reader") / "project"
     shutil.copytree(finished_project, copy, symlinks=True)
     for environment, files in SETTINGS.items():
@@ -115,10 +138,80 @@ def pipelines():
 
 
 def test_every_block_is_of_a_kind_that_is_checked():
-    kinds = {name for name, _ in BLOCK.findall(README)}
+    kinds = {name for text in PAGES.values() for name, _ in BLOCK.findall(text)}
     # 'text' shows what a program prints
-    assert kinds <= {"bash", "yaml", "python", "mermaid", "text"}
-    assert {"bash", "yaml", "python"} <= kinds
+    assert kinds == {"bash", "yaml", "python", "text"} or kinds == {"bash", "yaml", "python"}
+
+
+class TestReadmes:
+    def test_are_short(self):
+        assert len(README.splitlines()) <= 250
+        assert len(README_JA.splitlines()) <= 250
+
+    def test_have_the_same_sections(self):
+        levels = [re.findall(r"^#+(?= )", text, re.MULTILINE) for text in (README, README_JA)]
+        assert levels[0] == levels[1]
+
+    def test_have_the_same_blocks(self):
+        assert BLOCK.findall(README) == BLOCK.findall(README_JA)
+
+    def test_have_the_same_tables(self):
+        english, japanese = tables("README.md"), tables("README.ja.md")
+        assert [len(table) for table in english] == [len(table) for table in japanese]
+        for left, right in zip(english, japanese, strict=True):
+            for rows in zip(left, right, strict=True):
+                first, second = ([*map(SPAN.findall, row)] for row in rows)
+                assert first == second
+
+    def test_have_the_same_figures_in_their_tables(self):
+        def figures(page):
+            numbers = [re.findall(r"\d[\d,.]*\d|\d", cell) for cell in cells(page)]
+            return [sorted(found) for found in numbers]
+
+        def cells(page):
+            results = [
+                table for table in tables(page) if len(table[0]) == 3 and "NVIDIA" in str(table)
+            ]
+            return [row[1] for row in results[-1][2:]]
+
+        expected = [[number.replace(",", "") for number in row] for row in figures("README.md")]
+        translated = "".join(cells("README.ja.md")).replace("13 万", "130,000").replace(",", "")
+        for row in expected:
+            for number in row:
+                assert number in translated, number
+
+    def test_have_the_same_links(self):
+        def targets(text):
+            return {
+                link.split("#")[0]
+                for link in LINK.findall(text)
+                if not link.startswith(("#", "README"))
+            }
+
+        assert targets(README) == targets(README_JA)
+
+    @pytest.mark.parametrize("text", [README, README_JA], ids=["en", "ja"])
+    def test_contents_lead_to_their_sections(self, text):
+        # GitHub's anchors: lower case, spaces become hyphens, punctuation goes
+        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        anchors = [re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in headings]
+        assert [link[1:] for link in LINK.findall(text) if link.startswith("#")] == anchors
+
+    def test_settings_have_the_values_of_base(self, read_parameters):
+        (table,) = [table for table in tables("README.md") if table[0][1] == "`base`"]
+        assert len(table[2:]) == 10
+        base = read_parameters("base")
+        for name, value, _ in table[2:]:
+            found = base
+            for key in name.strip("`").split("."):
+                found = found[key]
+            assert found == yaml.safe_load(value.strip("`")), name
+
+    def test_pictures_are_small(self):
+        pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+        assert len(pictures) == 2
+        for picture in pictures:
+            assert (REPOSITORY / picture).stat().st_size < 200_000
 
 
 class TestCommands:
@@ -133,6 +226,7 @@ class TestCommands:
             "pip": self.check_pip,
             "pre-commit": self.check_help,
             "python": self.check_script,
+            "source": self.check_source,
         }.get(program)
         if check is None:
             pytest.fail(f"nothing here checks '{command}': add how to")
@@ -159,7 +253,12 @@ class TestCommands:
         if targets != words[1:]:
             assert planned != plan(*targets), "the variable changes nothing"
 
+    def check_source(self, words, request):
+        assert words[1:] == [".venv/bin/activate"]  # 'make' creates it
+
     def check_pip(self, words, request):
+        if " ".join(words) in ("pip install .", "pip install --no-deps ."):
+            return
         install = re.fullmatch(r"pip install -e \.\[([\w,]+)\](?: -c (\S+))?", " ".join(words))
         assert install
         project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
@@ -251,7 +350,10 @@ class TestSettings:
                 assert Path(filepath).parent.name == part["run_name"]
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
+SESSIONS = [code for code in blocks("python") if "KedroSession" in code]
+
+
+@pytest.mark.parametrize("code", SESSIONS, ids=lambda code: code.split("\n")[0])
 def test_code_runs(code, reader, subprocess_environment):
     assert 'env="demo"' in code
     done = subprocess.run(
@@ -269,51 +371,83 @@ def test_code_runs(code, reader, subprocess_environment):
 
 class TestNames:
     def test_pipelines_of_the_table_are_all_there_are(self, pipelines):
-        assert [row[0].strip("`") for row in tables()["pipeline"]] == list(pipelines)
+        assert first_column("README.md", "pipeline") == list(pipelines)
+
+    def test_every_pipeline_has_a_page_that_begins_with_its_command(self, pipelines):
+        for name, page in re.findall(r"\[`(\w+)`\]\((docs/\w+\.md)\)", README):
+            assert name in pipelines
+            first = re.search(r"```bash\n(.*?)```", PAGES[page], re.DOTALL)
+            assert f"--pipeline={name}" in first[1]
+            assert PAGES[page].index("```bash") < 120
 
     def test_datasets_of_the_table_are_in_the_catalog(self, catalog):
-        names = [row[0].strip("`") for row in tables()["dataset"]]
+        names = first_column("docs/configuration.md", "dataset")
         assert names
         assert set(names) <= set(catalog)
 
-    def test_places_are_those_of_the_configuration(self):
+    def test_extra_rules_are_those_of_tuned(self, read_parameters):
+        assert first_column("docs/data_filtering.md", "rule") == [
+            *read_parameters("tuned")["data_filtering"]["extra_rules"]
+        ]
+
+    def test_parameters_exist(self, read_parameters):
+        base = read_parameters("base")
+        sections = "|".join(base)
+        for page, text in PAGES.items():
+            for name in re.findall(rf"`((?:{sections})\.(?!jsonl?`)[a-z_.0-9]+)`", text):
+                found = base
+                for key in name.split("."):
+                    assert key in found, f"{page}: {name}"
+                    found = found[key]
+
+    @pytest.mark.parametrize("page", ["README.md", "docs/reporting.md"])
+    def test_places_are_those_of_the_configuration(self, page):
         settings = "".join(
             path.read_text("utf-8") for path in sorted((REPOSITORY / "conf/base").rglob("*.yml"))
         )
-        places = [place for row in tables()["what"] for place in spans(row[1]) if "/" in place]
+        places = [
+            place
+            for table in tables(page)
+            for row in table[2:]
+            for place in spans(row[1])
+            if place.startswith("data/")
+        ]
         assert places
         for place in places:
             assert place.rstrip("/").replace("<run>", "${globals:run_name}") in settings, place
 
     def test_classes_exist(self):
-        names = {span for span in spans(README) if re.fullmatch(r"[A-Z]\w+Dataset", span)}
+        names = {
+            span
+            for text in PAGES.values()
+            for span in spans(text)
+            if re.fullmatch(r"[A-Z]\w+Dataset", span)
+        }
         assert names
-        assert names <= set(ja_instruct.datasets.__all__)
+        assert names <= {*ja_instruct.datasets.__all__, *ja_instruct.demo.__all__}
 
-    def test_diagram_is_what_the_pipelines_do(self, catalog, pipelines):
-        (diagram,) = blocks("mermaid")
-        labels = dict(re.findall(r"(\w+)\[\(?(\w+)\)?\]", diagram))
-        arrows = set()
-        for chain in re.findall(r"^.*-->.*$", diagram, re.MULTILINE):
-            nodes = [re.match(r"\s*(\w+)", node)[1] for node in chain.split("-->")]
-            arrows.update(itertools.pairwise(labels.get(node, node) for node in nodes))
-        assert arrows
-        for source, target in arrows:
-            makes = pipelines[source].all_outputs() if source in pipelines else {source}
-            takes = pipelines[target].inputs() if target in pipelines else {target}
-            assert makes & takes & set(catalog), f"{source} --> {target}"
-
-    @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-    def test_places_in_the_project_exist(self, text):
+    @pytest.mark.parametrize("page", PAGES)
+    def test_places_in_the_project_exist(self, page):
         top = "conf|src|docs|tests|benchmarks|notebooks|data/01_raw/demo"
-        places = [span for span in spans(text) if re.fullmatch(rf"(?:{top})/[\w./*-]*", span)]
-        assert places
+        places = [
+            span for span in spans(PAGES[page]) if re.fullmatch(rf"(?:{top})/[\w./*-]*", span)
+        ]
         assert not [place for place in places if not list(REPOSITORY.glob(place))]
 
-    @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-    def test_links_lead_somewhere(self, text):
-        targets = [link.split("#")[0] for link in LINK.findall(text) if "://" not in link]
-        assert not [target for target in targets if not (REPOSITORY / target).exists()]
+    @pytest.mark.parametrize("page", PAGES)
+    def test_links_lead_somewhere(self, page):
+        folder = (REPOSITORY / page).parent
+        targets = [link.split("#")[0] for link in LINK.findall(PAGES[page]) if "://" not in link]
+        assert not [target for target in targets if target and not (folder / target).exists()]
+
+
+def test_picture_shows_the_pipelines():
+    path = REPOSITORY / "docs/pictures/make_pictures.py"
+    spec = importlib.util.spec_from_file_location("make_pictures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    drawn = (path.parent / "pipelines.svg").read_text("utf-8")
+    assert drawn == module.draw(), f"run 'python {path.relative_to(REPOSITORY)}' again"
 
 
 def test_nothing_is_left_to_fill_in():
