@@ -18,9 +18,7 @@ from ja_instruct.text import fold, split_ngrams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from bm25s import BM25
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ def search_bigrams(
     unrelated = 0
     found = []
     for query in queries:
-        scores = _score(index, query)
+        scores = index.get_scores_from_ids(index.get_tokens_ids(split_bigrams(query)))
         # bm25s' own selection leaves the order of ties open
         positions = np.argsort(-scores, kind="stable")[:top_k]
         results = [Result(int(position), float(scores[position])) for position in positions]
@@ -96,11 +94,3 @@ def _index(questions: Sequence[str]) -> BM25:
     index = BM25()
     index.index(tokens, create_empty_token=False, show_progress=False)
     return index
-
-
-def _score(index: BM25, query: str) -> NDArray[np.float32]:
-    """Return the scores of the questions, (n,)."""
-    scores: NDArray[np.float32] = index.get_scores_from_ids(
-        index.get_tokens_ids(split_bigrams(query))
-    )
-    return scores

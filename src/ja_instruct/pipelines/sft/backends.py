@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ja_instruct.models.directory import ModelDirectory
-    from ja_instruct.pipelines.sft.parameters import SftParameters
+    from ja_instruct.pipelines.sft.parameters import LoraParameters, SftParameters
 
 
 def adapt_with_unsloth(
@@ -21,20 +21,14 @@ def adapt_with_unsloth(
     base, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
     from unsloth import FastLanguageModel
 
-    lora = parameters.lora
     adapted = FastLanguageModel.get_peft_model(
         base,
-        r=lora.lora_r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        bias=lora.bias,
-        target_modules=list(lora.target_modules),
-        use_rslora=lora.use_rslora,
+        **_lora_arguments(parameters.lora),
         loftq_config=None,
         use_gradient_checkpointing=(
             "unsloth" if parameters.training.gradient_checkpointing else False
         ),
-        random_state=lora.seed,
+        random_state=parameters.lora.seed,
         max_seq_length=parameters.max_seq_length,
     )
     return adapted, tokenizer
@@ -47,26 +41,20 @@ def adapt_with_peft(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
 
-    lora = parameters.lora
     base = load_nf4_model(model, parameters.device)
     if parameters.device == "cuda":
         base = prepare_model_for_kbit_training(
             base, use_gradient_checkpointing=parameters.training.gradient_checkpointing
         )
-    set_seed(lora.seed)
-    adapted = get_peft_model(
-        base,
-        LoraConfig(
-            r=lora.lora_r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            bias=lora.bias,
-            target_modules=list(lora.target_modules),
-            use_rslora=lora.use_rslora,
-            task_type="CAUSAL_LM",
-        ),
-    )
-    return adapted, model.load_tokenizer()
+    set_seed(parameters.lora.seed)
+    config = LoraConfig(**_lora_arguments(parameters.lora), task_type="CAUSAL_LM")
+    return get_peft_model(base, config), model.load_tokenizer()
+
+
+def _lora_arguments(lora: LoraParameters) -> dict[str, Any]:
+    """Return the arguments that unsloth and PEFT have in common."""
+    settings = lora.model_dump(exclude={"lora_r", "seed"})
+    return {**settings, "r": lora.lora_r, "target_modules": list(lora.target_modules)}
 
 
 BACKENDS = {"unsloth": adapt_with_unsloth, "peft": adapt_with_peft}
