@@ -8,9 +8,9 @@ from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 
 def killed_in(target, write):
-    """Return the state that a process leaves that is killed while it replaces ``target``."""
+    """Replace ``target`` in a process that is killed during it."""
     code = (
-        "import os, signal, sys\n"
+        "import os, shutil, signal, sys\n"
         "from pathlib import Path\n"
         "from ja_instruct.tables.atomic import replacing\n"
         "die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -81,31 +81,29 @@ def test_interrupted_first_write_leaves_nothing(tmp_path, write):
     assert names(tmp_path) == []
 
 
-def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path):
-    target = tmp_path / "adapter"
-    write_directory(target, "old")
-    with pytest.raises(FileNotFoundError), replacing(target):
+@both
+def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path, write):
+    write(tmp_path / "adapter", "old")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "adapter"):
         pass
-    assert names(target) == ["old"]
+    assert content_of(tmp_path / "adapter") == "old"
     assert names(tmp_path) == ["adapter"]
 
 
-def test_directory_is_put_back_when_the_last_step_fails(tmp_path, monkeypatch):
-    target = tmp_path / "adapter"
-    target.mkdir()
-    (target / "old.safetensors").touch()
-
+@both
+def test_old_is_restored_when_the_last_step_fails(tmp_path, monkeypatch, write):
     def fail(*paths):
         raise OSError("disk full")
 
+    write(tmp_path / "adapter", "old")
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"), replacing(target) as new:
-        new.mkdir()
-    assert names(target) == ["old.safetensors"]
+    with pytest.raises(OSError, match="disk full"), replacing(tmp_path / "adapter") as new:
+        write(new, "new")
+    assert content_of(tmp_path / "adapter") == "old"
     assert names(tmp_path) == ["adapter"]
 
 
-def test_link_is_replaced_and_what_it_points_to_is_left(tmp_path):
+def test_link_is_replaced_and_its_target_is_kept(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("旧", "utf-8")
     target = tmp_path / "answers.jsonl"
@@ -129,26 +127,17 @@ class TestDiscardUnfinished:
         assert target.read_text("utf-8") == "旧"
 
     @pytest.mark.parametrize("name", ["adapter", "a[1]*? b"])
-    def test_killed_between_the_two_renames(self, tmp_path, name):
+    @pytest.mark.parametrize(
+        ("die", "expected"), [("Path.replace = die", "old"), ("shutil.rmtree = die", "new")]
+    )
+    def test_killed_before_or_after_the_last_rename(self, tmp_path, name, die, expected):
         target = tmp_path / name
-        target.mkdir()
-        (target / "old.safetensors").touch()
-        killed_in(target, "new.mkdir(); Path.replace = die")
-        assert not target.exists()
-        discard_unfinished(target)
-        assert names(tmp_path) == [name]
-        assert names(target) == ["old.safetensors"]
-
-    def test_killed_after_both(self, tmp_path):
-        target = tmp_path / "adapter"
-        target.mkdir()
-        (target / "old.safetensors").touch()
-        write = "new.mkdir(); (new / 'new.safetensors').touch(); __import__('shutil').rmtree = die"
-        killed_in(target, write)
+        write_directory(target, "old")
+        killed_in(target, f"new.mkdir(); (new / 'new').touch(); {die}")
         assert len(names(tmp_path)) == 2
         discard_unfinished(target)
-        assert names(tmp_path) == ["adapter"]
-        assert names(target) == ["new.safetensors"]
+        assert names(tmp_path) == [name]
+        assert content_of(target) == expected
 
     @pytest.mark.parametrize(
         "neighbour",

@@ -99,19 +99,10 @@ def test_chain_names_both_lines_and_both_remedies() -> None:
         "table.yml:3 inserts '丙乙', in which line 6 replaces '乙' again: write the final text "
         "'丙己' under 'replace' of line 3, or move line 6 before line 3 to keep '丙乙'"
     )
-
-
-@pytest.mark.parametrize(
-    "remedied", [table(("甲", "丙己"), ("乙", "己")), table(("乙", "己"), ("甲", "丙乙"))]
-)
-def test_remedies_of_a_chain_are_accepted(remedied) -> None:
-    assert len(read_replacements(remedied, "replacements")) == 2
-
-
-def test_chain_that_leads_back_has_another_remedy() -> None:
+    for remedied in (table(("甲", "丙己"), ("乙", "己")), table(("乙", "己"), ("甲", "丙乙"))):
+        assert len(read_replacements(remedied, "replacements")) == 2
     refusal = refusal_of(read_replacements, table(("甲", "乙"), ("乙", "甲")), "replacements")
-    assert "remove one of the two" in refusal
-    assert "before" not in refusal
+    assert refusal.endswith("a second run would change the text again: remove one of the two")
 
 
 def test_all_mistakes_are_listed_at_once() -> None:
