@@ -59,13 +59,15 @@ def assert_unavailable(message, **source):
     assert optional.load() is None
 
 
+@pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize("name", [".", "tokenizer.json"])
-def test_from_a_directory_or_its_file(directory, name):
-    dataset = TokenizerDataset(filepath=directory / name)
+def test_from_a_directory_or_its_file(directory, name, required, caplog):
+    dataset = TokenizerDataset(filepath=directory / name, required=required)
     assert dataset.exists()
     dataset.check()
     assert ids_of(dataset) == IDS
     assert dataset.load().encode(TEXT).ids == [1, *IDS]
+    assert not caplog.records
 
 
 def test_it_is_read_once_until_it_is_released(directory):
@@ -110,11 +112,6 @@ def test_file_that_is_not_a_tokenizer(directory, content):
     (directory / "tokenizer.json").write_bytes(content)
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer .*again"):
         TokenizerDataset(filepath=directory).load()
-
-
-def test_not_required_and_there(directory, caplog):
-    assert ids_of(TokenizerDataset(filepath=directory, required=False)) == IDS
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("there", [True, False])
