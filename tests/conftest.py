@@ -1,4 +1,4 @@
-"""What every test gets: no network, a project of its own, tiny models."""
+"""Fixtures of all tests: no network, copies of the project, tiny models."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from filelock import FileLock
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
-# pytest imports test files by their path alone; what they share lies beside this file
+# pytest imports test files by path; the modules that they share lie beside this file
 sys.path.insert(0, str(TESTS))
 
-# Read once, when the libraries are imported: before any of them is.
+# The libraries read these when they are imported.
 _HUB_CACHE = tempfile.TemporaryDirectory(prefix="ja-instruct-tests-")
 os.environ.update(
     {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # neither the user's downloads nor credentials change a result
+        # the user's downloads and credentials must not change a result
         "HF_HOME": _HUB_CACHE.name,
-        # for tiny models several threads mean waiting for each other: on two busy cores a step of
-        # generation took 50 ms with two threads, 1.3 ms with one
+        # threads of tiny models wait for each other: on two busy cores a step of generation took
+        # 50 ms with two threads and 1.3 ms with one
         "OMP_NUM_THREADS": "1",
     }
 )
@@ -52,32 +52,32 @@ if TYPE_CHECKING:
 RECIPE = REPOSITORY.parent / "shared" / "recipe"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 RUN_SECONDS = 300
-# fixtures that run the project, or make a copy of it to be run
+# fixtures that run the project or copy it
 WHOLE_RUNS = {"clean_project", "finished_run", "run_kedro"}
 Made = TypeVar("Made")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this computer cannot run, saying what it lacks; put what takes longest first.
+    """Skip tests that this computer cannot run; start files with whole runs first.
 
-    Several processes take files in this order, so that none is left with the longest at the end.
+    Test processes take files in this order, so no process starts a long one at the end.
     """
     long = {item.path for item in items if WHOLE_RUNS & {*getattr(item, "fixturenames", ())}}
     items.sort(key=lambda item: item.path not in long)
-    for marker, find_lack in (("gpu", _lack_of_gpu), ("demo", _lack_of_demo)):
+    for marker, find_reason in (("gpu", _why_no_gpu), ("demo", _why_no_demo)):
         marked = [item for item in items if item.get_closest_marker(marker)]
-        lack = find_lack() if marked else None
-        for item in marked if lack else []:
-            item.add_marker(pytest.mark.skip(reason=lack))
+        reason = find_reason() if marked else None
+        for item in marked if reason else []:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _lack_of_gpu() -> str | None:
+def _why_no_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
 
-def _lack_of_demo() -> str | None:
+def _why_no_demo() -> str | None:
     pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     for requirement in pyproject["project"]["optional-dependencies"]["demo"]:
         name = re.split(r"[^\w-]", requirement)[0]
@@ -90,7 +90,7 @@ def _lack_of_demo() -> str | None:
 
 @pytest.fixture(scope="session")
 def benchmark_module() -> Iterator[Callable[[str], Any]]:
-    """Return a function that imports a benchmark by name: they are scripts, no package."""
+    """Return a function that imports a module of ``benchmarks/`` by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REPOSITORY))
         yield lambda name: importlib.import_module(f"benchmarks.{name}")
@@ -105,7 +105,7 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def recipe() -> Path:
-    """Return the directory of the recipe's own tables and texts."""
+    """Return the directory of the recipe's tables and texts."""
     if not RECIPE.is_dir():
         pytest.skip(f"the recipe's tables are not at {RECIPE}")
     return RECIPE
@@ -120,7 +120,7 @@ def shared_data() -> Path:
 
 
 def copy_project(target: Path) -> Path:
-    """Copy what a run needs, without outputs; the package itself is linked."""
+    """Copy the files that a run needs, without outputs; the packages are linked."""
     target.mkdir(parents=True)
     shutil.copytree(REPOSITORY / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
     (target / "conf" / "local").mkdir()
@@ -128,7 +128,7 @@ def copy_project(target: Path) -> Path:
     shutil.copy(REPOSITORY / "data/01_raw/perplexity_texts.jsonl", target / "data/01_raw")
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(REPOSITORY / name, target)
-    # Kedro wants a source directory inside the project, so not that is linked but what it holds
+    # Kedro requires a source directory inside the project, so the packages in it are linked
     (target / "src").mkdir()
     for package in ("ja_instruct", "kedro_cuda_runner"):
         (target / "src" / package).symlink_to(REPOSITORY / "src" / package)
@@ -136,9 +136,9 @@ def copy_project(target: Path) -> Path:
 
 
 def make_once(name: str, factory: pytest.TempPathFactory, make: Callable[[], Made]) -> Made:
-    """Return what ``make`` returns, which the first of several test processes calls for all."""
+    """Return the result of ``make``, which one test process calls for all."""
     base = factory.getbasetemp()
-    # a process of pytest-xdist has a folder of its own in the one that they share
+    # the folder of a pytest-xdist process is in the folder that all processes share
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     made = shared / f"{name}.pickle"
     with FileLock(shared / f"{name}.lock"):
@@ -150,7 +150,7 @@ def make_once(name: str, factory: pytest.TempPathFactory, make: Callable[[], Mad
 
 @pytest.fixture(scope="session")
 def clean_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the project with the tiny models; nothing runs in it, it is copied."""
+    """Return a copy of the project with the tiny models; tests copy it before they run it."""
     from tiny_models import make_tiny_models
 
     def make() -> Path:
@@ -163,14 +163,14 @@ def clean_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def project(clean_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the project to run parts in; it is all tests' own."""
+    """Return a copy of the project in which all tests of a process run parts."""
     copy = tmp_path_factory.mktemp("shared") / "project"
     return shutil.copytree(clean_project, copy, symlinks=True)
 
 
 @pytest.fixture(scope="session")
 def subprocess_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return the environment of a process that reaches no network either."""
+    """Return environment variables for a process without network."""
     startup = tmp_path_factory.mktemp("startup")
     (startup / "sitecustomize.py").write_text("import no_network\n\nno_network.block()\n")
     # a checkout that is not installed is found by the caller's own PYTHONPATH
@@ -182,7 +182,7 @@ def subprocess_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def run_kedro(
     project: Path, subprocess_environment: dict[str, str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs ``kedro run`` with its arguments in a process of its own."""
+    """Return a function that runs ``kedro run`` with its arguments in a new process."""
 
     def run(
         *args: str, cwd: Path = project, env: dict[str, str] | None = None
@@ -202,13 +202,13 @@ def run_kedro(
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A whole run of ``test``.
+    """A run of all pipelines in the environment ``test``.
 
     Attributes:
-        project: A copy of the project, as the run left it.
-        process: What it printed.
-        before: The project's files before the run, by path: size, time, inode.
-        after: The files after it.
+        project: A copy of the project with the outputs of the run.
+        process: The finished process.
+        before: Size, time and inode of the project's files before the run, by path.
+        after: The same after the run.
     """
 
     project: Path
@@ -219,9 +219,9 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def list_files() -> Callable[..., dict[str, tuple[int, int, int]]]:
-    """Return a function from a directory to its files' size, time and inode, by path.
+    """Return a function from a directory to size, time and inode of its files, by path.
 
-    Links are not followed; what lies below its further arguments is left out.
+    Links are not followed; paths below its other arguments are skipped.
     """
 
     def list_them(directory: Path, *leave_out: str) -> dict[str, tuple[int, int, int]]:
@@ -244,7 +244,7 @@ def finished_run(
     list_files: Callable[..., dict[str, tuple[int, int, int]]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FinishedRun:
-    """Run everything once, for all tests, in a copy of the project."""
+    """Run all pipelines once for all tests."""
 
     def make() -> FinishedRun:
         copy = tmp_path_factory.mktemp("finished") / "project"
@@ -259,13 +259,13 @@ def finished_run(
 
 @pytest.fixture(scope="session")
 def finished_project(finished_run: FinishedRun) -> Path:
-    """Return the project after a whole run of ``test``; who changes it copies it first."""
+    """Return the project after ``finished_run``; tests copy it before they change it."""
     return finished_run.project
 
 
 @pytest.fixture
 def invoke_kedro(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Return a function that runs ``kedro run`` here: the libraries are imported once for all."""
+    """Return a function that runs ``kedro run`` in this process, which is faster."""
     import mlflow
     from click.testing import CliRunner
     from kedro.framework.cli.cli import KedroCLI
@@ -293,10 +293,10 @@ def shown_records(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def add_environment(project: Path) -> Iterator[Callable[..., str]]:
-    """Return a function that adds an environment on top of ``test``, for this test alone.
+    """Return a function that adds an environment based on ``test`` for one test.
 
-    Its keyword arguments are files of the environment, without ``.yml``, and what to put below
-    that of ``test``; its outputs go to directories of its own.
+    Its keyword arguments are names of files without ``.yml``, and what they change. The outputs of
+    the environment have their own directories.
     """
     import yaml
 
@@ -377,7 +377,7 @@ def tiny_adapter(
     tmp_path_factory: pytest.TempPathFactory,
     read_parameters: Callable[[str], dict[str, Any]],
 ) -> ModelDirectory:
-    """Return an adapter of the tiny model that says something: a fresh one is zero."""
+    """Return an adapter of the tiny model with random weights; a new one is zero."""
     import torch
 
     from ja_instruct.datasets import AdapterDataset

@@ -1,4 +1,4 @@
-"""Sockets that reach nothing but this computer: in the tests, and in the processes they start."""
+"""Block connections to other computers, in tests and in the processes that they start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class NetworkAccessError(RuntimeError):
-    """A test tried to leave the computer; no ``OSError``, which a retry would swallow."""
+    """A test tried to reach another computer. Not an ``OSError``, which a retry would swallow."""
 
 
 def is_local(host: str | bytes | None) -> bool:
-    """Return whether ``host`` is this computer's own name or loopback address."""
+    """Return whether ``host`` is ``localhost`` or a loopback address."""
     name = host.decode() if isinstance(host, bytes) else host
     if name in (None, "", "localhost"):
         return True
@@ -26,11 +26,10 @@ def is_local(host: str | bytes | None) -> bool:
 
 
 def block(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Refuse, from now on, every connection and look-up that is not local.
+    """Refuse every connection and look-up that is not local from now on.
 
     Args:
-        replace: How the functions of ``socket`` are replaced; pytest's ``monkeypatch.setattr`` puts
-            them back.
+        replace: Replaces the functions of ``socket``, such as pytest's ``monkeypatch.setattr``.
     """
 
     def guard(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +42,7 @@ def block(replace: Callable[[Any, str, Any], None] = setattr) -> None:
 
     def check(host: str | bytes | None) -> None:
         if not is_local(host):
-            raise NetworkAccessError(f"a test wants to reach {host!r}")
+            raise NetworkAccessError(f"a test tried to reach {host!r}")
 
     getaddrinfo = socket.getaddrinfo
 

@@ -1,4 +1,4 @@
-"""The notebooks read the catalog and define nothing; each runs on what a run left behind."""
+"""The notebooks read the catalog, define nothing, and run on the results of a run."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def code_cells(notebook):
 
 
 def shown(cells):
-    """All outputs of code cells as one text; tables as HTML."""
+    """Return all outputs of code cells as one text, tables as HTML."""
     outputs = [output for cell in cells for output in cell.outputs]
     return "".join(
         output.get("text", "") + "".join(map(str, output.get("data", {}).values()))
@@ -36,7 +36,7 @@ def shown(cells):
 
 @pytest.fixture(scope="module")
 def execute(finished_project, subprocess_environment, tmp_path_factory):
-    """Return a function that executes a notebook as if opened where ``test`` has run."""
+    """Return a function that executes a notebook in a project with the results of ``test``."""
     folder = tmp_path_factory.mktemp("opened") / "project/notebooks"
     shutil.copytree(finished_project, folder.parent, symlinks=True)
     folder.mkdir()
@@ -61,7 +61,7 @@ def executed(execute):
     return notebooks
 
 
-def test_there_are_notebooks():
+def test_notebooks_exist():
     assert NOTEBOOKS
 
 
@@ -95,14 +95,14 @@ def test_defines_nothing(path):
 def test_explains_itself_in_japanese_then_in_english(path):
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
-            assert re.search(r"[ぁ-ん][^\n]*\n\n(?=[A-Z`]).*[a-z]\.$", cell.source, re.DOTALL), (
+            assert re.search(r"[ぁ-ん][^\n]*\n\n(?=[A-Z`]).*[a-z`]\.$", cell.source, re.DOTALL), (
                 cell.id
             )
 
 
 @every_notebook
 def test_executes_quietly(path, executed):
-    """Tables and plots are all it shows: no warning, no line of a log."""
+    """Its outputs are tables and plots, without warnings or log lines."""
     kinds = {"text/plain", "text/html", "application/vnd.plotly.v1+json"}
     for cell in code_cells(executed[path.stem]):
         for output in cell.outputs:
@@ -111,7 +111,7 @@ def test_executes_quietly(path, executed):
             assert not re.search("WARNING|INFO|Traceback", output.data.get("text/plain", ""))
 
 
-def test_look_at_a_run_shows_what_the_run_made(executed):
+def test_look_at_a_run_shows_the_results(executed):
     notebook = executed["look_at_a_run"]
     cells = {cell.id: shown([cell]) for cell in code_cells(notebook)}
     assert "rare_survivor_character" in cells["filter-summary"]
@@ -140,8 +140,8 @@ def test_why_pairs_were_rejected_tries_a_change(executed):
 
 
 @every_notebook
-def test_says_which_command_makes_what_is_missing(path, execute):
-    """Without the variable it looks at the demo, which has not run here."""
+def test_names_the_command_that_makes_missing_results(path, execute):
+    """Without the variable it reads ``demo``, which has not run here."""
     notebook = read(path)
     with pytest.raises(CellExecutionError) as caught:
         execute(notebook)
@@ -149,5 +149,5 @@ def test_says_which_command_makes_what_is_missing(path, execute):
     assert (
         "'kedro run --env=demo --only-missing-outputs' makes what is missing" in caught.value.evalue
     )
-    told = " ".join(re.sub(r"\x1b\[[\d;]*m", "", shown(code_cells(notebook))).split())
-    assert "--only-missing-outputs' makes what is missing" in told
+    message = " ".join(re.sub(r"\x1b\[[\d;]*m", "", shown(code_cells(notebook))).split())
+    assert "--only-missing-outputs' makes what is missing" in message

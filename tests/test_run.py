@@ -1,4 +1,4 @@
-"""``kedro run --env=test``, from the demo's data and tiny random models to answers and report."""
+"""``kedro run --env=test``: all pipelines with the demo's data and tiny random models."""
 
 import json
 import shutil
@@ -56,18 +56,18 @@ def shown(finished_run):
 
 @pytest.fixture(scope="module")
 def copied(finished_project, tmp_path_factory):
-    """A copy of the project as the run left it, to run parts of it again."""
+    """A copy of the finished project, to run parts of it again."""
     copy = tmp_path_factory.mktemp("again") / "project"
     shutil.copytree(finished_project, copy, symlinks=True)
     return copy
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_output_is_there(data, output):
+def test_output_exists(data, output):
     assert (data / output).exists()
 
 
-def test_every_output_of_the_catalog_is_looked_for(read_configuration):
+def test_outputs_are_those_of_the_catalog(read_configuration):
     catalog = read_configuration("test")["catalog"]
     produced = register_pipelines()["__default__"].all_outputs() & set(catalog)
     assert {catalog[name]["filepath"] for name in produced} == {f"data/{path}" for path in OUTPUTS}
@@ -84,17 +84,17 @@ def test_every_task_is_answered_once_and_in_order(data):
     assert not [word for word in ("#", "質問", "---") for a in answers if word in a["output"]]
 
 
-def test_prompts_show_the_best_shot_last(data):
+def test_the_best_example_comes_last(data):
     for prompt in read_lines(data / "07_model_output/test/prompts.jsonl"):
-        scores = [shot["score"] for shot in prompt["shots"]]
+        scores = [example["score"] for example in prompt["shots"]]
         assert len(scores) == 3
         assert scores == sorted(scores)
-        places = [prompt["prompt"].index(shot["output"]) for shot in prompt["shots"]]
+        places = [prompt["prompt"].index(example["output"]) for example in prompt["shots"]]
         assert places == sorted(places)
         assert prompt["prompt"].endswith(f"### 質問:\n{prompt['input']}\n\n### 回答:\n")
 
 
-def test_no_pair_is_lost_and_none_is_held_out_and_trained_on(data):
+def test_no_pair_is_lost_or_both_held_out_and_trained_on(data):
     kept = read_lines(data / "03_primary/test/filtered_pairs.jsonl")
     rejected = read_lines(data / "03_primary/test/rejected_pairs.jsonl")
     conversations = read_lines(data / "01_raw/demo/conversations.jsonl")
@@ -124,7 +124,7 @@ def test_reports(data):
         assert answer["input"].split("\n")[0] in page
 
 
-def test_adapter_names_the_model_it_was_trained_on(data):
+def test_adapter_records_the_model_it_was_trained_on(data):
     models = data / "06_models/test"
     quantized = read_json(models / "quantized_model/ja_instruct.json")
     adapter = read_json(models / "adapter/ja_instruct.json")
@@ -132,7 +132,7 @@ def test_adapter_names_the_model_it_was_trained_on(data):
     assert adapter["base"]["weights_sha256"] == quantized["weights_sha256"]
 
 
-def test_a_line_a_stage_and_where_the_results_are(shown, data):
+def test_a_log_line_per_stage_and_the_paths_of_the_results(shown, data):
     for stage in STAGES:
         assert shown.count(f"{stage} done in ") == 1
     for path in ("07_model_output/test/output.jsonl", "08_reporting/test/report.html"):
@@ -151,7 +151,7 @@ def test_nothing_is_written_outside_data(finished_run):
     assert outside(finished_run.after) == outside(finished_run.before)
 
 
-def test_inputs_are_left_alone(finished_run):
+def test_inputs_are_not_changed(finished_run):
     inputs = [path for path in finished_run.before if path.startswith("data/")]
     assert {path.split("/")[1] for path in inputs} == {"01_raw", "06_models"}
     for path in inputs:
@@ -169,7 +169,7 @@ class TestMlflow:
         (only,) = client.search_runs([experiment.experiment_id])
         return only
 
-    def test_run_is_finished_and_told_of(self, only_run, shown):
+    def test_run_is_finished_and_logged(self, only_run, shown):
         assert only_run.info.status == "FINISHED"
         assert only_run.info.run_id in shown
 
@@ -244,7 +244,7 @@ def test_only_missing_outputs_runs_nothing_when_there_are_none(copied, run_kedro
 
 
 class TestAgain:
-    """Parts of the run once more, in the copy, each cheap by its own parameters."""
+    """Parts of the run again in the copy, with parameters that make them cheap."""
 
     @pytest.fixture
     def again(self, copied, invoke_kedro):
@@ -266,8 +266,8 @@ class TestAgain:
         changed = {path for path in after if after[path] != before.get(path)}
         assert changed
 
-    def test_runs_in_one_process_are_told_apart_by_mlflow(self, again, copied):
-        """In a notebook one run follows the other: each its own, and none stays open."""
+    def test_runs_in_one_process_are_separate_in_mlflow(self, again, copied):
+        """As in a notebook: each is a run of its own, and none stays open."""
         client = MlflowClient(f"sqlite:///{copied}/data/mlflow/mlflow.db")
 
         def runs():
@@ -280,7 +280,7 @@ class TestAgain:
             assert mlflow.active_run() is None
             assert len(runs() - before) == number
 
-    def test_only_missing_outputs_makes_what_is_missing(self, again, copied):
+    def test_only_missing_outputs_makes_the_missing_ones(self, again, copied):
         gone = copied / "data/07_model_output/test/output.jsonl"
         gone.unlink()
         prompts = copied / "data/07_model_output/test/prompts.jsonl"
@@ -299,8 +299,8 @@ class TestAgain:
         adapter = read_json(copied / "data/06_models/test/adapter/adapter_config.json")
         assert adapter["r"] == 2
 
-    def test_environment_of_ones_own_takes_effect(self, again, copied, add_environment):
-        """It states what differs; the rest of its section stays."""
+    def test_a_new_environment_takes_effect(self, again, copied, add_environment):
+        """It holds the parameters that differ; the rest of their section stays."""
         environment = add_environment(
             "mine", root=copied, parameters={"data_filtering": {"language_percent_min": 100}}
         )
@@ -313,7 +313,7 @@ class TestAgain:
             assert mine["rejected_by_rule"][rule] == theirs["rejected_by_rule"][rule]
 
     def test_nothing_held_out_and_nothing_compared(self, again, copied, add_environment):
-        """As in the recipe: two outputs are empty, and a run takes up where another stopped."""
+        """As in the recipe: two outputs are empty, and a run continues where another stopped."""
         environment = add_environment(
             "bare",
             root=copied,

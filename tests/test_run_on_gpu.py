@@ -17,11 +17,7 @@ from kedro_cuda_runner.devices import default_layer
 pytestmark = pytest.mark.gpu
 
 RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
-ON_CUDA = {
-    "quantization": {"device": "cuda"},
-    "sft": {"device": "cuda", "training": {"bf16": True}},
-    "inference": {"device": "cuda"},
-}
+SECTIONS = ("quantization", "sft", "inference")
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +27,25 @@ def device_count():
 
 @pytest.fixture(scope="module")
 def on_gpu(clean_project, tmp_path_factory):
-    """A copy of the project with an environment ``gpu``, run through."""
+    """A copy of the project with an environment ``gpu``."""
     import yaml
 
     copy = tmp_path_factory.mktemp("gpu") / "project"
     shutil.copytree(clean_project, copy, symlinks=True)
     environment = copy / "conf/gpu"
     shutil.copytree(copy / "conf/test", environment)
-    parameters = yaml.safe_load((environment / "parameters.yml").read_text("utf-8"))
-    for section, values in ON_CUDA.items():
-        training = parameters[section].get("training", {}) | values.get("training", {})
-        parameters[section] |= values
-        if training:
-            parameters[section]["training"] = training
-    (environment / "parameters.yml").write_text(yaml.safe_dump(parameters), "utf-8")
+    path = environment / "parameters.yml"
+    parameters = yaml.safe_load(path.read_text("utf-8"))
+    for section in SECTIONS:
+        parameters[section]["device"] = "cuda"
+    parameters["sft"]["training"]["bf16"] = True
+    path.write_text(yaml.safe_dump(parameters), "utf-8")
     return copy
 
 
 @pytest.fixture(scope="module")
 def records(on_gpu, run_kedro):
-    """What is known of each node of a whole run, by its name."""
+    """The runner's record of each node of a whole run, by name."""
     process = run_kedro("--env=gpu", RUNNER, cwd=on_gpu)
     assert process.returncode == 0, process.stdout + process.stderr
     (artifact,) = on_gpu.glob("data/mlflow/artifacts/*/artifacts/cuda_runner.json")
@@ -59,16 +54,11 @@ def records(on_gpu, run_kedro):
 
 
 def test_gpu_nodes_are_on_the_device(records):
-    for name in (
-        "quantize",
-        "measure_quantization",
-        "train",
-        "answer_tasks",
-        "answer_with_base_model",
-    ):
+    names = "quantize measure_quantization train answer_tasks answer_with_base_model"
+    for name in names.split():
         assert records[name]["devices"] != [], name
         assert records[name]["peak_bytes"] > 0
-        # of the batched engine only the least is known: it takes what is free
+        # the batched engine uses all free memory, so only its minimum is known
         assert (records[name]["estimated_bytes"] is None) == name.startswith("answer")
 
 

@@ -1,4 +1,4 @@
-"""``kedro run`` with the CUDA runner: what ``SequentialRunner`` makes, in processes of its own."""
+"""``kedro run`` with the CUDA runner has the results of ``SequentialRunner``."""
 
 import json
 import re
@@ -8,13 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
-GPU_NODES = (
-    "quantize",
-    "measure_quantization",
-    "train",
-    "answer_tasks",
-    "answer_with_base_model",
-)
+GPU_NODES = ("quantize", "measure_quantization", "train", "answer_tasks", "answer_with_base_model")
 SAME_BYTES = (
     "03_primary/test/filtered_pairs.jsonl",
     "03_primary/test/rejected_pairs.jsonl",
@@ -76,7 +70,7 @@ def test_same_run_in_mlflow(isolated, finished_project):
     assert made.data.tags["runner"] == "kedro_cuda_runner.CudaRunner"
 
 
-def test_the_last_word_is_a_table_of_the_nodes(isolated):
+def test_a_table_of_the_nodes_comes_last(isolated):
     shown = isolated[1].stdout
     table = shown[shown.rindex(" node ") :]
     for node in GPU_NODES:

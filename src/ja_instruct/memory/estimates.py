@@ -30,7 +30,6 @@ class ModelShape:
         vocab_size: Rows of the embedding.
         is_tied: Whether the output head shares the embedding's weights.
         windows: The attention window of each layer in tokens; None for full attention.
-        is_logit_capped: Whether the logits have a soft cap, as in Gemma 2.
         is_double_quantized: Whether NF4's constants are quantized too.
     """
 
@@ -42,7 +41,6 @@ class ModelShape:
     vocab_size: int
     is_tied: bool
     windows: tuple[int | None, ...]
-    is_logit_capped: bool
     is_double_quantized: bool
 
     @classmethod
@@ -73,7 +71,6 @@ class ModelShape:
             # a checkpoint omits its family's default
             is_tied=text.get("tie_word_embeddings", text["model_type"].startswith("gemma")),
             windows=_windows(text, layers),
-            is_logit_capped=text.get("final_logit_softcapping") is not None,
             is_double_quantized=quantization.get("bnb_4bit_use_double_quant", True),
         )
 
@@ -168,10 +165,10 @@ def vector_bytes(width: int, number_bytes: int, *, is_int8: bool) -> int:
     return width + INT8_SCALE_BYTES if is_int8 else width * number_bytes
 
 
-def kv_cache_bytes(shape: ModelShape, tokens: int, *, batch: int = 1) -> int:
-    """Return the size of a bfloat16 KV cache for ``batch`` sequences of ``tokens`` tokens."""
+def kv_cache_bytes(shape: ModelShape, tokens: int) -> int:
+    """Return the size of a bfloat16 KV cache for a sequence of ``tokens`` tokens."""
     cached = sum(min(tokens, window or tokens) for window in shape.windows)
-    return batch * cached * 2 * shape.key_value_size * 2
+    return cached * 2 * shape.key_value_size * 2
 
 
 def cpu_memory_bytes(parameter_count: int) -> int:

@@ -1,12 +1,10 @@
 import pytest
-from gemma_shapes import GEMMA_2_27B, base_model_in
+from gemma_shapes import base_model_in
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
 from ja_instruct.datasets import HubModelDataset
-from ja_instruct.memory.estimates import ModelShape, lora_weights
 from ja_instruct.pipelines.inference import create_pipeline
-from ja_instruct.pipelines.inference.gpu_resources import inference_parts
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.parameters import SftParameters
 
@@ -155,22 +153,3 @@ def test_unusable_devices_are_refused(inference, device, backend, devices, messa
     gpu = {"devices": devices, "memory_gb": None, "disk_gb": None}
     with pytest.raises(ValueError, match=message):
         inference(device=device, backend=backend, gpu=gpu)
-
-
-class TestMeasuredPeaks:
-    """gemma-2-27b's shape with an adapter of rank 64 and prompts of 3,000 tokens on one H100."""
-
-    @pytest.fixture(scope="class")
-    def shape(self):
-        return ModelShape.from_config(GEMMA_2_27B)
-
-    def test_32_prompts_prefilled_in_chunks(self, shape):
-        parts = inference_parts(shape, 3000, batch=32)
-        parts["activations"] *= 256 / 3000  # chunks of 256 tokens
-        assert sum(parts.values()) == pytest.approx(54e9, rel=0.15)
-
-    @pytest.mark.parametrize(("batch", "fits"), [(1, True), (8, True), (32, False)])
-    def test_32_prompts_prefilled_at_once_exceed_80_gb(self, shape, batch, fits, read_parameters):
-        modules = read_parameters("base")["sft"]["lora"]["target_modules"]
-        parts = inference_parts(shape, 3000, lora_weights(shape, modules, 64), batch=batch)
-        assert (sum(parts.values()) < 80e9) is fits

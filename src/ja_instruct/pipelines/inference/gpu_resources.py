@@ -53,7 +53,7 @@ def estimate_inference(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict[s
     if shape is None or adapter is None:
         return resources
     if parameters.engine == "one_by_one":
-        return {**resources, **memory(inference_parts(shape, parameters.max_seq_length, adapter))}
+        return {**resources, **memory(_one_by_one_parts(shape, parameters.max_seq_length, adapter))}
     least = memory(_batched_parts(shape, parameters, adapter))
     resources |= {"memory_min_gb": least["memory_gb"], "parts_gb": least["parts_gb"]}
     limit = parameters.batching.memory_gb
@@ -77,27 +77,19 @@ def _remedy(section: str, parameters: InferenceParameters) -> str:
     return ", or ".join([*(f"set {section}.batching.{one}" for one in smaller), shorter])
 
 
-def inference_parts(
-    shape: ModelShape, tokens: int, adapter_weights: int = 0, *, batch: int = 1
-) -> dict[str, int]:
-    """Return the peak memory of generation without the engine, in bytes, by part.
+def _one_by_one_parts(shape: ModelShape, tokens: int, adapter_weights: int) -> dict[str, int]:
+    """Return the memory of the 4-bit model in the forward pass of a prompt.
 
-    The model is in 4 bits, and the peak is in the forward pass of the prompt.
-
-    Args:
-        shape: The model's.
-        tokens: Tokens of a prompt and its answer.
-        adapter_weights: Weights of an adapter that is not merged, in float32.
-        batch: Number of prompts.
+    The adapter is in float32 and not merged.
     """
     return {
         "weights": nf4_bytes(shape),
         "lora": 4 * adapter_weights,
-        "kv_cache": kv_cache_bytes(shape, tokens, batch=batch),
-        "activations": batch * tokens * 2 * (4 * shape.intermediate_size + 8 * shape.hidden_size)
+        "kv_cache": kv_cache_bytes(shape, tokens),
+        "activations": tokens * 2 * (4 * shape.intermediate_size + 8 * shape.hidden_size)
         + 2 * shape.largest_matrix,
         # of the last position, in bfloat16, in float32, and as the logits processors change them
-        "logits": batch * shape.vocab_size * (2 + 4 + 4),
+        "logits": shape.vocab_size * (2 + 4 + 4),
         "cuda context": CONTEXT_BYTES,
     }
 

@@ -100,12 +100,7 @@ def optimizer_bytes(optim: str) -> int:
 
 
 def training_parts(
-    shape: ModelShape,
-    parameters: SftParameters,
-    tokens: int,
-    adapter_weights: int,
-    *,
-    is_loss_tiled: bool = True,
+    shape: ModelShape, parameters: SftParameters, tokens: int, adapter_weights: int
 ) -> dict[str, int]:
     """Return the peak memory of a QLoRA step in bytes, by part.
 
@@ -119,7 +114,6 @@ def training_parts(
             ``prepare_model_for_kbit_training`` does.
         tokens: Tokens of one batch.
         adapter_weights: Number of trained weights.
-        is_loss_tiled: As TRL 1.15 computes the loss; False for whole logits, as in transformers.
     """
     is_unsloth = parameters.backend == "unsloth"
     stream_bytes = 2 if is_unsloth else 4
@@ -132,10 +126,7 @@ def training_parts(
         checkpoints = 2 if is_unsloth else layers
         held = checkpoints * tokens * shape.hidden_size * stream_bytes
         at_layer = kept + temporary
-    if is_unsloth or is_loss_tiled:
-        at_loss = _tiled_loss_bytes(shape, tokens)
-    else:
-        at_loss = _whole_loss_bytes(shape, tokens)
+    at_loss = _loss_bytes(shape, tokens)
     return {
         "weights": nf4_bytes(shape, other_bytes=stream_bytes),
         # In float32. With peft, TRL 1.15 casts them to bfloat16, which leaves room for the
@@ -168,14 +159,8 @@ def _layer_activations(shape: ModelShape, tokens: int, stream_bytes: int) -> tup
     return kept, 3 * wide * stream_bytes + 2 * shape.largest_matrix
 
 
-def _tiled_loss_bytes(shape: ModelShape, tokens: int) -> int:
+def _loss_bytes(shape: ModelShape, tokens: int) -> int:
     columns = min(shape.vocab_size, TILE_VOCABULARY)
     # the tile's logits, the head's rows for it, the gradient of the hidden states
     tile = 2 * columns * (min(tokens, TILE_TOKENS) + shape.hidden_size)
     return tile + 4 * tokens * shape.hidden_size
-
-
-def _whole_loss_bytes(shape: ModelShape, tokens: int) -> int:
-    # the logits in bfloat16, and in float32 a copy, its log-softmax and the gradient; a soft cap
-    # keeps its tanh in bfloat16 too
-    return tokens * shape.vocab_size * (4 * 3 + 2 * (2 if shape.is_logit_capped else 1))
