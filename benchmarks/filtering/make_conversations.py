@@ -44,8 +44,6 @@ RARE_COUNT_MAX = 19
 LAW_RECORDS = 11_020
 LAW_RARE = 2_187
 LAW_POWER = 0.171
-LAW_SIZES = (2_000, 5_000, LAW_RECORDS)
-LAW_ORDERS = 20
 RARE_PER_RECORD_WITH_ANY = 3.6
 
 # first and last code point, and number of letters: about the scripts of the rare real characters,
@@ -218,9 +216,9 @@ def measure_law() -> None:
     """Count the rare characters of parts of the real conversations; print the fitted power."""
     everything = [one for file in find_real_files() for one in read_conversations(file)]
     sizes, rare = [], []
-    for size in LAW_SIZES:
+    for size in (2_000, 5_000, LAW_RECORDS):
         found = []
-        for seed in range(LAW_ORDERS):
+        for seed in range(20):
             counts = count_characters(random.Random(seed).sample(everything, size))
             found.append(sum(count <= RARE_COUNT_MAX for count in counts.values()))
         sizes.append(math.log(size))

@@ -13,7 +13,6 @@ of n of these characters has exactly n tokens, and BOS before them.
 from __future__ import annotations
 
 import random
-import time
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -68,7 +67,6 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<en
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 #: Rows of JIS X 0208: hiragana, katakana, and the first level of kanji.
 JIS_ROWS = (4, 5, *range(16, 48))
-CHARACTERS = 1000
 DEVIATION = 0.02
 SEED = 0
 
@@ -76,7 +74,7 @@ SEED = 0
 def japanese_characters() -> list[str]:
     """Return 1,000 Japanese characters: the kana, and kanji of JIS X 0208's first level."""
     codes = [bytes([0xA0 + row, 0xA0 + cell]) for row in JIS_ROWS for cell in range(1, 95)]
-    return list("".join(code.decode("euc_jp", errors="ignore") for code in codes))[:CHARACTERS]
+    return list("".join(code.decode("euc_jp", errors="ignore") for code in codes))[:1000]
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
@@ -209,9 +207,7 @@ def nf4_config() -> BitsAndBytesConfig:
 def make_adapter(directory: Path, model: Path) -> None:
     """Write a LoRA adapter for a model directory, as the recipe's training would save it.
 
-    Args:
-        directory: Where to write; it is created.
-        model: Of which only the configuration and ``ja_instruct.json`` are read.
+    Of ``model``, a directory, only the configuration and ``ja_instruct.json`` are read.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -248,9 +244,8 @@ def find_or_make(directory: Path, kind: str, shape: str, device: str) -> None:
     if (directory / last).is_file():
         print(f"{directory}: exists", flush=True)
         return
-    started = time.perf_counter()
     make_model(directory, kind, shape, device=device)
-    print(f"{directory}: made in {time.perf_counter() - started:.1f} s", flush=True)
+    print(f"{directory}: made", flush=True)
 
 
 def find_or_make_adapter(directory: Path, model: Path) -> None:

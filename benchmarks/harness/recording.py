@@ -44,11 +44,8 @@ def print_table(
 ) -> None:
     """Print one line per row; a missing figure is a dash.
 
-    Args:
-        rows: Figures by row and key.
-        columns: Keys by column title; dots lead into nested figures, a format may follow a colon:
-            ``{"GB": "memory.torch_gb:.1f"}``.
-        title: Printed above the row names.
+    ``columns`` are keys by column title; dots lead into nested figures, and a format may follow a
+    colon: ``{"GB": "memory.torch_gb:.1f"}``. ``title`` stands above the row names.
     """
     lines = [[title, *columns]]
     for name, row in rows.items():

@@ -24,8 +24,6 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-LOG_CHARS = 1500
-
 Side = dict[str, Any]
 
 
@@ -62,10 +60,8 @@ def working_folder(options: argparse.Namespace) -> Iterator[Path]:
 def apply_settings(sides: dict[str, Side], settings: list[str], new_side: Side) -> dict[str, Side]:
     """Return the sides, changed as ``SIDE:NAME=VALUE`` says.
 
-    Args:
-        sides: By name. A NAME that is not a key of a side is a parameter, changed in ``changes``.
-        settings: From the command line.
-        new_side: What a side with a new name starts as.
+    A NAME that is not a key of a side is a parameter, changed in ``changes``. A side with a new
+    name starts as ``new_side``.
     """
     sides = copy.deepcopy(sides)
     for setting in settings:
@@ -117,7 +113,7 @@ def run_side(
     result = read_sides(folder, [side]).get(side, {})
     result |= {"status": status, "process_seconds": round(time.perf_counter() - started, 1)}
     if status != "done":
-        result["log"] = log_path.read_text("utf-8", errors="replace")[-LOG_CHARS:]
+        result["log"] = log_path.read_text("utf-8", errors="replace")[-1500:]
     path.write_text(json.dumps(result, indent=2), "utf-8")
     print(f"{side}: {status} after {result['process_seconds']} s", flush=True)
     if "log" in result:

@@ -7,7 +7,7 @@ then ``save_pretrained`` of model and tokenizer; ``ours`` the product's pipeline
 with ``conf/base``'s parameters, run by Kedro on random texts. The 16-bit model, random weights, is
 created if it is missing. Each output, 15.6 GB at full size, replaces the one before at ``--out``.
 
-Seconds and memory are those until the 4-bit weights are saved; ours then also evaluates the result.
+*saved* counts until the 4-bit weights are saved; ours then also evaluates the result.
 ``ratio`` is our peak of GPU memory over the original's. ``--set ours:NAME=VALUE`` changes a
 parameter.
 """
@@ -47,12 +47,12 @@ SIDES: dict[str, Side] = {name: {"way": name, "changes": {}} for name in ("ours"
 #: For the perplexity. Time and memory do not depend on the texts.
 TEXTS, TEXT_TOKENS = 40, 500
 COLUMNS = {
-    "s": "seconds_until_saved",
-    "whole run": "seconds",
-    "GPU GB": "memory_until_saved.torch_allocated_gb",
-    "whole run ": "memory.torch_allocated_gb",
-    "NVML GB": "memory_until_saved.nvml_device_gb",
-    "whole run  ": "memory.nvml_device_gb",
+    "s, saved": "seconds_until_saved",
+    "s, all": "seconds",
+    "GPU GB, saved": "memory_until_saved.torch_allocated_gb",
+    "GPU GB, all": "memory.torch_allocated_gb",
+    "NVML GB, saved": "memory_until_saved.nvml_device_gb",
+    "NVML GB, all": "memory.nvml_device_gb",
     "private GB": "memory_until_saved.host_private_gb",
     "resident GB": "memory_until_saved.host_resident_gb",
     "status": "status",

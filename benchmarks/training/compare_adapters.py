@@ -50,10 +50,7 @@ class RoundedCache(transformers.DynamicCache):
 def mean_losses(
     model: Any, datasets: dict[str, Any], cache: Callable[[], Any] | None = None
 ) -> dict[str, float]:
-    """Return the mean loss over the labelled tokens of each dataset, in nats a token.
-
-    ``cache`` makes a KV cache for each sample.
-    """
+    """Return the mean loss of each dataset's labelled tokens; ``cache`` makes a KV cache."""
     import torch
 
     found = {}
