@@ -18,7 +18,6 @@ from ja_instruct.pipelines.data_filtering.page import (
     build_filter_page,
     list_rule_costs,
     list_steps,
-    sort_texts,
 )
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
 from ja_instruct.pipelines.data_filtering.violations import RULES
@@ -29,13 +28,8 @@ BYTES_MAX = 8_000_000
 DESCRIBED = {"texts": 4, "mean": 1.0, "p5": 1, "median": 1, "p95": 1, "max": 1, "histogram": [0, 4]}
 FIELDS = {"instruction": DESCRIBED, "response": DESCRIBED}
 REPORT = {
-    "summary": {
-        "read": 1000,
-        "kept": 700,
-        "rejected": 300,
-        "kept_percent": 70.0,
-        "quarantined": 1234,
-    },
+    "summary": {"read": 1000, "kept": 700, "rejected": 300, "kept_percent": 70.0}
+    | {"quarantined": 1234},
     **make_rule_counts(
         banned_substring=(150, 150, 130, 65),
         rare_character=(120, 100, 100, 90),
@@ -276,16 +270,6 @@ def test_the_rule_that_loses_most_comes_first():
     assert [cost.rule for cost in costs] == ["rare_character", "banned_substring", "language"]
     assert [cost.lost for cost in costs] == [9, 5, 0]
     assert costs[0][1:6] == (30, 20, 10, 9, 0.9)
-
-
-def test_texts_are_sorted_by_the_pairs_that_they_alone_drop():
-    found = {
-        "often": {"pairs": 9, "alone": 1},
-        "alone": {"pairs": 3, "alone": 3},
-        "also": {"pairs": 10, "alone": 1},
-    }
-    assert [text for text, _ in sort_texts(found)] == ["alone", "also", "often"]
-    assert sort_texts({}) == []
 
 
 @given(corpora, st.integers(0, 12), st.sampled_from([0, 1]))

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 from filter_pairs import make_rule_counts
 
 from ja_instruct.pipelines.data_filtering.plots import (
@@ -29,29 +28,24 @@ def make_lengths():
     return {"edges": [0, 1, 2, 3], "before": fields, "after": after}
 
 
-@pytest.fixture
-def bars():
-    """Read the length of each bar, by the name of its part and the rule."""
-
-    def read(figure):
-        return {
-            trace.name: {
-                rule.replace("<br>", ""): pairs
-                for rule, pairs in zip(trace.y, trace.x, strict=True)
-                if pairs
-            }
-            for trace in figure.data
+def read_bars(figure):
+    """Return the length of each bar, by the name of its part and the rule."""
+    return {
+        trace.name: {
+            rule.replace("<br>", ""): pairs
+            for rule, pairs in zip(trace.y, trace.x, strict=True)
+            if pairs
         }
+        for trace in figure.data
+    }
 
-    return read
 
-
-def test_a_bar_shows_all_pairs_that_a_rule_drops(bars):
+def test_a_bar_shows_all_pairs_that_a_rule_drops():
     report = make_report(
         banned_substring=(100, 60, 40), rare_survivor_character=(80, 80, 80), language=(30, 30, 0)
     )
     figure = plot_rejections(report)
-    assert bars(figure) == {
+    assert read_bars(figure) == {
         "Japanese, lost to this rule alone": {
             "banned_substring": 40,
             "rare_survivor_character": 80,

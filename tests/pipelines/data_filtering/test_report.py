@@ -81,12 +81,8 @@ def test_good_data_is_what_one_rule_alone_drops_and_cld2_accepts() -> None:
         (3, "language", "response", "none"),
     )
     costs = report.estimate_good_data(pairs, found, "ja", 60)
-    assert costs["rare_character"] == {
-        "alone": 2,
-        "sampled": 2,
-        "in_language": 1,
-        "estimate": 1,
-    }
+    expected = {"alone": 2, "sampled": 2, "in_language": 1, "estimate": 1}
+    assert costs["rare_character"] == expected
     assert costs["language"] == {"alone": 1, "sampled": 1, "in_language": 0, "estimate": 0}
     assert costs["banned_substring"]["alone"] == 0
     assert set(costs) == set(RULES)
@@ -97,12 +93,8 @@ def test_good_data_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -
     pairs = make_pairs(*[(QUESTION, ANSWER if row % 3 else "") for row in range(10)])
     found = make_violations(*[(row, "rare_character", "response", "京") for row in range(10)])
     # the sample is rows 0, 3, 6 and 9, which are empty
-    assert report.estimate_good_data(pairs, found, "ja", 60)["rare_character"] == {
-        "alone": 10,
-        "sampled": 4,
-        "in_language": 0,
-        "estimate": 0,
-    }
+    expected = {"alone": 10, "sampled": 4, "in_language": 0, "estimate": 0}
+    assert report.estimate_good_data(pairs, found, "ja", 60)["rare_character"] == expected
 
 
 def test_examples_are_spread_and_cut_around_the_match() -> None:
@@ -112,13 +104,8 @@ def test_examples_are_spread_and_cut_around_the_match() -> None:
     examples = report.pick_examples(pairs, found)
     assert len(examples["rare_character"]) == report.EXAMPLES_PER_RULE
     first, *_, last = examples["rare_character"]
-    assert first == {
-        "record": 1,
-        "side": "response",
-        "matched": "岚",
-        "instruction": "問0",
-        "response": "答",
-    }
+    match = {"record": 1, "side": "response", "matched": "岚"}
+    assert first == match | {"instruction": "問0", "response": "答"}
     assert last["record"] == 20
     assert last["response"] == "…" + "甲" * 100 + "岚" + "乙" * 99 + "…"
     assert examples["language"] == []
@@ -127,15 +114,8 @@ def test_examples_are_spread_and_cut_around_the_match() -> None:
 
 def test_lengths_are_described() -> None:
     described = report.describe_lengths(np.array([1, 2, 3, 300]), [0, 1, 2, 4, 300])
-    assert described == {
-        "texts": 4,
-        "mean": 76.5,
-        "p5": 1.1,
-        "median": 2.5,
-        "p95": 255.4,
-        "max": 300,
-        "histogram": [0, 1, 2, 1],
-    }
+    quantiles = {"mean": 76.5, "p5": 1.1, "median": 2.5, "p95": 255.4, "max": 300}
+    assert described == quantiles | {"texts": 4, "histogram": [0, 1, 2, 1]}
 
 
 def test_lengths_of_nothing_are_zero() -> None:

@@ -1,4 +1,3 @@
-import pytest
 from datasets import Dataset
 from html_page import HOSTILE, Page
 
@@ -6,11 +5,6 @@ from ja_instruct.pipelines.reporting.nodes import build_run_report
 from ja_instruct.pipelines.sft.nodes import plot_loss
 
 HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 1.0}]
-
-
-@pytest.fixture(scope="module")
-def figure():
-    return plot_loss(HISTORY)
 
 
 def tasks(text="課題"):
@@ -25,53 +19,49 @@ def answers(text, count=3):
     )
 
 
-@pytest.fixture
-def build(figure):
-    def call(**changes):
-        inputs = {
-            "filter_report": {
-                "summary": {"read": 1234567, "kept": 206},
-                "rejected_by_first_rule": {"language": 9, "banned_substring": 80},
-            },
-            "quantization_report": {
-                "summary": {"source_mb": 0.8},
-                "source": {"model_id": "google/gemma-2-27b", "revision": "0123abc"},
-            },
-            "train_metrics": {
-                "summary": {
-                    "steps": 40,
-                    "train_loss": 1.75,
-                    "eval_samples": 20,
-                    "eval_loss_before": 2.3456,
-                    "eval_loss_after": 1.25,
-                }
-            },
-            "loss_plot": figure,
-            "rag_index_report": {"summary": {"questions": 111}},
-            "inference_report": {"summary": {"tasks": 3}},
-            "tasks": tasks(),
-            "base_answers": answers("学習前の回答", count=2),
-            "answers": answers("学習後の回答"),
-            **changes,
-        }
-        return build_run_report(**inputs)
-
-    return call
+def build(**changes):
+    inputs = {
+        "filter_report": {
+            "summary": {"read": 1234567, "kept": 206},
+            "rejected_by_first_rule": {"language": 9, "banned_substring": 80},
+        },
+        "quantization_report": {
+            "summary": {"source_mb": 0.8},
+            "source": {"model_id": "google/gemma-2-27b", "revision": "0123abc"},
+        },
+        "train_metrics": {
+            "summary": {
+                "steps": 40,
+                "train_loss": 1.75,
+                "eval_samples": 20,
+                "eval_loss_before": 2.3456,
+                "eval_loss_after": 1.25,
+            }
+        },
+        "loss_plot": plot_loss(HISTORY),
+        "rag_index_report": {"summary": {"questions": 111}},
+        "inference_report": {"summary": {"tasks": 3}},
+        "tasks": tasks(),
+        "base_answers": answers("学習前の回答", count=2),
+        "answers": answers("学習後の回答"),
+        **changes,
+    }
+    return build_run_report(**inputs)
 
 
-def test_shows_the_loss_before_and_after(build):
+def test_shows_the_loss_before_and_after():
     text = Page(build()).text
     assert "Evaluation loss 2.346 → 1.250" in text
     assert "20 held-out pairs, before and after 40 steps" in text
 
 
-def test_shows_the_training_loss_if_nothing_was_held_out(build):
+def test_shows_the_training_loss_if_nothing_was_held_out():
     text = Page(build(train_metrics={"summary": {"steps": 40, "train_loss": 1.75}})).text
     assert "Training loss 1.750" in text
     assert "Evaluation loss" not in text
 
 
-def test_shows_every_stage_and_the_rules_by_count(build):
+def test_shows_every_stage_and_the_rules_by_count():
     text = Page(build()).text
     for stage in ("data_filtering", "quantization", "sft", "rag_index", "inference"):
         assert stage in text
@@ -79,7 +69,7 @@ def test_shows_every_stage_and_the_rules_by_count(build):
     assert text.index("banned_substring") < text.index("language")
 
 
-def test_shows_answers_before_and_after_and_the_reference(build):
+def test_shows_answers_before_and_after_and_the_reference():
     text = Page(build()).text
     for number in range(2):
         places = [
@@ -90,13 +80,13 @@ def test_shows_answers_before_and_after_and_the_reference(build):
     assert "学習後の回答2" not in text
 
 
-def test_without_base_answers_there_is_no_comparison(build):
+def test_without_base_answers_there_is_no_comparison():
     text = Page(build(base_answers=Dataset.from_list([]))).text
     assert "Answers before and after" not in text
     assert "学習後の回答" not in text
 
 
-def test_empty_answers_and_tasks_without_reference(build):
+def test_empty_answers_and_tasks_without_reference():
     page = Page(
         build(
             tasks=tasks().remove_columns("output"),
@@ -109,8 +99,9 @@ def test_empty_answers_and_tasks_without_reference(build):
     assert "参考解答 · reference" not in page.text
 
 
-def test_hostile_text_is_shown_not_executed(build):
+def test_page_is_self_contained_and_shows_hostile_text_without_executing_it():
     plain = Page(build())
+    plain.assert_self_contained()
     hostile = Page(
         build(
             tasks=tasks(HOSTILE),
@@ -128,7 +119,3 @@ def test_hostile_text_is_shown_not_executed(build):
     hostile.assert_as_safe_as(plain)
     for text in (f"{HOSTILE}の参考解答0", f"前{HOSTILE}", f"後{HOSTILE}0", HOSTILE):
         assert text in hostile.text
-
-
-def test_page_is_self_contained(build):
-    Page(build()).assert_self_contained()

@@ -134,9 +134,10 @@ def list_rule_costs(filter_report: Mapping[str, Any]) -> list[RuleCost]:
 def sort_texts(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the texts that a rule found, the one with most pairs of its own first.
 
-    >>> found = {"翻訳": {"pairs": 9, "alone": 1}, ".com": {"pairs": 4, "alone": 3}}
+    >>> counts = {"翻訳": (9, 1), ".com": (4, 3), "http": (10, 1)}
+    >>> found = {text: {"pairs": all_, "alone": alone} for text, (all_, alone) in counts.items()}
     >>> [text for text, _ in sort_texts(found)]
-    ['.com', '翻訳']
+    ['.com', 'http', '翻訳']
     """
     return sorted(found.items(), key=lambda item: (-item[1]["alone"], -item[1]["pairs"]))
 
