@@ -8,13 +8,16 @@ Here the queries of a key head are rows of one matrix, and the cache is multipli
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ja_instruct.engine.kernels.decode_attention import decode_attention, supports_decode
 from ja_instruct.engine.kernels.int8_kv import Int8Vectors, hadamard_rotate
 from ja_instruct.engine.kernels.prefill_attention import prefill_attention, supports_prefill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "grouped"
 
@@ -23,7 +26,7 @@ NAME = "grouped"
 SCORES_AT_ONCE = 2**24
 
 
-def use_grouped_attention(model: Any) -> None:
+def use_grouped_attention(model: PreTrainedModel) -> None:
     """Make a model compute its attention with ``grouped_attention``.
 
     For inference only: it works in place, without gradients. Masks of shape (sequences, 1, tokens,

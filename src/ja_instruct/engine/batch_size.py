@@ -15,6 +15,7 @@ from ja_instruct.models.safetensors import read_headers
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from ja_instruct.memory.estimates import ModelShape
     from ja_instruct.models.directory import ModelDirectory
@@ -67,12 +68,13 @@ class EngineSizes:
         )
 
     @classmethod
-    def of_model(cls, model: Any, *, int8_cache: bool = False) -> EngineSizes:
+    def of_model(cls, model: PreTrainedModel, *, int8_cache: bool = False) -> EngineSizes:
         """Return the sizes of a transformers model, or one wrapped by PEFT."""
         from ja_instruct.engine.kv_cache import bytes_per_token
 
         text = model.config.get_text_config()
-        dtype = model.get_input_embeddings().weight.dtype
+        embedding: Any = model.get_input_embeddings()
+        dtype = embedding.weight.dtype
         return cls(
             hidden_size=text.hidden_size,
             intermediate_size=text.intermediate_size,
@@ -156,7 +158,7 @@ def free_bytes(device: torch.device, limit_gb: float | None) -> int:
     return free if limit_gb is None else min(free, round(limit_gb * 1e9) - held)
 
 
-def bytes_of_merging(model: Any, adapter: ModelDirectory | None) -> tuple[int, int]:
+def bytes_of_merging(model: torch.nn.Module, adapter: ModelDirectory | None) -> tuple[int, int]:
     """Return by how much a 4-bit model grows in bfloat16, and the temporary memory of merging.
 
     Args:

@@ -34,7 +34,7 @@ ROTATION = "apply_rotary_pos_emb"
 
 
 @torch.inference_mode()
-def use_fused_layers(model: Any) -> int:
+def use_fused_layers(model: torch.nn.Module) -> int:
     """Make a model compute its norms, gates and rotary embeddings with one kernel each.
 
     Modules are recognized by their parts, and each kernel is first tried on random numbers. A

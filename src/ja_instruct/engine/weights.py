@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from ja_instruct.models.directory import ModelDirectory
 
 
-def merge_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
+def merge_in_bf16(model: PreTrainedModel, adapter: ModelDirectory | None) -> PreTrainedModel:
     """Return a 4-bit model as a bfloat16 model with the adapter merged into its matrices.
 
     Each sum W + scaling · B A, of the weights that the 4-bit model computes with, is computed in
@@ -23,7 +26,7 @@ def merge_in_bf16(model: Any, adapter: ModelDirectory | None) -> Any:
     return merge_adapter(dequantize_model(model, torch.bfloat16), adapter)
 
 
-def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
+def dequantize_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Replace the 4-bit matrices of a model, one after the other, and return it.
 
     transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit matrices until
@@ -39,7 +42,7 @@ def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
 
     names = [name for name, layer in model.named_modules() if isinstance(layer, Linear4bit)]
     for name in names:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         plain = torch.nn.Linear(
             layer.in_features, layer.out_features, layer.bias is not None, device="meta"
         )
@@ -48,13 +51,14 @@ def dequantize_model(model: Any, dtype: torch.dtype) -> Any:
         if layer.bias is not None:
             plain.bias = torch.nn.Parameter(layer.bias.data.to(dtype), requires_grad=False)
         model.set_submodule(name, plain)
-    model.hf_quantizer.remove_quantization_config(model)
+    plain_model: Any = model
+    plain_model.hf_quantizer.remove_quantization_config(model)
     # PEFT reads the flag, and would treat the matrices as 4-bit ones
-    model.is_loaded_in_4bit = False
+    plain_model.is_loaded_in_4bit = False
     return model
 
 
-def merge_adapter(model: Any, adapter: ModelDirectory | None) -> Any:
+def merge_adapter(model: PreTrainedModel, adapter: ModelDirectory | None) -> PreTrainedModel:
     """Return a model with 16- or 32-bit matrices with an adapter merged into them.
 
     Args:
@@ -66,10 +70,13 @@ def merge_adapter(model: Any, adapter: ModelDirectory | None) -> Any:
     from peft import PeftModel
 
     # PEFT keeps the factors in float32, and so their product and the sum
-    return PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
+    merged: Any = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
+    return merged  # type: ignore[no-any-return]
 
 
-def keep_adapter_unmerged(model: Any, adapter: ModelDirectory | None) -> Any:
+def keep_adapter_unmerged(
+    model: PreTrainedModel, adapter: ModelDirectory | None
+) -> PreTrainedModel | PeftModel:
     """Return a 4-bit model with an unmerged adapter, both with the faster layers of ``nf4_layers``.
 
     Args:
@@ -81,7 +88,9 @@ def keep_adapter_unmerged(model: Any, adapter: ModelDirectory | None) -> Any:
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
-        use_lean_lora(model)
+        wrapped = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
+        use_lean_lora(wrapped)
+        use_fused_nf4(wrapped)
+        return wrapped
     use_fused_nf4(model)
     return model

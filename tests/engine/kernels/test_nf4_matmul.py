@@ -204,9 +204,9 @@ def test_shares_are_equal_and_cover_all(shape, processors, major):
     for chunk in range(cut.total):
         touched[chunk // cut.chunks].add(chunk // cut.share)
     for tile, programs in enumerate(touched):
-        slots = [program - tile * cut.chunks // cut.share for program in sorted(programs)]
-        assert slots == list(range(len(slots)))
-    assert max(map(len, touched)) == cut.slots
+        parts = [program - tile * cut.chunks // cut.share for program in sorted(programs)]
+        assert parts == list(range(len(parts)))
+    assert max(map(len, touched)) == cut.parts
 
 
 WAYS = [

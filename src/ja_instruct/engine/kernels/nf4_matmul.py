@@ -112,7 +112,7 @@ def nf4_matmul(
         )
     blocks = blocks or choose_blocks(*traits(x.device))
     cut = cut_work(weight.outputs, inputs, blocks)
-    parts = torch.empty((cut.slots, rows, weight.outputs), dtype=torch.float32, device=x.device)
+    parts = torch.empty((cut.parts, rows, weight.outputs), dtype=torch.float32, device=x.device)
     output = torch.empty((rows, weight.outputs), dtype=torch.bfloat16, device=x.device)
     _multiply[(cut.programs,)](
         arrange(x) if arranged is None else arranged, weight.packed, weight.scales,
@@ -127,7 +127,7 @@ def nf4_matmul(
     )  # fmt: skip
     _add[(-(-weight.outputs // ADDED_AT_ONCE), rows)](
         parts, bias, output, rows, weight.outputs, cut.chunks, cut.share,
-        slots=cut.slots, block_outputs=blocks.outputs, at_once=ADDED_AT_ONCE,
+        most_parts=cut.parts, block_outputs=blocks.outputs, at_once=ADDED_AT_ONCE,
     )  # fmt: skip
     return output
 
@@ -140,14 +140,14 @@ class Cut(NamedTuple):
         total: Chunks of all tiles.
         share: Chunks per program, possibly of several tiles.
         programs: Number of shares.
-        slots: The most programs that share a tile.
+        parts: The most programs that share a tile.
     """
 
     chunks: int
     total: int
     share: int
     programs: int
-    slots: int
+    parts: int
 
 
 @cache
@@ -158,8 +158,8 @@ def cut_work(outputs: int, inputs: int, blocks: Blocks) -> Cut:
     total = tiles * chunks
     share = max(-(-total // blocks.programs), min(LEAST_SHARE, total))
     begins = [(tile * chunks, tile * chunks + chunks - 1) for tile in range(tiles)]
-    slots = max(last // share - first // share + 1 for first, last in begins)
-    return Cut(chunks, total, share, -(-total // share), slots)
+    parts = max(last // share - first // share + 1 for first, last in begins)
+    return Cut(chunks, total, share, -(-total // share), parts)
 
 
 def choose_blocks(processors: int, major: int) -> Blocks:
@@ -233,8 +233,8 @@ def _multiply(
                 part = tl.dot(w2, tl.load(here + 32, mask=present, other=0.0), part)
                 part = tl.dot(w3, tl.load(here + 48, mask=present, other=0.0), part)
             summed += part * scale[:, None]
-        slot = program - tile * chunks // share
-        to = parts + slot * rows * outputs + row[None, :] * outputs + column[:, None]
+        part_of_tile = program - tile * chunks // share
+        to = parts + part_of_tile * rows * outputs + row[None, :] * outputs + column[:, None]
         tl.store(to, summed, mask=present & (column < outputs)[:, None])
 
 
@@ -242,7 +242,7 @@ def _multiply(
 def _add(
     parts: tl.tensor, bias: tl.tensor, output: tl.tensor, rows: tl.tensor, outputs: tl.tensor,
     chunks: tl.tensor, share: tl.tensor,
-    slots: tl.constexpr, block_outputs: tl.constexpr, at_once: tl.constexpr,
+    most_parts: tl.constexpr, block_outputs: tl.constexpr, at_once: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add a row's partial sums, always in the same order."""
     column = tl.program_id(0) * at_once + tl.arange(0, at_once)
@@ -251,9 +251,9 @@ def _add(
     used = (begin + chunks - 1) // share - begin // share + 1
     at = tl.program_id(1) * outputs + column
     total = tl.zeros((at_once,), tl.float32)
-    for slot in tl.static_range(slots):
-        here = inside & (slot < used)
-        total += tl.load(parts + slot * rows * outputs + at, mask=here, other=0.0)
+    for part in tl.static_range(most_parts):
+        here = inside & (part < used)
+        total += tl.load(parts + part * rows * outputs + at, mask=here, other=0.0)
     if bias is not None:
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(output + at, total.to(tl.bfloat16), mask=inside)
