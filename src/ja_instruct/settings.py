@@ -4,7 +4,7 @@ import os
 
 # Libraries read these when they are imported.
 for _name, _value in {
-    # no library reports home unless the user sets these
+    # no telemetry unless the user sets these
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -17,7 +17,7 @@ for _name, _value in {
     # transformers' callback would log every default of the model's and the trainer's
     # configuration beside the parameters that kedro-mlflow logs
     "MLFLOW_MAX_LOG_PARAMS": "0",
-    # tokenizers warns when a process forks after using them; nothing here relies on both
+    # otherwise tokenizers warns when a process forks after using them
     "TOKENIZERS_PARALLELISM": "false",
     # Arrow's own pool keeps memory that was freed: 70 MB in a run of the filter
     "ARROW_DEFAULT_MEMORY_POOL": "system",
