@@ -1,5 +1,4 @@
 import pytest
-from kedro.io import DatasetError
 from tiny_colbert import make_tiny_colbert
 
 from ja_instruct.datasets.colbert_checkpoint_dataset import ColbertCheckpointDataset
@@ -52,8 +51,3 @@ def test_missing_checkpoint_can_be_loaded_as_a_handle(tmp_path):
 def test_ambiguous_sources(arguments):
     with pytest.raises(InputError):
         ColbertCheckpointDataset(**arguments)
-
-
-def test_checkpoints_are_not_written(tmp_path):
-    with pytest.raises(DatasetError, match="is an input"):
-        ColbertCheckpointDataset(filepath=tmp_path).save("something")

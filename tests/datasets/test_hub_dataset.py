@@ -2,8 +2,6 @@ import subprocess
 import sys
 
 import datasets
-import pytest
-from kedro.io import DatasetError
 
 from ja_instruct.datasets import HubDataset
 
@@ -16,11 +14,6 @@ def test_loads_with_the_arguments_of_the_catalog(monkeypatch):
     dataset = HubDataset(dataset_name="owner/name", dataset_kwargs={"split": "train"})
     assert dataset.load() == "data"
     assert asked == [(("owner/name",), {"split": "train"})]
-
-
-def test_only_loads():
-    with pytest.raises(DatasetError, match="owner/name"):
-        HubDataset(dataset_name="owner/name").save([])
 
 
 def test_leaves_torch_alone():

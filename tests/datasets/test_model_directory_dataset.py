@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from kedro.io import DatasetError
 from safetensors.torch import save_file
 
 from ja_instruct.datasets import ModelDirectoryDataset
@@ -20,11 +19,6 @@ def test_configuration_is_available_without_weights(dataset, tmp_path):
     assert dataset.peek_config() is None
     (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "gemma2"}), "utf-8")
     assert dataset.peek_config() == {"model_type": "gemma2"}
-
-
-def test_is_never_saved_to(dataset):
-    with pytest.raises(DatasetError, match="never written to"):
-        dataset.save(object())
 
 
 def write_model(directory, dtype, **config):

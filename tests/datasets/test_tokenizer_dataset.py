@@ -139,13 +139,6 @@ def test_source_is_exactly_one(sources):
         TokenizerDataset(**sources, required=False)
 
 
-def test_is_never_saved_to(directory):
-    before = (directory / "tokenizer.json").read_bytes()
-    with pytest.raises(DatasetError, match="never written to"):
-        TokenizerDataset(filepath=directory).save(make_tokenizer())
-    assert (directory / "tokenizer.json").read_bytes() == before
-
-
 class TestModel:
     """The tokenizer of another dataset's model."""
 

@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import AbstractDataset
 
 from ja_instruct.datasets.word_list_dataset import WordListDataset
 from ja_instruct.errors import InputError
@@ -49,13 +49,6 @@ def test_other_encoding(tmp_path):
 def test_unknown_kind(tmp_path):
     with pytest.raises(InputError, match="'kind' is substrings or replacements, not 'words'"):
         WordListDataset(filepath=tmp_path / "a.yml", kind="words")
-
-
-def test_is_never_saved_to(tmp_path):
-    dataset = write(tmp_path / "a.yml", "- 一  # 注\n")
-    with pytest.raises(DatasetError, match="edited by hand"):
-        dataset.save(["二"])
-    assert (tmp_path / "a.yml").read_text("utf-8") == "- 一  # 注\n"
 
 
 def test_preview(tmp_path):

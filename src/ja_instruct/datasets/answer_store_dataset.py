@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NoReturn
-
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputPathDataset
 from ja_instruct.errors import InputError
 from ja_instruct.tables.answer_store import AnswerStore
 
 
-class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):
+class AnswerStoreDataset(InputPathDataset[AnswerStore]):
     """Loads an ``AnswerStore``, a handle that looks answers up and appends them.
 
-    It is an input of the nodes that answer; the file need not exist yet. The handle keeps no file
-    open, so that it can be sent to another process.
+    It is an input of the nodes that answer. The ``.jsonl`` file need not exist; without it the next
+    run generates every answer again. The handle keeps no file open, so that it can be sent to
+    another process.
 
     Examples:
         YAML API:
@@ -34,15 +31,7 @@ class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):
         {'text': '東京です。'}
     """
 
-    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Create the dataset.
-
-        Args:
-            filepath: The ``.jsonl`` file; without it the next run generates every answer again.
-            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
-        """
-        self._filepath = Path(filepath)
-        self.metadata = metadata
+    SAVE_ERROR = "append answers to what load() returns instead"
 
     def check(self) -> None:
         """Raise ``InputError`` if the path exists but is not a file."""
@@ -60,13 +49,3 @@ class AnswerStoreDataset(AbstractDataset[AnswerStore, Any]):
         """
         self.check()
         return AnswerStore(self._filepath)
-
-    def save(self, data: Any) -> NoReturn:
-        """Raise an error: answers are appended one by one, and never replaced."""
-        raise DatasetError(f"{self._filepath}: append answers to what load() returns instead")
-
-    def _exists(self) -> bool:
-        return self._filepath.is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kedro.io import AbstractDataset
-
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository, download_model
 from ja_instruct.retrieval.colbert_checkpoint import check_checkpoint
 from ja_instruct.retrieval.index import ColbertCheckpoint
 
 
-class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
+class ColbertCheckpointDataset(InputDataset[ColbertCheckpoint]):
     """Loads a handle on a ColBERT checkpoint.
 
     Download and hashing wait until the handle's ``directory`` or ``sha256`` is read, which BM25
@@ -88,12 +87,6 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
         check_checkpoint(directory)
         return directory
 
-    def save(self, data: Any) -> NoReturn:
-        """Refuse: a checkpoint is an input."""
-        raise InputError(
-            f"a ColBERT checkpoint is an input; no node may write a {type(data).__name__} to it"
-        )
-
     def _exists(self) -> bool:
         if self._filepath is not None:
             return (self._filepath / "artifact.metadata").is_file()
@@ -101,10 +94,3 @@ class ColbertCheckpointDataset(AbstractDataset[Any, ColbertCheckpoint]):
 
         found = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
         return isinstance(found, str)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "filepath": None if self._filepath is None else str(self._filepath),
-            "repo_id": self._repo_id or None,
-            "revision": self._revision,
-        }

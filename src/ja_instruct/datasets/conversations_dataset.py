@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 BAD_RECORDS_LISTED = 5
 
 
-class ConversationsDataset(AbstractDataset[None, "Dataset"]):
+class ConversationsDataset(InputDataset["Dataset"]):
     """Loads conversations from data sets of the hub and files as one ``datasets.Dataset``.
 
     The column ``conversations`` holds lists of turns with ``role`` (``user``, ``assistant``, …) and
@@ -131,15 +130,8 @@ class ConversationsDataset(AbstractDataset[None, "Dataset"]):
         records = [] if head is None else head.drop_columns(SOURCE).to_pylist()
         return make_preview(records[:nrows])
 
-    def save(self, data: None) -> NoReturn:
-        """Raise an error: the sources are inputs."""
-        raise DatasetError("conversations are read from their sources, not written to them")
-
     def _exists(self) -> bool:
         try:
             return bool(find_places(self._sources))
         except InputError:
             return False
-
-    def _describe(self) -> dict[str, Any]:
-        return {"sources": self._sources}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.errors import InputError
 
 CONVERTER = "convert_hf_to_gguf.py"
 _LLAMA_CPP = "a copy of https://github.com/ggml-org/llama.cpp"
 
 
-class GGUFConverterDataset(AbstractDataset[Path, Path]):
+class GGUFConverterDataset(InputDataset[Path]):
     """The converter in a copy of llama.cpp; loads the path of the script.
 
     Examples:
@@ -64,10 +63,3 @@ class GGUFConverterDataset(AbstractDataset[Path, Path]):
                 f"no {CONVERTER} in llama_cpp_dir {self._llama_cpp_dir}; name {_LLAMA_CPP}"
             )
         return script
-
-    def save(self, data: Path) -> NoReturn:
-        """Refuse: this entry is an input."""
-        raise DatasetError(f"{self._llama_cpp_dir} is an input and is never written to")
-
-    def _describe(self) -> dict[str, Any]:
-        return {"llama_cpp_dir": str(self._llama_cpp_dir)}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.models.hub import check_repository
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-class HubDataset(AbstractDataset[None, "Dataset | DatasetDict"]):
+class HubDataset(InputDataset["Dataset | DatasetDict"]):
     """Loads a data set of the hub, with the arguments of ``huggingface.HFDataset``; does not save.
 
     Unlike ``HFDataset`` it can be checked, needs no network for its description, and does not
@@ -31,9 +30,8 @@ class HubDataset(AbstractDataset[None, "Dataset | DatasetDict"]):
 
         Python API:
 
-        >>> dataset = HubDataset(dataset_name="llm-jp/magpie-sft-v1.0")
-        >>> dataset._describe()
-        {'dataset_name': 'llm-jp/magpie-sft-v1.0', 'dataset_kwargs': {}}
+        >>> HubDataset(dataset_name="llm-jp/magpie-sft-v1.0")
+        ja_instruct.datasets.hub_dataset.HubDataset(dataset_name='llm-jp/magpie-sft-v1.0')
     """
 
     def __init__(
@@ -65,10 +63,3 @@ class HubDataset(AbstractDataset[None, "Dataset | DatasetDict"]):
         from datasets import load_dataset
 
         return load_dataset(self.dataset_name, **self._dataset_kwargs)  # type: ignore[no-any-return]
-
-    def save(self, data: None) -> NoReturn:
-        """Raise an error: the data set is an input."""
-        raise DatasetError(f"'{self.dataset_name}' is a data set of the hub and cannot be saved to")
-
-    def _describe(self) -> dict[str, Any]:
-        return {"dataset_name": self.dataset_name, "dataset_kwargs": self._dataset_kwargs}

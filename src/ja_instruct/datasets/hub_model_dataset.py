@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.models.directory import (
     ModelDirectory,
     read_config,
@@ -23,7 +22,7 @@ from ja_instruct.models.hub import (
 )
 
 
-class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
+class HubModelDataset(InputDataset[ModelDirectory]):
     """A model on the hub, downloaded to the hub's cache when it is loaded.
 
     Examples:
@@ -38,9 +37,8 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
 
         Python API:
 
-        >>> dataset = HubModelDataset(repo_id="google/gemma-2-27b")
-        >>> dataset._describe()
-        {'repo_id': 'google/gemma-2-27b', 'revision': None}
+        >>> HubModelDataset(repo_id="google/gemma-2-27b")
+        ja_instruct.datasets.hub_model_dataset.HubModelDataset(repo_id='google/gemma-2-27b')
     """
 
     def __init__(
@@ -101,10 +99,3 @@ class HubModelDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
         model = ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
         refuse_quantized(model)
         return model
-
-    def save(self, data: ModelDirectory) -> NoReturn:
-        """Refuse: this entry is an input."""
-        raise DatasetError(f"hub model '{self._repo_id}' is an input and is never written to")
-
-    def _describe(self) -> dict[str, Any]:
-        return {"repo_id": self._repo_id, "revision": self._revision}

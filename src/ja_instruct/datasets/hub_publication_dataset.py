@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedro.io import AbstractDataset
-
+from ja_instruct.datasets.base import PathDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import as_json
 from ja_instruct.models.publication import check_login
-from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ja_instruct.models.publication import Publication
 
 
-class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
+class HubPublicationDataset(PathDataset["Publication", dict[str, Any]]):
     """Saves a model to a repository of the hub, and a record of that to a file; loads the record.
 
     The dataset exists if the record names this repository; the hub is not queried for its current
@@ -59,10 +59,9 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
             private: Whether a new repository is private; an existing one stays as it is.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
-        self._filepath = Path(filepath)
+        super().__init__(filepath=filepath, metadata=metadata)
         self._repo_id = repo_id
         self._private = private
-        self.metadata = metadata
 
     def check(self) -> None:
         """Raise ``InputError`` unless the model was published to this repository."""
@@ -88,16 +87,9 @@ class HubPublicationDataset(AbstractDataset["Publication", dict[str, Any]]):
         with replacing(self._filepath) as new:
             new.write_text(as_json(record), "utf-8")
 
-    def discard_unfinished(self) -> None:
-        """Remove what a process left behind that was killed while it saved."""
-        discard_unfinished(self._filepath)
-
     def _read(self) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(self._filepath.read_text("utf-8"))
         return record
 
     def _exists(self) -> bool:
         return self._filepath.is_file() and self._read().get("repo_id") == self._repo_id
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "repo_id": self._repo_id}

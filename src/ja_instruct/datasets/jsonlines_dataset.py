@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from kedro.io import AbstractDataset
-
+from ja_instruct.datasets.base import PathDataset
 from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import collect, iterate_tables
-from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.atomic import replacing
 from ja_instruct.tables.json_lines import GZIP_SUFFIX, open_lines, read_records, read_tables
 from ja_instruct.tables.json_writer import write_tables
 
@@ -47,7 +45,7 @@ def _find_problem(record: dict[str, Any], columns: Sequence[str]) -> str:
     return ""
 
 
-class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
+class JSONLinesDataset(PathDataset["Dataset", "Dataset"]):
     """Loads and saves a ``datasets.Dataset`` as JSON Lines: UTF-8, not escaped, one record a line.
 
     Unlike ``huggingface.JSONDataset`` it names a line that cannot be read, writes ``/`` as ``/``,
@@ -71,16 +69,6 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         >>> dataset.load()[0]["output"]
         '東京です。'
     """
-
-    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Create the dataset.
-
-        Args:
-            filepath: The ``.jsonl`` or ``.jsonl.gz`` file.
-            metadata: Ignored by Kedro; kedro-viz reads layer and preview settings from it.
-        """
-        self._filepath = Path(filepath)
-        self.metadata = metadata
 
     def check_records(self, columns: Sequence[str] = (), bad_records_max: int = 0) -> None:
         """Read the whole file without keeping it; every bad record is an error.
@@ -147,13 +135,3 @@ class JSONLinesDataset(AbstractDataset["Dataset", "Dataset"]):
         """Return the first ``nrows`` records as the table that kedro-viz shows."""
         with open_lines(self._filepath) as file:
             return make_preview(list(islice(read_records(file, str(self._filepath)), nrows)))
-
-    def discard_unfinished(self) -> None:
-        """Remove the temporary file of a process that was killed while saving."""
-        discard_unfinished(self._filepath)
-
-    def _exists(self) -> bool:
-        return self._filepath.is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from kedro.io import AbstractDataset
-
+from ja_instruct.datasets.base import PathDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
@@ -18,10 +16,13 @@ from ja_instruct.models.directory import (
     require_model_files,
     write_provenance,
 )
-from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.atomic import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
+class ModelArtifactDataset(PathDataset[ModelArtifact, ModelDirectory]):
     """Saves weights, tokenizer, card and provenance to a directory; loads a handle on it.
 
     ``ja_instruct.json`` in the directory records its pipeline, its source and the checksums of
@@ -36,16 +37,9 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
     STAGE: ClassVar[str]
     SOURCE: ClassVar[str]
 
-    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Create the dataset.
-
-        Args:
-            filepath: The directory.
-            metadata: Ignored by Kedro; kedro-viz reads the layer from it.
-        """
-        self._filepath = Path(filepath)
-        self._remedy = f"make it with 'kedro run --pipeline={self.STAGE}' (and the same --env)"
-        self.metadata = metadata
+    @property
+    def _remedy(self) -> str:
+        return f"make it with 'kedro run --pipeline={self.STAGE}' (and the same --env)"
 
     def check(self) -> None:
         """Raise ``InputError`` unless the directory is complete, of this stage and unchanged."""
@@ -89,12 +83,5 @@ class ModelArtifactDataset(AbstractDataset[ModelArtifact, ModelDirectory]):
         """Write weights and configuration; ``directory`` does not exist yet."""
         model.save_pretrained(directory)
 
-    def discard_unfinished(self) -> None:
-        """Remove what a process left behind that was killed while it saved."""
-        discard_unfinished(self._filepath)
-
     def _exists(self) -> bool:
         return (self._filepath / PROVENANCE_FILE).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

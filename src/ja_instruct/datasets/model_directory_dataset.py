@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputPathDataset
 from ja_instruct.models.directory import (
     CONFIG_FILE,
     ModelDirectory,
@@ -17,8 +15,11 @@ from ja_instruct.models.directory import (
     require_model_files,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
+
+class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
     """A 16-bit transformers model directory that others made; it is only read.
 
     Examples:
@@ -52,9 +53,8 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
             model_id: How to name the model in reports; the directory's name by default.
             metadata: Ignored by Kedro; kedro-viz reads the layer from it.
         """
-        self._filepath = Path(filepath)
+        super().__init__(filepath=filepath, metadata=metadata)
         self._model_id = model_id or self._filepath.name
-        self.metadata = metadata
 
     def check(self) -> None:
         """Raise ``InputError`` if the directory holds no model, or a quantized one."""
@@ -82,12 +82,5 @@ class ModelDirectoryDataset(AbstractDataset[ModelDirectory, ModelDirectory]):
             self._filepath, self._model_id, provenance=read_provenance(self._filepath)
         )
 
-    def save(self, data: ModelDirectory) -> NoReturn:
-        """Refuse: this entry is an input."""
-        raise DatasetError(f"{self._filepath} is an input and is never written to")
-
     def _exists(self) -> bool:
         return (self._filepath / CONFIG_FILE).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "model_id": self._model_id}

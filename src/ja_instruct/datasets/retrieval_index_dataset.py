@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
-from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview
 
+from ja_instruct.datasets.base import PathDataset
 from ja_instruct.retrieval.index import RetrievalIndex
 from ja_instruct.retrieval.index_files import DESCRIPTION, read_index, write_index
-from ja_instruct.tables.atomic import discard_unfinished
 
 
-class RetrievalIndexDataset(AbstractDataset[RetrievalIndex, RetrievalIndex]):
+class RetrievalIndexDataset(PathDataset[RetrievalIndex, RetrievalIndex]):
     """Loads and saves a ``RetrievalIndex`` as a directory (``ja_instruct.retrieval.index_files``).
 
     Examples:
@@ -34,16 +31,6 @@ class RetrievalIndexDataset(AbstractDataset[RetrievalIndex, RetrievalIndex]):
         ('日本の首都は?',)
     """
 
-    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Create the dataset.
-
-        Args:
-            filepath: The index's directory.
-            metadata: Ignored by Kedro; kedro-viz reads layer and preview settings from it.
-        """
-        self._filepath = Path(filepath)
-        self.metadata = metadata
-
     def load(self) -> RetrievalIndex:
         """Read the index; its embeddings are on the CPU.
 
@@ -62,12 +49,5 @@ class RetrievalIndexDataset(AbstractDataset[RetrievalIndex, RetrievalIndex]):
         content["questions"] = content["questions"][:nrows]
         return JSONPreview(json.dumps(content, ensure_ascii=False))
 
-    def discard_unfinished(self) -> None:
-        """Remove the remains of a process that was killed while it saved."""
-        discard_unfinished(self._filepath)
-
     def _exists(self) -> bool:
         return (self._filepath / DESCRIPTION).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.checks import ChecksInput
+from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
@@ -23,7 +24,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _AS_FILEPATH = "give the tokenizer's directory as 'filepath'"
 
 
-class TokenizerDataset(AbstractDataset[None, "Tokenizer | None"]):
+class TokenizerDataset(InputDataset["Tokenizer | None"]):
     """Loads a ``tokenizers.Tokenizer`` without truncation and padding; it does not save.
 
     The library tokenizers reads ``tokenizer.json``: importing transformers for it takes 4 s.
@@ -163,10 +164,6 @@ class TokenizerDataset(AbstractDataset[None, "Tokenizer | None"]):
             )
         return _require_file(directory.path)
 
-    def save(self, data: None) -> NoReturn:
-        """Raise an error: a tokenizer is an input."""
-        raise DatasetError("a tokenizer is an input and is never written to")
-
     def _release(self) -> None:
         self._loaded.clear()
 
@@ -176,15 +173,6 @@ class TokenizerDataset(AbstractDataset[None, "Tokenizer | None"]):
         if self._model is not None:
             return self._model.exists()
         return _is_cached(self._repo_id, self._revision)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "repo_id": self._repo_id or None,
-            "revision": self._revision,
-            "filepath": None if self._filepath is None else str(self._filepath),
-            "model": None if self._model is None else self._model._describe(),
-            "required": self._required,
-        }
 
 
 def _locate(path: Path) -> Path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from kedro.io import AbstractDataset, DatasetError
-
+from ja_instruct.datasets.base import InputPathDataset
 from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
 from ja_instruct.tables.word_lists import (
@@ -18,13 +16,13 @@ from ja_instruct.tables.word_lists import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kedro_datasets._typing import TablePreview
 
 
-class WordListDataset(AbstractDataset[None, Substrings | Replacements]):
+class WordListDataset(InputPathDataset[Substrings | Replacements]):
     r"""Loads a word list with comments; an error names the line of every entry that is wrong.
-
-    It does not save, because the file would lose its comments.
 
     Examples:
         YAML API, with the file of each kind:
@@ -67,6 +65,8 @@ class WordListDataset(AbstractDataset[None, Substrings | Replacements]):
         ['翻訳', 'yes']
     """
 
+    SAVE_ERROR = "the file is edited by hand, and saving would remove its comments"
+
     def __init__(
         self, *, filepath: str | Path, kind: WordListKind, metadata: dict[str, Any] | None = None
     ) -> None:
@@ -87,9 +87,8 @@ class WordListDataset(AbstractDataset[None, Substrings | Replacements]):
                 f"a word list's 'kind' is {' or '.join(kinds)}, not {kind!r}; correct it in the "
                 f"catalog"
             )
-        self._filepath = Path(filepath)
+        super().__init__(filepath=filepath, metadata=metadata)
         self._kind = kind
-        self.metadata = metadata
 
     def check(self) -> None:
         """Raise ``InputError`` that lists all mistakes in the file."""
@@ -114,10 +113,6 @@ class WordListDataset(AbstractDataset[None, Substrings | Replacements]):
             ) from error
         return parse_word_list(text, self._kind, str(self._filepath))
 
-    def save(self, data: None) -> NoReturn:
-        """Raise an error: a person edits the file, and saving would remove the comments."""
-        raise DatasetError(f"{self._filepath} is edited by hand and is never written to")
-
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first ``nrows`` entries as the table that kedro-viz shows."""
         return make_preview(
@@ -126,9 +121,3 @@ class WordListDataset(AbstractDataset[None, Substrings | Replacements]):
                 for entry in self.load()[:nrows]
             ]
         )
-
-    def _exists(self) -> bool:
-        return self._filepath.is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "kind": self._kind}

@@ -1,0 +1,72 @@
+"""The parts that the project's datasets share: one path, inputs that are only read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+from kedro.io import AbstractDataset, DatasetError
+
+from ja_instruct.tables.atomic import discard_unfinished
+
+Saved = TypeVar("Saved")
+Loaded = TypeVar("Loaded")
+
+
+class CatalogDataset(AbstractDataset[Saved, Loaded]):
+    """A dataset that is described by the arguments of its catalog entry."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let Kedro record the arguments of an inherited ``__init__`` by their names."""
+        inherits = "__init__" not in vars(cls)
+        super().__init_subclass__(**kwargs)
+        if inherits:  # Kedro has put a wrapper there, whose arguments are *args and **kwargs
+            del cls.__init__
+
+    def _describe(self) -> dict[str, Any]:
+        # Kedro keeps the arguments of __init__ to write catalog entries from datasets
+        arguments: dict[str, Any] = self._init_args  # type: ignore[attr-defined]
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in arguments.items()
+            if name != "metadata"
+        }
+
+
+class InputDataset(CatalogDataset[None, Loaded]):
+    """A dataset that is only loaded.
+
+    Attributes:
+        SAVE_ERROR: The reason why it cannot be saved to.
+    """
+
+    SAVE_ERROR: ClassVar[str] = "this catalog entry is an input and is never written to"
+
+    def save(self, data: None) -> NoReturn:
+        """Raise a ``DatasetError``."""
+        raise DatasetError(f"{self}: {self.SAVE_ERROR}")
+
+
+class PathDataset(CatalogDataset[Saved, Loaded]):
+    """A dataset of one file or directory."""
+
+    def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Create the dataset.
+
+        Args:
+            filepath: The file or directory.
+            metadata: Ignored by Kedro; kedro-viz reads layer and preview settings from it.
+        """
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def discard_unfinished(self) -> None:
+        """Remove what a process left behind that was killed while it saved."""
+        discard_unfinished(self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath.exists()
+
+
+class InputPathDataset(InputDataset[Loaded], PathDataset[None, Loaded]):
+    """A dataset of one file or directory that is only loaded."""
