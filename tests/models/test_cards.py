@@ -109,14 +109,8 @@ def test_every_parameter_is_in_a_table(card_of, settings):
 
 def test_source_licenses_hardware_and_prompt_are_shown(card_of):
     card = card_of()
-    for text in (
-        "a" * 40,
-        "b" * 64,
-        "see its page",
-        "手で書いた問答",
-        "NVIDIA H100 80GB",
-        "0.21.2",
-    ):
+    facts = ("see its page", "手で書いた問答", "NVIDIA H100 80GB", "0.21.2")
+    for text in ("a" * 40, "b" * 64, *facts):
         assert text in card
     assert "```text\n\n### 質問:\n{question}\n\n### 回答:\n```" in card
 
@@ -184,8 +178,7 @@ def test_other_cards():
 
 
 def test_names_of_the_hub():
-    assert is_hub_name("tomo1222/Japanese-QA111dataset")
     for name in ("gemma", "a/b/c", "/a", "a/", "日本/語", "a/b\n", "a/b--c", "a/b.git", "a/b."):
         assert not is_hub_name(name)
-    for name in ("a/b", "a-b/c_d.e", "a/gitter"):
+    for name in ("tomo1222/Japanese-QA111dataset", "a/b", "a-b/c_d.e", "a/gitter"):
         assert is_hub_name(name)

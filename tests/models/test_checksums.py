@@ -76,18 +76,15 @@ def test_a_changed_file_is_hashed_again_even_with_its_old_time(cache, settled, o
     assert opened == ["one", "one"]
 
 
-def test_a_file_just_written_is_not_cached(cache, tmp_path, opened):
+def test_files_that_are_new_or_small_are_not_cached(cache, settled, tmp_path, opened, monkeypatch):
     (tmp_path / "new").write_bytes(b"new")
     file_checksums(tmp_path, ["new"], "first")
-    assert not cache.exists()
-    file_checksums(tmp_path, ["new"], "again")
-    assert opened == ["new", "new"]
-
-
-def test_small_files_are_not_cached(cache, settled, monkeypatch):
     monkeypatch.setattr(checksums, "CACHED_BYTES_MIN", 4)
     file_checksums(settled, ["one"], "first")
     assert not cache.exists()
+    opened.clear()
+    file_checksums(tmp_path, ["new"], "again")
+    assert opened == ["new"]
 
 
 def test_digests_of_yesterday_are_dropped(cache, settled, opened):

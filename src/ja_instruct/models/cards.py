@@ -67,13 +67,8 @@ def adapter_card(
 ) -> str:
     """Return the card of a LoRA adapter: Markdown below a YAML block that the hub reads.
 
-    Args:
-        provenance: ``base``, ``settings`` and ``versions`` of its ``ja_instruct.json``.
-        metrics: ``train_metrics``: ``summary``, counts of ``train_dataset`` and ``eval_dataset``,
-            and other figures, which are shown under their keys.
-        card: Data and licenses; None leaves them out.
-        prompt: The text before the answer; may be empty.
-        hardware: What it was trained on, in words; may be empty.
+    It is filled from its ``ja_instruct.json`` and from ``train_metrics``, whose figures are shown
+    under their keys. ``prompt`` is the text before the answer. Empty facts are left out.
     """
     base, settings = provenance.get("base", {}), dict(provenance.get("settings", {}))
     settings.pop("gpu", None)
@@ -148,7 +143,10 @@ def _render(
     from huggingface_hub import ModelCard
 
     base_name = str(base.get("model_id", "unknown"))
-    trained_on = [] if sources is None or kind == "quantized" else _data_rows(sources)
+    trained_on = []
+    if sources is not None and kind != "quantized":
+        named = {"filtered_pairs": sources.filtered_pairs, "qa_pairs": sources.qa_pairs}
+        trained_on = [(name, one.name, one.license) for name, one in named.items()]
     source = {key: base[key] for key in ("model_id", "revision") if base.get(key)}
     checksums = base.get("weights_sha256") or {}
     card = ModelCard.from_template(
@@ -187,11 +185,6 @@ def _card_data(
         datasets=[name for name in datasets if is_hub_name(name)] or None,
         tags=tags,
     )
-
-
-def _data_rows(sources: ModelCardParameters) -> list[tuple[str, str, str]]:
-    named = {"filtered_pairs": sources.filtered_pairs, "qa_pairs": sources.qa_pairs}
-    return [(name, source.name, source.license) for name, source in named.items()]
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> list[Row]:

@@ -43,12 +43,7 @@ class FileRecord(TypedDict):
 
 
 def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
-    """Return the hexadecimal SHA-256 of a file.
-
-    Args:
-        path: The file; it is read in blocks.
-        progress: Called with the number of bytes after each block.
-    """
+    """Return the hexadecimal SHA-256 of a file; call ``progress`` with each block's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -61,12 +56,9 @@ def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> st
 def file_checksums(
     directory: Path, names: Iterable[str], description: str
 ) -> dict[str, FileRecord]:
-    """Return the SHA-256 and the size in bytes of files in a directory, by name.
+    """Return the SHA-256 and the size in bytes of files by their paths in the directory.
 
-    Args:
-        directory: Where the files are; symbolic links, as in the hub's cache, are followed.
-        names: Their paths in the directory.
-        description: The label of the progress bar: ``quantization: hashing the source``.
+    Symbolic links, as in the hub's cache, are followed. The description labels the progress bar.
     """
     from tqdm import tqdm
 
@@ -146,11 +138,7 @@ def require_files(
 ) -> None:
     """Raise ``InputError`` unless a directory holds the recorded files, unchanged.
 
-    Args:
-        directory: A model directory.
-        expected: Path in the directory to the record of the file.
-        description: The label of the progress bar.
-        remedy: What to do about a missing or changed file; the message ends with it.
+    Messages end with ``remedy``: what to do about a missing or changed file.
     """
     for name, record in expected.items():
         path = directory / name

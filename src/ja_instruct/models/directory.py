@@ -45,11 +45,7 @@ class ModelDirectory:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def checksums(self, description: str) -> dict[str, FileRecord]:
-        """Return the SHA-256 and the size of every file: weights, configuration, tokenizer.
-
-        Args:
-            description: The label of the progress bar.
-        """
+        """Return the SHA-256 and the size of every file: weights, configuration, tokenizer."""
         names = sorted(path.name for path in self.path.iterdir() if path.is_file())
         return file_checksums(self.path, names, description)
 
@@ -108,12 +104,7 @@ def parameter_count(directory: Path) -> int:
 
 
 def require_model_files(directory: Path, remedy: str) -> None:
-    """Raise ``InputError`` unless ``directory`` holds a configuration and safetensors weights.
-
-    Args:
-        directory: A model directory.
-        remedy: What to do about missing files; the message ends with it.
-    """
+    """Raise ``InputError``, which ends with ``remedy``, without configuration or safetensors."""
     if not directory.is_dir():
         raise InputError(f"{directory}: no such model directory; {remedy}")
     if not (directory / CONFIG_FILE).is_file():
@@ -123,12 +114,10 @@ def require_model_files(directory: Path, remedy: str) -> None:
 
 
 def refuse_quantized_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise ``InputError`` if ``config.json`` describes a quantized model.
+    """Raise ``InputError`` if a ``config.json`` describes a quantized model.
 
-    Args:
-        config: The content of the file; for a multimodal model the language model's part is
-            checked too.
-        where: Names the model in the message: ``'google/gemma-2-27b' at /models/gemma``.
+    The language model's part of a multimodal model is checked too. ``where`` names the model in
+    the message: ``'google/gemma-2-27b' at /models/gemma``.
     """
     text = config.get("text_config", {})
     found = config.get("quantization_config") or text.get("quantization_config")
@@ -138,12 +127,7 @@ def refuse_quantized_config(config: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_quantized_types(dtypes: Iterable[str], where: str) -> None:
-    """Raise ``InputError`` if weights have fewer than 16 bits.
-
-    Args:
-        dtypes: In safetensors' notation: ``BF16``.
-        where: Names the model or the tensor in the message.
-    """
+    """Raise ``InputError`` if weights, whose types are like ``BF16``, have fewer than 16 bits."""
     found = sorted(set(dtypes) - SIXTEEN_BITS_OR_MORE)
     if found:
         raise InputError(
@@ -164,16 +148,17 @@ def refuse_quantized(model: ModelDirectory) -> None:
 
 def read_config(directory: Path) -> dict[str, Any] | None:
     """Return ``config.json`` of a directory, or None if it has none."""
-    path = directory / CONFIG_FILE
-    config: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
-    return config
+    return _read_json(directory / CONFIG_FILE)
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
     """Return ``ja_instruct.json`` of a directory, or an empty dictionary if it has none."""
-    path = directory / PROVENANCE_FILE
-    provenance: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return provenance
+    return _read_json(directory / PROVENANCE_FILE) or {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    content: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return content
 
 
 def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:

@@ -18,12 +18,9 @@ _LINES_SHOWN = 12
 
 @dataclass(frozen=True)
 class GGUFConversion:
-    """A GGUF file that is converted while it is written.
+    """A GGUF file of a 16-bit model directory, converted by llama.cpp's script while it is written.
 
-    Attributes:
-        model: A 16-bit model directory with its tokenizer.
-        converter: llama.cpp's script.
-        outtype: The type of the weights, as the script's ``--outtype`` accepts it.
+    ``outtype`` is the type of the weights, as the script's ``--outtype`` accepts it.
     """
 
     model: Path
@@ -32,9 +29,6 @@ class GGUFConversion:
 
     def write(self, target: Path) -> None:
         """Run the converter in a process of its own, without network access.
-
-        Args:
-            target: The GGUF file to write.
 
         Raises:
             InputError: The converter failed; the message shows its last lines.

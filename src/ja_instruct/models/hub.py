@@ -10,14 +10,7 @@ from ja_instruct.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_AND_TOKENIZER = (
-    "*.safetensors",
-    "*.json",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "artifact.metadata",
-)
+_DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "artifact.metadata"]
 _OFFLINE_REMEDY = (
     "check the network and HF_HUB_OFFLINE, point the catalog entry at a local directory, or try "
     "the embedded example with '--env=demo', which needs no network"
@@ -35,19 +28,8 @@ def hub_errors() -> tuple[type[Exception], ...]:
 def check_repository(
     repo_id: str, revision: str | None, repo_type: Literal["model", "dataset"]
 ) -> None:
-    """Raise ``InputError`` unless the hub has the repository, or offline the local cache.
-
-    Args:
-        repo_id: ``owner/name`` on the hub.
-        revision: Branch, tag or commit; None is the default branch.
-        repo_type: Whether it is a model or a data set.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    """Raise ``InputError`` unless the hub has the repository, or offline the local cache."""
+    from huggingface_hub import HfApi, errors
 
     where = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     try:
@@ -55,14 +37,14 @@ def check_repository(
         if repo_type == "model":
             api.auth_check(repo_id)
         api.repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=20)
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise InputError(
             f"{repo_type} '{repo_id}' is gated: accept its terms at {where}, log in with "
             f"'hf auth login' (or set HF_TOKEN), then run again. '--env=demo' runs without it"
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise InputError(f"{repo_type} '{repo_id}' has no revision '{revision}'") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise InputError(
             f"{repo_type} '{repo_id}' is not on the hub, or it is private and you are not logged "
             f"in ('hf auth login'); check the name in the catalog"
@@ -95,9 +77,8 @@ def download_model(repo_id: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOADED))
     except hub_errors() as error:
         check_repository(repo_id, revision, "model")
         raise InputError(
@@ -133,9 +114,10 @@ def pending_download_bytes(repo_id: str, revision: str | None) -> int:
     """Return how much ``download_model`` would fetch; 0 if the hub cannot be reached."""
     from huggingface_hub import snapshot_download
 
-    patterns = list(WEIGHTS_AND_TOKENIZER)
     try:
-        files = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, dry_run=True)
+        files = snapshot_download(
+            repo_id, revision=revision, allow_patterns=_DOWNLOADED, dry_run=True
+        )
     except hub_errors():
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)

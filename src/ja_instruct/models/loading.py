@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.safetensors import (
-    names_in_model,
-    packed_matrices,
-    read_headers,
-)
+from ja_instruct.models.safetensors import names_in_model, packed_matrices, read_headers
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ja_instruct.models.directory import ModelDirectory
-    from ja_instruct.models.safetensors import TensorHeader
 
 Device = Literal["cpu", "cuda"]
 
@@ -119,11 +113,10 @@ def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory
     name's ending; transformers leaves a matrix with an unknown name at random values and only
     warns. Three things are compared: the path in the configuration, the set of 4-bit matrices with
     their types, and the packed bytes of the first, the middle and the last matrix.
-
-    Args:
-        model: A transformers model, or one wrapped by PEFT.
-        directory: A 4-bit model directory.
     """
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+
     plain: Any = getattr(model, "get_base_model", lambda: model)()
     name = plain.config.name_or_path
     if Path(name).resolve() != directory.path.resolve():
@@ -133,40 +126,28 @@ def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory
     if not packed:
         raise InputError(f"{directory.path}: no 4-bit matrices in its safetensors; {_REMEDY}")
     names = names_in_model(plain, packed)
-    expected = {names[name]: kind for name, kind in packed.items()}
-    layers = _layers_in_4_bits(plain)
-    _require_same_layers(expected, {name: one.weight.quant_type for name, one in layers.items()})
-    ordered = list(packed)
-    chosen = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
-    _require_same_bytes({name: layers[names[name]] for name in chosen}, headers)
-
-
-def _layers_in_4_bits(model: nn.Module) -> dict[str, Any]:
-    """Return the 4-bit layers by the name that their weight has in the plain model."""
-    from bitsandbytes.nn.modules import Linear4bit
-
-    return {
+    matrices = {
         # PEFT wraps an adapted layer in another one
-        f"{name.removesuffix('.base_layer')}.weight": layer
-        for name, layer in model.named_modules()
+        f"{name.removesuffix('.base_layer')}.weight": layer.weight
+        for name, layer in plain.named_modules()
         if isinstance(layer, Linear4bit)
     }
+    _require_same_types(
+        expected={names[name]: kind for name, kind in packed.items()},
+        found={name: weight.quant_type for name, weight in matrices.items()},
+    )
+    ordered = list(packed)
+    for name in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
+        saved = headers[name].load().flatten().view(torch.uint8)
+        held = matrices[names[name]].data.flatten().view(torch.uint8)
+        if held.shape != saved.shape or not held.equal(saved.to(held.device)):
+            raise InputError(f"'{name}' in the model differs from {headers[name].path}; {_REMEDY}")
 
 
-def _require_same_layers(expected: dict[str, str], found: dict[str, str]) -> None:
+def _require_same_types(expected: dict[str, str], found: dict[str, str]) -> None:
     for name in sorted(expected.keys() | found.keys()):
         kinds = [kinds.get(name, "not in 4 bits") for kinds in (expected, found)]
         if kinds[0] != kinds[1]:
             raise InputError(
                 f"'{name}' is {kinds[0]} in the directory, {kinds[1]} in the model; {_REMEDY}"
             )
-
-
-def _require_same_bytes(layers: dict[str, Any], headers: dict[str, TensorHeader]) -> None:
-    import torch
-
-    for name, layer in layers.items():
-        saved = headers[name].load().flatten().view(torch.uint8)
-        held = layer.weight.data.flatten().view(torch.uint8)
-        if held.shape != saved.shape or not held.equal(saved.to(held.device)):
-            raise InputError(f"'{name}' in the model differs from {headers[name].path}; {_REMEDY}")

@@ -94,8 +94,14 @@ class MergedModel:
         from tqdm import tqdm
 
         shards = checkpoint_shards(self.base)
-        sizes = [(self.base.path / name).stat().st_size for name in shards]
-        _require_room(sum(sizes), save_directory.parent)
+        needed = sum((self.base.path / name).stat().st_size for name in shards)
+        free = shutil.disk_usage(save_directory.parent).free
+        if free < needed:
+            raise InputError(
+                f"about {needed / 1e9:.1f} GB of disk are needed for the merged model in "
+                f"{save_directory.parent}, {free / 1e9:.1f} GB are free; make room, or point its "
+                f"catalog entry elsewhere"
+            )
         save_directory.mkdir()
         with safe_open(self.adapter.path / ADAPTER_WEIGHTS, framework="pt") as lora:
             for name in tqdm(shards, desc="export: merging", unit="shard", disable=None):
@@ -117,48 +123,20 @@ class MergedModel:
         return update.add_(weight).to(weight.dtype)
 
 
-def _require_room(needed: int, directory: Path) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise InputError(
-            f"about {needed / 1e9:.1f} GB of disk are needed for the merged model in {directory}, "
-            f"{free / 1e9:.1f} GB are free; make room, or point its catalog entry elsewhere"
-        )
-
-
 def lora_update(lora: Any, factors: LoraFactors, scaling: float) -> Tensor:
-    """Return scaling · B A of one matrix, (out, in) in float32.
-
-    Args:
-        lora: The adapter's weights, opened by ``safetensors.safe_open``.
-        factors: The keys of A and B.
-        scaling: As ``lora_scaling`` returns it.
-    """
+    """Return scaling · B A of one matrix, (out, in) in float32, from weights of ``safe_open``."""
     a, b = lora.get_tensor(factors.a).float(), lora.get_tensor(factors.b).float()
     update: Tensor = (b @ a).mul_(scaling)
     return update
 
 
-def read_adapter_config(adapter: ModelDirectory) -> dict[str, Any]:
-    """Return ``adapter_config.json``."""
-    config: dict[str, Any] = json.loads((adapter.path / "adapter_config.json").read_text("utf-8"))
-    return config
-
-
-def lora_scaling(config: Mapping[str, Any]) -> float:
+def lora_scaling(adapter: ModelDirectory) -> float:
     """Return the factor of B A: alpha / r, or with rsLoRA (arXiv:2312.03732) alpha / √r.
-
-    Args:
-        config: PEFT's ``adapter_config.json``.
 
     Raises:
         InputError: The adapter is not plain LoRA, or weights besides its factors were trained.
-
-    >>> lora_scaling({"peft_type": "LORA", "r": 16, "lora_alpha": 8})
-    0.5
-    >>> lora_scaling({"peft_type": "LORA", "r": 16, "lora_alpha": 8, "use_rslora": True})
-    2.0
     """
+    config = json.loads((adapter.path / "adapter_config.json").read_text("utf-8"))
     kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"adapter_config.json: peft_type is {kind!r}; only LORA can be merged")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,8 @@ class Publication:
     def upload(self, repo_id: str, *, private: bool) -> dict[str, Any]:
         """Upload the model, and delete older weights with other names from the repository.
 
-        Args:
-            repo_id: ``owner/name``; created if it does not exist.
-            private: Whether a new repository is private.
-
-        Returns:
-            The record: repository, commit, address, checksums of the weights.
+        The repository is created if it does not exist. Returns its name, the commit, its address
+        and the checksums of the weights.
 
         Raises:
             InputError: The hub refused; the message contains its answer.
@@ -66,7 +62,7 @@ class Publication:
                     repo_type="model",
                     folder_path=folder,
                     commit_message=self.commit_message,
-                    delete_patterns=list(_WEIGHTS),
+                    delete_patterns=_WEIGHTS,
                 )
         except (HfHubHTTPError, httpx.TransportError) as error:
             raise InputError(
@@ -83,13 +79,17 @@ class Publication:
         }
 
     def _fill(self, folder: Path) -> None:
-        """Link the published files into ``folder``, and write those that differ.
+        """Link the recorded files, card and provenance into ``folder``, and write changed ones.
 
+        A directory without provenance is published without its subfolders, such as checkpoints.
         The checksums of changed files are corrected in the published ``ja_instruct.json``.
         """
+        names = {path.name for path in self.directory.iterdir() if path.is_file()}
         provenance = read_provenance(self.directory)
         recorded = provenance.get("files", {})
-        for name in self._published_names(provenance):
+        if "files" in provenance:
+            names = {*recorded, *(names & {CARD_FILE, PROVENANCE_FILE})}
+        for name in names:
             source, target = self.directory / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in self.json_changes:
@@ -105,31 +105,11 @@ class Publication:
             (folder / PROVENANCE_FILE).unlink()
             (folder / PROVENANCE_FILE).write_text(as_json(provenance), "utf-8")
 
-    def _published_names(self, provenance: Mapping[str, Any]) -> set[str]:
-        """Return the recorded files with card and provenance.
-
-        A directory without provenance is published without its subfolders, such as checkpoints.
-        """
-        present = {path.name for path in self.directory.iterdir() if path.is_file()}
-        recorded = provenance.get("files")
-        if recorded is None:
-            return present
-        return {*recorded, *(present & {CARD_FILE, PROVENANCE_FILE})}
-
 
 def check_login(repo_id: str | None) -> None:
-    """Raise ``InputError`` unless the user is logged in and may write to ``repo_id``.
-
-    Args:
-        repo_id: ``owner/name`` from the catalog; None if the catalog has none.
-    """
+    """Raise ``InputError`` unless the user is logged in and may write to ``repo_id``."""
     import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub import HfApi, errors
 
     where = "'repo_id' of this catalog entry (conf/base/catalog_publishing.yml)"
     if repo_id is None:
@@ -138,12 +118,12 @@ def check_login(repo_id: str | None) -> None:
         raise InputError(f"{where} is '{repo_id}', which is not a repository name, owner/name")
     try:
         account = HfApi().whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+    except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as error:
         raise InputError(
             f"publishing to '{repo_id}' needs a login to the hub: run 'hf auth login' with a token "
             f"that may write, or set HF_TOKEN ({error})"
         ) from error
-    except (OfflineModeIsEnabled, httpx.TransportError, OSError) as error:
+    except (errors.OfflineModeIsEnabled, httpx.TransportError, OSError) as error:
         raise InputError(
             f"publishing to '{repo_id}': the hub cannot be reached ({type(error).__name__}); "
             f"check the network and HF_HUB_OFFLINE"

@@ -21,14 +21,7 @@ STATE_MARK = ".quant_state.bitsandbytes__"
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A tensor of a safetensors file.
-
-    Attributes:
-        path: The file.
-        name: The tensor's name in the file.
-        dtype: In the format's notation: ``BF16``, ``U8``.
-        shape: Its sizes.
-    """
+    """A tensor of a safetensors file; ``dtype`` is in the format's notation: ``BF16``, ``U8``."""
 
     path: Path
     name: str

@@ -2,12 +2,11 @@ import pytest
 
 from ja_instruct.engine.answer import Answer
 from ja_instruct.pipelines.inference.answer_figures import (
-    count_banned_words,
     japanese_share,
     repeated_share,
     report_answers,
 )
-from ja_instruct.pipelines.inference.answering import find_failure, require_submission
+from ja_instruct.pipelines.inference.answering import find_failure
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 
@@ -39,36 +38,26 @@ def test_repeated_share_equals_a_slow_count():
     assert repeated_share("短い") == 0
 
 
-def test_banned_words_are_counted_in_the_text():
-    assert count_banned_words("### 質問", ["質問", "###", "#", "---"]) == {
-        "質問": 1,
-        "###": 1,
-        "#": 3,
-    }
-
-
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("answer", "changes", "reason"),
     [
-        (said("東京です。"), ""),
-        (said("", error="RuntimeError: out of memory"), "RuntimeError: out of memory"),
-        (said(""), "the answer is empty"),
-        (said("### 質問\n---"), "the answer holds only banned words"),
-        (said("### 質問 東京"), ""),
+        (said("東京です。"), {}, ""),
+        (said("", error="RuntimeError: out of memory"), {}, "RuntimeError: out of memory"),
+        (said(""), {}, "the answer is empty"),
+        (said("### 質問\n---"), {}, "the answer holds only banned words"),
+        (said("### 質問 東京"), {}, ""),
         # no words at all, but none that is banned: a person may have asked for it
-        (said("……"), ""),
-        (said("東京", finished=False), ""),
+        (said("……"), {}, ""),
+        (said("東京", finished=False), {}, ""),
+        (
+            said("東京", finished=False),
+            {"cut_off_is_failure": True},
+            "the answer is cut off at 5 tokens",
+        ),
     ],
 )
-def test_what_counts_as_failed(parameters, answer, reason):
-    assert find_failure(answer, parameters()) == reason
-
-
-def test_cut_off_counts_on_request(parameters):
-    answer = said("東京", finished=False)
-    assert find_failure(answer, parameters(cut_off_is_failure=True)) == (
-        "the answer is cut off at 5 tokens"
-    )
+def test_what_counts_as_failed(parameters, answer, changes, reason):
+    assert find_failure(answer, parameters(**changes)) == reason
 
 
 def test_report_of_every_kind(parameters):
@@ -98,25 +87,3 @@ def test_report_of_no_tasks(parameters):
     report = report_answers([], [], parameters())
     assert report["tasks"] == report["failed"] == []
     assert set(report["summary"].values()) == {0}
-
-
-TASKS = [{"task_id": 1, "input": "一"}, {"task_id": 2, "input": "二"}]
-ANSWERS = [{**task, "output": "答え"} for task in TASKS]
-
-
-@pytest.mark.parametrize(
-    "answers",
-    [
-        ANSWERS[:1],
-        ANSWERS[::-1],
-        [ANSWERS[0], ANSWERS[0]],
-        [ANSWERS[0], {**ANSWERS[1], "input": "三"}],
-        [ANSWERS[0], {**ANSWERS[1], "output": None}],
-        [ANSWERS[0], {**ANSWERS[1], "score": 1}],
-        [ANSWERS[0], TASKS[1]],
-    ],
-)
-def test_submission_must_match_the_tasks(answers):
-    require_submission(ANSWERS, TASKS)
-    with pytest.raises(RuntimeError):
-        require_submission(answers, TASKS)

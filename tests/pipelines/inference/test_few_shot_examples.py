@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from ja_instruct.pipelines.inference.few_shot_examples import (
     SAME_TASK_JACCARD,
     PoolQuestions,
-    choose_examples,
     diversify,
     fit_examples,
     fold_question,
@@ -121,18 +120,6 @@ class TestDiversify:
 
     def test_nothing_found(self):
         assert diversify([], [], 3, 0.5) == []
-
-
-class TestChooseExamples:
-    RESULTS = (Result(4, 3.0), Result(1, 2.0), Result(0, 1.0))
-    POOL = ("川", "山", "谷", "海", "空")
-
-    def test_the_best(self):
-        assert choose_examples(self.RESULTS, set(), self.POOL, 2, None) == list(self.RESULTS[:2])
-
-    def test_next_best_takes_the_place_of_the_task_itself(self):
-        assert choose_examples(self.RESULTS, {4, 3}, self.POOL, 2, None) == list(self.RESULTS[1:])
-        assert choose_examples(self.RESULTS, {4, 3}, self.POOL, 2, 0.5) == list(self.RESULTS[1:])
 
 
 @pytest.mark.parametrize(

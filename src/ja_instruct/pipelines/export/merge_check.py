@@ -12,7 +12,6 @@ from ja_instruct.models.lora_merging import (
     lora_scaling,
     lora_update,
     match_factors,
-    read_adapter_config,
 )
 
 if TYPE_CHECKING:
@@ -45,17 +44,11 @@ class MatrixCheck:
 def compare_with_base(
     base: ModelDirectory, adapter: ModelDirectory, merged: ModelDirectory
 ) -> dict[str, Any]:
-    """Compare every tensor of the merged model with the base's; return summary and lists.
-
-    One matrix is in memory at a time.
-
-    Raises:
-        InputError: See ``check_merged_model``.
-    """
+    """Return ``check_merged_model``'s figures; one matrix is in memory at a time."""
     from safetensors import safe_open
     from tqdm import tqdm
 
-    scaling = lora_scaling(read_adapter_config(adapter))
+    scaling = lora_scaling(adapter)
     factors = match_factors(adapter, base)
     checks: list[MatrixCheck] = []
     others = 0

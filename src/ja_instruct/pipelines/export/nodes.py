@@ -16,7 +16,6 @@ from ja_instruct.models.lora_merging import (
     MergedModel,
     lora_scaling,
     match_factors,
-    read_adapter_config,
     refuse_useless_factors,
 )
 from ja_instruct.pipelines.export.merge_check import compare_with_base
@@ -43,7 +42,7 @@ def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> ModelA
     """
     refuse_quantized(base_model)
     _require_same_base(base_model, adapter)
-    scaling = lora_scaling(read_adapter_config(adapter))
+    scaling = lora_scaling(adapter)
     factors = match_factors(adapter, base_model)
     refuse_useless_factors(adapter, factors)
     provenance = {

@@ -45,15 +45,6 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def count_banned_words(text: str, words: Sequence[str]) -> dict[str, int]:
-    """Return how often each banned word occurs in the text, without those that do not.
-
-    >>> count_banned_words("## 質問", ["質問", "#", "---"])
-    {'質問': 1, '#': 2}
-    """
-    return {word: text.count(word) for word in words if word in text}
-
-
 def report_answers(
     tasks: Sequence[Mapping[str, Any]],
     answers: Sequence[Answer],
@@ -61,16 +52,10 @@ def report_answers(
 ) -> dict[str, Any]:
     """Return ``inference_report``: ``summary``, ``failed``, ``banned_words`` and ``tasks``.
 
-    Args:
-        tasks: Records with ``task_id``.
-        answers: One per task, in order.
-        parameters: What counts as failed, and the banned words.
-
-    Returns:
-        ``summary`` holds numbers: tokens; seconds of generation, including those of earlier runs
-        whose answers are reused; tokens per second; numbers of tasks that were cut off, empty or
-        failed; median and maximum lengths in tokens; and shares as means over the answers that are
-        not empty. ``failed`` has ``task_id`` and ``reason``.
+    ``summary`` holds numbers: tokens; seconds of generation, including those of earlier runs whose
+    answers are reused; tokens per second; numbers of tasks that were cut off, empty or failed;
+    median and maximum lengths in tokens; and shares as means over the answers that are not empty.
+    ``failed`` has ``task_id`` and ``reason``.
     """
     rows = [_row(task, answer, parameters) for task, answer in zip(tasks, answers, strict=True)]
     new_tokens = sum(row["new_tokens"] for row in rows)
@@ -112,7 +97,9 @@ def _row(
         "weights": answer.weights,
         "japanese_share": round(japanese_share(answer.text), 3),
         "repeated_share": round(repeated_share(answer.text), 3),
-        "banned_words": count_banned_words(answer.text, parameters.bad_words),
+        "banned_words": {
+            word: answer.text.count(word) for word in parameters.bad_words if word in answer.text
+        },
         "failure": find_failure(answer, parameters),
     }
 

@@ -36,7 +36,6 @@ WITHOUT_EFFECT: dict[str, Any] = {
     # other kinds of weights round differently
     "batching": {"max_num_seqs", "memory_gb", "prefill_chunk_size", "cuda_graphs"},
 }
-COLUMNS = ("task_id", "input", "output")
 
 
 def answer_keys(
@@ -86,15 +85,9 @@ def answer_all(
 ) -> list[Answer]:
     """Return an answer for every task, in order; each is stored before the next is generated.
 
-    Answers that the store has are reused, and the model is loaded only if some are missing. Empty
-    tasks get no answer. Failed answers are not stored, so that another run retries them.
-
-    Args:
-        tasks: Records with ``input`` and ``prompt``.
-        keys: One per task; see ``answer_keys``.
-        store: Where answers are kept.
-        load: Returns the engine.
-        description: Of the progress bar.
+    Answers that the store has under their ``answer_keys`` are reused, and ``load`` is called only
+    if some are missing. Empty tasks get no answer. Failed answers are not stored, so that another
+    run retries them.
 
     Raises:
         RuntimeError: The engine answered a prompt twice, or not at all.
@@ -166,38 +159,12 @@ def require_unique_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def require_submission(
-    answers: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]
-) -> None:
-    """Check that every task is answered once, in order, with the submission's fields.
-
-    Args:
-        answers: The submission.
-        tasks: Records with ``task_id`` and ``input``.
-
-    Raises:
-        RuntimeError: The answers do not belong to the tasks.
-    """
-    if len(answers) != len(tasks):
-        raise RuntimeError(f"there are {len(answers)} answers to {len(tasks)} tasks")
-    for answer, task in zip(answers, tasks, strict=True):
-        is_whole = tuple(answer) == COLUMNS and isinstance(answer["output"], str)
-        if not is_whole or any(answer[name] != task[name] for name in ("task_id", "input")):
-            raise RuntimeError(f"the answer of task {task['task_id']!r} is {dict(answer)!r}")
-
-
 def require_all_answered(
     report: Mapping[str, Any], base_answers: int, parameters: InferenceParameters
 ) -> None:
-    """Raise an error if tasks have no answer; everything must be saved by then.
+    """Raise ``InputError`` if tasks have no answer; everything must be saved by then.
 
-    Args:
-        report: ``inference_report``.
-        base_answers: Number of the base model's answers.
-        parameters: Without ``fail_on_failed_tasks`` the error is a warning.
-
-    Raises:
-        InputError: Tasks have failed.
+    Without ``fail_on_failed_tasks`` the error is a warning.
     """
     failed = report["failed"]
     if not failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
@@ -71,13 +71,10 @@ def diversify(
     character bigrams with a question chosen before.
 
     Args:
-        results: The candidates, best first.
+        results: The candidates, best first; the chosen ones are returned in the same order.
         questions: The candidates' questions.
         count: Results to choose.
         diversity: 0 chooses the best; 1 only by redundancy, after the first.
-
-    Returns:
-        The chosen results, in the order of ``results``.
     """
     ngrams = [ngram_set(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
     relevance = _scale([result.score for result in results])
@@ -103,30 +100,6 @@ def _scale(scores: Sequence[float]) -> list[float]:
     return [(score - low) / (high - low) if high > low else 1.0 for score in scores]
 
 
-def choose_examples(
-    results: Sequence[Result],
-    same_task: Collection[int],
-    questions: Sequence[str],
-    count: int,
-    diversity: float | None,
-) -> list[Result]:
-    """Return a task's examples, best first.
-
-    Args:
-        results: Of the retrieval, best first.
-        same_task: Positions in the pool that must not be chosen.
-        questions: The pool's.
-        count: Examples at most.
-        diversity: See ``diversify``; None for the best results.
-    """
-    candidates = [result for result in results if result.position not in same_task]
-    if diversity is None:
-        return candidates[:count]
-    return diversify(
-        candidates, [questions[result.position] for result in candidates], count, diversity
-    )
-
-
 def find_examples(
     questions: list[str],
     pool: list[str],
@@ -134,28 +107,23 @@ def find_examples(
     checkpoint: ColbertCheckpoint,
     parameters: InferenceParameters,
 ) -> list[list[Result]]:
-    """Return the results that become each question's examples, best first.
+    """Return the results that become each task's examples, best first.
 
-    Args:
-        questions: The tasks.
-        pool: The questions of the pool, in the order of the index.
-        index: The index of the pool.
-        checkpoint: The one that the index was made with.
-        parameters: How many examples, and how they are chosen.
+    ``pool`` has the pool's questions in the order of the index.
 
     Raises:
         InputError: The index was made with other weights.
     """
-    count = parameters.top_k
+    count, diversity = parameters.top_k, parameters.example_diversity
     if not count:
         return [[] for _ in questions]
     same: list[set[int]] = [set() for _ in questions]
     if parameters.exclude_same_task:
         compared = PoolQuestions(pool)
         same = [compared.positions_of(question) for question in questions]
-    diverse = parameters.example_diversity is not None
     # more, because some may be excluded, but not more than the pool has, of which retrieval warns
-    wanted = count * (CANDIDATES_PER_EXAMPLE if diverse else 1) + max(map(len, same), default=0)
+    per_example = 1 if diversity is None else CANDIDATES_PER_EXAMPLE
+    wanted = count * per_example + max(map(len, same), default=0)
     results = retrieve(
         index,
         checkpoint,
@@ -163,10 +131,14 @@ def find_examples(
         max(count, min(wanted, len(pool))),
         max_query_tokens=parameters.max_query_tokens,
     )
-    return [
-        choose_examples(found, excluded, pool, count, parameters.example_diversity)
-        for found, excluded in zip(results, same, strict=True)
-    ]
+    examples = []
+    for found, excluded in zip(results, same, strict=True):
+        candidates = [result for result in found if result.position not in excluded]
+        if diversity is not None:
+            asked = [pool[result.position] for result in candidates]
+            candidates = diversify(candidates, asked, count, diversity)
+        examples.append(candidates[:count])
+    return examples
 
 
 def fit_examples(
@@ -175,17 +147,11 @@ def fit_examples(
     count_tokens: Callable[[str], int],
     room: int | None,
 ) -> tuple[Sequence[dict[str, Any]], str, int]:
-    """Drop the least similar examples until the prompt fits.
-
-    Args:
-        examples: Worst first.
-        render: From examples to the prompt.
-        count_tokens: From a prompt to its number of tokens.
-        room: Tokens that a prompt may have; None keeps all examples.
+    """Drop the first, least similar examples until ``room`` tokens hold the prompt.
 
     Returns:
-        The remaining examples, the prompt and its tokens, which exceed ``room`` if the prompt does
-        not fit even without examples.
+        The remaining examples (all if ``room`` is None), the prompt and its tokens, which exceed
+        ``room`` if the prompt does not fit even without examples.
     """
     while True:
         prompt = render(examples)

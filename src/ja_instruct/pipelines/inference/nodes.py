@@ -17,7 +17,6 @@ from ja_instruct.pipelines.inference.answering import (
     answer_all,
     answer_keys,
     find_failure,
-    require_submission,
     require_unique_tasks,
     weights_of_answers,
 )
@@ -191,8 +190,6 @@ def answer_tasks(
     Raises:
         InputError: The adapter was trained on other weights, or two tasks have one ``task_id``.
     """
-    from datasets import Dataset
-
     trained_on = adapter.provenance.get("base", {}).get("weights_sha256")
     if trained_on is not None and trained_on != quantized_model.provenance.get("weights_sha256"):
         raise InputError(
@@ -202,29 +199,24 @@ def answer_tasks(
         )
     tasks = list(prompts)
     require_unique_tasks(tasks)
+    description = "inference: fine-tuned model"
     generated = _generate(
-        prompts,
-        answer_store,
-        quantized_model,
-        adapter,
-        texts,
-        parameters,
-        "inference: fine-tuned model",
+        prompts, answer_store, quantized_model, adapter, texts, parameters, description
     )
-    answers = _submission(tasks, generated)
-    require_submission(answers, tasks)
     report = report_answers(tasks, generated, parameters)
     _warn_of_cut_off(report)
-    return Dataset.from_list(answers), report
+    return _submission(prompts, generated), report
 
 
-def _submission(
-    tasks: Sequence[dict[str, Any]], generated: Sequence[Answer]
-) -> list[dict[str, Any]]:
-    return [
-        {"task_id": task["task_id"], "input": task["input"], "output": answer.text}
-        for task, answer in zip(tasks, generated, strict=True)
-    ]
+def _submission(tasks: Dataset, generated: Sequence[Answer]) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {"task_id": task["task_id"], "input": task["input"], "output": answer.text}
+            for task, answer in zip(tasks, generated, strict=True)
+        ]
+    )
 
 
 def _warn_of_cut_off(report: dict[str, Any]) -> None:
@@ -260,7 +252,6 @@ def answer_with_base_model(
     generated = _generate(
         chosen, answer_store, quantized_model, None, texts, parameters, "inference: base model"
     )
-    answers = _submission(list(chosen), generated)
     failed = [
         f"{task['task_id']} ({reason})"
         for task, answer in zip(chosen, generated, strict=True)
@@ -270,4 +261,4 @@ def answer_with_base_model(
         logger.warning(
             "the base model failed in %d of %d tasks: %s", len(failed), len(chosen), _listed(failed)
         )
-    return Dataset.from_list(answers)
+    return _submission(chosen, generated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ja_instruct.errors import InputError
@@ -24,14 +25,14 @@ def publish_adapter(adapter: ModelDirectory, parameters: PublishingParameters) -
     PEFT records the base's directory on this computer; ``AutoPeftModelForCausalLM`` needs the name.
     """
     base = adapter.provenance.get("base", {})
-    changes: dict[str, dict[str, Any]] = {}
-    if base.get("model_id"):
-        revision = str(base.get("revision") or "")
-        changes["adapter_config.json"] = {
-            "base_model_name_or_path": base["model_id"],
-            "revision": revision if COMMIT.fullmatch(revision) else None,
-        }
-    return _publication(adapter, parameters, changes)
+    if not base.get("model_id"):
+        return _publication(adapter, parameters)
+    revision = str(base.get("revision") or "")
+    changes = {
+        "base_model_name_or_path": base["model_id"],
+        "revision": revision if COMMIT.fullmatch(revision) else None,
+    }
+    return replace(_publication(adapter, parameters), json_changes={"adapter_config.json": changes})
 
 
 def publish_merged_model(
@@ -53,10 +54,6 @@ def publish_merged_model(
     return publication
 
 
-def _publication(
-    model: ModelDirectory,
-    parameters: PublishingParameters,
-    json_changes: dict[str, dict[str, Any]] | None = None,
-) -> Publication:
+def _publication(model: ModelDirectory, parameters: PublishingParameters) -> Publication:
     checksums = model.provenance.get("weights_sha256") or {}
-    return Publication(model.path, parameters.commit_message, checksums, json_changes or {})
+    return Publication(model.path, parameters.commit_message, checksums)

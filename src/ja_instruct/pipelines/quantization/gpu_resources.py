@@ -6,12 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.memory.estimates import CONTEXT_BYTES, ModelShape, nf4_bytes
-from ja_instruct.memory.resources import (
-    memory,
-    model_shape_of,
-    parameter_count_of,
-    parameters_of,
-)
+from ja_instruct.memory.resources import memory, model_shape_of, parameter_count_of, parameters_of
 from ja_instruct.pipelines.quantization.perplexity import LOGIT_POSITIONS, TEXT_TOKENS
 
 if TYPE_CHECKING:

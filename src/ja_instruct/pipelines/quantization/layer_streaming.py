@@ -25,19 +25,12 @@ if TYPE_CHECKING:
 
 
 class StreamedModel:
-    """A model whose decoder layers are loaded one at a time.
-
-    Args:
-        directory: A 16-bit model directory.
-        device: The device that runs the model.
-        compute_dtype: The type of the weights on the device.
+    """A 16-bit model whose decoder layers are loaded one at a time.
 
     Attributes:
         model: The model; embedding, final norm and head are on the device, decoder layers on
             ``meta`` until ``loaded`` loads them.
     """
-
-    model: PreTrainedModel
 
     def __init__(self, directory: ModelDirectory, device: Device, compute_dtype: dtype) -> None:
         from accelerate.utils import set_module_tensor_to_device

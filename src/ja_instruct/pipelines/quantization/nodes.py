@@ -197,7 +197,7 @@ def _compare_predictions(
             "'perplexity_texts' has no text to predict; add some, or set "
             "quantization.perplexity_max_tokens to 0"
         )
-    # one after the other, so that only one of them is on the device
+    # two functions, so that the base model is freed before the other one is loaded
     base = _score_base(base_model, samples, parameters.device)
     quantized = _score_quantized(quantized_model, samples, parameters.device)
     return {

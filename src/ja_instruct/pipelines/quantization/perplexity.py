@@ -26,12 +26,7 @@ LARGEST_EXPONENT = 700.0
 
 @dataclass(frozen=True)
 class Sample:
-    """A tokenized text.
-
-    Attributes:
-        ids: Token ids, starting with BOS if the tokenizer has one.
-        characters: The number of characters in the predicted tokens.
-    """
+    """Token ids of a text, with BOS if there is one, and the characters of the predicted tokens."""
 
     ids: list[int]
     characters: int
@@ -39,13 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """The negative log-likelihood of texts.
-
-    Attributes:
-        nats: Negative log-likelihood of all predicted tokens.
-        tokens: The number of predicted tokens.
-        characters: The number of characters in them.
-    """
+    """The negative log-likelihood of texts, with the number of their predicted tokens."""
 
     nats: float
     tokens: int
@@ -96,13 +85,8 @@ def score(
 
     Each text is predicted on its own. All texts pass a decoder layer before the next one is
     loaded. Masks, rotary embeddings, final norm and head are the model's own: its ``forward`` runs
-    with the ``forward`` of the decoder layers replaced.
-
-    Args:
-        model: Its decoder layers may be on ``meta``.
-        samples: The texts.
-        description: The label of the progress bar.
-        loaded: Loads a layer's weights while its context is active; None if they are loaded.
+    with the ``forward`` of the decoder layers replaced. With ``loaded``, which loads a layer's
+    weights while its context is active, the decoder layers may be on ``meta``.
 
     Raises:
         InputError: The likelihood is not a finite number.
@@ -140,16 +124,11 @@ def score(
 
 @dataclass
 class _Passage:
-    """A text between two layers.
+    """A text between two layers."""
 
-    Attributes:
-        ids: Token ids (1, tokens).
-        hidden: The residual stream (1, tokens, hidden size).
-        arguments: The other arguments of each layer: mask, rotary embeddings.
-    """
-
-    ids: Tensor
-    hidden: Tensor | None = None
+    ids: Tensor  # (1, tokens)
+    hidden: Tensor | None = None  # the residual stream (1, tokens, hidden size)
+    # of each layer: mask, rotary embeddings
     arguments: list[dict[str, Any]] = field(default_factory=list)
 
 

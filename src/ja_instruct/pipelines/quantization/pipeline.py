@@ -19,12 +19,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             node(
                 measure_quantization,
-                inputs=[
-                    "base_model",
-                    "quantized_model",
-                    "perplexity_texts",
-                    "params:quantization",
-                ],
+                inputs=["base_model", "quantized_model", "perplexity_texts", "params:quantization"],
                 outputs="quantization_report",
                 name="measure_quantization",
             ),

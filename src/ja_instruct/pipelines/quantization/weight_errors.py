@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.safetensors import (
-    STATE_MARK,
-    packed_matrices,
-    read_headers,
-)
+from ja_instruct.models.safetensors import STATE_MARK, packed_matrices, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,13 +24,8 @@ _CONSTANTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, float]:
     """Return ‖W - dequantized‖ / ‖W‖ (Frobenius) of every 4-bit matrix by its name.
 
-    W is the publisher's matrix; both are compared in float32. Matrices are read one by one, so
-    memory for three of the largest is enough.
-
-    Args:
-        source: The publisher's model directory.
-        quantized: The 4-bit directory made from it.
-        device: The device that computes.
+    W is the matrix of the publisher's directory ``source``; both are compared in float32. Matrices
+    are read one by one, so memory for three of the largest is enough.
 
     Raises:
         InputError: The 4-bit directory was not made from the source.
@@ -79,12 +70,9 @@ def _dequantize(
 def summarize_errors(errors: Mapping[str, float]) -> dict[str, Any]:
     """Return mean and maximum of the errors, overall and per kind of matrix, and the worst.
 
-    Examples:
-        >>> found = summarize_errors({"0.q_proj.weight": 0.08, "1.q_proj.weight": 0.1})
-        >>> found["mean"], found["by_kind"]
-        (0.09, {'q_proj': {'matrices': 2, 'mean': 0.09, 'max': 0.1}})
-        >>> found["worst"][0]
-        {'matrix': '1.q_proj.weight', 'relative_error': 0.1}
+    >>> found = summarize_errors({"0.q_proj.weight": 0.08, "1.q_proj.weight": 0.1})
+    >>> found["mean"], found["by_kind"]
+    (0.09, {'q_proj': {'matrices': 2, 'mean': 0.09, 'max': 0.1}})
     """
     kinds: dict[str, list[float]] = {}
     for name, error in errors.items():
