@@ -1,6 +1,17 @@
-"""The base of every typed parameter section, what several sections share, and renamed keys."""
+"""The base of every typed parameter section, what several share, and the errors of their keys."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pydantic_core import ErrorDetails
 
 # The former name of a parameter, with its sections, and its name today: an error reports the new
 # name. The new key stands beside the old one.
@@ -53,3 +64,46 @@ def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") 
         )
     if gpu.devices > 1 and refuse_several:
         raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")
+
+
+def explain_errors(error: ValidationError, model: type[BaseModel], section: str = "") -> list[str]:
+    """Return one message for each wrong value: its key, what is wrong, and the keys that exist.
+
+    Args:
+        error: The error of ``model.model_validate``.
+        model: The type of the section.
+        section: The section's name, which begins every key.
+    """
+    return [_explain(detail, model, section) for detail in error.errors()]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion to append to a message, or an empty string if no name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _explain(detail: ErrorDetails, model: type[BaseModel], section: str) -> str:
+    location = detail["loc"]
+    key = ".".join(map(str, [section, *location] if section else location))
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        if key in RENAMED_PARAMETERS:
+            return f"'{key}' is now '{RENAMED_PARAMETERS[key]}'"
+        known = _keys_at(model, location[:-1])
+        all_keys = f"; the keys are {', '.join(known)}" if known else ""
+        return f"'{key}' is unknown{did_you_mean(str(location[-1]), known) or all_keys}"
+    if not location:  # the whole section, which is too long to be shown
+        return f"'{section}': {message}" if section else message
+    if detail["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' = {detail['input']!r}: {message}"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

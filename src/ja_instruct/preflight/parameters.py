@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -12,12 +10,10 @@ from kedro.framework.project import pipelines
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel, ValidationError
 
-from ja_instruct.config import RENAMED_PARAMETERS
+from ja_instruct.config import did_you_mean, explain_errors
 from ja_instruct.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from kedro.framework.context import KedroContext
 
 
@@ -30,7 +26,7 @@ def check_parameters(context: KedroContext) -> None:
     sections = _read_parameters(context)
     models = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
     problems = [
-        f"'{section}' is not a parameter section{_suggest(section, models)}"
+        f"'{section}' is not a parameter section{did_you_mean(section, models)}"
         for section in sections
         if section not in models
     ]
@@ -55,7 +51,7 @@ def _read_parameters(context: KedroContext) -> dict[str, Any]:
         known = sorted(path.name for path in conf.iterdir() if path.is_dir())
         raise InputError(
             f"environment '{context.env}' does not exist: no folder conf/{context.env}"
-            f"{_suggest(str(context.env), known)}; there are {', '.join(known)}"
+            f"{did_you_mean(str(context.env), known)}; there are {', '.join(known)}"
         ) from error
     except yaml.YAMLError as error:
         raise InputError(f"a parameter file is not valid YAML: {error}") from error
@@ -66,36 +62,5 @@ def _section_problems(section: str, values: Any, model: type[BaseModel]) -> list
     try:
         model.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for detail in error.errors():
-            key = ".".join([section, *map(str, detail["loc"])])
-            if detail["type"] == "extra_forbidden":
-                problems.append(_unknown_key_problem(key, _keys_at(model, detail["loc"][:-1])))
-            elif not detail["loc"]:  # the whole section, which is too long to be shown
-                problems.append(f"'{section}': {detail['msg'].removeprefix('Value error, ')}")
-            elif detail["type"] == "missing":
-                problems.append(f"'{key}' is missing")
-            else:
-                problems.append(f"'{key}' = {detail['input']!r}: {detail['msg']}")
-        return problems
+        return explain_errors(error, model, section)
     return []
-
-
-def _unknown_key_problem(key: str, known: Iterable[str]) -> str:
-    if key in RENAMED_PARAMETERS:
-        return f"'{key}' is now '{RENAMED_PARAMETERS[key]}'"
-    return f"'{key}' is unknown{_suggest(key.rpartition('.')[2], known)}"
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        if not (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from ja_instruct.config import Parameters
+from ja_instruct.config import Parameters, explain_errors
 from ja_instruct.errors import InputError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 CONVERSATIONS = "conversations"
 PAIR = ("instruction", "response")
@@ -125,7 +121,8 @@ def find_places(sources: object) -> list[Place]:
             source = ConversationSource.model_validate(entry)
             paths = [source.hub] if source.hub is not None else source.find_files()
         except ValidationError as error:
-            problems += [f"source {number}: {_explain(detail)}" for detail in error.errors()]
+            messages = explain_errors(error, ConversationSource)
+            problems += [f"source {number}: {message}" for message in messages]
         except InputError as error:
             problems.append(f"source {number}: {error}")
         else:
@@ -133,14 +130,3 @@ def find_places(sources: object) -> list[Place]:
     if problems:
         raise InputError("; ".join(problems))
     return places
-
-
-def _explain(detail: ErrorDetails) -> str:
-    key = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        known = list(ConversationSource.model_fields)
-        close = difflib.get_close_matches(key, known, n=1)
-        remedy = f"did you mean '{close[0]}'?" if close else f"the keys are {', '.join(known)}"
-        return f"'{key}' is unknown; {remedy}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"'{key}' = {detail['input']!r}: {message}" if key else message
