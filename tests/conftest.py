@@ -103,6 +103,45 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the path of the hub's local cache, which does not exist yet."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub_cache"
+    # before the constant, which this module copies when it is imported
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[tuple[str, str]]]]:
+    """Return a function that sets the hub's responses and returns its requests (method, path)."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def respond_with(
+        respond: Callable[[httpx.Request], httpx.Response],
+    ) -> list[tuple[str, str]]:
+        requests = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            requests.append((request.method, request.url.path))
+            return respond(request)
+
+        huggingface_hub.set_client_factory(
+            lambda: httpx.Client(transport=httpx.MockTransport(handle))
+        )
+        return requests
+
+    yield respond_with
+    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+
 @pytest.fixture(scope="session")
 def recipe() -> Path:
     """Return the directory of the recipe's tables and texts."""

@@ -5,17 +5,16 @@ from ja_instruct.datasets import AnswerStoreDataset
 from ja_instruct.errors import InputError
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    return AnswerStoreDataset(filepath=tmp_path / "answers.jsonl", metadata={"layer": "x"})
-
-
-def test_what_is_appended_is_loaded_next_time(dataset):
+def test_appended_answers_are_loaded_by_another_catalog(tmp_path):
+    path = str(tmp_path / "answers.jsonl")
+    entry = {"type": "ja_instruct.datasets.AnswerStoreDataset", "filepath": path}
+    dataset = DataCatalog.from_config({"answer_store": entry}).get("answer_store")
     assert not dataset.exists()
     dataset.check()
     dataset.load().append("a", {"text": "はい"})
     assert dataset.exists()
-    assert dataset.load().get("a") == {"text": "はい"}
+    store = DataCatalog.from_config({"answer_store": entry}).load("answer_store")
+    assert store.get("a") == {"text": "はい"}
 
 
 def test_directory_in_its_place_is_refused_before_the_run(tmp_path):
@@ -23,11 +22,3 @@ def test_directory_in_its_place_is_refused_before_the_run(tmp_path):
     for call in (dataset.check, dataset.load):
         with pytest.raises(InputError, match="answers cannot be appended"):
             call()
-
-
-def test_is_made_from_the_catalog(tmp_path):
-    path = str(tmp_path / "answers.jsonl")
-    entry = {"type": "ja_instruct.datasets.AnswerStoreDataset", "filepath": path}
-    assert DataCatalog.from_config({"answer_store": entry}).load("answer_store").path.name == (
-        "answers.jsonl"
-    )

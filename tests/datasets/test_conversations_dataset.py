@@ -101,17 +101,6 @@ def test_exists(tmp_path):
     assert dataset.exists()
 
 
-def test_real_conversations(shared_data):
-    paths = [
-        shared_data / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")
-    ]
-    if not all(path.exists() for path in paths):
-        pytest.skip(f"no conversations at {shared_data}")
-    lines = [line for path in paths for line in path.read_bytes().split(b"\n") if line]
-    loaded = load({"files": [str(path) for path in paths]})
-    assert loaded.remove_columns("source").to_list() == [json.loads(line) for line in lines]
-
-
 def test_bad_records_up_to_a_limit(tmp_path):
     records = [{"conversations": TURNS}, *["{"] * 4]
     first = jsonl(tmp_path / "a.jsonl", *records)

@@ -1,11 +1,8 @@
 import json
 import time
-from pathlib import Path
 
 import httpx
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from ja_instruct.datasets import HubModelDataset
 from ja_instruct.errors import InputError
@@ -14,12 +11,9 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
 @pytest.fixture
-def repository(monkeypatch, tmp_path):
+def repository(hub_cache):
     """A repository with the configurations of two revisions in the local cache."""
-    # before the constant, which this module copies when it is imported
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    cached = Path(tmp_path) / "models--owner--name"
+    cached = hub_cache / "models--owner--name"
     (cached / "refs").mkdir(parents=True)
     for revision, commit in COMMITS.items():
         (cached / "refs" / revision).write_text(commit)
@@ -42,26 +36,15 @@ def test_offline_without_a_cache_there_is_no_configuration(repository, repo_id, 
     assert HubModelDataset(repo_id=repo_id, revision=revision).peek_config() is None
 
 
+@pytest.mark.usefixtures("repository")
 class TestHub:
     """The hub is faked at HTTP."""
-
-    @pytest.fixture
-    def hub(self, repository, monkeypatch):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-        def answer_with(respond):
-            huggingface_hub.set_client_factory(
-                lambda: httpx.Client(transport=httpx.MockTransport(respond))
-            )
-
-        yield answer_with
-        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
     def test_only_the_configuration_is_fetched_once(self, model_on_the_hub):
         requests = model_on_the_hub({"model_type": "llama"}, {})
         dataset = HubModelDataset(repo_id="owner/other")
         assert dataset.peek_config() == {"model_type": "llama"}
-        assert set(requests) == {"/owner/other/resolve/main/config.json"}
+        assert {path for _, path in requests} == {"/owner/other/resolve/main/config.json"}
         count = len(requests)
         assert dataset.peek_config() == {"model_type": "llama"}
         assert len(requests) == count
@@ -78,7 +61,6 @@ class TestHub:
         """A function that serves a configuration and types of weights, and returns the requests."""
 
         def answer(config, types):
-            requests = []
             content = json.dumps(config).encode()
             info = {
                 "id": "owner/other",
@@ -88,7 +70,6 @@ class TestHub:
             }
 
             def respond(request):
-                requests.append(request.url.path)
                 if request.url.path.endswith("/config.json"):
                     headers = {
                         "ETag": '"0123"',
@@ -98,8 +79,7 @@ class TestHub:
                     return httpx.Response(200, headers=headers, content=content)
                 return httpx.Response(200, json=info)
 
-            hub(respond)
-            return requests
+            return hub(respond)
 
         return answer
 
@@ -127,14 +107,14 @@ class TestHub:
         requests = model_on_the_hub(config, types)
         with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
             HubModelDataset(repo_id="owner/other").check()
-        assert not [path for path in requests if "safetensors" in path]
+        assert not [path for _, path in requests if "safetensors" in path]
 
 
-def test_cached_model_of_8_bits_is_refused(repository, monkeypatch):
+def test_cached_model_of_8_bits_is_refused(repository, hub_cache):
     import torch
     from safetensors.torch import save_file
 
-    cached = Path(constants.HF_HUB_CACHE) / "models--owner--name/snapshots" / COMMITS["main"]
+    cached = hub_cache / "models--owner--name/snapshots" / COMMITS["main"]
     save_file({"weight": torch.zeros(2, 2, dtype=torch.int8)}, cached / "model.safetensors")
     with pytest.raises(InputError, match=r"'owner/name': 'weight' in .* has weights of type I8"):
         HubModelDataset(repo_id=repository).load()

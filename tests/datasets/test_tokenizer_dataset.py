@@ -212,33 +212,8 @@ class TestHub:
     """The hub is faked at its boundary, HTTP."""
 
     @pytest.fixture(autouse=True)
-    def cache(self, tmp_path, monkeypatch):
-        """An empty cache of the hub."""
-        cache = tmp_path / "cache"
-        # first, as its module takes over the constant when it is imported
-        monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        return cache
-
-    @pytest.fixture
-    def hub(self, monkeypatch):
-        """Return a function that sets the hub's answers and returns the list of requests."""
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-        def answer_with(respond):
-            asked = []
-
-            def handle(request):
-                asked.append((request.method, request.url.path))
-                return respond(request)
-
-            huggingface_hub.set_client_factory(
-                lambda: httpx.Client(transport=httpx.MockTransport(handle))
-            )
-            return asked
-
-        yield answer_with
-        huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+    def cache(self, hub_cache):
+        return hub_cache
 
     @pytest.fixture
     def content(self):

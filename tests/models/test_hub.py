@@ -3,39 +3,18 @@
 import json
 
 import httpx
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.hub import check_repository
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    requested = []
-
-    def answer_with(respond):
-        def handle(request):
-            requested.append(request.url.path)
-            return respond(request)
-
-        huggingface_hub.set_client_factory(
-            lambda: httpx.Client(transport=httpx.MockTransport(handle))
-        )
-        return requested
-
-    yield answer_with
-    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
 
 def test_reachable(hub):
     requested = hub(lambda request: httpx.Response(200, json={"id": "google/gemma-2-27b"}))
     check_repository("google/gemma-2-27b", "main", "model")
     check_repository("llm-jp/magpie-sft-v1.0", None, "dataset")
-    assert any("gemma-2-27b" in path and path.endswith("/revision/main") for path in requested)
-    assert any(path.startswith("/api/datasets/llm-jp/magpie-sft-v1.0") for path in requested)
+    assert any("gemma-2-27b" in path and path.endswith("/revision/main") for _, path in requested)
+    assert any(path.startswith("/api/datasets/llm-jp/magpie-sft-v1.0") for _, path in requested)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +52,10 @@ def test_unreachable(hub):
         check_repository("google/gemma-2-27b", None, "model")
 
 
-def test_unreachable_hub_with_a_cached_model(monkeypatch, tmp_path):
-    snapshot = tmp_path / "models--google--gemma-2-27b" / "snapshots" / ("a" * 40)
+def test_unreachable_hub_with_a_cached_model(hub_cache):
+    snapshot = hub_cache / "models--google--gemma-2-27b" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path))
     check_repository("google/gemma-2-27b", None, "model")
     with pytest.raises(InputError, match="cannot be reached"):
         check_repository("google/gemma-2-9b", None, "model")

@@ -1,7 +1,6 @@
 import resource
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, concatenate_datasets, config
@@ -202,10 +201,3 @@ class TestIterateTables:
         parts = [Dataset.from_dict({"n": [1, 2, 3]}), Dataset.from_dict({"n": [4]})]
         whole = concatenate_datasets(parts).select([3, 0, 3])
         assert rows_of(iterate_tables(whole, rows=2)) == [{"n": 4}, {"n": 1}, {"n": 4}]
-
-    def test_shuffled_texts_of_many_chunks(self):
-        dataset = collect(
-            (pa.table({"n": np.arange(i * 50, i * 50 + 50)}) for i in range(40)),
-            memory_bytes_max=0,
-        ).shuffle(seed=1)
-        assert rows_of(iterate_tables(dataset, rows=300)) == dataset.to_list()
