@@ -54,6 +54,16 @@ def generate_answers(request):
     return generate
 
 
+@pytest.fixture(scope="module")
+def model(tiny_nf4):
+    return load_nf4_model(tiny_nf4, "cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_nf4):
+    return tiny_nf4.load_tokenizer()
+
+
 def decode_slowly(model, tokenizer, prompt, penalty=1.0, ignored=0, spared=(), words=()):
     """Greedy decoding without cache, processors or ``generate``: the ids of the new tokens."""
     ids = tokenizer(prompt)["input_ids"]
@@ -79,17 +89,32 @@ def decode_slowly(model, tokenizer, prompt, penalty=1.0, ignored=0, spared=(), w
     return ids[length:]
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.1])
-def test_answers_equal_slow_greedy_decoding(generate_answers, tiny_nf4, parameters, penalty):
-    parameters = parameters.model_copy(update={"repetition_penalty": penalty})
-    model = load_nf4_model(tiny_nf4, "cpu").eval()
-    tokenizer = tiny_nf4.load_tokenizer()
-    answers = generate_answers(PROMPTS, tiny_nf4, None, parameters)
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        ids = decode_slowly(model, tokenizer, prompt, penalty)
+@pytest.mark.parametrize(
+    ("penalty", "penalty_on", "spares_end"),
+    [
+        (1.0, "prompt_and_answer", False),
+        (1.1, "prompt_and_answer", False),
+        (2.0, "prompt_and_answer", False),
+        (2.0, "prompt_and_answer", True),
+        (2.0, "answer", False),
+        (2.0, "answer", True),
+    ],
+)
+def test_answers_equal_slow_greedy_decoding(
+    generate_answers, tiny_nf4, parameters, model, tokenizer, penalty, penalty_on, spares_end
+):
+    """Also for prompts that contain EOS, as examples in the format of training do."""
+    changes = {"repetition_penalty": penalty, "penalty_on": penalty_on}
+    changed = parameters.model_copy(update={**changes, "penalty_spares_end": spares_end})
+    prompts = [*PROMPTS, *(f"{prompt}{tokenizer.eos_token}{prompt}" for prompt in PROMPTS)]
+    answers = generate_answers(prompts, tiny_nf4, None, changed)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        length = len(tokenizer(prompt)["input_ids"])
+        ignored = length if penalty_on == "answer" else 0
+        spared = [tokenizer.eos_token_id] if spares_end else []
+        ids = decode_slowly(model, tokenizer, prompt, penalty, ignored, spared)
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert answer.new_tokens == len(ids)
-        assert answer.prompt_tokens == len(tokenizer(prompt)["input_ids"])
+        assert (answer.new_tokens, answer.prompt_tokens) == (len(ids), length)
         assert answer.finished == (ids[-1] == tokenizer.eos_token_id)
     assert any(answer.text for answer in answers)
 
@@ -105,16 +130,7 @@ def test_cpu_weights_equal_those_of_the_4_bit_model(tiny_nf4):
     assert (logits - expected).norm() / expected.norm() < 0.02
 
 
-def test_is_deterministic(generate_answers, tiny_nf4, parameters):
-    def texts():
-        return [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
-
-    assert texts() == texts()
-
-
-def test_bad_words_never_appear(generate_answers, tiny_nf4, parameters):
-    tokenizer = tiny_nf4.load_tokenizer()
-    model = load_nf4_model(tiny_nf4, "cpu").eval()
+def test_bad_words_never_appear(generate_answers, tiny_nf4, parameters, model, tokenizer):
     said = {
         tokenizer.decode([token])
         for prompt in PROMPTS
@@ -128,10 +144,10 @@ def test_bad_words_never_appear(generate_answers, tiny_nf4, parameters):
         assert answer.new_tokens == NEW_TOKENS
 
 
-def test_beginning_of_a_bad_word_is_allowed(generate_answers, tiny_nf4, parameters):
+def test_beginning_of_a_bad_word_is_allowed(
+    generate_answers, tiny_nf4, parameters, model, tokenizer
+):
     """What may not appear is the whole word; its beginning may."""
-    tokenizer = tiny_nf4.load_tokenizer()
-    model = load_nf4_model(tiny_nf4, "cpu").eval()
     # enough of them that one will do, whatever the tiny tokenizer was trained on
     for prompt in (f"{prompt}{end}" for end in ("", *"はがのをに。、一二三") for prompt in PROMPTS):
         ids = decode_slowly(model, tokenizer, prompt)
@@ -146,49 +162,22 @@ def test_beginning_of_a_bad_word_is_allowed(generate_answers, tiny_nf4, paramete
     assert answer.text.startswith(tokenizer.decode(ids[:1]).strip())
 
 
-def test_adapter_changes_the_answers(generate_answers, tiny_nf4, parameters, tiny_adapter):
-    base = [answer.text for answer in generate_answers(PROMPTS, tiny_nf4, None, parameters)]
-    tuned = [
-        answer.text for answer in generate_answers(PROMPTS, tiny_nf4, tiny_adapter, parameters)
-    ]
-    assert all(one != other for one, other in zip(base, tuned, strict=True))
-
-
-def test_merged_adapter_has_the_same_answers(generate_answers, tiny_nf4, parameters, tiny_adapter):
+def test_adapter_changes_the_answers(
+    generate_answers, tiny_nf4, parameters, tiny_adapter, tokenizer
+):
+    """They are those of the unmerged adapter, although a CPU's engine merges it."""
     from peft import PeftModel
 
-    tokenizer = tiny_nf4.load_tokenizer()
+    base = generate_answers(PROMPTS, tiny_nf4, None, parameters)
+    tuned = generate_answers(PROMPTS, tiny_nf4, tiny_adapter, parameters)
+    assert all(one.text != other.text for one, other in zip(base, tuned, strict=True))
     unmerged = PeftModel.from_pretrained(load_nf4_model(tiny_nf4, "cpu"), tiny_adapter.path).eval()
-    for prompt, answer in zip(
-        PROMPTS, generate_answers(PROMPTS, tiny_nf4, tiny_adapter, parameters), strict=True
-    ):
+    for prompt, answer in zip(PROMPTS, tuned, strict=True):
         ids = decode_slowly(unmerged, tokenizer, prompt)
         assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("spares_end", [False, True])
-@pytest.mark.parametrize("penalty_on", ["answer", "prompt_and_answer"])
-def test_penalty_on_answer_and_spared_end(
-    generate_answers, tiny_nf4, parameters, penalty_on, spares_end
-):
-    """In prompts that hold EOS, as shots in the format of training do."""
-    changes = {"repetition_penalty": 2.0, "penalty_on": penalty_on}
-    changed = parameters.model_copy(update={**changes, "penalty_spares_end": spares_end})
-    model = load_nf4_model(tiny_nf4, "cpu").eval()
-    tokenizer = tiny_nf4.load_tokenizer()
-    prompts = [f"{prompt}{tokenizer.eos_token}{prompt}" for prompt in PROMPTS]
-    answers = generate_answers(prompts, tiny_nf4, None, changed)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ignored = len(tokenizer(prompt)["input_ids"]) if penalty_on == "answer" else 0
-        spared = [tokenizer.eos_token_id] if spares_end else []
-        ids = decode_slowly(model, tokenizer, prompt, 2.0, ignored, spared)
-        assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert answer.new_tokens == len(ids)
-
-
-def test_bad_words_in_text_never_appear(generate_answers, tiny_nf4, parameters):
-    tokenizer = tiny_nf4.load_tokenizer()
-    model = load_nf4_model(tiny_nf4, "cpu").eval()
+def test_bad_words_in_text_never_appear(generate_answers, tiny_nf4, parameters, model, tokenizer):
     said = "".join(
         tokenizer.decode(decode_slowly(model, tokenizer, prompt), skip_special_tokens=True)
         for prompt in PROMPTS
@@ -257,21 +246,25 @@ def test_prompt_that_cannot_be_answered_does_not_stop_the_others(
     answer_in_order, tiny_nf4, parameters, monkeypatch, caplog
 ):
     expected = [answer.text for answer in answer_in_order(PROMPTS, tiny_nf4, None, parameters)]
-    answer = generation.OneByOne._answer
+    generate = generation.OneByOne._generate
 
-    def fail_at_the_second(self, prompt):
-        if prompt == PROMPTS[1]:
+    second = tiny_nf4.load_tokenizer()(PROMPTS[1])["input_ids"]
+
+    def fail_at_the_second(self, prompt_ids):
+        if prompt_ids == second:
             raise torch.OutOfMemoryError("CUDA out of memory.\nSee the documentation")
-        return answer(self, prompt)
+        return generate(self, prompt_ids)
 
-    monkeypatch.setattr(generation.OneByOne, "_answer", fail_at_the_second)
+    monkeypatch.setattr(generation.OneByOne, "_generate", fail_at_the_second)
     answers = list(answer_in_order(PROMPTS, tiny_nf4, None, parameters))
     assert [one.text for one in answers] == [expected[0], "", *expected[2:]]
     assert [one.error for one in answers if one.error] == ["OutOfMemoryError: CUDA out of memory."]
     assert "generating the answer of prompt 1 failed" in caplog.text
 
 
-def test_recipe_passes_only_its_own_arguments_to_generate(tiny_nf4, read_parameters, monkeypatch):
+def test_recipe_passes_only_its_own_arguments_to_generate(
+    tiny_nf4, read_parameters, monkeypatch, tokenizer
+):
     """Byte for byte the recipe's decoding: its own arguments and none of the further ones."""
     section = read_parameters("base")["inference"]
     base = InferenceParameters(**{**section, "engine": "one_by_one", "device": "cpu"})
@@ -284,7 +277,6 @@ def test_recipe_passes_only_its_own_arguments_to_generate(tiny_nf4, read_paramet
 
     monkeypatch.setattr(engine._model, "generate", generate)
     list(engine.generate(PROMPTS[:1]))
-    tokenizer = tiny_nf4.load_tokenizer()
     assert calls == [
         {
             "max_new_tokens": 1024,
@@ -298,9 +290,8 @@ def test_recipe_passes_only_its_own_arguments_to_generate(tiny_nf4, read_paramet
     ]
 
 
-def test_answers_come_one_by_one_in_order(answer_in_order, tiny_nf4, parameters):
+def test_answers_come_one_by_one_in_order(answer_in_order, tiny_nf4, parameters, tokenizer):
     answers = answer_in_order(PROMPTS, tiny_nf4, None, parameters)
-    tokenizer = tiny_nf4.load_tokenizer()
     for prompt in PROMPTS:
         assert next(answers).prompt_tokens == len(tokenizer(prompt)["input_ids"])
     assert next(answers, None) is None

@@ -47,7 +47,6 @@ class AnswerDecoder:
     """Turns token ids into answers.
 
     Attributes:
-        tokenizer: The model's.
         stop_ids: Tokens with which the model ends an answer.
         stops_at_turn: Whether the chat template's end of turn is one of them.
         bad_words_ids: Token sequences that must not be generated.
@@ -66,12 +65,7 @@ class AnswerDecoder:
         *,
         stop_at_end_of_turn: bool,
     ) -> Self:
-        """Return the decoder of a tokenizer.
-
-        Args:
-            tokenizer: The model's.
-            parameters: The bad words.
-            stop_at_end_of_turn: Whether the chat template's end of turn ends an answer, like EOS.
+        """Return the decoder of a model's tokenizer.
 
         Raises:
             InputError: ``stop_at_end_of_turn`` is set, but the tokenizer's chat template is missing
@@ -89,21 +83,6 @@ class AnswerDecoder:
             ],
         )
 
-    def decode(
-        self, new_ids: Sequence[int], prompt_tokens: int, seconds: float, weights: str = ""
-    ) -> Answer:
-        """Return the answer whose tokens are ``new_ids``."""
-        finished = bool(new_ids) and new_ids[-1] in self.stop_ids
-        kept = new_ids[:-1] if finished else new_ids
-        return Answer(
-            text=str(self.tokenizer.decode(list(kept), skip_special_tokens=True)).strip(),
-            prompt_tokens=prompt_tokens,
-            new_tokens=len(new_ids),
-            finished=finished,
-            seconds=seconds,
-            weights=weights,
-        )
-
     def decode_timed(
         self,
         results: Iterable[tuple[int, list[int] | Exception]],
@@ -112,22 +91,26 @@ class AnswerDecoder:
     ) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer for each result, with the seconds since the one before.
 
-        Args:
-            results: Position of the prompt, with the answer's token ids or the prompt's error.
-            prompts: Token ids.
-            weights: See ``Answer``.
+        A result is the position of a prompt, with its answer's token ids or its error.
         """
         before = time.perf_counter()
         for position, result in results:
             now = time.perf_counter()
             seconds, before = now - before, now
             if isinstance(result, Exception):
-                yield position, failed_answer(result, seconds)
-            else:
-                yield position, self.decode(result, len(prompts[position]), seconds, weights)
-
-
-def failed_answer(error: Exception, seconds: float) -> Answer:
-    """Return the answer to a prompt that raised an error."""
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Answer("", 0, 0, finished=False, seconds=seconds, error=reason)
+                reason = f"{type(result).__name__}: {result}".splitlines()[0]
+                yield position, Answer("", 0, 0, finished=False, seconds=seconds, error=reason)
+                continue
+            finished = bool(result) and result[-1] in self.stop_ids
+            kept = result[:-1] if finished else result
+            yield (
+                position,
+                Answer(
+                    text=str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
+                    prompt_tokens=len(prompts[position]),
+                    new_tokens=len(result),
+                    finished=finished,
+                    seconds=seconds,
+                    weights=weights,
+                ),
+            )

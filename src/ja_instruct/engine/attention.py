@@ -27,14 +27,11 @@ SCORES_AT_ONCE = 2**24
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Make a model compute its attention with ``grouped_attention``.
+    """Make a model, possibly wrapped by PEFT, compute its attention with ``grouped_attention``.
 
     For inference only: it works in place, without gradients. Masks of shape (sequences, 1, tokens,
     span), or a dictionary of them by layer type, reach it unchanged; from other masks transformers
     makes those of its eager attention.
-
-    Args:
-        model: A transformers model, or one wrapped by PEFT.
 
     Raises:
         ValueError: The model's attention cannot be replaced.
@@ -117,34 +114,25 @@ def grouped_attention(
         attended = _attend(query, key, value, attention_mask, scaling, softcap)
         return attended.transpose(1, 2), None
     output = torch.empty_like(query)
-    for rows, key_heads, heads in _pieces(query, key):
+    for rows, part in _parts(query, key):
         mask = attention_mask
-        if mask is not None and mask.shape[0] > 1:
-            mask = mask[rows]
-        output[rows, heads] = _attend(
-            query[rows, heads], key[rows, key_heads], value[rows, key_heads], mask, scaling, softcap
+        if mask is not None:
+            mask = mask[rows if len(mask) > 1 else slice(None), :, part]
+        output[rows, :, part] = _attend(
+            query[rows, :, part], key[rows], value[rows], mask, scaling, softcap
         )
     return output.transpose(1, 2), None
 
 
-def _pieces(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield slices of sequences, key heads and heads whose scores are computed at once.
-
-    Several sequences always have all their key heads: other slices are not evenly strided, and
-    would be copied.
-    """
+def _parts(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of sequences and of tokens whose scores are computed at once."""
     sequences, heads, tokens, _ = query.shape
-    key_heads = key.shape[1]
-    group = heads // key_heads
-    of_key_head = group * tokens * key.shape[2]
-    at_once = max(1, SCORES_AT_ONCE // (of_key_head * key_heads))
-    heads_at_once = key_heads
-    if of_key_head * key_heads > SCORES_AT_ONCE:
-        heads_at_once = max(1, SCORES_AT_ONCE // of_key_head)
-    for row in range(0, sequences, at_once):
-        for first in range(0, key_heads, heads_at_once):
-            last = min(first + heads_at_once, key_heads)
-            yield slice(row, row + at_once), slice(first, last), slice(first * group, last * group)
+    of_token = heads * key.shape[2]
+    sequences_at_once = max(1, SCORES_AT_ONCE // (of_token * tokens))
+    tokens_at_once = max(1, SCORES_AT_ONCE // of_token)
+    for row in range(0, sequences, sequences_at_once):
+        for token in range(0, tokens, tokens_at_once):
+            yield slice(row, row + sequences_at_once), slice(token, token + tokens_at_once)
 
 
 def _attend(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder, failed_answer
+from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batched import Batched
 from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.engine.vllm import VllmEngine
@@ -86,32 +85,35 @@ class OneByOne:
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer, in order; see ``Backend``."""
-        for position, prompt in enumerate(prompts):
-            started = time.perf_counter()
+        encoded = [self._tokenizer(prompt)["input_ids"] for prompt in prompts]
+        yield from self._decoder.decode_timed(self._answer(encoded), encoded)
+
+    def _answer(self, encoded: Sequence[list[int]]) -> Iterator[tuple[int, list[int] | Exception]]:
+        result: list[int] | Exception
+        for position, ids in enumerate(encoded):
             try:
-                answer = self._answer(prompt)
+                result = self._generate(ids)
             except PROMPT_ERRORS as error:
                 logger.exception("generating the answer of prompt %d failed", position)
-                answer = failed_answer(error, time.perf_counter() - started)
-            yield position, answer
+                result = error.with_traceback(None)
+            yield position, result
 
-    def _answer(self, prompt: str) -> Answer:
+    def _generate(self, prompt_ids: list[int]) -> list[int]:
         import torch
 
-        started = time.perf_counter()
-        encoded = self._tokenizer(prompt, return_tensors="pt").to(self._model.device)
-        length = encoded["input_ids"].shape[1]
         with torch.inference_mode():
+            input_ids = torch.tensor([prompt_ids], device=self._model.device)
             output = self._model.generate(
-                **encoded,
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=self._parameters.max_new_tokens,
                 do_sample=False,
                 use_cache=True,
                 bad_words_ids=self._decoder.bad_words_ids or None,
-                **self._settings(length),
+                **self._settings(len(prompt_ids)),
             )
-        seconds = time.perf_counter() - started
-        return self._decoder.decode(output[0, length:].tolist(), length, seconds)
+        new_ids: list[int] = output[0, len(prompt_ids) :].tolist()
+        return new_ids
 
     def _settings(self, prompt_tokens: int) -> dict[str, Any]:
         """Return the arguments of ``generate`` that depend on the parameters."""

@@ -28,13 +28,7 @@ class SparingPenalty(RepetitionPenaltyLogitsProcessor):
     """CTRL's repetition penalty (arXiv:1909.05858) with exempt tokens, or without the prompt."""
 
     def __init__(self, penalty: float, ignored_columns: int, spared: Collection[int]) -> None:
-        """Set what is penalized.
-
-        Args:
-            penalty: Divides positive logits, multiplies negative ones.
-            ignored_columns: Tokens at the beginning, including padding, that do not count.
-            spared: Ids of tokens that are never penalized.
-        """
+        """Ignore the first columns, including padding, and never penalize the spared token ids."""
         super().__init__(penalty, prompt_ignore_length=ignored_columns)
         self._spared = sorted(spared)
 
@@ -81,11 +75,8 @@ class BannedWords:
     def find_banned(self, answer: Sequence[int], start: int) -> int | None:
         """Return the index of the first token that completes a banned word; None if none does.
 
-        All new tokens are decoded together; one after the other only if that text is not enough.
-
-        Args:
-            answer: Token ids of an answer so far.
-            start: The tokens before this index are known to complete none.
+        The tokens before ``start`` are known to complete none. All others are decoded together; one
+        after the other only if that text is not enough.
         """
         tail = self.tail_of(answer[:start])
         new = [token for token in answer[start:] if token not in self._silent]
@@ -120,13 +111,7 @@ class BannedText(LogitsProcessor):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompt_columns: int
     ) -> None:
-        """Set the words.
-
-        Args:
-            tokenizer: The model's.
-            words: Not empty; no answer contains them.
-            prompt_columns: Tokens of the prompt, including padding, which are not looked at.
-        """
+        """Ban words from the columns after those of the prompt and its padding."""
         self._words = BannedWords(tokenizer, words)
         self._prompt_columns = prompt_columns
 

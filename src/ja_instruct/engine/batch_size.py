@@ -41,9 +41,6 @@ class EngineSizes:
     """The sizes that determine the memory of ``Engine``.
 
     Attributes:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gated MLP.
-        vocab_size: Columns of the logits.
         weight_bytes: Of a number in the dtype that the model computes in.
         cache_token_bytes: Of the KV cache, per token.
     """
@@ -113,12 +110,9 @@ class EngineSizes:
         )
 
     def prefill_chunk_size(self, wanted: int | None, free_bytes: int, length: int) -> int:
-        """Return the prefill chunk size.
+        """Return the prefill chunk size: ``wanted``, or by the memory beside the loaded weights.
 
-        Args:
-            wanted: The parameter; None chooses by memory.
-            free_bytes: Free memory once the weights are loaded.
-            length: Tokens of the longest prompt with its answer.
+        ``length`` is that of the longest prompt with its answer, in tokens.
         """
         if wanted is not None:
             return wanted
@@ -127,13 +121,7 @@ class EngineSizes:
         return next(fitting, PREFILL_TOKENS[-1])
 
     def max_num_seqs_that_fit(self, free_bytes: int, prefill_chunk_size: int, length: int) -> int:
-        """Return how many sequences fit beside the weights, possibly 0.
-
-        Args:
-            free_bytes: Free memory once the weights are loaded.
-            prefill_chunk_size: Prompt tokens per forward pass.
-            length: Tokens of the longest prompt with its answer.
-        """
+        """Return how many sequences of ``length`` tokens fit beside the weights, possibly 0."""
         room = USABLE_SHARE * free_bytes - self.working_bytes(prefill_chunk_size, length)
         return max(0, int(room // self.sequence_bytes(length)))
 
@@ -141,9 +129,8 @@ class EngineSizes:
 def free_bytes(device: torch.device, limit_gb: float | None) -> int:
     """Return the memory of a device that sequences can use.
 
-    Args:
-        device: Of a CPU's memory only a share counts, so that other processes keep theirs.
-        limit_gb: Total memory of this process on a GPU; None for no limit.
+    ``limit_gb`` is the total memory of this process on a GPU, None for no limit. Only a share of a
+    CPU's memory counts, so that other processes keep theirs.
     """
     if device.type == "cpu":
         import psutil
@@ -159,12 +146,7 @@ def free_bytes(device: torch.device, limit_gb: float | None) -> int:
 
 
 def bytes_of_merging(model: torch.nn.Module, adapter: ModelDirectory | None) -> tuple[int, int]:
-    """Return by how much a 4-bit model grows in bfloat16, and the temporary memory of merging.
-
-    Args:
-        model: A transformers model with 4-bit matrices of bitsandbytes.
-        adapter: A LoRA adapter, or None.
-    """
+    """Return by how much a 4-bit model grows in bfloat16, and the temporary memory of merging."""
     from bitsandbytes.nn.modules import Linear4bit
 
     layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]

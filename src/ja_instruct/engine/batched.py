@@ -8,12 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
-from ja_instruct.engine.batch_size import (
-    PREFILL_TOKENS,
-    EngineSizes,
-    bytes_of_merging,
-    free_bytes,
-)
+from ja_instruct.engine.batch_size import PREFILL_TOKENS, EngineSizes, bytes_of_merging, free_bytes
 from ja_instruct.models.loading import free_gpu_memory
 
 if TYPE_CHECKING:
@@ -51,15 +46,9 @@ class Batched:
         stop_at_end_of_turn: bool = False,
         weights_before: str = "",
     ) -> None:
-        """Use a loaded model.
+        """Use a loaded model, which is changed in place; see ``load_engine``.
 
-        Args:
-            model: The model; one in 4 bits may become a 16-bit one.
-            tokenizer: Its tokenizer.
-            parameters: How to decode, and how much memory to use.
-            adapter: An adapter for a model in 4 bits that has not been applied yet.
-            stop_at_end_of_turn: Whether the chat template's end of turn ends an answer.
-            weights_before: The kind of weights of earlier answers, which ``auto`` keeps.
+        ``adapter`` has not been applied to the model yet.
         """
         self._model: Any = model
         self._adapter = adapter

@@ -37,14 +37,10 @@ SPAN_TOKENS = 512
 
 @dataclass
 class _Sequence:
-    """A prompt and the state of its answer.
+    """A prompt, at its position in the list, and the state of its answer.
 
-    Attributes:
-        position: Of the prompt in the list that was given.
-        prompt_ids: Its tokens.
-        max_new_tokens: Of the answer.
-        allowed: How many of the answer's tokens are known to be allowed.
-        refused: Tokens that were refused right after those.
+    The first ``allowed`` tokens of the answer are known to be allowed. ``refused`` are tokens that
+    were refused right after those.
     """
 
     position: int
@@ -76,7 +72,7 @@ class Engine:
 
         Args:
             model: In evaluation mode.
-            sampler: Chooses tokens, for the same batch size and length.
+            sampler: For the same batch size and length.
             stop_ids: Tokens that end an answer.
             max_num_seqs: Batch size.
             max_length: Tokens of a prompt with its answer.
@@ -127,12 +123,9 @@ class Engine:
         An answer ends with one of ``stop_ids``, which it includes, after ``max_new_tokens``, or at
         ``max_length``.
 
-        Args:
-            prompts: Token ids.
-            max_new_tokens: Of each answer.
-            find_banned: Finds what the sampler cannot, such as words in the text. It is called
-                every few steps; an answer is rolled back to the token that it returns, where the
-                next best token is chosen.
+        ``find_banned`` finds what the sampler cannot, such as words in the text. It is called every
+        few steps; an answer is rolled back to the token that it returns, where the next best token
+        is chosen.
 
         Raises:
             ValueError: A prompt is empty or leaves no room for an answer.

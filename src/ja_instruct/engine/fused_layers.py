@@ -37,17 +37,13 @@ ROTATION = "apply_rotary_pos_emb"
 def use_fused_layers(model: torch.nn.Module) -> int:
     """Make a model compute its norms, gates and rotary embeddings with one kernel each.
 
+    The result is the number of changed modules, 0 unless the model is on a supported GPU.
+
     Modules are recognized by their parts, and each kernel is first tried on random numbers. A
     module with another result, beyond 16-bit rounding, keeps its computation, with a warning. So
     does one whose ``forward`` was replaced before. Inputs of other dtypes or devices use the
     original computation. For inference only: the kernels have no gradients. A later copy of the
     model would use the weights of this one.
-
-    Args:
-        model: A transformers model, possibly wrapped by PEFT or with layers of bitsandbytes.
-
-    Returns:
-        The number of changed modules; 0 unless the model is on a supported GPU.
     """
     changed = 0
     reasons: dict[str, str] = {}
@@ -72,11 +68,7 @@ def use_fused_layers(model: torch.nn.Module) -> int:
 
 
 def _norm_forward(norm: Any, device: torch.device) -> Forward | None:
-    """Return the ``forward`` of an RMSNorm; None for other modules.
-
-    Raises:
-        ValueError: No kernel has the same result.
-    """
+    """Return the ``forward`` of an RMSNorm; None for other modules."""
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
     named = type(norm).__name__.endswith("RMSNorm")
@@ -116,11 +108,7 @@ def _form_of(norm: Any, eps: float, kind: torch.dtype) -> Form:
 
 
 def _mlp_forward(mlp: Any, device: torch.device) -> Forward | None:
-    """Return the ``forward`` of a gated MLP; None for other modules.
-
-    Raises:
-        ValueError: Its activation is another one, or it computes more.
-    """
+    """Return the ``forward`` of a gated MLP; None for other modules."""
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if not all(callable(getattr(mlp, part, None)) for part in parts):
         return None
@@ -159,9 +147,6 @@ def _attention_forward(attention: Any, device: torch.device) -> Forward | None:
     transformers' attention calls ``apply_rotary_pos_emb`` as a global name of its module. The copy
     returned here has the same code with another function under that name, so that other models
     keep theirs.
-
-    Raises:
-        ValueError: Its rotary embedding is another one.
     """
     original: Any = type(attention).forward
     names = getattr(getattr(original, "__code__", None), "co_names", ())
@@ -195,20 +180,15 @@ def _try_rotation(rotation: Forward, device: torch.device) -> None:
         raise ValueError("its rotary embedding does not rotate halves")
 
 
-def _can_rotate(
-    device: torch.device,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-) -> bool:
+def _can_rotate(device: torch.device, *inputs: torch.Tensor) -> bool:
+    query, key, cos, sin = inputs
     if query.dim() != 4 or key.dim() != 4 or cos.dim() != 3 or cos.shape != sin.shape:
         return False
     sequences, _, tokens, width = query.shape
     return (
         _fits(query, KINDS, device)
         and all(_fits(other, (query.dtype,), device) for other in (key, cos, sin))
-        and all(numbers.stride(-1) == 1 for numbers in (query, key, cos, sin))
+        and all(numbers.stride(-1) == 1 for numbers in inputs)
         and (key.shape[0], *key.shape[2:]) == (sequences, tokens, width)
         and cos.shape[0] in (1, sequences)
         and tuple(cos.shape[1:]) == (tokens, width)

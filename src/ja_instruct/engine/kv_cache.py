@@ -41,16 +41,10 @@ class KVCache:
         device: torch.device,
         is_int8: bool = False,
     ) -> None:
-        """Allocate the cache.
+        """Allocate the cache for ``max_num_seqs`` sequences of ``length`` tokens.
 
-        Args:
-            config: The language model's configuration.
-            max_num_seqs: Batch size.
-            length: Tokens of a sequence, prompt and answer.
-            dtype: Of keys and values.
-            device: Where the model is.
-            is_int8: Whether they are quantized to int8; what is read back does not depend on the
-                prefill chunk size.
+        With ``is_int8`` keys and values are quantized; what is read back does not depend on the
+        prefill chunk size.
         """
         text = config.get_text_config()
         shape = (max_num_seqs, text.num_key_value_heads, length, _head_width(text))
@@ -69,12 +63,9 @@ class KVCache:
         self._span = length
 
     def place(self, positions: torch.Tensor, span: int, row: int | None = None) -> None:
-        """Set where the next tokens are stored.
+        """Set where the next tokens are stored, and how many positions ``update`` returns.
 
-        Args:
-            positions: (sequences, tokens), of all rows in order or of one.
-            span: How many positions ``update`` returns.
-            row: The one; None for all.
+        ``positions``, (sequences, tokens), are those of one row, or of all rows in order.
         """
         self._positions, self._span, self._row = positions, span, row
 
@@ -135,11 +126,7 @@ def causal_mask(
 ) -> dict[str, torch.Tensor] | torch.Tensor:
     """Return the causal mask, added to the attention scores, as transformers' models take it.
 
-    Args:
-        config: The language model's configuration.
-        positions: Of the tokens, (sequences, tokens).
-        span: Positions of the cache.
-        dtype: Of the scores.
+    The tokens are at ``positions``, (sequences, tokens), of a cache with ``span`` positions.
 
     Returns:
         (sequences, 1, tokens, span); a dictionary by layer type for models with several types.

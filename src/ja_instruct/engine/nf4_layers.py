@@ -54,13 +54,9 @@ class FusedNf4:
     def __init__(
         self, layer: Linear4bit, weight: Nf4Weight, original: Forward, arranged: LatestResult
     ) -> None:
-        """Wrap a layer.
+        """Wrap a layer with its weight and its own ``forward``.
 
-        Args:
-            layer: The 4-bit layer.
-            weight: Its weight.
-            original: Its own ``forward``.
-            arranged: ``arrange`` of an input, shared with the layers that get the same one.
+        ``arranged`` computes ``arrange`` of an input; layers that get the same input share it.
         """
         self._layer, self._weight, self._original = layer, weight, original
         self._arranged = arranged
@@ -99,18 +95,12 @@ class FusedNf4:
 
 
 def use_fused_nf4(model: torch.nn.Module) -> int:
-    """Make a model's 4-bit layers compute with the NF4 kernels.
+    """Make a model's 4-bit layers compute with the NF4 kernels; return how many were changed.
 
     Inputs of 2 to 64 rows in bfloat16, a decoding step, use ``nf4_matmul``. Longer ones, prefill,
     use ``dequantize``. A single row stays with bitsandbytes, which is faster there. For inference
     only: the kernels have no gradients. Afterwards the model must not be moved or quantized again,
     and no input may be changed in place between two layers that get it.
-
-    Args:
-        model: With layers of bitsandbytes, possibly wrapped by PEFT.
-
-    Returns:
-        The number of changed layers; 0 unless the model is on a supported GPU.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -136,7 +126,7 @@ def use_fused_nf4(model: torch.nn.Module) -> int:
 
 
 def use_lean_lora(model: torch.nn.Module) -> int:
-    """Make a model's LoRA layers apply their one active adapter with two multiplications.
+    """Make LoRA layers apply their one active adapter with two multiplications; return how many.
 
     LoRA (arXiv:2106.09685). PEFT's own layers cast, apply dropout, scale and add in turn, each with
     its own kernel. Here the multiplication by B scales and adds, and layers with the same input
@@ -145,12 +135,6 @@ def use_lean_lora(model: torch.nn.Module) -> int:
     weight. The adapter is cast in place to the layer's dtype. For inference only: there is no
     dropout. Layers with variants such as DoRA, biases or several active adapters keep PEFT's
     computation, and so does any layer while its adapter is merged, disabled or given by name.
-
-    Args:
-        model: Wrapped by PEFT.
-
-    Returns:
-        The number of changed layers.
     """
     from peft.import_utils import is_bnb_4bit_available
     from peft.tuners import lora

@@ -99,15 +99,11 @@ class EngineParameters(Parameters):
         return self.batching.memory_gb
 
     @model_validator(mode="after")
-    def _backend_fits_device(self) -> Self:
+    def _backend_fits_device_and_engine(self) -> Self:
         if self.backend in ("unsloth", "vllm") and self.device == "cpu":
             raise ValueError(
                 f"backend '{self.backend}' needs device 'cuda'; on a CPU use backend 'transformers'"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_fits_backend(self) -> Self:
         if self.backend == "unsloth" and self.engine != "one_by_one":
             raise ValueError(
                 f"backend 'unsloth' answers one prompt at a time, so it cannot be used with "
@@ -152,13 +148,9 @@ class EngineParameters(Parameters):
         return self
 
     @model_validator(mode="after")
-    def _bad_words_are_not_empty(self) -> Self:
+    def _answers_are_possible(self) -> Self:
         if not all(self.bad_words):
             raise ValueError("bad_words must not contain an empty string")
-        return self
-
-    @model_validator(mode="after")
-    def _answer_fits(self) -> Self:
         if self.max_new_tokens >= self.max_seq_length:
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in "

@@ -36,8 +36,7 @@ class Sampler:
             vocab_size: Columns of the logits.
             max_num_seqs: Batch size.
             max_length: Tokens of a prompt with its answer.
-            repetition_penalty: Divides positive logits of seen tokens and multiplies negative ones
-                (CTRL, arXiv:1909.05858); 1 changes nothing.
+            repetition_penalty: As in CTRL (arXiv:1909.05858); 1 changes nothing.
             bad_words_ids: Token sequences whose last token is never chosen after the others.
             penalized_prompt: Whether the prompt's tokens count as seen.
             exempt_ids: Tokens that are never penalized.
@@ -78,11 +77,7 @@ class Sampler:
     ) -> None:
         """Reset a row to a prompt and the beginning of its answer.
 
-        Args:
-            row: Of the batch.
-            prompt_ids: The prompt's tokens.
-            answer_ids: The answer's so far.
-            refused: Tokens that must not come next; they are allowed again after that.
+        Refused tokens must not come next; they are allowed again after that.
 
         Raises:
             RuntimeError: More than ``MAX_REFUSED`` tokens are refused.
@@ -120,11 +115,9 @@ class Sampler:
         return [self._seen, self._counts, self._last, self._refused, self._bounds]
 
     def choose(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Return the best allowed token of each sequence, (sequences,), and count it as seen.
+        """Return the best allowed token of each of some rows, (rows,), and count it as seen.
 
-        Args:
-            logits: (sequences, vocabulary), float32; changed in place.
-            rows: Of the batch, to which the sequences belong.
+        The logits, (rows, vocabulary) in float32, are changed in place.
         """
         if self._penalty != 1:
             self._penalize(logits, rows)

@@ -62,12 +62,6 @@ class VllmEngine:
     ) -> None:
         """Check the model's files; ``generate`` starts vLLM, which needs the prompts' lengths.
 
-        Args:
-            model: The quantized model.
-            adapter: The LoRA adapter; None for the base model.
-            parameters: How to decode, and how much memory to use.
-            stop_at_end_of_turn: Whether the chat template's end of turn ends an answer.
-
         Raises:
             InputError: vLLM is not installed, or does not support the adapter's rank.
         """
@@ -149,11 +143,9 @@ class VllmEngine:
         )
 
     def _adapter_request(self) -> LoRARequest | None:
-        if self._adapter is None:
-            return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("adapter", 1, str(self._adapter.path))
+        return LoRARequest("adapter", 1, str(self._adapter.path)) if self._adapter else None
 
     def _arguments(self, encoded: Sequence[list[int]]) -> dict[str, Any]:
         """Return vLLM's arguments for these prompts."""
@@ -204,11 +196,7 @@ class VllmEngine:
 
 
 def _adapter_arguments(adapter: ModelDirectory | None) -> dict[str, Any]:
-    """Return vLLM's arguments for an adapter.
-
-    Raises:
-        InputError: vLLM does not support its rank.
-    """
+    """Return vLLM's arguments for an adapter, whose rank it must support."""
     if adapter is None:
         return {}
     path = adapter.path / "adapter_config.json"

@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 
 def merge_in_bf16(model: PreTrainedModel, adapter: ModelDirectory | None) -> PreTrainedModel:
-    """Return a 4-bit model as a bfloat16 model with the adapter merged into its matrices.
+    """Change a 4-bit model to bfloat16 with the adapter merged into its matrices, and return it.
 
     Each sum W + scaling · B A, of the weights that the 4-bit model computes with, is computed in
     float32 and rounded once.
-
-    Args:
-        model: A transformers model with 4-bit matrices of bitsandbytes, changed in place.
-        adapter: A LoRA adapter, or None.
     """
     return merge_adapter(dequantize_model(model, torch.bfloat16), adapter)
 
@@ -32,10 +28,6 @@ def dequantize_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
     transformers' own ``dequantize`` computes each matrix twice and keeps all 4-bit matrices until
     the last is done: 14 GB of gemma-2-27b beside the resulting 54 GB. Here only one matrix at a
     time exists in both forms.
-
-    Args:
-        model: A transformers model with 4-bit matrices of bitsandbytes.
-        dtype: Of the new matrices.
     """
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
@@ -59,12 +51,7 @@ def dequantize_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
 
 
 def merge_adapter(model: PreTrainedModel, adapter: ModelDirectory | None) -> PreTrainedModel:
-    """Return a model with 16- or 32-bit matrices with an adapter merged into them.
-
-    Args:
-        model: A transformers model, changed in place.
-        adapter: A LoRA adapter, or None.
-    """
+    """Merge an adapter into the 16- or 32-bit matrices of a model, and return the model."""
     if adapter is None:
         return model
     from peft import PeftModel
@@ -79,18 +66,15 @@ def keep_adapter_unmerged(
 ) -> PreTrainedModel | PeftModel:
     """Return a 4-bit model with an unmerged adapter, both with the faster layers of ``nf4_layers``.
 
-    Args:
-        model: A transformers model.
-        adapter: A LoRA adapter, which is cast to bfloat16; or None.
+    The adapter is cast to bfloat16.
     """
     from ja_instruct.engine.nf4_layers import use_fused_nf4, use_lean_lora
 
+    adapted: PreTrainedModel | PeftModel = model
     if adapter is not None:
         from peft import PeftModel
 
-        wrapped = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
-        use_lean_lora(wrapped)
-        use_fused_nf4(wrapped)
-        return wrapped
-    use_fused_nf4(model)
-    return model
+        adapted = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
+        use_lean_lora(adapted)
+    use_fused_nf4(adapted)
+    return adapted

@@ -50,23 +50,12 @@ def decode_attention(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Return the attention output; see ``grouped_attention``.
+    """Return the attention output, (sequences, heads, 1, width).
 
-    The order of summation depends only on shapes and device. After a first call, which compiles, a
-    CUDA graph can capture it.
-
-    Args:
-        query: (sequences, heads, 1, width); the heads that share a key head are adjacent.
-        key: (sequences, key heads, span, width), possibly a view of a longer cache. Int8 keys are
-            rotated, and the positions of a head are contiguous.
-        value: As the keys.
-        mask: Added to the scores, (sequences or 1, 1, 1, span). Keys are not read at both ends of
-            the span where it is the lowest number of its dtype.
-        scaling: Of the scores.
-        softcap: Bound on the scores, or None.
-
-    Returns:
-        (sequences, heads, 1, width).
+    ``grouped_attention`` gives the shapes. The positions of a head of an int8 cache are contiguous.
+    Keys are not read at both ends of the span where the mask is the lowest number of its dtype. The
+    order of summation depends only on shapes and device. After a first call, which compiles, a CUDA
+    graph can capture it.
     """
     sequences, heads, _, width = query.shape
     key_heads, span = (key.scales if isinstance(key, Int8Vectors) else key).shape[1:3]

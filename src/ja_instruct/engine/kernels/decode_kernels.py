@@ -44,12 +44,7 @@ def _numbers(pairs: tl.tensor, assembly: tl.constexpr) -> Any:
     """Return the first byte of each pair, and the second, as float16."""
     if assembly is not None:
         first, second = tl.inline_asm_elementwise(
-            assembly,
-            "=r,=r,r",
-            [pairs],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=2,
+            assembly, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
         )
     else:
         whole = pairs.to(tl.int32)

@@ -187,16 +187,9 @@ def _store(
     here = sequence * value_sequence + head * value_head + token * value_token
     value = tl.load(values + here[:, None] + column[None, :], mask=inside[:, None], other=0.0)
     _store_rounded(
-        value.to(tl.float32),
-        value_numbers,
-        value_scales,
-        there,
-        inside,
-        inverse,
-        offset,
-        least,
+        value.to(tl.float32), value_numbers, value_scales, there, inside, inverse, offset, least,
         width,
-    )
+    )  # fmt: skip
 
 
 @jit("tokens")

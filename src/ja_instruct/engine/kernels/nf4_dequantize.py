@@ -28,7 +28,6 @@ class Factors(NamedTuple):
     Attributes:
         a: bfloat16, (rank, inputs), contiguous.
         b: bfloat16, (outputs, rank), contiguous.
-        scaling: A number.
     """
 
     a: torch.Tensor
@@ -43,12 +42,7 @@ class Factors(NamedTuple):
 
 
 def dequantize(weight: Nf4Weight, factors: Factors | None = None) -> torch.Tensor:
-    """Return a matrix in bfloat16, (outputs, inputs), with an adapter added to it.
-
-    Args:
-        weight: On CUDA.
-        factors: The adapter, on the same device; or None.
-    """
+    """Return a matrix in bfloat16, (outputs, inputs), with an adapter added to it."""
     output = torch.empty(
         (weight.outputs, weight.inputs), dtype=torch.bfloat16, device=weight.packed.device
     )

@@ -47,9 +47,6 @@ class Blocks(NamedTuple):
 
     Attributes:
         outputs: Per program, at once.
-        programs: Number of programs.
-        warps: Per program.
-        stages: Of the loads' pipeline.
         joined: Whether 64 inputs are one product, or four in turn.
     """
 
@@ -61,15 +58,10 @@ class Blocks(NamedTuple):
 
 
 def arrange(x: torch.Tensor) -> torch.Tensor:
-    """Return rows in the kernel's order: of 64 numbers 0, 4, 8, …, then 1, 5, 9, … and so on.
+    """Return rows, (rows, inputs), in the kernel's order, (inputs / 64, rows, 64).
 
-    An int16 packs four weights, which are decoded into four tensors.
-
-    Args:
-        x: (rows, inputs), inputs a multiple of 64.
-
-    Returns:
-        (inputs / 64, rows, 64).
+    An int16 packs four weights, which are decoded into four tensors. So the order of 64 numbers is
+    0, 4, 8, …, then 1, 5, 9, … and so on.
     """
     rows, inputs = x.shape
     fours = x.view(rows, inputs // BLOCK, BLOCK // 4, 4).permute(1, 0, 3, 2)
@@ -96,7 +88,7 @@ def nf4_matmul(
         bias: (outputs,), or None.
         arranged: ``arrange(x)``, if the caller has it already.
         low_rank: The adapter, or None.
-        blocks: How the work is split; None for the device's default.
+        blocks: None for the device's default.
 
     Returns:
         (rows, outputs), bfloat16, summed in float32.
@@ -163,12 +155,7 @@ def cut_work(outputs: int, inputs: int, blocks: Blocks) -> Cut:
 
 
 def choose_blocks(processors: int, major: int) -> Blocks:
-    """Return how to split the work on a device.
-
-    Args:
-        processors: Multiprocessors of the device.
-        major: Major compute capability; 9 is Hopper.
-    """
+    """Return how to split the work on a device with these traits."""
     # As many programs as run at once, so that they end together. Hopper waits for each product of
     # weights in registers; elsewhere joining them would go through shared memory.
     if major == 9:
@@ -207,9 +194,7 @@ def _multiply(
             for place in tl.range(0, tl.where(first == 0, rank, 0), 16, num_stages=1):
                 b_rows = tl.load(b + safe[:, None] * rank + (place + at)[None, :])
                 xa_rows = tl.load(
-                    xa + row[None, :] * xa_row + (place + at)[:, None],
-                    mask=present,
-                    other=0.0,
+                    xa + row[None, :] * xa_row + (place + at)[:, None], mask=present, other=0.0
                 )
                 summed = tl.dot(b_rows, xa_rows, summed)
             summed *= scaling

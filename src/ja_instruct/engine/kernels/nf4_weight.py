@@ -33,8 +33,6 @@ class Nf4Weight:
         packed: int16, (outputs, inputs / 4), four weights each: a view of bitsandbytes' bytes.
         scales: float16 or float32, (inputs / 64, outputs), one for each 64 weights.
         codebook: bfloat16, the 16 values.
-        outputs: Rows.
-        inputs: Columns.
     """
 
     packed: torch.Tensor
@@ -46,10 +44,6 @@ class Nf4Weight:
 
 def nf4_weight(packed: torch.Tensor, state: QuantState) -> Nf4Weight:
     """Return a weight of bitsandbytes without copying the packed weights.
-
-    Args:
-        packed: uint8, two weights a byte.
-        state: How they were quantized.
 
     Raises:
         ValueError: It is not NF4 with blocks of 64 along its rows.

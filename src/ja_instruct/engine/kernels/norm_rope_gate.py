@@ -25,14 +25,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> t
     Like the other kernels here it needs no host synchronization, and after a first call, which
     compiles, a CUDA graph can capture it.
 
-    Args:
-        x: (..., width), in 16 bits.
-        weight: (width,).
-        eps: Added to the mean square.
-        form: How the weight is applied.
-
-    Returns:
-        The shape and dtype of x.
+    ``x`` is (..., width) in 16 bits, ``weight`` is (width,), and ``eps`` is added to the mean
+    square. The result has the shape and dtype of ``x``.
     """
     width = x.shape[-1]
     x = x.contiguous()
@@ -47,12 +41,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> t
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Return activation(gate) * up, computed in float32 and rounded once.
+    """Return activation(gate) * up of the same shape, in 16 bits.
 
-    Args:
-        gate: Any shape, in 16 bits.
-        up: As the gate.
-        activation: GELU's approximation with tanh (arXiv:1606.08415), or SiLU.
+    Computed in float32 and rounded once. The activation is GELU's approximation with tanh
+    (arXiv:1606.08415), or SiLU.
     """
     gate, up = gate.contiguous(), up.contiguous()
     output = torch.empty_like(gate)
@@ -69,16 +61,9 @@ def rotate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return queries and keys with rotary embedding (RoFormer, arXiv:2104.09864).
 
-    The halves of a head are the coordinates, as in transformers. Computed in float32, rounded once.
-
-    Args:
-        query: (sequences, heads, tokens, width) in 16 bits, dense in the width.
-        key: (sequences, key heads, tokens, width), likewise.
-        cos: (sequences or 1, tokens, width), likewise.
-        sin: As ``cos``.
-
-    Returns:
-        Both, contiguous.
+    The halves of a head are the coordinates, as in transformers. Queries and keys are (sequences,
+    heads, tokens, width), ``cos`` and ``sin`` (sequences or 1, tokens, width), all in 16 bits and
+    dense in the width. Computed in float32 and rounded once; the results are contiguous.
     """
     sequences, heads, tokens, width = query.shape
     key_heads = key.shape[1]

@@ -33,14 +33,7 @@ UNSPECIALIZED = ("tokens", "span", "key_blocks", "kinds_sequence")
 
 
 class Blocks(NamedTuple):
-    """Block sizes.
-
-    Attributes:
-        rows: Queries per program, of all heads that share a key head.
-        keys: Keys per iteration.
-        warps: Per program.
-        stages: Of the loads' pipeline.
-    """
+    """Block sizes: ``rows`` are queries of all heads that share a key head."""
 
     rows: int
     keys: int
@@ -80,22 +73,12 @@ def prefill_attention(
     softcap: float | None,
     blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """Return the attention output of a chunk of tokens; see ``grouped_attention``.
+    """Return the attention output of a chunk of tokens; ``grouped_attention`` gives the shapes.
 
     Sums are float32, and only the attention weights are rounded to the queries' dtype. The order of
     summation depends only on shapes, device and mask. After a first call, which compiles, a CUDA
-    graph can capture it.
-
-    Args:
-        query: (sequences, heads, tokens, width); the heads that share a key head are adjacent.
-        key: (sequences, key heads, span, width), possibly a view of a longer cache.
-        value: As the keys.
-        mask: Added to the scores, (sequences or 1, 1, tokens, span). Blocks of keys that it hides,
-            by the lowest number of the queries' dtype, are not read at both ends of the span.
-            Blocks to which it adds 0 are computed without it.
-        scaling: Of the scores, positive.
-        softcap: Bound on the scores, or None.
-        blocks: Block sizes; None for the device's default.
+    graph can capture it. Blocks of keys that the mask hides, by the lowest number of the queries'
+    dtype, are not read at both ends of the span. Blocks to which it adds 0 are computed without it.
 
     Returns:
         (sequences, heads, tokens, width), a view of (sequences, tokens, heads, width). A token that

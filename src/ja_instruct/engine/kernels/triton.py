@@ -22,12 +22,7 @@ WIDTHS = (32, 64, 128, 256)
 
 
 class Traits(NamedTuple):
-    """What the kernels' block sizes depend on.
-
-    Attributes:
-        processors: Multiprocessors.
-        major: Major compute capability; 8 is Ampere, 9 Hopper.
-    """
+    """Multiprocessors, and the major compute capability: 8 is Ampere, 9 Hopper."""
 
     processors: int
     major: int
@@ -69,9 +64,8 @@ def supports_heads(query: torch.Tensor, key: torch.Tensor) -> bool:
 def jit(*varying: str) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that makes a function a kernel; without Triton it changes nothing.
 
-    Args:
-        varying: Parameters whose values (1, or divisible by 16) do not trigger a compilation; names
-            that a function does not have are ignored.
+    The values of ``varying`` parameters (1, or divisible by 16) do not trigger a compilation; names
+    that a function does not have are ignored.
     """
 
     def compile_later(function: Callable[..., Any]) -> Any:
