@@ -6,6 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from ja_instruct.prompts import PromptParameters
+
+
+@pytest.fixture(scope="session")
+def texts(read_parameters: Callable[[str], dict[str, Any]]) -> PromptParameters:
+    """Return the texts of the recipe's prompts."""
+    return PromptParameters(**read_parameters("base")["prompts"])
+
 
 @pytest.fixture
 def replayed() -> Callable[[Callable[[], Any]], Any]:

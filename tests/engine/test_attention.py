@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from random_models import random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
@@ -119,39 +120,19 @@ def test_dropout_is_refused():
         grouped_attention(Layer(4), query, keys, values, mask, dropout=0.1)
 
 
-COMMON = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
+CHANGES = {
+    "gemma2": {"sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "gemma3": {"sliding_window": 8},
+    "llama": {},
+    "qwen3": {},
 }
 
 
-def random_model(family):
-    torch.manual_seed(0)
-    wide = {**COMMON, "head_dim": 16}
-    models = transformers
-    model = {
-        "gemma2": lambda: models.Gemma2ForCausalLM(
-            models.Gemma2Config(**wide, sliding_window=8, attn_logit_softcapping=2.0)
-        ),
-        "gemma3": lambda: models.Gemma3ForCausalLM(
-            models.Gemma3TextConfig(**wide, sliding_window=8)
-        ),
-        "llama": lambda: models.LlamaForCausalLM(models.LlamaConfig(**COMMON)),
-        "qwen3": lambda: models.Qwen3ForCausalLM(models.Qwen3Config(**wide)),
-    }[family]()
-    return model.eval()
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama", "qwen3"])
+@pytest.mark.parametrize("family", CHANGES)
 @torch.inference_mode()
 def test_models_have_the_same_logits(family):
     """A prompt in two pieces, the first padded, and a token after it."""
-    model = random_model(family)
+    model = random_model(family, **CHANGES[family])
     ids = torch.randint(0, 300, (2, 30))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
@@ -191,7 +172,7 @@ def test_ready_masks_are_not_changed(monkeypatch):
         return kept(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setattr(subject, "grouped_attention", noting)
-    model = random_model("gemma2")
+    model = random_model("gemma2", **CHANGES["gemma2"])
     use_grouped_attention(model)
     masks = {kind: torch.zeros(1, 1, 4, 4) for kind in ("full_attention", "sliding_attention")}
     model(input_ids=torch.tensor([[1, 2, 3, 4]]), attention_mask=masks)
@@ -211,7 +192,7 @@ def test_decoding_calls_the_kernel(monkeypatch):
 
     monkeypatch.setattr(subject, "supports_decode", lambda query, key: query.shape[2] == 1)
     monkeypatch.setattr(subject, "decode_attention", kernel)
-    model = random_model("gemma2")
+    model = random_model("gemma2", **CHANGES["gemma2"])
     ids = torch.randint(0, 300, (2, 12))
     with torch.inference_mode():
         model.set_attn_implementation("eager")
@@ -234,10 +215,10 @@ def test_model_with_fixed_attention_is_refused(monkeypatch):
 
 @pytest.mark.gpu
 def test_cuda_graph_captures_it(replayed):
-    query, keys, values, mask = (tensor.cuda() for tensor in tensors(SHAPES["decode"]))
-    layer = Layer(4)
-    expected, _ = grouped_attention(layer, query, keys, values, mask, scaling=0.3, softcap=5.0)
-    output = replayed(
-        lambda: grouped_attention(layer, query, keys, values, mask, scaling=0.3, softcap=5.0)
-    )[0]
-    torch.testing.assert_close(output, expected)
+    given = [tensor.cuda() for tensor in tensors(SHAPES["decode"])]
+
+    def call():
+        return grouped_attention(Layer(4), *given, scaling=0.3, softcap=5.0)[0]
+
+    expected = call()
+    torch.testing.assert_close(replayed(call), expected)

@@ -7,6 +7,7 @@ import torch
 from gemma_shapes import GEMMA_2_27B
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from ja_instruct.engine.attention import SCORES_AT_ONCE
 from ja_instruct.engine.batch_size import (
@@ -18,6 +19,7 @@ from ja_instruct.engine.batch_size import (
 )
 from ja_instruct.engine.kv_cache import KVCache
 from ja_instruct.memory.estimates import ModelShape, lora_weights, nf4_bytes
+from ja_instruct.models.directory import ModelDirectory
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -36,6 +38,13 @@ def test_attention_bytes_match_the_scores_computed_at_once():
     assert ATTENTION_BYTES == 2 * 4 * SCORES_AT_ONCE
 
 
+@pytest.fixture(scope="module")
+def in_4_bits(tiny_nf4):
+    """The tiny 4-bit model, and the shape of its configuration."""
+    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
+    return model, ModelShape.from_config(tiny_nf4.load_config())
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_cache_is_what_the_engine_allocates(tiny_gemma2, int8):
     model = tiny_gemma2.load_model()
@@ -47,9 +56,8 @@ def test_cache_is_what_the_engine_allocates(tiny_gemma2, int8):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_sizes_of_model_and_configuration_are_equal(tiny_nf4, int8):
-    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
-    shape = ModelShape.from_config(tiny_nf4.load_config())
+def test_sizes_of_model_and_configuration_are_equal(in_4_bits, int8):
+    model, shape = in_4_bits
     sizes = EngineSizes.of_model(model, int8_cache=int8)
     assert sizes == EngineSizes.of_shape(shape, int8_cache=int8)
 
@@ -73,11 +81,8 @@ def test_batch_size_matches_free_memory(max_num_seqs, length, prefill):
 
 
 def test_nothing_fits_without_memory(sizes):
-    assert (
-        sizes.max_num_seqs_that_fit(0, 1024, 4096)
-        == sizes.max_num_seqs_that_fit(-(10**9), 1024, 4096)
-        == 0
-    )
+    for free in (0, -(10**9)):
+        assert sizes.max_num_seqs_that_fit(free, 1024, 4096) == 0
 
 
 def test_gemma_2_27b_on_cards_of_24_and_80_gb(shape, sizes):
@@ -100,32 +105,19 @@ def test_larger_prefill_chunks_need_more_memory(sizes):
     assert sizes.working_bytes(4096, 512) == sizes.working_bytes(512, 512)
 
 
-def test_merged_matrices_have_two_bytes_per_weight(tiny_nf4):
-    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
-    shape = ModelShape.from_config(tiny_nf4.load_config())
+def test_merged_matrices_have_two_bytes_per_weight(in_4_bits):
+    model, shape = in_4_bits
     grown, passing = bytes_of_merging(model, None)
     assert grown == shape.linear_weights * 2 - shape.linear_weights // 2
     assert passing == 0
 
 
-def test_merging_needs_the_adapter_and_a_product_in_float32(tiny_nf4, finished_adapter):
-    adapter, weights = finished_adapter
-    model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
-    shape = ModelShape.from_config(tiny_nf4.load_config())
-    _, passing = bytes_of_merging(model, adapter)
-    assert passing == 4 * weights + 2 * 4 * shape.largest_matrix
-
-
-@pytest.fixture
-def finished_adapter(tmp_path):
-    """A directory with factors of 96 weights in all."""
-    from safetensors.torch import save_file
-
-    from ja_instruct.models.directory import ModelDirectory
-
+def test_merging_needs_the_adapter_and_a_product_in_float32(in_4_bits, tmp_path):
+    model, shape = in_4_bits
     factors = {"a": torch.zeros(4, 16), "b": torch.zeros(8, 4)}
     save_file(factors, tmp_path / "adapter_model.safetensors")
-    return ModelDirectory(tmp_path, "adapter"), 96
+    _, passing = bytes_of_merging(model, ModelDirectory(tmp_path, "adapter"))
+    assert passing == 4 * 96 + 2 * 4 * shape.largest_matrix
 
 
 class TestFreeBytes:

@@ -1,6 +1,8 @@
 """Prompts answered side by side get the answers that they get alone."""
 
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,6 @@ from ja_instruct.engine.backends import load_engine
 from ja_instruct.engine.batched import Batched
 from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters
 from ja_instruct.tables.answer_store import AnswerStore
 
 QUESTIONS = [
@@ -27,11 +28,6 @@ PROMPTS = Dataset.from_list(
     [{"task_id": i, "input": text, "prompt": f"質問:{text}"} for i, text in enumerate(QUESTIONS)]
 )
 NEW_TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def texts(read_parameters):
-    return PromptParameters(**read_parameters("base")["prompts"])
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +134,7 @@ def test_prompt_without_tokens_fails_alone(engine, monkeypatch):
 
 
 class Memory:
-    """A device whose memory holds a few sequences; its engines say a prompt's last token twice."""
+    """A device that holds a few sequences; its engines answer with a prompt's last token twice."""
 
     def __init__(self, holds, raises=torch.OutOfMemoryError, before=1, broken=()):
         self.holds, self.raises, self.before, self.broken = holds, raises, before, set(broken)
@@ -146,18 +142,12 @@ class Memory:
 
     def build(self, max_num_seqs, length):
         self.tried.append((max_num_seqs, length))
-        return Backend(self, max_num_seqs)
+        return SimpleNamespace(generate=partial(self.generate, max_num_seqs > self.holds))
 
-
-class Backend:
-    def __init__(self, memory, max_num_seqs):
-        self.memory, self.max_num_seqs = memory, max_num_seqs
-
-    def generate(self, prompts, max_new_tokens, find_banned):
+    def generate(self, is_too_large, prompts, max_new_tokens, find_banned):
         for position, ids in enumerate(prompts):
-            is_full = self.max_num_seqs > self.memory.holds and position == self.memory.before
-            if is_full or ids[-1] in self.memory.broken:
-                raise self.memory.raises("CUDA out of memory. Tried to allocate 20 GiB\nmore")
+            if (is_too_large and position == self.before) or ids[-1] in self.broken:
+                raise self.raises("CUDA out of memory. Tried to allocate 20 GiB\nmore")
             yield position, [ids[-1]] * 2
 
 
@@ -218,7 +208,7 @@ class TestOutOfMemory:
         memory = Memory(holds=99, raises=raises, broken=[broken])
         answers = run(memory, NUMBERED[:6])
         assert [i for i, one in answers.items() if one.error] == [3]
-        # at once one after the other: fewer max_num_seqs would not help
+        # one after the other at once: a smaller batch would not help
         assert [max_num_seqs for max_num_seqs, _ in memory.tried] == [6, 1, 1, 1]
 
     @pytest.mark.parametrize(
@@ -246,14 +236,12 @@ class TestBatchSize:
         return call
 
     @pytest.mark.parametrize(
-        ("prompts", "max_num_seqs"), [(1, 1), (8, 8), (9, 16), (16, 16), (20, 20), (100, 32)]
+        ("prompts", "most", "max_num_seqs"),
+        [(n, None, size) for n, size in ((1, 1), (8, 8), (9, 16), (16, 16), (20, 20), (100, 32))]
+        + [(100, 50, 50), (10, 50, 10)],
     )
-    def test_on_a_cpu(self, count, prompts, max_num_seqs):
-        assert count(prompts) == max_num_seqs
-
-    def test_max_num_seqs_limits_the_batch(self, count):
-        assert count(100, max_num_seqs=50) == 50
-        assert count(10, max_num_seqs=50) == 10
+    def test_on_a_cpu(self, count, prompts, most, max_num_seqs):
+        assert count(prompts, max_num_seqs=most) == max_num_seqs
 
     def test_memory_limits_the_batch(self, count, engine, caplog, monkeypatch):
         sizes = batched.EngineSizes.of_model(engine()._model)
@@ -309,19 +297,22 @@ class TestWeights:
         names = {name for name, _ in one._model.named_parameters()}
         assert any("lora_" in name for name in names) is (weights == "nf4")
 
-    def test_bf16_if_it_leaves_room(self, take_up, tiny_nf4):
+    @pytest.fixture
+    def bytes_in_bf16(self, tiny_nf4):
+        """A function from a number of sequences to the memory that they need with bf16 weights."""
         model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
         sizes = batched.EngineSizes.of_model(model)
-        length = NEW_TOKENS + max(
-            len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
-        )
+        encoded = tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
+        length = NEW_TOKENS + max(map(len, encoded))
         grown, _ = batched.bytes_of_merging(model, None)
-        needed = sizes.working_bytes(1024, length) + 4.5 * sizes.sequence_bytes(length)
-        enough = int(grown + needed / 0.95)
-        assert take_up(enough)[0] == "bf16"
-        assert take_up(enough - sizes.sequence_bytes(length))[0] == "nf4"
-        # fewer max_num_seqs are wanted
-        assert take_up(enough - sizes.sequence_bytes(length), max_num_seqs=3)[0] == "bf16"
+        working, one = sizes.working_bytes(1024, length), sizes.sequence_bytes(length)
+        return lambda sequences: int(grown + (working + sequences * one) / 0.95)
+
+    def test_bf16_if_it_leaves_room(self, take_up, bytes_in_bf16):
+        assert take_up(bytes_in_bf16(4.5))[0] == "bf16"
+        assert take_up(bytes_in_bf16(3.5))[0] == "nf4"
+        # a smaller batch is wanted
+        assert take_up(bytes_in_bf16(3.5), max_num_seqs=3)[0] == "bf16"
 
     @pytest.mark.parametrize(
         ("prompts", "in_16_bits", "in_4_bits", "max_num_seqs", "expected"),
@@ -345,22 +336,14 @@ class TestWeights:
         monkeypatch.setattr(one, "_fit", lambda free, length: (in_4_bits, 1024))
         assert one._choose_weights(prompts, 4096) == expected
 
-    def test_auto_keeps_the_weights_of_earlier_answers(self, take_up, tiny_nf4, caplog):
+    def test_auto_keeps_the_weights_of_earlier_answers(self, take_up, bytes_in_bf16, caplog):
         assert take_up(10**12, before="nf4")[0] == "nf4"
         assert take_up(10**12, before="nf4", weights="bf16")[0] == "bf16"
-        model = tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
-        sizes = batched.EngineSizes.of_model(model)
-        length = NEW_TOKENS + max(
-            len(ids) for ids in tiny_nf4.load_tokenizer()(QUESTIONS[:4])["input_ids"]
-        )
-        grown, _ = batched.bytes_of_merging(model, None)
-        for_one = int(
-            grown + (sizes.working_bytes(1024, length) + sizes.sequence_bytes(length)) / 0.95
-        )
-        assert take_up(for_one + 1000)[0] == "nf4"
-        assert take_up(for_one + 1000, before="bf16")[0] == "bf16"
+        for_one = bytes_in_bf16(1) + 1000
+        assert take_up(for_one)[0] == "nf4"
+        assert take_up(for_one, before="bf16")[0] == "bf16"
         assert "earlier answers" not in caplog.text
-        assert take_up(for_one - sizes.sequence_bytes(length), before="bf16")[0] == "nf4"
+        assert take_up(bytes_in_bf16(0), before="bf16")[0] == "nf4"
         assert "earlier answers were given with bf16 weights" in caplog.text
 
     def test_weights_are_chosen_once(self, take_up):

@@ -1,33 +1,27 @@
 """Answers given together are those that transformers gives one by one."""
 
 import copy
+import operator
 import random
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
+from random_models import random_model
 
 from ja_instruct.engine.attention import use_grouped_attention
 from ja_instruct.engine.engine import Engine
-from ja_instruct.engine.kv_cache import KVCache, bytes_per_token, causal_mask
+from ja_instruct.engine.kv_cache import causal_mask
 from ja_instruct.engine.sampler import Sampler
 from ja_instruct.models.loading import load_nf4_model
 
 NEW_TOKENS = 24
 BAD_WORDS = [[400], [500, 501], [7, 8, 9]]
 PENALTY = 1.1
-COMMON = {
-    "vocab_size": 600,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
 
 
-def random_prompts(vocabulary, count=9, longest=90):
+def random_prompts(count=6, longest=60, vocabulary=600):
     chance = random.Random(0)
     return [
         [2, *(chance.randrange(300, vocabulary) for _ in range(chance.randint(3, longest)))]
@@ -36,23 +30,18 @@ def random_prompts(vocabulary, count=9, longest=90):
 
 
 @pytest.fixture(scope="module")
-def gemma2(tiny_nf4):
-    return load_nf4_model(tiny_nf4, "cpu").eval()
+def models(tiny_nf4):
+    """A model of each family; Gemma 3 has windows in most layers."""
+    return {
+        "gemma2": load_nf4_model(tiny_nf4, "cpu").eval(),
+        "gemma3": random_model("gemma3", sliding_window=16),
+        **{family: random_model(family) for family in ("llama", "qwen3")},
+    }
 
 
 @pytest.fixture(scope="module")
-def others():
-    """Small random models of other families, one with windows in most layers."""
-    torch.manual_seed(0)
-    return {
-        "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)).eval(),
-        "gemma3": transformers.Gemma3ForCausalLM(
-            transformers.Gemma3TextConfig(**COMMON, head_dim=16, sliding_window=16)
-        ).eval(),
-        "qwen3": transformers.Qwen3ForCausalLM(
-            transformers.Qwen3Config(**COMMON, head_dim=16)
-        ).eval(),
-    }
+def llama(models):
+    return models["llama"]
 
 
 def forbidden_behind(answer, token):
@@ -111,29 +100,37 @@ def engine_of(model, end, **settings):
     return Engine(model, sampler, stop_ids=[end], **settings)
 
 
+def answers_of(engine, prompts, *find_banned):
+    """The answers in the order of the prompts, each given once."""
+    answers = list(engine.generate(prompts, NEW_TOKENS, *find_banned))
+    assert sorted(position for position, _ in answers) == list(range(len(prompts)))
+    return [dict(answers)[position] for position in range(len(prompts))]
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("family", "settings"),
     [
-        {"max_num_seqs": 4, "prefill_chunk_size": 32, "check_every": 5},
-        {"max_num_seqs": 9, "prefill_chunk_size": 1000, "check_every": 16},
-        {"max_num_seqs": 1, "prefill_chunk_size": 7, "check_every": 1},
+        ("gemma2", {"max_num_seqs": 4, "prefill_chunk_size": 32, "check_every": 5}),
+        ("gemma2", {"max_num_seqs": 9, "prefill_chunk_size": 1000, "check_every": 16}),
+        ("gemma2", {"max_num_seqs": 1, "prefill_chunk_size": 7, "check_every": 1}),
+        *((family, {"prefill_chunk_size": 16}) for family in ("llama", "gemma3", "qwen3")),
     ],
     ids=str,
 )
-def test_gemma_2(gemma2, settings):
-    prompts = random_prompts(gemma2.config.vocab_size)
-    expected = one_by_one(gemma2, prompts, 1)
-    answers = dict(engine_of(gemma2, 1, **settings).generate(prompts, NEW_TOKENS))
-    assert [answers[position] for position in range(len(prompts))] == expected
+def test_answers_equal_those_of_transformers(models, family, settings):
+    model = models[family]
+    prompts = random_prompts(9, 90, model.config.vocab_size)
+    expected = one_by_one(model, prompts, 1)
+    assert answers_of(engine_of(model, 1, **settings), prompts) == expected
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "gemma3", "qwen3"])
 @pytest.mark.parametrize(
     "settings", [{"max_num_seqs": 4, "prefill_chunk_size": 7}, {"max_num_seqs": 2}], ids=str
 )
-def test_int8_cache(gemma2, others, family, settings, benchmark_module):
-    model = {**others, "gemma2": gemma2}[family]
-    prompts = random_prompts(600, count=6, longest=60)
+def test_int8_cache(models, family, settings, benchmark_module):
+    model = models[family]
+    prompts = random_prompts()
     exact = one_by_one(model, prompts, 1)
     rounded = benchmark_module("training.compare_adapters").RoundedCache
     expected = one_by_one(model, prompts, 1, cache=rounded)
@@ -142,49 +139,33 @@ def test_int8_cache(gemma2, others, family, settings, benchmark_module):
     model = copy.deepcopy(model)
     use_grouped_attention(model)
     engine = engine_of(model, 1, **settings, int8_cache=True)
-    answers = dict(engine.generate(prompts, NEW_TOKENS))
-    assert [answers[position] for position in range(len(prompts))] == expected
+    assert answers_of(engine, prompts) == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
-def test_other_families(others, family):
-    model = others[family]
-    prompts = random_prompts(600, count=6, longest=60)
-    expected = one_by_one(model, prompts, 1)
-    answers = dict(engine_of(model, 1, prefill_chunk_size=16).generate(prompts, NEW_TOKENS))
-    assert [answers[position] for position in range(len(prompts))] == expected
-
-
-def test_ended_answers_make_room(others):
-    """An end token is chosen that some answers hold and others do not."""
-    model = others["llama"]
-    prompts = random_prompts(600, count=8, longest=40)
-    free = one_by_one(model, prompts, 599)
+def test_ended_answers_make_room(llama):
+    """An end token is chosen that some answers contain and others do not."""
+    prompts = random_prompts(8, 40)
+    free = one_by_one(llama, prompts, 599)
     end = free[0][len(free[0]) // 2]
-    expected = one_by_one(model, prompts, end)
-    lengths = {len(answer) for answer in expected}
-    assert len(lengths) > 1
-    answers = dict(
-        engine_of(model, end, max_num_seqs=2, check_every=3).generate(prompts, NEW_TOKENS)
-    )
-    assert [answers[position] for position in range(len(prompts))] == expected
+    expected = one_by_one(llama, prompts, end)
+    assert len({len(answer) for answer in expected}) > 1
+    engine = engine_of(llama, end, max_num_seqs=2, check_every=3)
+    assert answers_of(engine, prompts) == expected
 
 
 @pytest.mark.parametrize("check_every", [1, 5, 16])
-def test_answers_are_rolled_back_to_banned_tokens(others, check_every):
-    model = others["llama"]
-    prompts = random_prompts(600, count=6, longest=40)
-    free = one_by_one(model, prompts, 599)
+def test_answers_are_rolled_back_to_banned_tokens(llama, check_every):
+    prompts = random_prompts(6, 40)
+    free = one_by_one(llama, prompts, 599)
     assert sum(first_forbidden(ids, 0) is not None for ids in free) == 6
-    expected = one_by_one(model, prompts, 599, lambda ids: [NoForbiddenPairs(len(ids))])
-    engine = engine_of(model, 599, max_num_seqs=3, check_every=check_every)
-    answers = dict(engine.generate(prompts, NEW_TOKENS, first_forbidden))
-    assert [answers[position] for position in range(6)] == expected
+    expected = one_by_one(llama, prompts, 599, lambda ids: [NoForbiddenPairs(len(ids))])
+    engine = engine_of(llama, 599, max_num_seqs=3, check_every=check_every)
+    assert answers_of(engine, prompts, first_forbidden) == expected
 
 
-def test_answers_are_yielded_as_they_end(others):
-    prompts = random_prompts(600, count=6, longest=40)
-    engine = engine_of(others["llama"], 599, max_num_seqs=2, check_every=4)
+def test_answers_are_yielded_as_they_end(llama):
+    prompts = random_prompts(6, 40)
+    engine = engine_of(llama, 599, max_num_seqs=2, check_every=4)
     stream = engine.generate(prompts, NEW_TOKENS)
     first, _ = next(stream)
     # the longest prompts are answered first
@@ -193,13 +174,13 @@ def test_answers_are_yielded_as_they_end(others):
     assert sorted([first, *(position for position, _ in stream)]) == list(range(6))
 
 
-def test_row_without_a_prompt_attends_to_little(others, monkeypatch):
+def test_row_without_a_prompt_attends_to_little(llama, monkeypatch):
     prompts = [[2, *range(300, 340)], [2, *range(340, 390)]]
     ends = [len(prompts[0]) + 4, len(prompts[1]) + NEW_TOKENS]
-    free = one_by_one(others["llama"], prompts, 599)
+    free = one_by_one(llama, prompts, 599)
     end = free[0][4]
     assert end not in free[0][:4] + free[1]
-    engine = engine_of(others["llama"], end, max_num_seqs=2, check_every=1)
+    engine = engine_of(llama, end, max_num_seqs=2, check_every=1)
     seen = []
     forward = engine._forward
 
@@ -210,113 +191,87 @@ def test_row_without_a_prompt_attends_to_little(others, monkeypatch):
     monkeypatch.setattr(engine, "_forward", watched)
     assert [ids for _, ids in engine.generate(prompts, NEW_TOKENS)] == [free[0][:5], free[1]]
     steps = [places for places in seen if len(places) == 2]
-    # the longer prompt is the first slot's
+    # the longer prompt is in the first row
     assert max(places[1] for places in steps) == ends[0] - 1
     assert [places[1] for places in steps[4:]] == list(range(len(steps) - 4))
     assert steps[-1][0] == ends[1] - 2
 
 
-def test_answer_ends_at_max_length(others):
-    (ids,) = random_prompts(600, count=1, longest=40)
-    engine = engine_of(others["llama"], 599, max_length=len(ids) + 5)
+def test_answer_ends_at_max_length(llama):
+    (ids,) = random_prompts(1, 40)
+    engine = engine_of(llama, 599, max_length=len(ids) + 5)
     assert [len(answer) for _, answer in engine.generate([ids], NEW_TOKENS)] == [5]
 
 
 @pytest.mark.parametrize("ids", [[], [2] * 200])
-def test_prompt_without_room_is_refused(others, ids):
+def test_prompt_without_room_is_refused(llama, ids):
     with pytest.raises(ValueError, match=r"prompt 1 has \d+ tokens: no room"):
-        list(engine_of(others["llama"], 599).generate([[2, 300], ids], NEW_TOKENS))
+        list(engine_of(llama, 599).generate([[2, 300], ids], NEW_TOKENS))
 
 
-def test_engine_can_be_used_again(others):
-    prompts = random_prompts(600, count=5, longest=40)
-    engine = engine_of(others["llama"], 599, max_num_seqs=2)
-    first = dict(engine.generate(prompts, NEW_TOKENS))
-    assert dict(engine.generate(prompts, NEW_TOKENS)) == first
+def test_engine_can_be_used_again(llama):
+    prompts = random_prompts(5, 40)
+    engine = engine_of(llama, 599, max_num_seqs=2)
+    assert answers_of(engine, prompts) == answers_of(engine, prompts)
 
 
-def test_step_that_cannot_be_captured_is_launched(others, monkeypatch, caplog):
-    prompts = random_prompts(600, count=5, longest=40)
-    expected = one_by_one(others["llama"], prompts, 599)
-    engine = engine_of(others["llama"], 599, max_num_seqs=2)
-    tried = []
-
-    def capture(span):
-        tried.append(span)
-        raise RuntimeError("operation not permitted when stream is capturing")
-
+@pytest.fixture
+def failing_capture(llama, monkeypatch):
+    """An engine whose steps cannot be captured, and a mock of the attempts."""
+    engine, capture = engine_of(llama, 599, max_num_seqs=2), Mock()
     monkeypatch.setattr(engine, "_use_cuda_graphs", True)
     monkeypatch.setattr(engine, "_capture", capture)
-    answers = dict(engine.generate(prompts, NEW_TOKENS))
-    assert [answers[position] for position in range(5)] == expected
-    assert len(tried) == 1
+    return engine, capture
+
+
+def test_step_that_cannot_be_captured_is_launched(llama, failing_capture, caplog):
+    prompts = random_prompts(5, 40)
+    engine, capture = failing_capture
+    capture.side_effect = RuntimeError("operation not permitted when stream is capturing")
+    assert answers_of(engine, prompts) == one_by_one(llama, prompts, 599)
+    assert capture.call_count == 1
     assert "operation not permitted when stream is capturing" in caplog.text
 
 
-def test_running_out_of_memory_in_capture_is_an_error(others, monkeypatch):
-    engine = engine_of(others["llama"], 599, max_num_seqs=2)
-
-    def capture(span):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(engine, "_use_cuda_graphs", True)
-    monkeypatch.setattr(engine, "_capture", capture)
+def test_running_out_of_memory_in_capture_is_an_error(failing_capture):
+    engine, capture = failing_capture
+    capture.side_effect = torch.OutOfMemoryError
     with pytest.raises(torch.OutOfMemoryError):
         list(engine.generate([[2, 300]], NEW_TOKENS))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("int8", [False, True])
-def test_captured_steps_equal_launched_ones(others, int8):
+def test_captured_steps_equal_launched_ones(llama, int8):
     """On a GPU; TF32 is off by default, so numbers are those of float32."""
-    model = copy.deepcopy(others["llama"]).cuda()
+    model = copy.deepcopy(llama).cuda()
     use_grouped_attention(model)
-    prompts = random_prompts(600, count=6, longest=60)
-    taken, recorded = (
-        dict(
-            engine_of(model, 599, use_cuda_graphs=use, int8_cache=int8).generate(
-                prompts, NEW_TOKENS
-            )
-        )
+    launched, captured = (
+        answers_of(engine_of(model, 599, use_cuda_graphs=use, int8_cache=int8), random_prompts())
         for use in (False, True)
     )
-    assert recorded == taken
+    assert captured == launched
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("max_num_seqs", [1, 6])
 def test_int8_cache_on_a_gpu(max_num_seqs):
-    """With heads that the kernels take, whose answers are those of PyTorch's operations."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**COMMON, "hidden_size": 128}, head_dim=32)
-    model = transformers.LlamaForCausalLM(config).eval()
+    """With heads that the kernels support, whose answers are those of PyTorch's operations."""
+    model = random_model("llama", hidden_size=128, head_dim=32)
     use_grouped_attention(model)
-    prompts = random_prompts(600, count=6, longest=60)
     settings = {"max_num_seqs": max_num_seqs, "int8_cache": True, "prefill_chunk_size": 40}
-    expected = dict(engine_of(model, 599, **settings).generate(prompts, NEW_TOKENS))
-    answers = dict(engine_of(model.cuda(), 599, **settings).generate(prompts, NEW_TOKENS))
-    equal = [answers[position] == ids for position, ids in expected.items()]
-    # a number at the edge between two integers may go to either
-    assert sum(equal) >= 5
-    halved = dict(engine_of(model.half(), 599, **settings).generate(prompts, NEW_TOKENS))
-    same = [
-        sum(token == other for token, other in zip(halved[position], ids, strict=False))
-        for position, ids in expected.items()
-    ]
-    assert sum(same) > 0.5 * sum(map(len, expected.values()))
-
-
-def test_size_of_the_cache(gemma2):
-    config = gemma2.config
-    cache = KVCache(
-        config, max_num_seqs=3, length=50, dtype=torch.float32, device=torch.device("cpu")
+    expected, answers, halved = (
+        answers_of(engine_of(change(model), 599, **settings), random_prompts())
+        for change in (lambda model: model, lambda model: model.cuda(), lambda model: model.half())
     )
-    held = sum(tensor.nbytes for tensor in (*cache._keys, *cache._values))
-    assert held == 3 * 50 * bytes_per_token(config, torch.float32)
+    # a number at the edge between two integers may be rounded to either
+    assert sum(map(operator.eq, answers, expected)) >= 5
+    same = [sum(map(operator.eq, *both)) for both in zip(halved, expected, strict=True)]
+    assert sum(same) > 0.5 * sum(map(len, expected))
 
 
-def test_masks_of_windows(gemma2):
+def test_masks_of_windows(models):
     positions = torch.tensor([[5], [90]])
-    masks = causal_mask(gemma2.config, positions, 128, torch.float32)
+    masks = causal_mask(models["gemma2"].config, positions, 128, torch.float32)
     seen = {kind: (mask == 0).sum(dim=-1).flatten().tolist() for kind, mask in masks.items()}
     assert seen == {"full_attention": [6, 91], "sliding_attention": [6, 64]}

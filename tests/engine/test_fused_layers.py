@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 import transformers
+from random_models import FAMILIES, SIZES, random_model
 from transformers.models.llama import modeling_llama
 
 from ja_instruct.engine import fused_layers as subject
@@ -12,30 +13,19 @@ from ja_instruct.engine.fused_layers import gated, rms_norm, rotate, use_fused_l
 from ja_instruct.engine.kv_cache import causal_mask
 
 LAYERS = 2
-COMMON = {
-    "vocab_size": 300,
+CHANGES = {
     "hidden_size": 96,
     "intermediate_size": 200,
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 32,
     "initializer_range": 0.1,
-}
-FAMILIES = {
-    "gemma2": (transformers.Gemma2ForCausalLM, transformers.Gemma2Config),
-    "gemma3": (transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig),
-    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig),
-    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config),
 }
 # norms, gate and rotation of a layer
 FUSED = {"gemma2": 4 + 2, "gemma3": 6 + 2, "llama": 2 + 2, "qwen3": 4 + 2}
 
 
 def small_model(family, dtype=torch.bfloat16, **changes):
-    kind, config = FAMILIES[family]
-    torch.manual_seed(0)
-    model = kind(config(**{**COMMON, **changes})).eval()
+    model = random_model(family, **CHANGES, **changes)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # fresh norms weigh nothing
@@ -204,18 +194,14 @@ def test_norms_with_weights_of_another_dtype(kernel_calls, caplog):
     assert len(kernel_calls) == 1
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu", "gelu_new"])
 def test_other_activations_are_not_fused(activation, kernel_calls, caplog):
+    # another name of gelu_tanh
+    is_known = activation == "gelu_new"
     model = small_model("llama", hidden_act=activation)
-    assert use_fused_layers(model) == LAYERS * (FUSED["llama"] - 1) + 1
-    assert "LlamaMLP keeps" in caplog.text
-    assert "none of gelu_tanh, silu" in caplog.text
-
-
-def test_the_same_activation_by_another_name(kernel_calls):
-    model = small_model("llama", hidden_act="gelu_new")
-    assert use_fused_layers(model) == LAYERS * FUSED["llama"] + 1
-    assert ("gated", "gelu_tanh") in kernel_calls
+    assert use_fused_layers(model) == LAYERS * (FUSED["llama"] - (not is_known)) + 1
+    assert ("LlamaMLP keeps" in caplog.text) is not is_known
+    assert ("none of gelu_tanh, silu" in caplog.text) is not is_known
 
 
 class SparseMLP(modeling_llama.LlamaMLP):
@@ -232,15 +218,15 @@ class SplitMLP(modeling_llama.LlamaMLP):
 
 @pytest.mark.parametrize("kind", [SparseMLP, SplitMLP])
 def test_gates_that_compute_more_are_not_fused(kind, kernel_calls):
-    mlp = kind(transformers.LlamaConfig(**COMMON)).to(torch.bfloat16)
+    mlp = kind(transformers.LlamaConfig(**SIZES)).to(torch.bfloat16)
     assert use_fused_layers(mlp) == 0
     assert kernel_calls.count(("gated", "silu")) == (kind is SparseMLP)
 
 
 def test_other_rotary_embeddings_are_not_fused(kernel_calls, caplog):
-    config = transformers.GlmConfig(**COMMON, pad_token_id=0)
+    config = transformers.GlmConfig(**SIZES, pad_token_id=0)
     model = transformers.GlmForCausalLM(config).to(torch.bfloat16).eval()
-    norms = 2 * LAYERS + 1
+    norms = 2 * SIZES["num_hidden_layers"] + 1
     assert use_fused_layers(model) == norms
     assert "GlmAttention keeps its own computation" in caplog.text
 
@@ -263,27 +249,22 @@ def test_adapters_below_are_applied(kernel_calls):
 
 
 @pytest.mark.parametrize(
-    ("name", "changed"),
+    ("parts", "change", "is_supported"),
     [
-        ("as it is", {}),
-        ("angles of all", {"cos": lambda x: x[:1], "sin": lambda x: x[:1]}),
-        ("type of angles", {"cos": lambda x: x.float(), "sin": lambda x: x.float()}),
-        ("a part of the width", {"cos": lambda x: x[..., :16], "sin": lambda x: x[..., :16]}),
-        ("every second", {"query": lambda x: torch.cat([x, x], -1)[..., ::2]}),
-        ("fewer keys", {"key": lambda x: x[:, :, :1]}),
+        ([], None, True),
+        (["cos", "sin"], lambda x: x[:1], True),
+        (["cos", "sin"], lambda x: x.float(), False),
+        (["cos", "sin"], lambda x: x[..., :16], False),
+        (["query"], lambda x: torch.cat([x, x], -1)[..., ::2], False),
+        (["key"], lambda x: x[:, :, :1], False),
     ],
+    ids=["as is", "one sequence", "type of angles", "part of the width", "strided", "fewer keys"],
 )
-def test_supported_rotary_inputs(name, changed):
-    given = {
-        "query": torch.zeros(2, 5, 4, 32, dtype=torch.bfloat16).transpose(1, 2),
-        "key": torch.zeros(2, 5, 2, 32, dtype=torch.bfloat16).transpose(1, 2),
-        "cos": torch.zeros(2, 5, 32, dtype=torch.bfloat16),
-        "sin": torch.zeros(2, 5, 32, dtype=torch.bfloat16),
-    }
-    for part, change in changed.items():
-        given[part] = change(given[part])
-    takes = subject._can_rotate(torch.device("cpu"), *given.values())
-    assert takes == (name in ("as it is", "angles of all"))
+def test_supported_rotary_inputs(parts, change, is_supported):
+    shapes = {"query": (2, 4, 5, 32), "key": (2, 2, 5, 32), "cos": (2, 5, 32), "sin": (2, 5, 32)}
+    given = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    given.update({name: change(given[name]) for name in parts})
+    assert subject._can_rotate(torch.device("cpu"), *given.values()) is is_supported
 
 
 def random_numbers(*shape, dtype):

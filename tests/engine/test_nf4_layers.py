@@ -4,7 +4,8 @@ import bitsandbytes
 import peft
 import pytest
 import torch
-import transformers
+from kernel_inputs import dequantized
+from random_models import random_model
 
 from ja_instruct.engine import nf4_layers as subject
 from ja_instruct.engine.kernels.nf4_matmul import arrange
@@ -21,15 +22,8 @@ def nf4_layer(inputs=128, outputs=96, *, bias=True, quant_type="nf4"):
     return layer.to(torch.bfloat16).to("cpu").eval()
 
 
-def written_out(weight):
-    shifts = torch.tensor([4, 0, 12, 8])
-    places = (weight.packed[..., None].int() >> shifts) & 15
-    scales = weight.scales.T.float().repeat_interleave(64, dim=1)
-    return weight.codebook[places.view(weight.outputs, -1)].float() * scales
-
-
 def reference(x, weight, bias, arranged, low_rank):
-    values = written_out(weight)
+    values = dequantized(weight)
     # what the kernel multiplies is the arranged rows
     rows = arranged.view(-1, len(x), 4, 16).permute(1, 0, 3, 2).reshape(len(x), weight.inputs)
     output = torch.nn.functional.linear(
@@ -42,16 +36,13 @@ def reference(x, weight, bias, arranged, low_rank):
 
 @pytest.fixture
 def kernel_calls(monkeypatch):
-    """Let the CPU have the kernels, and note the rows one multiplies and the adapter's rank.
-
-    Of weights that are written out, the adapter's rank.
-    """
+    """Replace the kernels on the CPU, and note their rows and the adapter's rank."""
     calls = []
 
     def dequantize(weight, factors=None):
-        calls.append(f"written out, rank {len(factors.a) if factors else 0}")
+        calls.append(f"dequantized, rank {len(factors.a) if factors else 0}")
         added = factors.scaling * factors.b.float() @ factors.a.float() if factors else 0
-        return (written_out(weight) + added).to(torch.bfloat16)
+        return (dequantized(weight) + added).to(torch.bfloat16)
 
     def matmul(x, weight, bias=None, *, arranged=None, low_rank=None):
         calls.append((len(x), low_rank.b.shape[1]) if low_rank else len(x))
@@ -74,8 +65,8 @@ def kernel_calls(monkeypatch):
         ((64, 1), [64]),
         ((1, 64), [64]),
         ((4, 16), [64]),
-        ((65, 1), ["written out, rank 0"]),
-        ((5, 13), ["written out, rank 0"]),
+        ((65, 1), ["dequantized, rank 0"]),
+        ((5, 13), ["dequantized, rank 0"]),
         ((5,), [5]),
     ],
     ids=str,
@@ -139,9 +130,14 @@ def plain_model():
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5)], ids=str)
-def test_lean_layers_equal_peft_in_float32(shape):
-    model = with_adapter(plain_model())
-    x = torch.randn(*shape, 128)
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"),
+    [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 2**-6, 2**-5)],
+    ids=str,
+)
+def test_lean_layers_equal_peft(shape, dtype, rtol, atol):
+    model = with_adapter(plain_model().to(dtype))
+    x = torch.randn(*shape, 128, dtype=dtype)
     with torch.inference_mode():
         expected = model(x)
         with model.disable_adapter():
@@ -151,18 +147,8 @@ def test_lean_layers_equal_peft_in_float32(shape):
         with model.disable_adapter():
             assert torch.equal(model(x), without)
     assert not torch.allclose(expected, without, atol=1e-2)
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_lean_layers_equal_peft_in_bfloat16():
-    model = with_adapter(plain_model().to(torch.bfloat16))
-    x = torch.randn(4, 128, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        expected = model(x)
-        use_lean_lora(model)
-        output = model(x)
-    torch.testing.assert_close(output, expected, rtol=2**-6, atol=2**-5)
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(output, expected, rtol=rtol, atol=atol)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
 def test_lean_layers_do_not_call_peft(monkeypatch):
@@ -241,10 +227,10 @@ class Attention(torch.nn.Module):
         (8, 4, 4),
         (16, 4, (4, 16)),
         (48, 4, (4, 48)),
-        # what is written out, with an adapter of a power of 2
-        (8, 70, "written out, rank 0"),
-        (16, 70, "written out, rank 16"),
-        (48, 70, "written out, rank 0"),
+        # a dequantized weight includes an adapter whose rank is a power of 2
+        (8, 70, "dequantized, rank 0"),
+        (16, 70, "dequantized, rank 16"),
+        (48, 70, "dequantized, rank 0"),
     ],
 )
 def test_lean_layers_with_the_kernels(kernel_calls, rank, rows, calls):
@@ -285,29 +271,16 @@ def test_siblings_share_the_first_multiplication(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(8, 1), (2, 50)], ids=str)
 def test_model_has_nearly_the_same_logits_on_a_gpu(shape):
-    config = transformers.LlamaConfig(
-        vocab_size=300,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    for layer in model.model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, linear in list(part.named_children()):
-                if isinstance(linear, torch.nn.Linear):
-                    packed = bitsandbytes.nn.Linear4bit(
-                        linear.in_features,
-                        linear.out_features,
-                        bias=False,
-                        compute_dtype=torch.bfloat16,
-                        quant_type="nf4",
-                    )
-                    packed.load_state_dict(linear.state_dict())
-                    setattr(part, name, packed)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 32}
+    model = random_model("llama", **sizes, initializer_range=0.02).to(torch.bfloat16)
+    for name, linear in list(model.model.named_modules()):
+        if isinstance(linear, torch.nn.Linear):
+            sizes, dtype = (linear.in_features, linear.out_features), torch.bfloat16
+            layer = bitsandbytes.nn.Linear4bit(
+                *sizes, bias=False, compute_dtype=dtype, quant_type="nf4"
+            )
+            layer.load_state_dict(linear.state_dict())
+            model.model.set_submodule(name, layer)
     model = model.to("cuda")
     ids = torch.randint(0, 300, shape, device="cuda")
     with torch.inference_mode():

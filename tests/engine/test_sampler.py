@@ -50,22 +50,22 @@ def test_choices_equal_transformers(penalty, bad_words):
         assert rules.choose(logits.clone(), slice(0, 3)).tolist() == expected
 
 
-def test_penalty_on_the_answer_alone():
-    logits = torch.zeros(1, VOCABULARY)
-    logits[0, 5], logits[0, 6] = 2.0, 1.9
-    for on_prompt, expected in ((True, 6), (False, 5)):
-        rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, penalized_prompt=on_prompt)
-        rules.start(0, [5])
-        assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [expected]
-
-
-def test_nothing_is_penalized_at_first():
+@pytest.mark.parametrize(
+    ("changes", "prompt", "expected"),
+    [
+        ({}, [0], [6]),
+        # at first nothing is penalized, also not the token that fills empty places
+        ({"penalized_prompt": False}, [0, 6], [0, 6]),
+        ({"exempt_ids": [0]}, [0], [0, 0]),
+    ],
+    ids=str,
+)
+def test_penalized_tokens(changes, prompt, expected):
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 0], logits[0, 6] = 2.0, 1.9
-    rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, penalized_prompt=False)
-    rules.start(0, [0, 6])
-    assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [0]
-    assert rules.choose(logits.clone(), slice(0, 1)).tolist() == [6]
+    rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, **changes)
+    rules.start(0, prompt)
+    assert [int(rules.choose(logits.clone(), slice(0, 1))) for _ in expected] == expected
 
 
 def test_steps_beyond_the_end_of_a_row_are_harmless():
@@ -82,14 +82,6 @@ def test_too_many_refused_tokens_are_an_error():
     rules.start(1, [1], [4], list(range(MAX_REFUSED)))
     with pytest.raises(RuntimeError, match="1025 tokens are banned after 1 tokens of an answer"):
         rules.start(1, [1], [4], list(range(MAX_REFUSED + 1)))
-
-
-def test_exempt_tokens_are_not_penalized():
-    logits = torch.zeros(1, VOCABULARY)
-    logits[0, 5], logits[0, 6] = 2.0, 1.9
-    rules = rules_of(max_num_seqs=1, repetition_penalty=1.5, exempt_ids=[5])
-    rules.start(0, [5])
-    assert rules.choose(logits, slice(0, 1)).tolist() == [5]
 
 
 def test_start_resets_a_row():

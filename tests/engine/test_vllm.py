@@ -1,14 +1,14 @@
 """vLLM is not installed where these tests run: a module stands in for it.
 
-Its signatures are those of vllm 0.32.0, as far as the engine may use them, so that an argument that
-vLLM does not know fails here as well.
+Tests compare all arguments, whose names are those of vllm 0.32.0.
 """
 
 import json
 import sys
-import types
+from collections import namedtuple
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +24,6 @@ from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference import create_pipeline
 from ja_instruct.pipelines.inference.answering import answer_all, answer_keys
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters
 from ja_instruct.tables.answer_store import AnswerStore
 
 PROMPTS = ["日本の首都は", "春", "富士山の高さを教えてください。\n\n"]
@@ -43,67 +42,25 @@ class EngineDeadError(VLLMError):
     pass
 
 
-@dataclass(kw_only=True)
-class EngineArguments:
-    """``vllm.LLM.__init__`` with those of ``EngineArgs`` that its ``**kwargs`` go to."""
-
-    model: str
-    quantization: str | None = None
-    load_format: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    enable_chunked_prefill: bool | None = None
-    gpu_memory_utilization: float = 0.92
-    enforce_eager: bool = False
-    enable_lora: bool = False
-    max_loras: int = 1
-    max_lora_rank: int = 16
-
-    def __post_init__(self):
-        # the checks of its configuration classes
-        assert 0 < self.gpu_memory_utilization <= 1
-        assert self.max_num_batched_tokens >= self.max_num_seqs >= 1
-        assert self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
-        assert self.enable_chunked_prefill or self.max_num_batched_tokens >= self.max_model_len
-
-
-@dataclass(kw_only=True)
-class SamplingParams:
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = 16
-    stop_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    detokenize: bool = True
-    output_kind: str = "CUMULATIVE"
-
-
-@dataclass(eq=False)
-class LoRARequest:
-    lora_name: str
-    lora_int_id: int
-    lora_path: str = ""
+LoRARequest = namedtuple("LoRARequest", "lora_name lora_int_id lora_path")
 
 
 @dataclass
 class Vllm:
-    """What the stand-in is told, and what it answers."""
+    """What the stand-in gets, and what it answers."""
 
     answers: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     dies_after: int | None = None
-    arguments: list[EngineArguments] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
     requests: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     shutdowns: int = 0
 
-    def start(self, model: str, **kwargs: Any) -> types.SimpleNamespace:
-        self.arguments.append(EngineArguments(model=model, **kwargs))
+    def start(self, model: str, **kwargs: Any) -> SimpleNamespace:
+        self.arguments.append({"model": model, **kwargs})
         self._running: dict[str, list[int]] = {}
-        return types.SimpleNamespace(llm_engine=self)
+        return SimpleNamespace(llm_engine=self)
 
     @property
     def engine_core(self):
@@ -116,7 +73,7 @@ class Vllm:
         self,
         request_id: str,
         prompt: dict[str, Any],
-        params: SamplingParams,
+        params: SimpleNamespace,
         arrival_time: float | None = None,
         lora_request: LoRARequest | None = None,
     ) -> str:
@@ -125,7 +82,7 @@ class Vllm:
         ids = prompt["prompt_token_ids"]
         if not ids:
             raise VLLMClientError("The decoder prompt cannot be empty")
-        if len(ids) >= self.arguments[-1].max_model_len:
+        if len(ids) >= self.arguments[-1]["max_model_len"]:
             raise VLLMClientError(f"The decoder prompt (length {len(ids)}) is longer than")
         assert request_id not in self._running
         self.requests[request_id] = (ids, params, lora_request)
@@ -135,7 +92,7 @@ class Vllm:
     def has_unfinished_requests(self) -> bool:
         return bool(self._running)
 
-    def step(self) -> list[types.SimpleNamespace]:
+    def step(self) -> list[SimpleNamespace]:
         """Give every answer a token more, and return those that are whole, after one that is not.
 
         ``FINAL_ONLY`` keeps the latter back, but vLLM's own loop looks at ``finished`` as well.
@@ -143,30 +100,22 @@ class Vllm:
         if self.steps == self.dies_after:
             raise EngineDeadError("EngineCore encountered an issue")
         self.steps += 1
-        ended = [name for name, ids in self._running.items() if len(ids) <= self.steps]
-        begun = types.SimpleNamespace(request_id="0", finished=False, outputs=[])
-        return [begun] + [
-            types.SimpleNamespace(
-                request_id=name,
-                finished=True,
-                outputs=[
-                    types.SimpleNamespace(
-                        token_ids=self._running.pop(name),
-                        finish_reason=self.reasons.get(int(name), "stop"),
-                    )
-                ],
-            )
-            for name in ended
-        ]
+        outputs = [SimpleNamespace(request_id="0", finished=False, outputs=[])]
+        for name, ids in list(self._running.items()):
+            if len(ids) <= self.steps:
+                reason = self.reasons.get(int(name), "stop")
+                answer = SimpleNamespace(token_ids=self._running.pop(name), finish_reason=reason)
+                outputs.append(SimpleNamespace(request_id=name, finished=True, outputs=[answer]))
+        return outputs
 
 
 @pytest.fixture
 def vllm(monkeypatch):
     """The stand-in, installed, on a GPU of 80 GB of which 70 GB are free."""
     fake = Vllm()
-    kinds = types.SimpleNamespace(FINAL_ONLY="FINAL_ONLY")
+    kinds = SimpleNamespace(FINAL_ONLY="FINAL_ONLY")
     modules = {
-        "vllm": {"LLM": fake.start, "SamplingParams": SamplingParams},
+        "vllm": {"LLM": fake.start, "SamplingParams": SimpleNamespace},
         "vllm.exceptions": {"VLLMClientError": VLLMClientError},
         "vllm.inputs": {"tokens_input": tokens_input},
         "vllm.lora": {},
@@ -174,9 +123,7 @@ def vllm(monkeypatch):
         "vllm.sampling_params": {"RequestOutputKind": kinds},
     }
     for name, content in modules.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 * GB, 80 * GB))
     return fake
@@ -198,11 +145,6 @@ def change(read_parameters):
         )
 
     return changed
-
-
-@pytest.fixture(scope="module")
-def texts(read_parameters):
-    return PromptParameters(**read_parameters("base")["prompts"])
 
 
 @pytest.fixture
@@ -227,6 +169,16 @@ def said(vllm, tiny_nf4):
     ]
 
 
+@pytest.fixture
+def answer(said, tiny_nf4, change):
+    """A function that answers prompts with base's parameters and changes."""
+
+    def call(*batching, prompts=PROMPTS, adapter=None, **changes):
+        return dict(load_engine(tiny_nf4, adapter, change(*batching, **changes)).generate(prompts))
+
+    return call
+
+
 def test_answers_are_yielded_as_they_end(vllm, said, tiny_nf4, change):
     engine = load_engine(tiny_nf4, None, change())
     assert isinstance(engine, VllmEngine)
@@ -248,30 +200,25 @@ def test_answers_are_yielded_as_they_end(vllm, said, tiny_nf4, change):
     assert vllm.shutdowns == 1
 
 
-def test_vllm_gets_the_parameters(vllm, said, tiny_nf4, change):
-    dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
+def test_vllm_gets_the_parameters(vllm, answer, tiny_nf4):
+    answer()
     tokenizer = tiny_nf4.load_tokenizer()
     longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS)
     (found,) = vllm.arguments
-    # free but for vLLM's own context, with a margin
-    assert found.gpu_memory_utilization == pytest.approx(0.95 * 69.4 / 80)
-    assert found == EngineArguments(
-        model=str(tiny_nf4.path),
-        quantization="bitsandbytes",
-        load_format="bitsandbytes",
-        dtype="bfloat16",
-        max_model_len=longest + 12,
-        max_num_seqs=3,
-        max_num_batched_tokens=1024,
-        enable_chunked_prefill=True,
-        gpu_memory_utilization=found.gpu_memory_utilization,
-        enforce_eager=False,
-    )
-    assert [adapter for _, _, adapter in vllm.requests.values()] == [None] * 3
-    assert {id(settings) for _, settings, _ in vllm.requests.values()} == {
-        id(vllm.requests["0"][1])
+    assert found == {
+        "model": str(tiny_nf4.path),
+        "quantization": "bitsandbytes",
+        "load_format": "bitsandbytes",
+        "dtype": "bfloat16",
+        "max_model_len": longest + 12,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 1024,
+        "enable_chunked_prefill": True,
+        # free but for vLLM's own context, with a margin
+        "gpu_memory_utilization": pytest.approx(0.95 * 69.4 / 80),
+        "enforce_eager": False,
     }
-    assert vllm.requests["0"][1] == SamplingParams(
+    settings = SimpleNamespace(
         temperature=0.0,
         repetition_penalty=1.1,
         max_tokens=12,
@@ -280,18 +227,16 @@ def test_vllm_gets_the_parameters(vllm, said, tiny_nf4, change):
         detokenize=False,
         output_kind="FINAL_ONLY",
     )
+    assert [request[1:] for request in vllm.requests.values()] == [(settings, None)] * 3
 
 
-def test_vllm_gets_the_batching_parameters(vllm, said, tiny_nf4, change):
-    parameters = change(
-        {"max_num_seqs": 2, "prefill_chunk_size": 1, "cuda_graphs": False, "memory_gb": 20.0}
-    )
-    dict(load_engine(tiny_nf4, None, parameters).generate(PROMPTS))
+def test_vllm_gets_the_batching_parameters(vllm, answer):
+    answer({"max_num_seqs": 2, "prefill_chunk_size": 1, "cuda_graphs": False, "memory_gb": 20.0})
     (found,) = vllm.arguments
-    assert (found.max_num_seqs, found.enforce_eager) == (2, True)
-    # a step gives every sequence a token at least
-    assert found.max_num_batched_tokens == 2
-    assert found.gpu_memory_utilization == pytest.approx(20 / 80)
+    assert (found["max_num_seqs"], found["enforce_eager"]) == (2, True)
+    # a step gives every sequence at least one token
+    assert found["max_num_batched_tokens"] == 2
+    assert found["gpu_memory_utilization"] == pytest.approx(20 / 80)
 
 
 @pytest.mark.parametrize(
@@ -304,11 +249,9 @@ def test_vllm_gets_the_batching_parameters(vllm, said, tiny_nf4, change):
         (78.0, None, 0.95 * 69.4 / 80),
     ],
 )
-def test_memory_is_limited(vllm, said, tiny_nf4, change, batching, whole, expected):
-    gpu = {"devices": None, "memory_gb": whole, "disk_gb": None}
-    parameters = change({"memory_gb": batching}, gpu=gpu)
-    dict(load_engine(tiny_nf4, None, parameters).generate(PROMPTS))
-    assert vllm.arguments[0].gpu_memory_utilization == pytest.approx(expected)
+def test_memory_is_limited(vllm, answer, batching, whole, expected):
+    answer({"memory_gb": batching}, gpu={"devices": None, "memory_gb": whole, "disk_gb": None})
+    assert vllm.arguments[0]["gpu_memory_utilization"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -320,11 +263,13 @@ def test_memory_is_limited(vllm, said, tiny_nf4, change, batching, whole, expect
         ({"r": 8, "rank_pattern": {"q_proj": 300}}, 320),
     ],
 )
-def test_every_prompt_uses_the_adapter(vllm, said, tiny_nf4, change, adapter, config, most):
+def test_every_prompt_uses_the_adapter(vllm, answer, adapter, config, most):
     found = adapter(**config)
-    dict(load_engine(tiny_nf4, found, change()).generate(PROMPTS))
-    (arguments,) = vllm.arguments
-    assert (arguments.enable_lora, arguments.max_loras, arguments.max_lora_rank) == (True, 1, most)
+    answer()
+    answer(adapter=found)
+    without, arguments = vllm.arguments
+    added = {"enable_lora": True, "max_loras": 1, "max_lora_rank": most}
+    assert arguments == {**without, **added}
     for _, _, request in vllm.requests.values():
         assert request.lora_path == str(found.path)
         assert request.lora_int_id > 0
@@ -335,29 +280,28 @@ def test_unsupported_rank_is_refused_at_once(vllm, tiny_nf4, change, adapter):
         load_engine(tiny_nf4, adapter(r=513), change())
 
 
-def test_prompts_that_vllm_refuses_fail_alone(vllm, said, tiny_nf4, change, monkeypatch):
+def test_prompts_that_vllm_refuses_fail_alone(vllm, said, answer, tiny_nf4, monkeypatch):
     monkeypatch.setattr(
         type(tiny_nf4), "load_config", lambda model: {"max_position_embeddings": 40}
     )
     vllm.answers[3] = vllm.answers[1]
-    prompts = [*PROMPTS[:2], "山" * 50, PROMPTS[1]]
-    answers = dict(load_engine(tiny_nf4, None, change()).generate(prompts))
-    assert vllm.arguments[0].max_model_len == 40
+    answers = answer(prompts=[*PROMPTS[:2], "山" * 50, PROMPTS[1]])
+    assert vllm.arguments[0]["max_model_len"] == 40
     assert set(answers) == {0, 1, 2, 3}
     assert answers[2].error.startswith("VLLMClientError: The decoder prompt (length ")
     assert [answers[one].text for one in (0, 1, 3)] == [said[0], said[1], said[1]]
     assert not any(answers[one].error for one in (0, 1, 3))
 
 
-def test_aborted_request_has_its_reason(vllm, said, tiny_nf4, change):
+def test_aborted_request_has_its_reason(vllm, said, answer):
     vllm.reasons[0] = "error"
-    answers = dict(load_engine(tiny_nf4, None, change()).generate(PROMPTS))
+    answers = answer()
     assert answers[0].error == "RuntimeError: vLLM ended the answer with 'error'"
     assert answers[1].text == said[1]
 
 
-def test_no_prompts_start_nothing(vllm, tiny_nf4, change):
-    assert list(load_engine(tiny_nf4, None, change()).generate([])) == []
+def test_no_prompts_start_nothing(vllm, answer):
+    assert answer(prompts=[]) == {}
     assert not vllm.arguments
 
 
@@ -393,15 +337,10 @@ def test_vllm_shuts_down_when_the_generator_is_closed(vllm, said, tiny_nf4, chan
 
 
 def test_answers_of_another_backend_are_not_reused(tiny_nf4, change, texts):
+    batching = {"max_num_seqs": 3, "memory_gb": 9.0, "prefill_chunk_size": 7, "cuda_graphs": False}
     keys = [
         answer_keys(["春"], tiny_nf4, None, parameters, texts)
-        for parameters in (
-            change(),
-            change(backend="transformers"),
-            change(
-                {"max_num_seqs": 3, "memory_gb": 9.0, "prefill_chunk_size": 7, "cuda_graphs": False}
-            ),
-        )
+        for parameters in (change(), change(backend="transformers"), change(batching))
     ]
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
@@ -455,10 +394,7 @@ def test_memory_includes_vllms_unpacked_constants(vllm, change, tmp_path):
         ({"penalty_spares_end": True}, "does not support penalty_spares_end: true"),
         ({"bad_words_in": "text"}, "does not support bad_words_in: text"),
         ({"batching": {"weights": "bf16"}}, "does not support batching.weights: bf16"),
-        (
-            {"batching": {"kv_cache_dtype": "int8"}},
-            "does not support batching.kv_cache_dtype: int8",
-        ),
+        ({"batching": {"kv_cache_dtype": "int8"}}, "not support batching.kv_cache_dtype: int8"),
         (
             {"penalty_on": "answer", "bad_words_in": "text"},
             "does not support penalty_on: answer, bad_words_in: text",

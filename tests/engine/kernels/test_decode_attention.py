@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_inputs import attention_inputs, query_and_key
 
 from ja_instruct.engine.attention import grouped_attention
 from ja_instruct.engine.kernels.decode_attention import (
@@ -10,11 +11,6 @@ from ja_instruct.engine.kernels.decode_attention import (
     supports_decode,
 )
 from ja_instruct.engine.kernels.int8_kv import Int8Vectors, hadamard_rotate, quantize_int8
-
-
-def query_and_key(tokens=1, width=64, dtype=torch.bfloat16, device="cpu"):
-    query = torch.zeros(2, 4, tokens, width, dtype=dtype, device=device)
-    return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
 
 
 def test_cpu_is_not_supported():
@@ -29,20 +25,10 @@ def test_16_bit_steps_are_supported():
     assert not supports_decode(*query_and_key(width=96, device="cuda"))
 
 
-def step(sequences, heads, key_heads, span, width, window, dtype):
-    """Return a step's tensors; sequences reach from the first position to the last."""
-    torch.manual_seed(0)
-    query = torch.randn(sequences, 1, heads, width).transpose(1, 2) * 2
-    cache = torch.randn(2, sequences, key_heads, span + 40, width)
-    positions = torch.linspace(0, span - 1, sequences).long()
-    behind = positions[:, None] - torch.arange(span)
-    seen = (behind >= 0) & ((behind < window) if window else True)
-    mask = torch.zeros(sequences, 1, 1, span).masked_fill(
-        ~seen[:, None, None], torch.finfo(dtype).min
-    )
-    tensors = [query, cache[0], cache[1], mask]
-    query, keys, values, mask = (tensor.to("cuda", dtype) for tensor in tensors)
-    return query, keys[:, :, :span], values[:, :, :span], mask
+def step(shape, window, dtype):
+    """Return a step's inputs; sequences reach from the first position to the last."""
+    positions = torch.linspace(0, shape[3] - 1, shape[0]).long()[:, None]
+    return attention_inputs(positions, shape, window, dtype)
 
 
 @pytest.mark.gpu
@@ -60,7 +46,7 @@ def step(sequences, heads, key_heads, span, width, window, dtype):
     ids=str,
 )
 def test_kernel_equals_grouped_attention(shape, window, softcap, dtype):
-    tensors = step(*shape, window, dtype)
+    tensors = step(shape, window, dtype)
     scaling = shape[-1] ** -0.5
     exact, _ = grouped_attention(
         None, *(tensor.float() for tensor in tensors), scaling, softcap=softcap
@@ -78,7 +64,7 @@ def test_kernel_equals_grouped_attention(shape, window, softcap, dtype):
     "shape", [(3, 8, 4, 200, 128), (2, 6, 2, LONGEST_PART + 513, 64), (9, 8, 1, 33, 256)], ids=str
 )
 def test_kernel_supports_int8_keys(shape, window, softcap, dtype):
-    query, keys, values, mask = step(*shape, window, dtype)
+    query, keys, values, mask = step(shape, window, dtype)
     # a view of the first positions of a cache, as a step has it
     whole = [quantize_int8(hadamard_rotate(keys.float() * 0.1)), quantize_int8(values * 0.1)]
     keys, values = (Int8Vectors(numbers[:, :, :-8], scales[:, :, :-8]) for numbers, scales in whole)
@@ -95,7 +81,7 @@ def test_kernel_supports_int8_keys(shape, window, softcap, dtype):
 
 @pytest.mark.gpu
 def test_masked_keys_are_not_read():
-    query, keys, values, mask = step(2, 4, 2, 600, 64, None, torch.bfloat16)
+    query, keys, values, mask = step((2, 4, 2, 600, 64), None, torch.bfloat16)
     expected = decode_attention(query, keys, values, mask, 0.1, None)
     # the first sequence sees one position; numbers far behind it would spoil any sum
     keys[0, :, 300:], values[0, :, 300:] = torch.nan, torch.nan
@@ -104,6 +90,6 @@ def test_masked_keys_are_not_read():
 
 @pytest.mark.gpu
 def test_cuda_graph_captures_it(replayed):
-    tensors = step(4, 8, 4, 300, 128, None, torch.bfloat16)
+    tensors = step((4, 8, 4, 300, 128), None, torch.bfloat16)
     expected = decode_attention(*tensors, 0.1, 50.0)
     assert torch.equal(replayed(lambda: decode_attention(*tensors, 0.1, 50.0)), expected)

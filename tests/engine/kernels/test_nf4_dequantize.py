@@ -2,33 +2,21 @@
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from kernel_inputs import quantize
 
 from ja_instruct.engine.kernels.nf4_dequantize import Factors, dequantize
 from ja_instruct.engine.kernels.nf4_weight import nf4_weight
 
 
-@pytest.fixture(scope="module")
-def quantize():
-    """A function from a shape to a weight of bitsandbytes and what it is in float32."""
-    import bitsandbytes.functional as quantized
-
-    def call(outputs, inputs):
-        torch.manual_seed(0)
-        plain = (torch.randn(outputs, inputs) * 0.02).to("cuda", torch.bfloat16)
-        settings = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": True}
-        packed, state = quantized.quantize_4bit(plain, **settings)
-        state.dtype = torch.float32
-        return nf4_weight(packed, state), quantized.dequantize_4bit(packed, state)
-
-    return call
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("rank", [0, 16, 64, 128])
 @pytest.mark.parametrize("shape", [(128, 64), (200, 64 * 9), (3, 192), (64 * 7, 64 * 16)], ids=str)
-def test_dequantized_matrix_with_an_adapter(quantize, shape, rank):
+def test_dequantized_matrix_with_an_adapter(shape, rank):
     outputs, inputs = shape
-    weight, expected = quantize(outputs, inputs)
+    packed, state = quantize(outputs, inputs, device="cuda")
+    state.dtype = torch.float32
+    weight, expected = nf4_weight(packed, state), dequantize_4bit(packed, state)
     factors = None
     if rank:
         first = torch.randn(rank, inputs, device="cuda", dtype=torch.bfloat16)

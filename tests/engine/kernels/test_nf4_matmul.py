@@ -1,11 +1,13 @@
 """The 4-bit kernel against weights written out; what it reads and refuses, without a GPU."""
 
+import operator
 import random
 import re
 
 import bitsandbytes.functional as quantized
 import pytest
 import torch
+from kernel_inputs import dequantized, quantize
 
 from ja_instruct.engine.kernels import triton as triton_kernels
 from ja_instruct.engine.kernels.nf4_matmul import (
@@ -19,28 +21,11 @@ from ja_instruct.engine.kernels.nf4_matmul import (
 from ja_instruct.engine.kernels.nf4_weight import ASSEMBLY, CODEBOOK, nf4_weight
 from ja_instruct.engine.kernels.triton import is_available
 
-# of the four weights in 16 bits, in their order
-SHIFTS = torch.tensor([4, 0, 12, 8])
-
-
-def quantize(outputs, inputs, *, nested=True, device="cpu", **changes):
-    torch.manual_seed(0)
-    weight = (torch.randn(outputs, inputs) * 0.02).to(device, torch.bfloat16)
-    settings = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": nested}
-    return quantized.quantize_4bit(weight, **{**settings, **changes})
-
 
 def reference_nf4_matmul(x, packed, state, bias=None):
     """Multiply with the weights written out in bfloat16, in float32."""
     output = x.float() @ quantized.dequantize_4bit(packed, state).float().T
     return output if bias is None else output + bias.float()
-
-
-def dequantize(weight):
-    """Return the weights as the kernel multiplies them: a level, and its block's scale."""
-    places = (weight.packed[..., None].int() >> SHIFTS) & 15
-    values = weight.codebook[places.view(weight.outputs, -1)].float()
-    return values * weight.scales.T.float().repeat_interleave(64, dim=1)
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -51,7 +36,7 @@ def test_packed_weights_are_decoded_in_order(shape, nested):
     assert (weight.outputs, weight.inputs) == shape
     expected = quantized.dequantize_4bit(packed, state).float()
     # a level is rounded, and so is bitsandbytes' product with its scale
-    torch.testing.assert_close(dequantize(weight), expected, rtol=2**-7, atol=0)
+    torch.testing.assert_close(dequantized(weight), expected, rtol=2**-7, atol=0)
 
 
 def test_packed_weights_are_not_copied():
@@ -78,7 +63,7 @@ def test_blocks_of_zeros_have_a_scale_of_zero():
     packed, state = quantized.quantize_4bit(torch.zeros(64, 128), quant_type="nf4", blocksize=64)
     weight = nf4_weight(packed, state)
     assert weight.scales.dtype == torch.float16
-    assert not dequantize(weight).any()
+    assert not dequantized(weight).any()
 
 
 def test_rows_are_arranged_like_packed_weights():
@@ -89,40 +74,34 @@ def test_rows_are_arranged_like_packed_weights():
         assert arranged[block, row, 16 * place + quad] == x[row, 64 * block + 4 * quad + place]
 
 
+def permute_bytes(low, high, selector):
+    data = [*low.to_bytes(4, "little"), *high.to_bytes(4, "little")]
+    places = [selector >> 4 * place & 15 for place in range(4)]
+    # the highest bit of a place would repeat the sign of the byte
+    return int.from_bytes(bytes(data[place] for place in places), "little")
+
+
+OPERATIONS = {
+    "mov.u32": int,
+    "popc.b32": int.bit_count,
+    "add.u32": lambda a, b: a + b & 0xFFFFFFFF,
+    "and.b32": operator.and_,
+    "shr.u32": operator.rshift,
+    "lop3.b32": lambda a, b, c, table: {0xEA: a & b | c}[table],
+    "prmt.b32": permute_bytes,
+}
+
+
 def run_assembly(word):
     """Return what the assembly makes of two int16 in a register, by PTX's rules."""
     # a lane's own bit
     registers = {"$4": word, "%lanemask_eq": 1 << 9}
-
-    def value(name):
-        return registers[name] if name in registers else int(name, 0)
-
     for line in re.sub("[{}]", "", ASSEMBLY).split(";"):
         operation, _, rest = line.strip().partition(" ")
-        if operation in ("", ".reg"):
-            continue
-        to, *names = (name.strip() for name in rest.split(","))
-        given = [value(name) for name in names]
-        if operation == "mov.u32":
-            registers[to] = given[0]
-        elif operation == "popc.b32":
-            registers[to] = given[0].bit_count()
-        elif operation == "add.u32":
-            registers[to] = given[0] + given[1] & 0xFFFFFFFF
-        elif operation == "and.b32":
-            registers[to] = given[0] & given[1]
-        elif operation == "shr.u32":
-            registers[to] = given[0] >> given[1]
-        elif operation == "lop3.b32":
-            assert given[3] == 0xEA  # (a & b) | c
-            registers[to] = given[0] & given[1] | given[2]
-        else:
-            assert operation == "prmt.b32"
-            data = [*given[0].to_bytes(4, "little"), *given[1].to_bytes(4, "little")]
-            chosen = [given[2] >> 4 * place & 15 for place in range(4)]
-            # the highest bit would repeat the sign of the byte
-            assert all(one < 8 for one in chosen)
-            registers[to] = int.from_bytes(bytes(data[one] for one in chosen), "little")
+        if operation not in ("", ".reg"):
+            to, *names = (name.strip() for name in rest.split(","))
+            given = [registers[name] if name in registers else int(name, 0) for name in names]
+            registers[to] = OPERATIONS[operation](*given)
     return [registers[f"${number}"] for number in range(4)]
 
 
@@ -153,10 +132,17 @@ def test_unsupported_weight_is_refused(shape, changes, reason):
         nf4_weight(*quantize(*shape, **changes))
 
 
-def test_weight_of_another_shape_is_refused():
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("shape", torch.Size((32, 128)), "4096 bytes for 32 rows of 128 weights"),
+        ("code", torch.tensor(CODEBOOK) + 0.01, "which is not NF4's"),
+    ],
+)
+def test_weight_with_another_state_is_refused(name, value, reason):
     packed, state = quantize(64, 128)
-    state.shape = torch.Size((32, 128))
-    with pytest.raises(ValueError, match="4096 bytes for 32 rows of 128 weights"):
+    setattr(state, name, value)
+    with pytest.raises(ValueError, match=reason):
         nf4_weight(packed, state)
 
 
@@ -173,18 +159,6 @@ def test_unsupported_input_is_refused(x):
     weight = nf4_weight(*quantize(64, 128))
     with pytest.raises(ValueError, match="up to 64 rows of 128 bfloat16 numbers"):
         nf4_matmul(x, weight)
-
-
-def test_it_is_not_available_on_a_cpu():
-    assert not is_available(torch.device("cpu"))
-
-
-def test_another_codebook_is_refused():
-    packed, state = quantize(64, 128)
-    state.code = state.code.clone()
-    state.code[3] += 0.01
-    with pytest.raises(ValueError, match="which is not NF4's"):
-        nf4_weight(packed, state)
 
 
 @pytest.mark.parametrize("processors", [1, 58, 108, 132])
@@ -258,9 +232,7 @@ def test_weights_are_codebook_values_times_scales():
     packed, state = quantize(192, 64, device="cuda")
     weight = nf4_weight(packed, state)
     unit = torch.eye(64, device="cuda", dtype=torch.bfloat16)
-    places = (weight.packed[..., None].int() >> SHIFTS.cuda()) & 15
-    values = weight.codebook[places.view(192, 64)].float() * weight.scales.T.float()
-    assert torch.equal(nf4_matmul(unit, weight).T, values.to(torch.bfloat16))
+    assert torch.equal(nf4_matmul(unit, weight).T, dequantized(weight).to(torch.bfloat16))
 
 
 @pytest.mark.gpu
@@ -271,6 +243,7 @@ def test_cuda_graph_captures_it(replayed):
     assert torch.equal(replayed(lambda: nf4_matmul(x, weight)), expected)
 
 
-def test_without_triton_it_is_not_available(monkeypatch):
+def test_kernels_need_triton_and_a_gpu(monkeypatch):
+    assert not is_available(torch.device("cpu"))
     monkeypatch.setattr(triton_kernels, "triton", None)
     assert not is_available(torch.device("cuda"))

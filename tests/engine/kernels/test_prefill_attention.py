@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_inputs import attention_inputs, query_and_key
 
 from ja_instruct.engine import attention as caller
 from ja_instruct.engine.attention import grouped_attention
@@ -24,23 +25,18 @@ SHAPES = [
 ]
 
 
-def query_and_key(tokens=9, width=64, dtype=torch.bfloat16, device="cpu", heads=4):
-    query = torch.zeros(2, heads, tokens, width, dtype=dtype, device=device)
-    return query, torch.zeros(2, 2, 9, width, dtype=dtype, device=device)
-
-
 def test_cpu_is_not_supported():
-    assert not supports_prefill(*query_and_key())
+    assert not supports_prefill(*query_and_key(9))
 
 
 @pytest.mark.gpu
 def test_16_bit_chunks_are_supported():
-    assert supports_prefill(*query_and_key(device="cuda"))
+    assert supports_prefill(*query_and_key(9, device="cuda"))
     assert supports_prefill(*query_and_key(tokens=2, dtype=torch.float16, device="cuda"))
     assert not supports_prefill(*query_and_key(tokens=1, device="cuda"))
-    assert not supports_prefill(*query_and_key(dtype=torch.float32, device="cuda"))
-    assert not supports_prefill(*query_and_key(width=96, device="cuda"))
-    assert not supports_prefill(*query_and_key(heads=4 * MOST_HEADS, device="cuda"))
+    assert not supports_prefill(*query_and_key(9, dtype=torch.float32, device="cuda"))
+    assert not supports_prefill(*query_and_key(9, width=96, device="cuda"))
+    assert not supports_prefill(*query_and_key(9, heads=4 * MOST_HEADS, device="cuda"))
 
 
 @pytest.mark.parametrize("major", [8, 9, 10, 12])
@@ -67,7 +63,7 @@ def test_grouped_attention_calls_it_with_a_soft_cap(softcap, masked, called, mon
     monkeypatch.setattr(caller, "prefill_attention", kernel)
     layer = torch.nn.Module()
     layer.num_key_value_groups = 2
-    query, key = query_and_key(dtype=torch.float32)
+    query, key = query_and_key(9, dtype=torch.float32)
     mask = torch.zeros(1, 1, 9, 9) if masked else None
     output, _ = grouped_attention(layer, query, key, key, mask, softcap=softcap)
     assert output.shape == (2, 9, 4, 64)
@@ -75,16 +71,9 @@ def test_grouped_attention_calls_it_with_a_soft_cap(softcap, masked, called, mon
 
 
 def piece(sequences, heads, key_heads, tokens, span, width, window, dtype=torch.bfloat16):
-    """Return a piece's tensors, the last tokens of what keys there are."""
-    torch.manual_seed(0)
-    query = torch.randn(sequences, tokens, heads, width).transpose(1, 2) * 2
-    cache = torch.randn(2, sequences, key_heads, span + 40, width)
-    behind = torch.arange(span - tokens, span)[:, None] - torch.arange(span)
-    seen = (behind >= 0) & ((behind < window) if window else True)
-    mask = torch.zeros(1, 1, tokens, span).masked_fill(~seen, torch.finfo(dtype).min)
-    tensors = [query, cache[0], cache[1], mask]
-    query, keys, values, mask = (tensor.to("cuda", dtype) for tensor in tensors)
-    return query, keys[:, :, :span], values[:, :, :span], mask
+    """Return the inputs of a chunk, whose tokens are the last of the span."""
+    positions = torch.arange(span - tokens, span)[None]
+    return attention_inputs(positions, (sequences, heads, key_heads, span, width), window, dtype)
 
 
 def exact(query, key, value, mask, scaling, softcap):
