@@ -3,7 +3,7 @@
 The node's process sends; the runner answers. Each message is a pickled tuple of its kind and its
 content. The runner answers these:
 
-- ``hello`` (rank, process id): with the ``Task``
+- ``hello``: with the ``Task``
 - ``hook`` (name, arguments): with the results of the hook, which it calls
 - ``load`` (dataset), ``save`` (dataset, data), ``confirm`` (dataset): for datasets that stay in the
   runner's process
@@ -21,14 +21,11 @@ from __future__ import annotations
 import pickle
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
+from kedro_cuda_runner.tracking import Tracking
 from kedro_cuda_runner.transfer import dumps
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    from kedro_cuda_runner.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,12 @@ class Task:
 
     Attributes:
         work: The node, its datasets and their validators, pickled.
-        hooks: The implemented hooks with the arguments that their implementations take; None if
-            the run has no hooks.
+        hooks: The implemented hooks with the arguments that their implementations take.
         log_levels: Level of each logger; the root logger's name is empty.
     """
 
     work: bytes
-    hooks: dict[str, frozenset[str]] | None
+    hooks: dict[str, frozenset[str]]
     log_levels: dict[str, int]
     tracking: Tracking | None
     is_async: bool
@@ -73,10 +69,17 @@ class Channel:
         self._lock = threading.RLock()
 
     def send(self, kind: str, *content: Any) -> None:
-        """Send a message that is not answered."""
+        """Send a message that is not answered.
+
+        Raises:
+            RunnerGoneError: The runner has ended.
+        """
         message = dumps((kind, *content))
         with self._lock:
-            self._send(message)
+            try:
+                self._connection.send_bytes(message)
+            except OSError as error:
+                raise RunnerGoneError from error
 
     def request(self, kind: str, *content: Any) -> Any:
         """Send a message and return its answer.
@@ -85,9 +88,8 @@ class Channel:
             Exception: Raised in the runner by a hook or a dataset.
             RunnerGoneError: The runner has ended.
         """
-        message = dumps((kind, *content))
         with self._lock:
-            self._send(message)
+            self.send(kind, *content)
             try:
                 answer = self._connection.recv_bytes()
             except (EOFError, OSError) as error:
@@ -96,9 +98,3 @@ class Channel:
         if not succeeded:
             raise pickle.loads(result)  # noqa: S301 - an exception that the runner has pickled
         return result
-
-    def _send(self, message: bytes) -> None:
-        try:
-            self._connection.send_bytes(message)
-        except OSError as error:
-            raise RunnerGoneError from error

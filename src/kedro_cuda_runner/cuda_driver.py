@@ -51,6 +51,7 @@ class DriverDevice:
     memory_bytes: int
 
 
+@dataclass(eq=False)
 class DriverError(Exception):
     """A call of the driver failed.
 
@@ -60,11 +61,9 @@ class DriverError(Exception):
         name: Name of the code, or a description.
     """
 
-    def __init__(self, function: str, code: int | None, name: str) -> None:
-        super().__init__(function, code, name)
-        self.function = function
-        self.code = code
-        self.name = name
+    function: str
+    code: int | None
+    name: str
 
 
 def query_driver(environment: Mapping[str, str]) -> list[DriverDevice]:
@@ -95,10 +94,7 @@ def query_driver(environment: Mapping[str, str]) -> list[DriverDevice]:
 
 
 def read_devices(library: Any) -> list[DriverDevice]:
-    """Query the driver in this process.
-
-    Args:
-        library: ``libcuda.so.1`` as ctypes loads it.
+    """Query the driver in this process; ``library`` is ``libcuda.so.1`` as ctypes loads it.
 
     Raises:
         DriverError: A call failed.

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import Any
 
 from kedro.framework.hooks.manager import _NullPluginManager
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
+from pluggy import PluginManager
 
 from kedro_cuda_runner import devices
-from kedro_cuda_runner.errors import PreflightError
+from kedro_cuda_runner.devices import DeviceLayer
+from kedro_cuda_runner.hooks import SerialHooks
 from kedro_cuda_runner.node_process import RunContext
 from kedro_cuda_runner.placement import Placement
-from kedro_cuda_runner.preflight import find_devices, find_problems, read_resources
+from kedro_cuda_runner.preflight import check, find_devices
 from kedro_cuda_runner.report import TableHook
 from kedro_cuda_runner.scheduler import Scheduler, kedro_logger
-from kedro_cuda_runner.serial_hooks import SerialHooks
 from kedro_cuda_runner.terminal import Terminal
 from kedro_cuda_runner.tracking import active_tracking
-
-if TYPE_CHECKING:
-    import logging
-
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline import Pipeline
-    from pluggy import PluginManager
-
-    from kedro_cuda_runner.devices import DeviceLayer
 
 
 class CudaRunner(AbstractRunner):
@@ -81,20 +76,15 @@ class CudaRunner(AbstractRunner):
         run_id: str | None = None,
     ) -> None:
         layer = self._layer or devices.default_layer()
-        resources, problems = read_resources(pipeline.nodes, catalog)
-        problems += find_problems(resources, catalog, layer)
-        if problems:
-            raise PreflightError(
-                "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
-            )
+        resources = check(pipeline.nodes, catalog, layer)
         scheduler = Scheduler(
             pipeline=pipeline,
             resources=resources,
             placement=Placement(find_devices(resources, layer), layer),
-            layer=layer,
             shared=RunContext(
+                layer=layer,
                 catalog=catalog,
-                hooks=SerialHooks(hook_manager or _NullPluginManager()),
+                hooks=SerialHooks(hook_manager),
                 run_id=run_id,
                 is_async=self._is_async,
                 tracking=active_tracking() if resources else None,
@@ -116,9 +106,9 @@ class CudaRunner(AbstractRunner):
                 table.show()
 
 
-def _register(table: TableHook, manager: PluginManager | None) -> bool:
-    """Register the hook that prints the table; return whether there is a hook manager."""
-    if manager is None or isinstance(manager, _NullPluginManager):
+def _register(table: TableHook, manager: Any) -> bool:
+    """Register the hook that prints the table; return whether the run has hooks."""
+    if isinstance(manager, _NullPluginManager):
         return False
     # a session may run twice, each time with another table
     for plugin in manager.get_plugins():

@@ -7,23 +7,16 @@ import importlib.util
 import logging
 import os
 import runpy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from kedro_cuda_runner.cuda_driver import (
-    LIBRARY,
-    NO_DEVICE,
-    DriverDevice,
-    DriverError,
-    query_driver,
-)
+from kedro_cuda_runner import cuda_driver
+from kedro_cuda_runner.cuda_driver import LIBRARY, NO_DEVICE, DriverDevice, DriverError
 from kedro_cuda_runner.errors import CudaRunnerError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +93,7 @@ class NvidiaDevices:
 
     def __init__(
         self,
-        query: Callable[[Mapping[str, str]], list[DriverDevice]] = query_driver,
+        query: Callable[[Mapping[str, str]], list[DriverDevice]] = cuda_driver.query_driver,
         nvml: Any = None,
     ) -> None:
         self._query = query
@@ -252,14 +245,8 @@ def _torch_problem() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    return torch_build_problem(Path(spec.origin).with_name("version.py"))
-
-
-def torch_build_problem(version_file: Path) -> str | None:
-    """Return why the PyTorch with this ``torch/version.py`` cannot use CUDA; None if it can."""
-    if not version_file.is_file():
-        return None
-    version = runpy.run_path(str(version_file))
+    version_file = Path(spec.origin).with_name("version.py")
+    version = runpy.run_path(str(version_file)) if version_file.is_file() else {"cuda": ""}
     if version.get("cuda") is not None:
         return None
     build = "for ROCm" if version.get("hip") is not None else "without CUDA"

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kedro_cuda_runner.channel import Failure
 from kedro_cuda_runner.errors import GpuNodeError
 from kedro_cuda_runner.formatting import gigabytes
-
-if TYPE_CHECKING:
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.report import NodeRecord
+from kedro_cuda_runner.report import NodeRecord
 
 SHOWN_LINES = 10
 # the node's process exits with this code on SIGTERM
@@ -45,17 +41,10 @@ class Ending:
     reported_to_hooks: bool = False
 
 
-def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> GpuNodeError:
-    """Return the error for a node that was not finished.
-
-    Args:
-        node: The node.
-        ending: How its process ended.
-        record: Where it ran and what it used.
-        remedy: The node's own remedy for lack of memory.
-    """
+def explain(ending: Ending, record: NodeRecord, *, remedy: str) -> GpuNodeError:
+    """Return the error for a node that was not finished; ``remedy`` is for lack of GPU memory."""
     reason, description = _reason(ending)
-    lines = [f"node '{node.name}' {description} on {record.place}", *_memory(record)]
+    lines = [f"node '{record.node}' {description} on {record.place}", *_memory(record)]
     if reason == "killed" and ending.exit_code == -signal.SIGKILL:
         lines.append(
             f"  the kernel kills a process when the computer's memory runs out; this one used up "
@@ -69,7 +58,7 @@ def explain(node: Node, ending: Ending, record: NodeRecord, *, remedy: str) -> G
         lines += ["  its last lines:", *(f"  | {line}" for line in shown)]
     if reason == "out of memory" and remedy:
         lines.append(f"  remedy: {remedy}")
-    return GpuNodeError("\n".join(lines), node_name=node.name, reason=reason)
+    return GpuNodeError("\n".join(lines), node_name=record.node, reason=reason)
 
 
 def _reason(ending: Ending) -> tuple[str, str]:

@@ -18,9 +18,8 @@ CRASH_FRAMES = 6
 class LastLines:
     """Keeps the last lines: the last state of a progress bar, the first frames of a crash."""
 
-    def __init__(self, count: int = KEPT_LINES) -> None:
-        """Keep ``count`` lines."""
-        self._lines: deque[str] = deque(maxlen=count)
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._rest = ""
         # frames of a crash still to be kept; None outside of its report
         self._frames: int | None = None

@@ -16,28 +16,28 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from kedro.io import CatalogProtocol
+from kedro.pipeline.node import Node
+
 from kedro_cuda_runner.channel import Failure, Task
+from kedro_cuda_runner.devices import Device, DeviceLayer
 from kedro_cuda_runner.failures import Ending
+from kedro_cuda_runner.hooks import SerialHooks
 from kedro_cuda_runner.last_lines import LastLines
 from kedro_cuda_runner.outputs import OutputWatch
 from kedro_cuda_runner.terminal import Output, Terminal, open_outputs
+from kedro_cuda_runner.tracking import Tracking
 from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
 from kedro_cuda_runner.worker_catalog import pack_work
 from kedro_cuda_runner.worker_command import import_paths, make_socket_folder, worker_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.devices import Device
-    from kedro_cuda_runner.serial_hooks import SerialHooks
-    from kedro_cuda_runner.tracking import Tracking
+    from kedro_cuda_runner.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -50,29 +50,26 @@ EXIT_SECONDS = 30.0
 class RunContext:
     """What all nodes of a run share; ``running`` are those in their own processes now."""
 
+    layer: DeviceLayer
     catalog: CatalogProtocol[Any, Any]
     hooks: SerialHooks
     run_id: str | None
     is_async: bool
     tracking: Tracking | None
     terminal: Terminal
-    running: set[str] = field(default_factory=set)
+    running: dict[Node, Supervisor] = field(default_factory=dict)
 
 
 class NodeProcess:
-    """Starts a node's process, answers its messages, prints its output and waits for its end."""
+    """Starts a node's process, answers its messages, prints its output and waits for its end.
+
+    With several devices, accelerate starts one process for each.
+    """
 
     def __init__(
         self, node: Node, devices: Sequence[Device], environment: dict[str, str], run: RunContext
     ) -> None:
-        """Prepare a process; nothing is started.
-
-        Args:
-            node: The node.
-            devices: Its devices; accelerate starts one process for each of several.
-            environment: Variables that select the devices.
-            run: What it shares with other nodes.
-        """
+        """Prepare a process, which is not started; ``environment`` selects the devices."""
         self._node = node
         self._devices = devices
         self._environment = environment
@@ -85,7 +82,7 @@ class NodeProcess:
         self._waiting_for_inputs: list[Connection] = []
         self._replaced_inputs: dict[str, Any] | None = None
         self._finished_at: float | None = None
-        self._stopping = False
+        self.is_stopping = False
 
     def run(self) -> Ending:
         """Run the node; blocks until its process has ended."""
@@ -108,19 +105,18 @@ class NodeProcess:
             listener.close()
             shutil.rmtree(folder)
         self._ending.last_lines = list(self._lines)
-        self._ending.unfinished = self._watch.unfinished()
         if not self._ending.done:
-            self._watch.discard_unfinished()
+            self._ending.unfinished = self._watch.discard_unfinished()
         return self._ending
 
     def stop(self, *, kill: bool = False) -> None:
         """Terminate, or kill, the process and the processes that it has started."""
-        self._stopping = True
+        self.is_stopping = True
         self._kill_group(signal.SIGKILL if kill else signal.SIGTERM)
 
-    def process_ids(self) -> set[int]:
-        """Return the process id; empty before the start."""
-        return set() if self._process is None else {self._process.pid}
+    def pid(self) -> int | None:
+        """Return the process id; None before the start."""
+        return None if self._process is None else self._process.pid
 
     def _start(self, address: str, outputs: list[Output]) -> subprocess.Popen[bytes]:
         own = {"PYTHONPATH": os.pathsep.join(import_paths())}
@@ -135,7 +131,7 @@ class NodeProcess:
         )
         for output in outputs:
             os.close(output.child_end)
-        if self._stopping:  # stop was called before the process existed
+        if self.is_stopping:  # stop was called before the process existed
             self.stop()
         return self._process
 
@@ -197,7 +193,7 @@ class NodeProcess:
             self._connections.remove(connection)
             return
         answered: dict[str, Callable[..., Any]] = {
-            "hello": lambda *_: self._task(work),
+            "hello": lambda: self._task(work),
             "hook": self._call_hook,
             "load": self._load,
             "save": self._save,
@@ -231,7 +227,7 @@ class NodeProcess:
             name: one.level for name, one in loggers.items() if isinstance(one, logging.Logger)
         }
         hooks = self._run.hooks.implemented()
-        if hooks is None or "before_node_run" not in hooks:
+        if "before_node_run" not in hooks:
             self._replaced_inputs = {}
         return Task(
             work=work,

@@ -7,13 +7,10 @@ import inspect
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kedro.io import AbstractVersionedDataset
-
-if TYPE_CHECKING:
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
+from kedro.io import AbstractVersionedDataset, CatalogProtocol
+from kedro.pipeline.node import Node
 
 logger = logging.getLogger(__name__)
 
@@ -88,33 +85,20 @@ class OutputWatch:
         self._saving[name] = None
 
     def saved(self, name: str, was_saved_here: bool) -> None:
-        """Record that an output is saved.
-
-        Args:
-            name: The output.
-            was_saved_here: Whether this process saved it; otherwise its cached versions are stale.
-        """
+        """Record that an output is saved; if not by this process, its cached versions are stale."""
         if not self._is_in_chunks:
             self._saving.pop(name, None)
         if not was_saved_here:
             self._catalog.release(name)
 
-    def unfinished(self) -> list[str]:
-        """Return the unfinished outputs that can be removed."""
-        datasets = {name: self._catalog.get(name) for name in self._saving}
-        return [
-            name
-            for name, dataset in datasets.items()
-            if hasattr(dataset, "discard_unfinished") or output_path(dataset) is not None
-        ]
-
-    def discard_unfinished(self) -> None:
-        """Remove what was written of the unfinished outputs.
+    def discard_unfinished(self) -> list[str]:
+        """Remove what was written of the unfinished outputs; return those that can be removed.
 
         A dataset that writes to a temporary path first has a method ``discard_unfinished``; of
         others the file or directory is removed if it has changed. If that is impossible, a warning
         names it.
         """
+        removed = list(self._saving)
         for name in self._saving:
             dataset: Any = self._catalog.get(name)
             discard = getattr(dataset, "discard_unfinished", None)
@@ -125,10 +109,13 @@ class OutputWatch:
                     for path in _existing_paths(dataset):
                         if self._before[name].get(path) != _state(path):
                             _remove(path, is_version=_is_versioned(dataset))
-                elif not getattr(dataset, "_EPHEMERAL", False):
-                    self._warn(name, getattr(dataset, "_filepath", None) or dataset)
+                else:
+                    removed.remove(name)
+                    if not getattr(dataset, "_EPHEMERAL", False):
+                        self._warn(name, getattr(dataset, "_filepath", None) or dataset)
             except OSError as error:
                 self._warn(name, error)
+        return removed
 
     def _warn(self, name: str, reason: Any) -> None:
         logger.warning(

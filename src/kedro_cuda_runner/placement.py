@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kedro_cuda_runner.devices import Device, DeviceLayer
-    from kedro_cuda_runner.resources import Resources
+from kedro_cuda_runner.devices import Device, DeviceLayer
+from kedro_cuda_runner.resources import Resources
 
 GB = 1e9
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from kedro_cuda_runner.devices import NoDevicesError
+from kedro.io import CatalogProtocol
+from kedro.pipeline.node import Node
+
+from kedro_cuda_runner.devices import Device, DeviceLayer, NoDevicesError
 from kedro_cuda_runner.errors import PreflightError
 from kedro_cuda_runner.formatting import gigabytes
 from kedro_cuda_runner.outputs import output_path
 from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.resources import Resources, is_gpu_node, resources_of
 from kedro_cuda_runner.transfer import NotTransferableError, dumps
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.devices import Device, DeviceLayer
 
 NO_DEVICE_REMEDY = (
     "run on a machine with an NVIDIA GPU, or choose an environment (--env) in which these nodes "
@@ -43,15 +39,22 @@ def read_resources(
     return resources, problems
 
 
-def find_problems(
-    resources: Mapping[Node, Resources], catalog: CatalogProtocol[Any, Any], layer: DeviceLayer
-) -> list[str]:
-    """Return all problems that would stop these GPU nodes later, each with its remedy."""
-    return [
-        *_transfer_problems(resources),
-        *device_problems(resources, layer),
-        *disk_problems(resources, catalog),
-    ]
+def check(
+    nodes: Sequence[Node], catalog: CatalogProtocol[Any, Any], layer: DeviceLayer
+) -> dict[Node, Resources]:
+    """Return the resources of the GPU nodes among ``nodes``.
+
+    Raises:
+        PreflightError: Names all problems that would stop these nodes later, with their remedies.
+    """
+    resources, problems = read_resources(nodes, catalog)
+    problems += _transfer_problems(resources)
+    problems += device_problems(resources, layer)
+    problems += disk_problems(resources, catalog)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise PreflightError(f"the run cannot start:\n{listed}")
+    return resources
 
 
 def find_devices(resources: Mapping[Node, Resources], layer: DeviceLayer) -> list[Device]:
@@ -81,12 +84,9 @@ def device_problems(
     layer: DeviceLayer,
     no_device_remedy: Callable[[], str] = lambda: NO_DEVICE_REMEDY,
 ) -> list[str]:
-    """Return which nodes lack devices or free memory on them.
+    """Return which GPU nodes lack devices or free memory on them.
 
-    Args:
-        resources: The GPU nodes of the run.
-        layer: The hardware.
-        no_device_remedy: Returns the remedy for a machine without a device.
+    ``no_device_remedy`` returns the remedy for a machine without a device.
     """
     try:
         placement = Placement(find_devices(resources, layer), layer)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from kedro.framework.hooks import hook_impl
 from rich import box
@@ -14,13 +14,8 @@ from rich.table import Table
 
 from kedro_cuda_runner.formatting import duration, gigabytes
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 logger = logging.getLogger(__name__)
 
-ARTIFACT = "cuda_runner.json"
-TABLE_ARTIFACT = "nodes.json"
 ON_CPU = "CPU"
 
 
@@ -117,8 +112,8 @@ def log_to_mlflow(records: Sequence[NodeRecord]) -> None:
     }
     try:
         mlflow.log_metrics(metrics)
-        mlflow.log_table(table, TABLE_ARTIFACT)
-        mlflow.log_dict({"nodes": [asdict(record) for record in records]}, ARTIFACT)
+        mlflow.log_table(table, "nodes.json")
+        mlflow.log_dict({"nodes": [asdict(record) for record in records]}, "cuda_runner.json")
     except Exception as error:  # an unreachable store must not hide the result of the run
         logger.warning("The table of nodes could not be logged to MLflow: %s", error)
 
@@ -128,21 +123,17 @@ def _gb(size: int | None, digits: int = 3) -> float | None:
 
 
 class TableHook:
-    """Prints the table after all other hooks."""
+    """Prints the table after all other hooks; the records are read at the end of the run."""
 
     def __init__(self, records: Sequence[NodeRecord]) -> None:
-        """Take the records, which are read at the end of the run."""
         self._records = records
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:
-        """Print the table of a successful run."""
+        """Print the table at the end of a run; the error of a failed one follows it."""
         self.show()
 
-    @hook_impl(trylast=True)
-    def on_pipeline_error(self) -> None:
-        """Print the table of a failed run; the error follows it."""
-        self.show()
+    on_pipeline_error = after_pipeline_run
 
     def show(self) -> None:
         """Print the table, unless all nodes ran in this process."""

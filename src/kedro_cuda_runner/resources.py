@@ -6,13 +6,12 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from kedro.io import CatalogProtocol
+from kedro.pipeline.node import Node
 
 from kedro_cuda_runner.errors import PreflightError
-
-if TYPE_CHECKING:
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
 
 GPU_TAG = "gpu"
 

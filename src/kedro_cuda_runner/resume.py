@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from argparse import ArgumentParser
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 from kedro.runner.runner import _find_nodes_to_resume_from
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline import Pipeline
-    from kedro.pipeline.node import Node
-
-# options of ``kedro run`` that --from-nodes replaces
-REPLACED_OPTIONS = ("--from-nodes", "--from-inputs")
 
 
 def resume_command(
@@ -48,12 +43,7 @@ def _without_start(arguments: Sequence[str]) -> list[str]:
     >>> _without_start(["run", "--from-nodes", "a,b", "--env=demo", "--from-inputs=c"])
     ['run', '--env=demo']
     """
-    kept, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in REPLACED_OPTIONS:
-            skip = True
-        elif not argument.startswith(tuple(f"{option}=" for option in REPLACED_OPTIONS)):
-            kept.append(argument)
-    return kept
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--from-nodes", "--from-inputs"):
+        parser.add_argument(option)
+    return parser.parse_known_args(arguments)[1]

@@ -6,28 +6,23 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 from kedro.runner.task import Task
 
+from kedro_cuda_runner.devices import Device
 from kedro_cuda_runner.errors import CudaRunnerError, GpuNodeError
+from kedro_cuda_runner.node_process import RunContext
+from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.report import NodeRecord, log_to_mlflow
+from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.resume import resume_command
 from kedro_cuda_runner.signals import collect_signals, exit_on_signals
 from kedro_cuda_runner.supervisor import Supervisor
 from kedro_cuda_runner.terminal import logs_on_own_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from kedro.pipeline import Pipeline
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.devices import Device, DeviceLayer
-    from kedro_cuda_runner.node_process import RunContext
-    from kedro_cuda_runner.placement import Placement
-    from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
 # for the messages that Kedro's own runners log too
@@ -57,7 +52,6 @@ class Scheduler:
         pipeline: Pipeline,
         resources: dict[Node, Resources],
         placement: Placement,
-        layer: DeviceLayer,
         shared: RunContext,
         release: Callable[..., None],
         suggest_resume: Callable[[set[Node]], None],
@@ -71,7 +65,6 @@ class Scheduler:
         self._pipeline = pipeline
         self._resources = resources
         self._placement = placement
-        self._layer = layer
         self._shared = shared
         self._release = release
         self._suggest_resume = suggest_resume
@@ -79,7 +72,7 @@ class Scheduler:
         self._dependencies = pipeline.node_dependencies
         self._todo = by_urgency(pipeline, resources)
         self._done: set[Node] = set()
-        self._supervisors: dict[Node, Supervisor] = {}
+        self._running = shared.running
         self._threads: list[threading.Thread] = []
         self._here: Node | None = None
         self._error: Exception | None = None
@@ -115,7 +108,7 @@ class Scheduler:
                 node = next((one for one in self._ready() if one not in self._resources), None)
                 self._here = node
                 if node is None:
-                    if not self._supervisors and (self._error or not self._todo):
+                    if not self._running and (self._error or not self._todo):
                         return
                     self._state.wait(timeout=1.0)
                     continue
@@ -130,7 +123,6 @@ class Scheduler:
     def _run_here(self, node: Node) -> None:
         record = NodeRecord(node.name)
         self._add(record)
-        started = time.perf_counter()
         try:
             Task(
                 node=node,
@@ -149,7 +141,7 @@ class Scheduler:
             record.outcome = "done"
             self._complete(node)
         finally:
-            record.seconds = time.perf_counter() - started
+            record.seconds = time.perf_counter() - self._started - record.started_seconds
             self._here = None
 
     def _add(self, record: NodeRecord) -> None:
@@ -167,7 +159,7 @@ class Scheduler:
 
     def _fail(self, error: Exception, node: Node) -> None:
         with self._state:
-            names = [f"'{other.name}'" for other in self._supervisors if other is not node]
+            names = [f"'{other.name}'" for other in self._running if other is not node]
             if names:
                 logger.error(
                     "'%s' failed; no further node is started. Still running: %s; Ctrl-C stops them",
@@ -193,7 +185,7 @@ class Scheduler:
 
     def _give_up_if_hopeless(self, node: Node) -> None:
         """Stop waiting for memory that was free before the run and that no node here uses."""
-        if self._supervisors or self._here is not None:
+        if self._running or self._here is not None:
             return
         reason = self._placement.why_never_fits(self._resources[node])
         if reason is None:
@@ -209,12 +201,11 @@ class Scheduler:
             )
 
     def _start(self, node: Node, devices: Sequence[Device]) -> None:
-        for other in self._supervisors.values():
+        for other in self._running.values():
             other.share(devices)
-        supervisor = Supervisor(node, self._resources[node], devices, self._layer, self._shared)
-        supervisor.share([one for other in self._supervisors.values() for one in other.devices])
-        self._supervisors[node] = supervisor
-        self._shared.running.add(node.name)
+        supervisor = Supervisor(node, self._resources[node], devices, self._shared)
+        supervisor.share([one for other in self._running.values() for one in other.devices])
+        self._running[node] = supervisor
         self._add(supervisor.record)
         thread = threading.Thread(
             target=self._supervise, args=(node, supervisor), name=f"node-{node.name}"
@@ -230,8 +221,7 @@ class Scheduler:
             supervisor.record.outcome, error = "failed", unexpected
         with self._state:
             self._placement.release(node.name)
-            del self._supervisors[node]
-            self._shared.running.discard(node.name)
+            del self._running[node]
             if error is None:
                 try:
                     self._complete(node)
@@ -252,9 +242,9 @@ class Scheduler:
         with collect_signals() as further:
             with self._state:
                 self._is_stopping = True
-                stopped = list(self._supervisors.values())
+                stopped = list(self._running.values())
             for one in stopped:
-                one.stop(kill=False)
+                one.process.stop()
             if not isinstance(error, Exception):
                 names = ", ".join(f"'{one.record.node}'" for one in stopped) or "nothing else"
                 logger.warning(
@@ -269,7 +259,7 @@ class Scheduler:
                 if not is_killed and (further or time.monotonic() > deadline):
                     is_killed = True
                     for one in stopped:
-                        one.stop(kill=True)
+                        one.process.stop(kill=True)
                 with self._state:
                     self._state.wait(timeout=0.1)
 

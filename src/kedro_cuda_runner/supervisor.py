@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from kedro_cuda_runner.errors import CudaRunnerError
+from kedro.pipeline.node import Node
+
+from kedro_cuda_runner.devices import Device
+from kedro_cuda_runner.errors import CudaRunnerError, GpuNodeError
 from kedro_cuda_runner.failures import Ending, explain
 from kedro_cuda_runner.formatting import duration, gigabytes
 from kedro_cuda_runner.monitor import Watch
-from kedro_cuda_runner.node_process import NodeProcess
+from kedro_cuda_runner.node_process import NodeProcess, RunContext
 from kedro_cuda_runner.report import NodeRecord
+from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.tracking import continued
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.devices import Device, DeviceLayer
-    from kedro_cuda_runner.errors import GpuNodeError
-    from kedro_cuda_runner.monitor import Usage
-    from kedro_cuda_runner.node_process import RunContext
-    from kedro_cuda_runner.resources import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +31,7 @@ class Supervisor:
     Attributes:
         devices: Devices of the node.
         record: Its record for the report.
+        process: Its process.
     """
 
     def __init__(
@@ -45,9 +39,9 @@ class Supervisor:
         node: Node,
         required: Resources,
         devices: Sequence[Device],
-        layer: DeviceLayer,
         shared: RunContext,
     ) -> None:
+        layer = shared.layer
         self.devices = devices
         self.record = NodeRecord(
             node.name,
@@ -61,11 +55,9 @@ class Supervisor:
         )
         self._node = node
         self._remedy = required.remedy
-        self._layer = layer
         self._shared = shared
-        self._is_stopped = False
-        self._process = NodeProcess(node, devices, layer.environment(devices), shared)
-        self._watch = Watch(layer, devices, self._process.process_ids)
+        self.process = NodeProcess(node, devices, layer.environment(devices), shared)
+        self._watch = Watch(layer, devices, self.process.pid, self.record)
 
     def share(self, devices: Sequence[Device]) -> None:
         """Record that another node runs on ``devices``, whose total use is then no measurement."""
@@ -78,21 +70,16 @@ class Supervisor:
         started = time.perf_counter()
         with continued(self._shared.tracking):
             try:
-                ending = self._process.run()
+                ending = self.process.run()
             finally:
-                usage = self._watch.stop()
+                self._watch.stop()
             self.record.seconds = time.perf_counter() - started
-            self._update_record(usage, ending)
+            self._update_record(ending)
             error = None if ending.done else self._explain(ending)
-        self._wait_for_memory(usage.levels)
+        self._wait_for_memory()
         if error is None:
             self._log_end()
         return error
-
-    def stop(self, *, kill: bool) -> None:
-        """Terminate or kill the node's process."""
-        self._is_stopped = True
-        self._process.stop(kill=kill)
 
     def _log_start(self) -> None:
         record, estimate = self.record, self.record.estimated_bytes
@@ -108,12 +95,10 @@ class Supervisor:
         peak = "" if record.peak_bytes is None else f", peak {gigabytes(record.peak_bytes)}"
         logger.info("%s ended after %s%s", record.node, duration(record.seconds), peak)
 
-    def _update_record(self, usage: Usage, ending: Ending) -> None:
-        record = self.record
-        peaks = [one for one in (usage.peak_bytes, ending.torch_peak_bytes) if one is not None]
-        record.peak_bytes = max(peaks) if peaks and record.devices else None
-        record.mean_utilization_percent = usage.mean_utilization_percent
-        record.host_peak_bytes = usage.host_peak_bytes
+    def _update_record(self, ending: Ending) -> None:
+        record, torch_peak = self.record, ending.torch_peak_bytes
+        if record.devices and torch_peak is not None:
+            record.peak_bytes = max(record.peak_bytes or 0, torch_peak)
         record.outcome = "done" if ending.done else "failed"
         if ending.done and ending.exit_code:
             logger.warning(
@@ -123,9 +108,9 @@ class Supervisor:
             )
 
     def _explain(self, ending: Ending) -> GpuNodeError:
-        error = explain(self._node, ending, self.record, remedy=self._remedy)
-        if self._is_stopped:  # Kedro calls no hook either for a node that Ctrl-C ends
-            self.record.outcome = "stopped"
+        error = explain(ending, self.record, remedy=self._remedy)
+        if self.process.is_stopping:
+            pass  # Kedro calls no hook either for a node that Ctrl-C ends
         elif not ending.reported_to_hooks and ending.failure is None:
             # the node's process died before it could call the hook
             self._shared.hooks.call(
@@ -141,9 +126,9 @@ class Supervisor:
             logger.error("'%s' failed:\n%s", self._node.name, ending.failure.traceback)
         return error
 
-    def _wait_for_memory(self, levels: dict[Device, int]) -> None:
+    def _wait_for_memory(self) -> None:
         deadline = time.monotonic() + RELEASE_SECONDS
-        for device, level in levels.items():
+        for device, level in self._watch.levels.items():
             while (held := self._held_above(device, level)) > RELEASED_WITHIN_BYTES:
                 if time.monotonic() > deadline:
                     logger.warning(
@@ -157,7 +142,7 @@ class Supervisor:
 
     def _held_above(self, device: Device, level: int) -> int:
         try:
-            used = self._layer.used_bytes(device)
+            used = self._shared.layer.used_bytes(device)
         except CudaRunnerError as error:  # the node is finished and saved nevertheless
             logger.warning("%s", error)
             return 0

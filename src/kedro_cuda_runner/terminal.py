@@ -17,18 +17,14 @@ import sys
 import termios
 import threading
 import tty
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from functools import partial
+from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
-
-    from kedro_cuda_runner.last_lines import LastLines
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+from kedro_cuda_runner.last_lines import LastLines
 
 # a line or part of one; progress bars return to its beginning with a carriage return
 PIECES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -67,21 +63,13 @@ class Terminal:
                     del self._open[output.place]
             output.target.flush()
 
-    def finish_line(self) -> None:
-        """Clear a progress bar, which will be redrawn, or end an unfinished line."""
+    @contextmanager
+    def line_start(self) -> Iterator[None]:
+        """Let only this thread write; clear a bar, which will be redrawn, or end a line."""
         with self._lock:
             for output in list(self._open.values()):
                 self._finish(output)
-
-    def on_own_line(self, act: Callable[[_T], _R]) -> Callable[[_T], _R]:
-        """Let ``act`` write from the start of a line, while nothing else writes."""
-
-        def act_on_own_line(subject: _T) -> _R:
-            with self._lock:
-                self.finish_line()
-                return act(subject)
-
-        return act_on_own_line
+            yield
 
     def _finish(self, output: Output) -> None:
         del self._open[output.place]
@@ -120,19 +108,22 @@ def _crop(bar: str, width: int | None) -> str:
 
 @contextmanager
 def logs_on_own_lines(terminal: Terminal) -> Iterator[None]:
-    """Keep log lines and progress bars apart.
-
-    Within the block, each handler of the root logger writes at the start of a line, while nothing
-    else writes.
-    """
+    """Let each handler of the root logger write at the start of a line, within the block."""
     handlers = logging.getLogger().handlers[:]
     for handler in handlers:
-        handler.handle = terminal.on_own_line(handler.handle)  # type: ignore[method-assign, assignment]
+        handler.handle = partial(_handle, handler.handle, terminal)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for handler in handlers:
             del handler.handle  # what remains is the method
+
+
+def _handle(
+    handle: Callable[[logging.LogRecord], bool], terminal: Terminal, record: logging.LogRecord
+) -> bool:
+    with terminal.line_start():
+        return handle(record)
 
 
 class Output:

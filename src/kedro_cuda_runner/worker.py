@@ -15,25 +15,21 @@ import time
 import traceback
 from itertools import dropwhile
 from logging.handlers import QueueHandler
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedro_cuda_runner.channel import Channel, Failure, RunnerGoneError, Task
+from kedro_cuda_runner.hooks import RemoteHooks
 from kedro_cuda_runner.tracking import continued, continued_once_imported
-from kedro_cuda_runner.transfer import NotTransferableError, dumps, pack_error, pack_for_hooks
+from kedro_cuda_runner.transfer import NotTransferableError, dumps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from multiprocessing.connection import Connection
-
     from kedro.pipeline.node import Node
 
     from kedro_cuda_runner.worker_catalog import WorkerCatalog
 
 ORPHAN_GRACE_SECONDS = 10
-# small arguments of hooks, sent unchanged
-PLAIN_ARGUMENTS = ("dataset_name", "is_async", "run_id")
 OUT_OF_MEMORY_TEXTS = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of mem")
 
 
@@ -46,7 +42,7 @@ def main(address: str) -> None:
     channel = Channel(_connect(address))
     _end_with_runner(_connect(address))
     try:
-        task: Task = channel.request("hello", rank, os.getpid())
+        task: Task = channel.request("hello")
         # a separate connection: a log record must not read the answer to another request
         _send_logs(Channel(_connect(address)), task.log_levels)
         _run_task(channel, task, rank)
@@ -126,6 +122,8 @@ def _send_logs(channel: Channel, levels: dict[str, int]) -> None:
 
 
 def _run_task(channel: Channel, task: Task, rank: int) -> None:
+    from kedro.runner.task import Task as KedroTask
+
     from kedro_cuda_runner.worker_catalog import unpack_work
 
     try:
@@ -134,7 +132,13 @@ def _run_task(channel: Channel, task: Task, rank: int) -> None:
             # MLflow's active run belongs to a thread; with is_async another thread may log first
             continue_run = continued if task.is_async else continued_once_imported
             with continue_run(task.tracking):
-                _run_node(channel, task, node, catalog)
+                KedroTask(
+                    node=node,
+                    catalog=catalog,
+                    is_async=task.is_async,
+                    hook_manager=RemoteHooks(channel, task.hooks, catalog.staying),  # type: ignore[arg-type]
+                    run_id=task.run_id,
+                ).execute()
         else:
             _run_beside_rank_0(channel, node, catalog)
     except RunnerGoneError:
@@ -143,18 +147,6 @@ def _run_task(channel: Channel, task: Task, rank: int) -> None:
         channel.send("finished", rank, _torch_peak_bytes(), _describe(error))
         sys.exit(1)
     channel.send("finished", rank, _torch_peak_bytes(), None)
-
-
-def _run_node(channel: Channel, task: Task, node: Node, catalog: WorkerCatalog) -> None:
-    from kedro.runner.task import Task as KedroTask
-
-    KedroTask(
-        node=node,
-        catalog=catalog,
-        is_async=task.is_async,
-        hook_manager=RemoteHooks(channel, task.hooks, catalog.staying),  # type: ignore[arg-type]
-        run_id=task.run_id,
-    ).execute()
 
 
 def _run_beside_rank_0(channel: Channel, node: Node, catalog: WorkerCatalog) -> None:
@@ -166,68 +158,6 @@ def _run_beside_rank_0(channel: Channel, node: Node, catalog: WorkerCatalog) -> 
         for stream in outputs.values():
             for _ in stream:
                 pass
-
-
-class RemoteHooks:
-    """Replaces pluggy's manager: ``hooks.hook.before_node_run(...)`` calls the runner's hooks.
-
-    It sends only the arguments that an implementation takes, and each input once.
-    """
-
-    def __init__(
-        self,
-        channel: Channel,
-        implemented: dict[str, frozenset[str]] | None,
-        known: Collection[str],
-    ) -> None:
-        """Take the implemented hooks with their arguments, and the inputs that the runner has."""
-        self._channel = channel
-        self._implemented = implemented
-        self._known = set(known)
-
-    @property
-    def hook(self) -> RemoteHooks:
-        """Return the object whose attributes are the hooks, as pluggy's manager does."""
-        return self
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a function that calls a hook."""
-
-        def call(**arguments: Any) -> Any:
-            if self._implemented is None:
-                return None
-            if name not in self._implemented:
-                return []
-            packed = self._pack(name, self._implemented[name], arguments)
-            return self._channel.request("hook", name, packed)
-
-        return call
-
-    def _pack(self, name: str, taken: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-        packed: dict[str, Any] = {
-            key: value if key in PLAIN_ARGUMENTS else None
-            for key, value in arguments.items()
-            if key not in ("node", "catalog")
-        }
-        if "error" in packed:
-            packed["error"] = pack_error(arguments["error"])
-        if "data" in taken and name == "after_dataset_loaded":
-            packed["data"] = self._pack_input(arguments["dataset_name"], arguments["data"])
-        elif "data" in taken:
-            packed["data"] = pack_for_hooks(arguments["data"])
-        if "inputs" in taken:
-            inputs = arguments["inputs"]
-            packed["inputs"] = {key: self._pack_input(key, inputs[key]) for key in inputs}
-        if "outputs" in taken:
-            outputs = arguments["outputs"]
-            packed["outputs"] = {key: pack_for_hooks(outputs[key]) for key in outputs}
-        return packed
-
-    def _pack_input(self, name: str, value: Any) -> Any:
-        if name in self._known:
-            return None
-        self._known.add(name)
-        return pack_for_hooks(value)
 
 
 def _describe(error: Exception) -> Failure:

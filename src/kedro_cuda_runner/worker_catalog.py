@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kedro.io import DataCatalog
+from kedro.io import CatalogProtocol, DataCatalog
+from kedro.pipeline.node import Node
 
+from kedro_cuda_runner.channel import Channel
 from kedro_cuda_runner.transfer import NotTransferableError, dumps
-
-if TYPE_CHECKING:
-    from kedro.io import CatalogProtocol
-    from kedro.pipeline.node import Node
-
-    from kedro_cuda_runner.channel import Channel
 
 
 def pack_work(node: Node, catalog: CatalogProtocol[Any, Any]) -> bytes:

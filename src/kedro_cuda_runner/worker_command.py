@@ -24,12 +24,7 @@ def make_socket_folder() -> Path:
 
 
 def worker_command(device_count: int, address: str) -> list[str]:
-    """Return the command for a node's process, or with several devices for one process each.
-
-    Args:
-        device_count: Number of the node's devices.
-        address: Path of the runner's socket.
-    """
+    """Return the command for a node's process, or with several devices for one process each."""
     worker = ["-m", WORKER, address]
     if device_count < 2:
         return [sys.executable, *worker]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import gpu_nodes
-from kedro.io import AbstractDataset, AbstractVersionedDataset
+from kedro.io import AbstractDataset
+from kedro_datasets.text import TextDataset
 
 from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.tables.atomic import replacing
@@ -17,55 +18,31 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_half(path, data):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(data[: len(data) // 2])
-
-
-class TextThatDies(AbstractDataset):
-    """Writes half of a text; with ``begins=False`` it dies before that."""
-
-    def __init__(self, filepath, protocol="file", begins=True):
-        self._filepath = PurePosixPath(filepath)
-        self._protocol = protocol
-        self._begins = begins
-
-    def load(self):
-        return Path(self._filepath).read_text()
+class TextThatDies(TextDataset):
+    """Writes half of a text, into a new version if it has versions."""
 
     def save(self, data):
-        if self._begins:
-            write_half(self._filepath, data)
+        self.write_half(Path(self._get_save_path()), data)
         die()
 
-    def _describe(self):
-        return {"filepath": str(self._filepath)}
+    def write_half(self, path, data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(data[: len(data) // 2])
 
 
-class VersionedTextThatDies(AbstractVersionedDataset):
-    """Writes half of a new version."""
-
-    def load(self):
-        return Path(self._get_load_path()).read_text()
-
-    def _describe(self):
-        return {"filepath": str(self._filepath)}
+class TextThatDiesFirst(TextDataset):
+    """Writes nothing."""
 
     def save(self, data):
-        write_half(self._get_save_path(), data)
         die()
 
 
 class DirectoryThatDies(TextThatDies):
     """Writes half of the second of two files; the first is always the same."""
 
-    def save(self, data):
-        folder = Path(self._filepath)
-        folder.mkdir(exist_ok=True)
-        (folder / "config").write_text("{}")
-        write_half(folder / "weights", data)
-        die()
+    def write_half(self, path, data):
+        super().write_half(path / "weights", data)
+        (path / "config").write_text("{}")
 
 
 class FolderOfParts(AbstractDataset):
@@ -93,7 +70,7 @@ class JSONLinesThatDie(JSONLinesDataset):
             die()
 
 
-class AppendedText(TextThatDies):
+class AppendedText(TextDataset):
     """Appends every chunk; it is the node that dies."""
 
     def save(self, data):
@@ -104,15 +81,14 @@ class AppendedText(TextThatDies):
 class TextThatHangs(TextThatDies):
     """Writes half, starts a process, and hangs."""
 
-    def save(self, data):
-        write_half(self._filepath, data)
-        gpu_nodes.start_and_hang(Path(self._filepath).parent)
+    def write_half(self, path, data):
+        super().write_half(path, data)
+        gpu_nodes.start_and_hang(path.parent)
 
 
-class StubbornText(TextThatDies):
+class StubbornText(TextThatHangs):
     """Hangs, and ignores SIGTERM."""
 
     def save(self, data):
-        write_half(self._filepath, data)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        gpu_nodes.start_and_hang(Path(self._filepath).parent)
+        super().save(data)

@@ -60,14 +60,15 @@ def start_and_hang(folder):
 
 
 def speak(_):
-    """Log, print and draw a bar."""
+    """Log, print, draw a bar, log and print again, without a pause."""
     from tqdm import tqdm
 
-    logger.info("first: a log line")
-    print("second: a print", flush=True)
-    for _ in tqdm(range(3), desc="third: a bar", disable=False):
-        time.sleep(0.01)
-    logger.warning("fourth: a warning")
+    logger.info("first")
+    print("second", file=sys.stderr, flush=True)
+    for _ in tqdm(range(3), desc="third"):
+        pass
+    logger.info("fourth")
+    print("fifth", file=sys.stderr, flush=True)
     return "printed"
 
 
@@ -306,23 +307,6 @@ def chunks_and_die(_):
 def chunks_and_raise(_):
     yield "first chunk"
     raise ValueError("there is no second")
-
-
-def speak_on_one_stream(_):
-    """Log, print, draw a bar, log and print again, without a pause."""
-    from tqdm import tqdm
-
-    logger.info("first")
-    print("second", file=sys.stderr, flush=True)
-    for _ in tqdm(range(3), desc="third"):
-        pass
-    logger.info("fourth")
-    print("fifth", file=sys.stderr, flush=True)
-    return "printed"
-
-
-def raise_two_parts_error(_):
-    raise TwoPartsError("two", "parts")
 
 
 def needs_3_gb(value, parameters):

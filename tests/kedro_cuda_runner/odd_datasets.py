@@ -7,25 +7,14 @@ import time
 from pathlib import Path
 
 from kedro.io import AbstractDataset
+from kedro_datasets.text import TextDataset
 
 
-class ConfirmedDataset(AbstractDataset):
+class ConfirmedDataset(TextDataset):
     """Text in a file; a file beside it says whether it was confirmed."""
 
-    def __init__(self, filepath):
-        self._filepath = Path(filepath)
-
-    def load(self):
-        return self._filepath.read_text()
-
-    def save(self, data):
-        self._filepath.write_text(data)
-
     def confirm(self):
-        self._filepath.with_suffix(".confirmed").touch()
-
-    def _describe(self):
-        return {"filepath": str(self._filepath)}
+        Path(self._filepath).with_suffix(".confirmed").touch()
 
 
 class ConfirmedHereDataset(ConfirmedDataset):
@@ -54,18 +43,12 @@ class HeldDataset(AbstractDataset):
         return {}
 
 
-class LateOnOthersDataset(AbstractDataset):
+class LateOnOthersDataset(TextDataset):
     """Lets rank 0 go ahead of the other processes of a node."""
 
     def load(self):
         if os.environ.get("RANK", "0") != "0":
             time.sleep(0.5)
-
-    def save(self, data):
-        raise AssertionError("nobody saves this")
-
-    def _describe(self):
-        return {}
 
 
 class PositiveValidator:

@@ -43,7 +43,7 @@ def main(folder: Path, way: str) -> None:
     data = {
         "text": MemoryDataset("words "),
         "folder": MemoryDataset(str(folder)),
-        "twice": kind(folder / "twice.txt"),
+        "twice": kind(filepath=str(folder / "twice.txt")),
     }
     if way == "alone":
         nodes = [node(hang_here, "folder", "nothing", name="evaluate")]

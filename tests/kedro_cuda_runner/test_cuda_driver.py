@@ -6,150 +6,124 @@ import pytest
 from missing_libraries import why_not_loaded
 
 from kedro_cuda_runner import cuda_driver
-from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError, query_driver, read_devices
+from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError, query_driver
 
 UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
-
-
-class FakeLibrary:
-    """``libcuda.so.1`` for two devices, of which newer drivers report that one is a slice."""
-
-    def __init__(self, code=0, failing="cuInit", *, knows_names=True, is_newer=True):
-        self.code = code
-        self.failing = failing
-        self.knows_names = knows_names
-        self.is_newer = is_newer
-
-    def __getattr__(self, function):
-        if function == "cuDeviceGetUuid_v2" and not self.is_newer:
-            raise AttributeError(function)
-
-        def call(*args):
-            self.write(function, *args)
-            if function == "cuGetErrorName":
-                return 0 if self.knows_names else 1
-            return self.code if function == self.failing else 0
-
-        return call
-
-    def write(self, function, *args):
-        match function, args:
-            case "cuInit", (flags,):
-                assert flags == 0
-            case "cuDeviceGetCount", (count,):
-                count._obj.value = 2
-            case "cuDeviceGet", (device, index):
-                device._obj.value = 10 + index
-            case "cuDeviceGetName", (name, size, device):
-                name.value = f"Fake {device.value - 10}"[: size - 1].encode()
-            case "cuDeviceTotalMem_v2", (memory, device):
-                memory._obj.value = 2**37 + device.value - 10
-            case "cuDeviceGetUuid_v2", (uuid, device) if device.value == 11:
-                uuid._obj[:] = bytes(range(0xF0, -1, -0x10))
-            case "cuDeviceGetUuid" | "cuDeviceGetUuid_v2", (uuid, _):
-                uuid._obj[:] = bytes(range(16))
-            case "cuGetErrorName", (_, name) if self.knows_names:
-                name._obj.value = b"CUDA_ERROR_OF_THE_FAKE"
-
-
-def error_of(function, *args):
-    with pytest.raises(DriverError) as caught:
-        function(*args)
-    return caught.value.args
-
-
-class TestReadDevices:
-    def test_older_driver(self):
-        assert read_devices(FakeLibrary(is_newer=False)) == [
-            DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
-        ]
-
-    def test_newer_driver_reports_slices(self):
-        devices = read_devices(FakeLibrary())
-        assert [(one.uuid, one.is_mig) for one in devices] == [(UUIDS[0], False), (UUIDS[1], True)]
-
-    @pytest.mark.parametrize(
-        "function",
-        [
-            "cuInit",
-            "cuDeviceGetCount",
-            "cuDeviceGet",
-            "cuDeviceGetName",
-            "cuDeviceTotalMem_v2",
-            "cuDeviceGetUuid",
-            "cuDeviceGetUuid_v2",
-        ],
-    )
-    def test_every_failure_is_reported(self, function):
-        library = FakeLibrary(code=803, failing=function)
-        assert error_of(read_devices, library) == (function, 803, "CUDA_ERROR_OF_THE_FAKE")
-
-    @pytest.mark.parametrize(
-        ("code", "name"), [(803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (4711, "unknown error")]
-    )
-    def test_library_that_does_not_know_its_errors(self, code, name):
-        library = FakeLibrary(code=code, knows_names=False)
-        assert error_of(read_devices, library) == ("cuInit", code, name)
-
-
-COMPILED = r"""
+# libcuda.so.1 for two devices, of which newer drivers report that one is a slice; FAILING names the
+# function that fails with CODE
+SOURCE = r"""
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+static int failing(const char *function) {
+    const char *name = getenv("FAILING");
+    return name && !strcmp(name, function) ? atoi(getenv("CODE")) : 0;
+}
 int cuInit(unsigned flags) {
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-    const char *fault = getenv("FAKE_CUINIT");
-    if (fault) { if (!strcmp(fault, "crash")) abort(); return atoi(fault); }
-    return visible && !*visible ? 100 : 0;
+    if (getenv("CRASH")) abort();
+    if (flags) return 1;
+    return visible && !*visible ? 100 : failing("cuInit");
 }
-int cuDeviceGetCount(int *count) { *count = 1; return 0; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return failing("cuDeviceGetCount"); }
+int cuDeviceGet(int *device, int index) { *device = 10 + index; return failing("cuDeviceGet"); }
 int cuDeviceGetName(char *name, int length, int device) {
-    strncpy(name, "Compiled", length); return 0;
+    snprintf(name, length, "Fake %d", device - 10); return failing("cuDeviceGetName");
 }
-int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 0x2300000000; return 0; }
-int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
+int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    *bytes = (1L << 37) + device - 10; return failing("cuDeviceTotalMem_v2");
+}
+int cuDeviceGetUuid(unsigned char *uuid, int device) {
     for (int i = 0; i < 16; i++) uuid[i] = i;
-    return 0;
+    return failing("cuDeviceGetUuid");
 }
-int cuDeviceGetUuid(unsigned char *uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }
-int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_COMPILED"; return 0; }
+#ifndef OLDER
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
+    for (int i = 0; i < 16; i++) uuid[i] = device == 11 ? 0xf0 - 0x10 * i : i;
+    return failing("cuDeviceGetUuid_v2");
+}
+#endif
+int cuGetErrorName(int code, const char **name) {
+    if (getenv("KNOWS_NO_NAMES")) return 1;
+    *name = "CUDA_ERROR_OF_THE_FAKE"; return 0;
+}
 """
+FUNCTIONS = ["cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName"]
+FUNCTIONS += ["cuDeviceTotalMem_v2", "cuDeviceGetUuid", "cuDeviceGetUuid_v2"]
 
 
 @pytest.fixture(scope="module")
-def compiled_environment(tmp_path_factory):
-    """Return an environment whose ``libcuda.so.1`` is a compiled fake."""
+def compile_library(tmp_path_factory):
+    """Return a function that compiles the library and returns an environment with it."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("libcuda")
-    (folder / "cuda.c").write_text(COMPILED)
-    library = ["-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "cuda.c")]
-    subprocess.run([compiler, *library], check=True)
-    rest = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return {**rest, "LD_LIBRARY_PATH": str(folder)}
+
+    def compile_library(*options):
+        folder = tmp_path_factory.mktemp("libcuda")
+        (folder / "cuda.c").write_text(SOURCE)
+        output = ["-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "cuda.c")]
+        subprocess.run([compiler, *options, *output], check=True)
+        rest = {name: one for name, one in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        return {**rest, "LD_LIBRARY_PATH": str(folder)}
+
+    return compile_library
 
 
-class TestQueryDriver:
-    def test_compiled_library(self, compiled_environment):
-        device = DriverDevice(UUIDS[0], False, "Compiled", 0x2300000000)
-        assert query_driver(compiled_environment) == [device]
+@pytest.fixture(scope="module")
+def environment(compile_library):
+    return compile_library()
 
-    def test_uses_the_given_environment(self, compiled_environment):
-        environment = {**compiled_environment, "CUDA_VISIBLE_DEVICES": ""}
-        assert error_of(query_driver, environment) == ("cuInit", 100, "CUDA_ERROR_COMPILED")
 
-    def test_driver_that_crashes(self, compiled_environment):
-        environment = {**compiled_environment, "FAKE_CUINIT": "crash"}
-        function, code, name = error_of(query_driver, environment)
-        assert (function, code) == ("cuInit", None)
-        assert name.startswith("ended with -6")
+def error_of(environment, **variables):
+    with pytest.raises(DriverError) as caught:
+        query_driver({**environment, **variables})
+    return caught.value.args
 
-    def test_driver_that_hangs(self, compiled_environment, monkeypatch):
-        monkeypatch.setattr(cuda_driver, "TIMEOUT_SECONDS", 0.001)
-        error = error_of(query_driver, compiled_environment)
-        assert error == ("cuInit", None, "no answer in 0.001 seconds")
 
-    def test_missing_library(self):
-        expected = why_not_loaded("libcuda.so.1")
-        assert error_of(query_driver, os.environ) == ("", None, expected)
+def test_newer_driver_reports_slices(environment):
+    assert query_driver(environment) == [
+        DriverDevice(UUIDS[0], False, "Fake 0", 2**37),
+        DriverDevice(UUIDS[1], True, "Fake 1", 2**37 + 1),
+    ]
+
+
+def test_older_driver(compile_library):
+    assert query_driver(compile_library("-DOLDER")) == [
+        DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_failure_is_reported(environment, function):
+    error = error_of(environment, FAILING=function, CODE="803")
+    assert error == (function, 803, "CUDA_ERROR_OF_THE_FAKE")
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (4711, "unknown error")]
+)
+def test_library_that_does_not_know_its_errors(environment, code, name):
+    error = error_of(environment, FAILING="cuInit", CODE=str(code), KNOWS_NO_NAMES="1")
+    assert error == ("cuInit", code, name)
+
+
+def test_uses_the_given_environment(environment):
+    error = error_of(environment, CUDA_VISIBLE_DEVICES="")
+    assert error == ("cuInit", 100, "CUDA_ERROR_OF_THE_FAKE")
+
+
+def test_driver_that_crashes(environment):
+    function, code, name = error_of(environment, CRASH="1")
+    assert (function, code) == ("cuInit", None)
+    assert name.startswith("ended with -6")
+
+
+def test_driver_that_hangs(environment, monkeypatch):
+    monkeypatch.setattr(cuda_driver, "TIMEOUT_SECONDS", 0.001)
+    assert error_of(environment) == ("cuInit", None, "no answer in 0.001 seconds")
+
+
+def test_missing_library():
+    expected = why_not_loaded("libcuda.so.1")
+    assert error_of(os.environ) == ("", None, expected)

@@ -1,9 +1,12 @@
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 import types
+from unittest import mock
 
+import pynvml
 import pytest
 from missing_libraries import why_not_loaded
 
@@ -15,7 +18,6 @@ from kedro_cuda_runner.devices import (
     NvidiaDevices,
     default_layer,
     hidden_from_this_process,
-    torch_build_problem,
 )
 from kedro_cuda_runner.errors import CudaRunnerError
 
@@ -54,55 +56,35 @@ def _any_torch(monkeypatch, request):
         monkeypatch.setattr(devices, "_torch_problem", lambda: None)
 
 
-class NVMLError(Exception):
-    def __init__(self, value):
-        super().__init__(f"error {value}")
-        self.value = value
+def fake_nvml(uuids=("GPU-" + UUIDS[0], "GPU-" + UUIDS[1]), errors=None, **lists):
+    """Return ``pynvml`` for devices and processes; ``errors`` are raised by function."""
 
+    def handle_of(uuid):
+        if uuid not in uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return f"handle of {uuid}"
 
-class FakeNvml:
-    """The part of ``pynvml`` that is used; ``errors`` are raised by function."""
-
-    NVMLError = NVMLError
-    NVML_ERROR_NO_PERMISSION = 4
-    NVML_ERROR_NOT_SUPPORTED = 3
-    NVML_ERROR_NOT_FOUND = 6
-    NVML_ERROR_FUNCTION_NOT_FOUND = 13
-
-    def __init__(self, uuids=("GPU-" + UUIDS[0], "GPU-" + UUIDS[1]), errors=None, **lists):
-        self.uuids = uuids
-        self.errors = errors or {}
-        self.lists = {kind: lists.get(kind, []) for kind in ("Compute", "MPSCompute", "Graphics")}
-        self.calls = []
-
-    def __getattr__(self, name):
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-
-        def call(*args):
-            self.calls.append((name, *args))
-            if name in self.errors:
-                raise NVMLError(self.errors[name])
-            return self._answer(name, *args)
-
-        return call
-
-    def _answer(self, name, *args):
-        if name == "nvmlInit":
-            return None
-        if name == "nvmlDeviceGetHandleByUUID":
-            if args[0] not in self.uuids:
-                raise NVMLError(self.NVML_ERROR_NOT_FOUND)
-            return f"handle of {args[0]}"
-        assert args[0].startswith("handle of ")
-        if name == "nvmlDeviceGetMemoryInfo":
-            return types.SimpleNamespace(total=100, free=70, used=30)
-        if name == "nvmlDeviceGetUtilizationRates":
-            return types.SimpleNamespace(gpu=83, memory=12)
-        kind = name.removeprefix("nvmlDeviceGet").removesuffix("RunningProcesses")
+    def processes(kind):
         return [
-            types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.lists[kind]
+            types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in lists.get(kind, [])
         ]
+
+    kinds = ("Compute", "MPSCompute", "Graphics")
+    answers = {
+        "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=100, free=70, used=30),
+        "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=83, memory=12),
+        **{f"nvmlDeviceGet{kind}RunningProcesses": processes(kind) for kind in kinds},
+    }
+    nvml = mock.Mock(spec=pynvml)
+    for name in vars(pynvml):
+        if name.startswith("NVML"):
+            setattr(nvml, name, getattr(pynvml, name))
+    for function, answer in answers.items():
+        getattr(nvml, function).return_value = answer
+    nvml.nvmlDeviceGetHandleByUUID.side_effect = handle_of
+    for function, code in (errors or {}).items():
+        getattr(nvml, function).side_effect = pynvml.NVMLError(code)
+    return nvml
 
 
 def layer_with(nvml, query=None):
@@ -111,7 +93,7 @@ def layer_with(nvml, query=None):
 
 def reason_without_devices(query):
     with pytest.raises(NoDevicesError) as caught:
-        layer_with(FakeNvml(), query).find()
+        layer_with(fake_nvml(), query).find()
     return caught.value.message
 
 
@@ -120,23 +102,23 @@ DEVICE = Device(0, "GPU-" + UUIDS[0], "NVIDIA H200", 150 * 10**9)
 
 class TestFind:
     def test_devices_as_cuda_counts_them(self):
-        assert layer_with(FakeNvml()).find() == [
+        assert layer_with(fake_nvml()).find() == [
             DEVICE,
             Device(1, "GPU-" + UUIDS[1], "NVIDIA L4", 24 * 10**9),
         ]
 
     @pytest.mark.parametrize("is_mig", [False, True])
     def test_slice(self, is_mig):
-        nvml = FakeNvml(uuids=("MIG-" + UUIDS[0],))
+        nvml = fake_nvml(uuids=("MIG-" + UUIDS[0],))
         assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == "MIG-" + UUIDS[0]
 
     @pytest.mark.parametrize(("is_mig", "prefix"), [(False, "GPU-"), (True, "MIG-")])
     def test_slice_without_nvml(self, is_mig, prefix):
-        nvml = FakeNvml(errors={"nvmlInit": 12})
+        nvml = fake_nvml(errors={"nvmlInit": 12})
         assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == prefix + UUIDS[0]
 
     def test_nvml_that_finds_neither_uuid(self):
-        assert layer_with(FakeNvml(uuids=())).find()[0] == DEVICE
+        assert layer_with(fake_nvml(uuids=())).find()[0] == DEVICE
 
     def test_this_machine_s_real_layer(self):
         why = why_not_loaded("libcuda.so.1")
@@ -150,7 +132,7 @@ class TestFind:
             seen.append(environment.get("CUDA_VISIBLE_DEVICES"))
             return FOUND
 
-        layer = layer_with(FakeNvml(), query)
+        layer = layer_with(fake_nvml(), query)
         assert layer.find() == layer.find()
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         layer.find()
@@ -214,11 +196,13 @@ class TestTorch:
             ("None", "'6.4'", "the installed torch 2.11.0+x is built for ROCm; install"),
         ],
     )
-    def test_build(self, tmp_path, cuda, hip, problem):
-        file = tmp_path / "version.py"
-        assert torch_build_problem(file) is None, "there is no such file"
-        file.write_text(f"__version__ = '2.11.0+x'\ncuda: str | None = {cuda}\nhip = {hip}\n")
-        found = torch_build_problem(file)
+    def test_build(self, tmp_path, monkeypatch, cuda, hip, problem):
+        spec = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        assert devices._torch_problem() is None, "there is no version.py"
+        text = f"__version__ = '2.11.0+x'\ncuda: str | None = {cuda}\nhip = {hip}\n"
+        (tmp_path / "version.py").write_text(text)
+        found = devices._torch_problem()
         assert found is None if problem is None else found.startswith(problem)
 
     def test_installed_build_counts_and_is_not_imported(self):
@@ -241,7 +225,7 @@ class TestTorch:
     def test_devices_that_the_installed_torch_cannot_use(self):
         import torch
 
-        layer = NvidiaDevices(driver(unset=FOUND), FakeNvml())
+        layer = NvidiaDevices(driver(unset=FOUND), fake_nvml())
         if torch.version.cuda:
             assert layer.find()[0] == DEVICE
         else:
@@ -251,18 +235,17 @@ class TestTorch:
 
 class TestNvml:
     def test_memory(self):
-        layer = layer_with(FakeNvml())
+        layer = layer_with(fake_nvml())
         assert layer.free_bytes(DEVICE) == 70
         assert layer.used_bytes(DEVICE) == 30
 
     def test_handle_is_requested_once_by_uuid(self):
-        nvml = FakeNvml()
+        nvml = fake_nvml()
         layer = layer_with(nvml)
         layer.free_bytes(DEVICE)
         layer.free_bytes(DEVICE)
-        assert [call for call in nvml.calls if call[0].endswith("ByUUID")] == [
-            ("nvmlDeviceGetHandleByUUID", DEVICE.uuid)
-        ]
+        nvml.nvmlDeviceGetHandleByUUID.assert_called_once_with(DEVICE.uuid)
+        nvml.nvmlDeviceGetMemoryInfo.assert_called_with(f"handle of {DEVICE.uuid}")
 
     @pytest.mark.parametrize(
         "errors",
@@ -274,16 +257,16 @@ class TestNvml:
         ],
     )
     def test_unknown_memory_counts_as_free(self, errors):
-        layer = layer_with(FakeNvml(errors=errors))
+        layer = layer_with(fake_nvml(errors=errors))
         assert layer.free_bytes(DEVICE) == DEVICE.memory_bytes
         assert layer.used_bytes(DEVICE) is None
 
     def test_missing_nvml_is_logged_once(self, caplog):
-        layer = layer_with(FakeNvml(errors={"nvmlInit": 12}))
+        layer = layer_with(fake_nvml(errors={"nvmlInit": 12}))
         layer.free_bytes(DEVICE)
         layer.process_bytes(DEVICE, {1})
         assert [record.message for record in caplog.records] == [
-            "NVML cannot be used (error 12): all GPU memory counts as free"
+            f"NVML cannot be used ({pynvml.NVMLError(12)}): all GPU memory counts as free"
         ]
 
     def test_the_real_module_without_the_library(self, caplog):
@@ -291,32 +274,17 @@ class TestNvml:
         assert layer_with(None).free_bytes(DEVICE) == DEVICE.memory_bytes
         assert "NVML Shared Library Not Found" in caplog.text
 
-    def test_the_real_module_has_what_the_fake_has(self):
-        import pynvml
-
-        nvml = FakeNvml(Compute=[(1, 2)])
-        layer = layer_with(nvml)
-        layer.find()
-        layer.free_bytes(DEVICE)
-        layer.utilization_percent(DEVICE)
-        layer.process_bytes(DEVICE, {1})
-        for name in {call[0] for call in nvml.calls}:
-            assert callable(getattr(pynvml, name))
-        for name in vars(FakeNvml):
-            if name.startswith("NVML_"):
-                assert getattr(pynvml, name) == getattr(FakeNvml, name)
-        assert pynvml.NVMLError(3).value == 3
-
     def test_lost_device_is_an_error(self):
-        layer = layer_with(FakeNvml(errors={"nvmlDeviceGetMemoryInfo": 15}))
-        with pytest.raises(CudaRunnerError, match=r"cuda:0 .* error 15 \(NVML 15\); check"):
+        layer = layer_with(fake_nvml(errors={"nvmlDeviceGetMemoryInfo": 15}))
+        expected = re.escape(f": {pynvml.NVMLError(15)} (NVML 15); check")
+        with pytest.raises(CudaRunnerError, match=f"cuda:0 .*{expected}"):
             layer.free_bytes(DEVICE)
         with pytest.raises(CudaRunnerError):
             layer.used_bytes(DEVICE)
 
     def test_utilization(self):
-        assert layer_with(FakeNvml()).utilization_percent(DEVICE) == 83
-        nvml = FakeNvml(errors={"nvmlDeviceGetUtilizationRates": 3})
+        assert layer_with(fake_nvml()).utilization_percent(DEVICE) == 83
+        nvml = fake_nvml(errors={"nvmlDeviceGetUtilizationRates": 3})
         assert layer_with(nvml).utilization_percent(DEVICE) is None
 
     @pytest.mark.parametrize(
@@ -335,19 +303,19 @@ class TestNvml:
         ],
     )
     def test_process_bytes(self, lists, expected):
-        assert layer_with(FakeNvml(**lists)).process_bytes(DEVICE, {1, 2}) == expected
+        assert layer_with(fake_nvml(**lists)).process_bytes(DEVICE, {1, 2}) == expected
 
     def test_process_bytes_where_a_list_is_missing(self):
         errors = {"nvmlDeviceGetMPSComputeRunningProcesses": 13}
-        layer = layer_with(FakeNvml(Compute=[(1, 10)], errors=errors))
+        layer = layer_with(fake_nvml(Compute=[(1, 10)], errors=errors))
         assert layer.process_bytes(DEVICE, [1]) == 10
 
     def test_process_bytes_without_nvml(self):
-        assert layer_with(FakeNvml(errors={"nvmlInit": 12})).process_bytes(DEVICE, {1}) is None
+        assert layer_with(fake_nvml(errors={"nvmlInit": 12})).process_bytes(DEVICE, {1}) is None
 
 
 def test_environment_names_uuids_in_order():
-    layer = layer_with(FakeNvml())
+    layer = layer_with(fake_nvml())
     devices = layer.find()
     assert layer.environment(devices[::-1]) == {
         "CUDA_VISIBLE_DEVICES": f"GPU-{UUIDS[1]},GPU-{UUIDS[0]}"

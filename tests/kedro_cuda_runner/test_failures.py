@@ -199,7 +199,13 @@ class TestSeveralAtOnce:
             node(gpu_nodes.double, failed, "after_failed", name="after_failed"),
         ]
 
-    def check(self, tmp_path, caplog, errors):
+    @pytest.mark.parametrize(("kind", "error"), [(node, ValueError), (gpu, GpuNodeError)])
+    def test_no_further_node_starts(self, layer, tmp_path, signal_file, caplog, kind, error):
+        failing = kind(gpu_nodes.fail_when, "started", "failed", name="fail")
+        errors = Errors()
+        with pytest.raises(error, match="this failed") as caught:
+            nodes = [WAIT, failing, *self.after("failed")]
+            run(nodes, self.data(tmp_path, signal_file), layer, [errors])
         assert (tmp_path / "there.txt").read_text() == "there"
         assert list(tmp_path.glob("*after*")) == []
         assert (
@@ -207,43 +213,23 @@ class TestSeveralAtOnce:
             "them"
         ) in caplog.messages
         assert [name for name, _ in errors.seen] == ["fail"]
-
-    def test_failing_node_here(self, layer, tmp_path, signal_file, caplog):
-        def fail_here(started):
-            gpu_nodes.fail_when(started)
-
-        nodes = [WAIT, node(fail_here, "started", "failed", name="fail"), *self.after("failed")]
-        errors = Errors()
-        with pytest.raises(ValueError, match="this failed"):
-            run(nodes, self.data(tmp_path, signal_file), layer, [errors])
-        self.check(tmp_path, caplog, errors)
+        # nodes that finished after the failure are not run again
         assert not any("No nodes ran" in one for one in caplog.messages)
-
-    def test_failing_gpu_node(self, layer, tmp_path, signal_file, caplog):
-        failing = gpu(gpu_nodes.fail_when, "started", "failed", "fail")
-        errors = Errors()
-        with pytest.raises(GpuNodeError) as caught:
-            nodes = [WAIT, failing, *self.after("failed")]
-            run(nodes, self.data(tmp_path, signal_file), layer, [errors])
-        assert caught.value.node_name == "fail"
-        self.check(tmp_path, caplog, errors)
-        assert caught.value.message.splitlines()[-1] == (
-            "Resume with: kedro run --from-nodes=after_done,fail,gpu_after_done"
-        ), "nodes that finished after the failure are not run again"
+        if kind is gpu:
+            assert caught.value.node_name == "fail"
+            assert caught.value.message.splitlines()[-1] == (
+                "Resume with: kedro run --from-nodes=after_done,fail,gpu_after_done"
+            )
 
     def test_first_error_counts(self, layer, tmp_path, signal_file, caplog):
-        def wait_and_fail_here(path):
-            gpu_nodes.wait_for(path)
-            raise ValueError("this failed here, later")
-
         nodes = [
             WAIT,
             gpu(gpu_nodes.fail_when, "started", "failed"),
-            node(wait_and_fail_here, "path", "y", name="fail_here"),
+            node(gpu_nodes.fail_when, "path", "y", name="fail_here"),
         ]
         with pytest.raises(GpuNodeError, match="this failed"):
             run(nodes, self.data(tmp_path, signal_file), layer)
-        assert "'fail_here' failed too: this failed here, later" in caplog.messages
+        assert "'fail_here' failed too: this failed" in caplog.messages
 
 
 GPU_RECORD = NodeRecord("train", "cuda:0", device_bytes=24 * 10**9, available_bytes=10**10)
@@ -273,7 +259,6 @@ GPU_RECORD = NodeRecord("train", "cuda:0", device_bytes=24 * 10**9, available_by
 )
 def test_explanation(ending, record, lines):
     ending.exit_code = 1
-    one = node(gpu_nodes.double, "x", "y", name="train")
-    message = failures.explain(one, ending, record, remedy="").message
+    message = failures.explain(ending, record, remedy="").message
     first = f"node 'train' ended its process (exit code 1) before it was done on {record.place}"
     assert message.splitlines() == [first, *lines]

@@ -111,14 +111,6 @@ class TestSameAsUnderKedro:
         assert comparable(hooks) == comparable(expected)
         assert hooks.calls[-1].hook == "on_node_error"
 
-    def test_an_error_that_cannot_be_unpickled_is_still_an_exception(self, layer):
-        hooks = RecordingHooks()
-        with pytest.raises(GpuNodeError, match="two parts"):
-            run([gpu(gpu_nodes.raise_two_parts_error, "x")], {"x": 1}, layer, [hooks])
-        error = hooks.calls[-1].arguments["error"]
-        assert isinstance(error, Exception)
-        assert str(error) == "TwoPartsError: two parts"
-
 
 class ReplacingHooks:
     @hook_impl

@@ -152,8 +152,8 @@ class TestStaysHere:
 )
 def test_confirms(layer, tmp_path, name, kind):
     (tmp_path / "taken.txt").write_text("text")
-    taken = odd_datasets.ConfirmedDataset(tmp_path / "taken.txt")
-    data = {"taken": taken, name: kind(tmp_path / f"{name}.txt")}
+    taken = odd_datasets.ConfirmedDataset(filepath=str(tmp_path / "taken.txt"))
+    data = {"taken": taken, name: kind(filepath=str(tmp_path / f"{name}.txt"))}
     run([gpu(gpu_nodes.double, "taken", "y", confirms=name)], data, layer)
     assert (tmp_path / f"{name}.confirmed").exists()
 

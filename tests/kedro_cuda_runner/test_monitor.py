@@ -9,10 +9,10 @@ import pytest
 from fake_devices import GB, FakeDevices, allocate, free
 from gpu_runs import wait_until
 
+from kedro_cuda_runner import monitor
 from kedro_cuda_runner.errors import CudaRunnerError
-from kedro_cuda_runner.monitor import Usage, Watch
+from kedro_cuda_runner.report import NodeRecord
 
-INTERVAL_SECONDS = 0.01
 MB = 10**6
 
 
@@ -27,12 +27,18 @@ def silent(tmp_path):
     return FakeDevices(tmp_path, tells_processes=False)
 
 
-def watch(layer, devices=None, pids=None, *, shared=False):
-    devices = layer.find()[:1] if devices is None else devices
-    started = Watch(layer, devices, pids or (lambda: [os.getpid()]), INTERVAL_SECONDS)
-    if shared:
-        started.share()
-    return started
+class Watch(monitor.Watch):
+    """Watches this process on the first device, and returns the record."""
+
+    def __init__(self, layer, devices=None, pid=os.getpid, *, shared=False):
+        devices = layer.find()[:1] if devices is None else devices
+        super().__init__(layer, devices, pid, NodeRecord("train"))
+        if shared:
+            self.share()
+
+    def stop(self):
+        super().stop()
+        return self._record
 
 
 def sampling_threads():
@@ -40,7 +46,8 @@ def sampling_threads():
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left():
+def _fast_and_no_thread_is_left(monkeypatch):
+    monkeypatch.setattr(monitor, "INTERVAL_SECONDS", 0.01)
     yield
     assert sampling_threads() == []
 
@@ -71,7 +78,7 @@ class TestPeak:
     def test_of_the_processes(self, layer):
         counting, uuid = Counting(layer), layer.find()[0].uuid
         allocate(layer.folder, uuid, 1)
-        watching = watch(counting, shared=True)
+        watching = Watch(counting, shared=True)
         allocate(layer.folder, uuid, 6)
         counting.wait()
         free(layer.folder, uuid)
@@ -82,37 +89,29 @@ class TestPeak:
 
     def test_highest_of_one_device_not_the_sum(self, layer):
         devices = layer.find()
-        watching = watch(layer, devices)
+        watching = Watch(layer, devices)
         allocate(layer.folder, devices[0].uuid, 3)
         allocate(layer.folder, devices[1].uuid, 5)
         assert watching.stop().peak_bytes == 5 * GB
 
-    @pytest.mark.parametrize(("shared", "expected"), [(False, 4 * GB), (True, None)])
-    def test_where_the_driver_does_not_know_processes(self, silent, shared, expected):
-        device = silent.find()[0]
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_where_the_driver_does_not_know_processes(self, silent, shared):
+        counting, device = Counting(silent), silent.find()[0]
         allocate(silent.folder, device.uuid, 10)  # stands for another user's
-        watching = watch(silent, shared=shared)
+        watching = Watch(counting)
         allocate(silent.folder, device.uuid, 4)
-        usage = watching.stop()
-        assert usage.peak_bytes == expected
-        assert usage.levels == ({} if shared else {device: 10 * GB})
-
-    @pytest.mark.parametrize(("shared", "expected"), [(False, 4 * GB), (True, None)])
-    def test_of_the_device_over_time(self, silent, shared, expected):
-        counting, uuid = Counting(silent), silent.find()[0].uuid
-        watching = watch(counting)
-        allocate(silent.folder, uuid, 4)
         counting.wait()
         if shared:
             watching.share()
             counting.wait()
-        free(silent.folder, uuid)
-        assert watching.stop().peak_bytes == expected
+        free(silent.folder, device.uuid)
+        assert watching.stop().peak_bytes == (None if shared else 4 * GB)
+        assert watching.levels == ({} if shared else {device: 10 * GB})
 
     def test_below_the_level_at_the_start_is_nothing(self, silent):
         uuid = silent.find()[0].uuid
         allocate(silent.folder, uuid, 10)
-        watching = watch(silent)
+        watching = Watch(silent)
         free(silent.folder, uuid)
         assert watching.stop().peak_bytes == 0
 
@@ -120,7 +119,7 @@ class TestPeak:
         device = layer.find()[0]
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         try:
-            watching = watch(layer, pids=lambda: [child.pid])
+            watching = Watch(layer, pid=lambda: child.pid)
             path = layer.folder / device.uuid / str(child.pid)
             path.write_text(f"[{2 * GB}, {psutil.Process(child.pid).create_time()}]")
             allocate(layer.folder, device.uuid, 6)  # stands for another user's
@@ -134,11 +133,13 @@ class TestPeak:
                 return None
 
         layer = Silent(tmp_path, utilization_percent=None, tells_processes=False)
-        usage = watch(layer, layer.find()).stop()
-        assert (usage.peak_bytes, usage.mean_utilization_percent, usage.levels) == (None, None, {})
+        watching = Watch(layer, layer.find())
+        record = watching.stop()
+        assert (record.peak_bytes, record.mean_utilization_percent) == (None, None)
+        assert watching.levels == {}
 
     def test_without_devices(self, layer):
-        usage = watch(layer, []).stop()
+        usage = Watch(layer, []).stop()
         assert (usage.peak_bytes, usage.mean_utilization_percent) == (None, None)
         assert usage.host_peak_bytes > 10 * MB
 
@@ -146,13 +147,13 @@ class TestPeak:
 class TestUtilization:
     def test_mean_of_devices(self, layer):
         # 50 and 51
-        usage = watch(layer, layer.find()).stop()
+        usage = Watch(layer, layer.find()).stop()
         assert usage.mean_utilization_percent == pytest.approx(50.5)
 
     def test_mean_over_time(self, layer):
         counting = Counting(layer)
         layer.percent = 0
-        watching = watch(counting)
+        watching = Watch(counting)
         counting.wait()
         layer.percent = 100
         counting.wait()
@@ -174,46 +175,27 @@ sys.stdin.read()
 """
 
 
-class TestHost:
-    @pytest.fixture
-    def start(self):
-        """Return a function that starts a process with as many generations of children."""
-        started = []
-
-        def start(depth):
-            command = [sys.executable, "-c", CHILD, str(depth), CHILD]
-            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            started[-1].stdout.readline()
-            return started[-1].pid
-
-        yield start
-        for process in started:
-            process.communicate()
-
-    def test_processes_and_their_children(self, layer, start):
-        pid = start(2)
-        three = watch(layer, [], lambda: [pid]).stop().host_peak_bytes
-        alone = psutil.Process(pid).memory_info().rss
-        # the child and its child hold as much again
-        assert alone + 120 * MB < three < 3 * alone + 30 * MB
-
-    def test_process_that_is_given_twice_counts_once(self, layer, start):
-        # this process is the other one's parent
-        pids = [os.getpid(), start(0)]
-        twice = watch(layer, [], lambda: pids).stop().host_peak_bytes
-        assert twice < sum(psutil.Process(pid).memory_info().rss for pid in pids) + 30 * MB
+def test_host_memory_of_process_and_children(layer):
+    command = [sys.executable, "-c", CHILD, "2", CHILD]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    three = Watch(layer, [], lambda: process.pid).stop().host_peak_bytes
+    alone = psutil.Process(process.pid).memory_info().rss
+    process.communicate()
+    # the child and its child hold as much again
+    assert alone + 120 * MB < three < 3 * alone + 30 * MB
 
 
 class TestThread:
     def test_samples_until_stopped(self, layer):
         counting = Counting(layer)
-        watching = watch(counting)
+        watching = Watch(counting)
         (thread,) = sampling_threads()
         assert thread.daemon
         counting.wait(5)
         watching.stop()
         seen = counting.samples
-        time.sleep(5 * INTERVAL_SECONDS)
+        time.sleep(0.05)
         assert counting.samples == seen
 
     @pytest.mark.parametrize(
@@ -222,7 +204,7 @@ class TestThread:
     def test_failing_sample_is_skipped(self, layer, error):
         counting = Counting(layer)
         counting.error = error
-        watching = watch(counting, shared=True)
+        watching = Watch(counting, shared=True)
         counting.wait()
         counting.error = None
         allocate(layer.folder, layer.find()[0].uuid, 3)
@@ -234,7 +216,7 @@ class TestThread:
             def used_bytes(self, device):
                 raise CudaRunnerError("lost")
 
-        assert watch(Lost(tmp_path, tells_processes=False)).stop().peak_bytes is None
+        assert Watch(Lost(tmp_path, tells_processes=False)).stop().peak_bytes is None
 
     @pytest.mark.parametrize("is_waited_for", [False, True])
     def test_processes_that_are_gone(self, layer, is_waited_for):
@@ -242,20 +224,16 @@ class TestThread:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         if is_waited_for:
             process.wait()
-        watching = watch(layer, pids=lambda: [process.pid])
+        watching = Watch(layer, pid=lambda: process.pid)
         # the device's total use is not sampled either: others may use it by now
         allocate(layer.folder, layer.find()[0].uuid, 3)
-        assert watching.stop() == Usage(None, None, 0, {layer.find()[0]: 0})
+        assert watching.stop() == NodeRecord("train")
+        assert watching.levels == {layer.find()[0]: 0}
         process.wait()
 
-    def test_processes_that_come_later(self, layer):
-        pids = []
-        watching = watch(layer, pids=lambda: pids, shared=True)
+    def test_process_that_comes_later(self, layer):
+        pids = [None]
+        watching = Watch(layer, pid=lambda: pids[-1], shared=True)
         pids.append(os.getpid())
         allocate(layer.folder, layer.find()[0].uuid, 3)
         assert watching.stop().peak_bytes == 3 * GB
-
-    def test_several_at_once(self, layer):
-        allocate(layer.folder, layer.find()[0].uuid, 2)
-        watches = [watch(layer, shared=True) for _ in range(8)]
-        assert [one.stop().peak_bytes for one in watches] == [2 * GB] * 8

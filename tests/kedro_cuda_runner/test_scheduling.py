@@ -1,7 +1,6 @@
 """The order, time and place in which nodes run."""
 
 import os
-import threading
 
 import gpu_nodes
 import pytest
@@ -54,27 +53,24 @@ def beside(tmp_path_factory):
     )
 
 
-class TestBeside:
-    def test_all_have_met(self, beside):
-        assert {name: one["met"] for name, one in beside.items()} == {
-            "long": True,
-            "second": True,
-            "isolated": True,
-        }
+def test_nodes_run_beside_each_other(beside):
+    assert {name: one["met"] for name, one in beside.items()} == {
+        "long": True,
+        "second": True,
+        "isolated": True,
+    }
 
-    def test_a_node_here_runs_in_this_thread(self, beside):
-        assert beside["long"]["pid"] == os.getpid()
-        assert beside["long"]["thread"] == threading.current_thread().name == "MainThread"
-        assert beside["long"]["devices"] == ""  # a library that takes what it finds finds nothing
 
-    def test_a_node_without_devices_is_isolated_and_sees_none(self, beside):
-        assert beside["isolated"]["parent"] == os.getpid()
-        assert beside["isolated"]["devices"] == ""
-
-    def test_a_gpu_node_sees_its_device_in_its_own_main_thread(self, beside):
-        assert beside["second"]["parent"] == os.getpid()
-        assert beside["second"]["devices"] == "GPU-fake-0"
-        assert beside["second"]["thread"] == "MainThread"
+def test_where_nodes_run_and_what_they_see(beside):
+    # a library that takes any device that it finds finds none outside of a GPU node
+    assert {name: one["devices"] for name, one in beside.items()} == {
+        "long": "",
+        "second": "GPU-fake-0",
+        "isolated": "",
+    }
+    assert beside["long"]["pid"] == os.getpid()
+    assert beside["second"]["parent"] == beside["isolated"]["parent"] == os.getpid()
+    assert {one["thread"] for one in beside.values()} == {"MainThread"}
 
 
 class TestSharing:

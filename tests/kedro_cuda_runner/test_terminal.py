@@ -181,13 +181,13 @@ class TestLogsOnOwnLines:
         over.set()
         drawing.join()
         sys.setswitchinterval(before)
-        terminal.finish_line()
-        assert set(screen.lines()) == {"log", ""}
+        with terminal.line_start():
+            assert set(screen.lines()) == {"log", ""}
 
 
 class TestLastLines:
-    def lines(self, *texts, count=20):
-        last = LastLines(count)
+    def lines(self, *texts):
+        last = LastLines()
         for text in texts:
             last.add(text)
         return list(last)
@@ -207,7 +207,8 @@ class TestLastLines:
         assert self.lines(*texts) == expected
 
     def test_a_few_are_kept(self):
-        assert self.lines("1\n2\n3\n4\n", count=2) == ["3", "4"]
+        numbers = [str(number) for number in range(last_lines.KEPT_LINES + 2)]
+        assert self.lines("\n".join([*numbers, ""])) == numbers[2:]
 
     def test_bar_of_days_stays_small(self):
         last = LastLines()
@@ -254,14 +255,6 @@ class TestOutput:
         os.close(output.child_end)
         assert output.read() == "last"
         assert output.read() is None
-
-    def test_characters_that_come_in_pieces(self, output):
-        character = "日".encode()
-        os.write(output.child_end, character[:1])
-        assert output.read() == ""
-        os.write(output.child_end, character[1:] + b"\xff\n")
-        assert output.read() == "日\ufffd\n"
-        os.close(output.child_end)
 
     def test_endless_output_does_not_block_others(self, output):
         printer = subprocess.Popen(["yes"], stdout=output.child_end)

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedro_cuda_runner import transfer
 from kedro_cuda_runner.transfer import (
     NotTransferableError,
     NotTransferred,
@@ -115,10 +114,6 @@ class TestHooks:
         assert packed.type_name == type_name
         assert why in packed.reason
         assert unpack_for_hooks(packed) is packed
-
-    def test_large_data(self, monkeypatch):
-        monkeypatch.setattr(transfer, "HOOK_BYTES_MAX", 2**20)
-        assert pack_for_hooks(b"x" * 2**20) == NotTransferred("builtins.bytes", "larger than 1 MiB")
 
     def test_what_cannot_be_unpickled_here(self):
         packed = pack_for_hooks(gpu_nodes.TwoPartsError("two", "parts"))

@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, function, folder):
         data = {
-            "late": odd_datasets.LateOnOthersDataset(),
+            "late": odd_datasets.LateOnOthersDataset(filepath="unused.txt"),
             "value": 1,
             "params:two": {"folder": str(folder), "gpu": {"devices": 2}},
             "seen": JSONDataset(filepath=str(folder / "seen.json")),
@@ -45,31 +45,24 @@ def two(tmp_path_factory):
     return Run(gpu_nodes.write_rank, tmp_path_factory.mktemp("two"))
 
 
-def test_each_rank_sees_both_devices(two):
+def test_each_rank_sees_both_devices_and_rank_0_saves(two):
     assert [one["rank"] for one in two.ranks] == [0, 1]
     assert {one["world"] for one in two.ranks} == {2}
     assert {one["devices"] for one in two.ranks} == {"GPU-fake-0,GPU-fake-1"}
     assert two.ranks[0]["pid"] != two.ranks[1]["pid"]
-
-
-def test_rank_0_saves(two):
     assert two.saved == two.ranks[0]
 
 
 def test_hooks_are_called_once(two):
     names = [(call.hook, call.arguments.get("dataset_name")) for call in two.hooks.calls]
-    assert names == [
-        ("before_dataset_loaded", "late"),
-        ("after_dataset_loaded", "late"),
-        ("before_dataset_loaded", "value"),
-        ("after_dataset_loaded", "value"),
-        ("before_dataset_loaded", "params:two"),
-        ("after_dataset_loaded", "params:two"),
-        ("before_node_run", None),
-        ("after_node_run", None),
-        ("before_dataset_saved", "seen"),
-        ("after_dataset_saved", "seen"),
+    loads = [
+        (f"{when}_dataset_loaded", name)
+        for name in ("late", "value", "params:two")
+        for when in ("before", "after")
     ]
+    run = [("before_node_run", None), ("after_node_run", None)]
+    saves = [("before_dataset_saved", "seen"), ("after_dataset_saved", "seen")]
+    assert names == [*loads, *run, *saves]
 
 
 def test_replaced_inputs_reach_both_ranks(two):

@@ -4,10 +4,17 @@ import json
 import logging
 from pathlib import Path
 
-import dying_datasets
 import gpu_nodes
 import pytest
 from datasets import Dataset
+from dying_datasets import (
+    AppendedText,
+    DirectoryThatDies,
+    FolderOfParts,
+    JSONLinesThatDie,
+    TextThatDies,
+    TextThatDiesFirst,
+)
 from gpu_runs import gpu, run
 from kedro.io import DataCatalog, MemoryDataset, Version
 from kedro_datasets.partitions import PartitionedDataset
@@ -45,27 +52,26 @@ def run_and_die(dataset, layer, function=gpu_nodes.double, is_removed=True):
     return caught.value
 
 
-TextThatDies = dying_datasets.TextThatDies
 WHOLE, OLD_FILES = {"answers": "complete"}, {"answers/config": "old", "answers/weights": "old"}
 
 
 class TestRun:
     @pytest.mark.parametrize(
-        ("make", "before", "after"),
+        ("kind", "before", "after"),
         [
             (TextThatDies, {}, {}),
             (TextThatDies, WHOLE, {}),
-            (lambda path: TextThatDies(path, begins=False), WHOLE, WHOLE),
-            (dying_datasets.DirectoryThatDies, {}, {}),
-            (dying_datasets.DirectoryThatDies, OLD_FILES, {}),
+            (TextThatDiesFirst, WHOLE, WHOLE),
+            (DirectoryThatDies, {}, {}),
+            (DirectoryThatDies, OLD_FILES, {}),
         ],
         ids=["new file", "overwritten", "untouched", "new directory", "file in it overwritten"],
     )
-    def test_killed_while_saving(self, make, before, after, folder, layer):
+    def test_killed_while_saving(self, kind, before, after, folder, layer):
         for name, text in before.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
-        run_and_die(make(folder / "answers"), layer)
+        run_and_die(kind(filepath=str(folder / "answers")), layer)
         assert tree(folder) == after
 
     @pytest.mark.parametrize("version", [Version(None, NEW), Version(None, None)])
@@ -74,7 +80,7 @@ class TestRun:
         older.parent.mkdir(parents=True)
         older.write_text("older")
         before = tree(folder)
-        run_and_die(dying_datasets.VersionedTextThatDies(folder / "answers.txt", version), layer)
+        run_and_die(TextThatDies(filepath=str(folder / "answers.txt"), version=version), layer)
         assert tree(folder) == before
 
     @pytest.mark.parametrize("has_old", [False, True])
@@ -83,14 +89,14 @@ class TestRun:
         if has_old:
             JSONLinesDataset(filepath=path).save(Dataset.from_list([{"output": "旧"}]))
         before = tree(folder)
-        run_and_die(dying_datasets.JSONLinesThatDie(filepath=path), layer)
+        run_and_die(JSONLinesThatDie(filepath=path), layer)
         assert tree(folder) == before
 
     @pytest.mark.parametrize(
         ("dataset", "place"),
         [
-            (TextThatDies("bucket/answers.txt", protocol="s3", begins=False), "bucket/answers.txt"),
-            (dying_datasets.FolderOfParts("some/folder"), "some/folder"),
+            (TextThatDiesFirst(filepath="memory://bucket/answers.txt"), "bucket/answers.txt"),
+            (FolderOfParts("some/folder"), "some/folder"),
         ],
         ids=["other file system", "dataset without a known path"],
     )
@@ -107,7 +113,7 @@ class TestRun:
     )
     def test_generator_that_ends_between_chunks(self, function, reason, folder, layer):
         """Its output is complete at its end, not with each chunk."""
-        error = run_and_die(dying_datasets.AppendedText(folder / "answers.txt"), layer, function)
+        error = run_and_die(AppendedText(filepath=str(folder / "answers.txt")), layer, function)
         assert error.reason == reason
         assert tree(folder) == {}
 
@@ -125,8 +131,7 @@ class TestWatch:
         watch.saving("answers")
         path.write_text(TEXT)
         watch.saved("answers", was_saved_here=False)
-        assert watch.unfinished() == []
-        watch.discard_unfinished()
+        assert watch.discard_unfinished() == []
         assert path.read_text() == TEXT
 
     def test_link_is_removed_without_its_target(self, folder):
