@@ -32,12 +32,6 @@ class CudaRunner(AbstractRunner):
     those with the tag as the devices have room. At the end it prints and logs what each has used.
 
     Examples:
-        On the command line::
-
-            kedro run --runner=kedro_cuda_runner.CudaRunner
-
-        In Python:
-
         >>> from kedro.io import DataCatalog, MemoryDataset
         >>> from kedro.pipeline import node, pipeline
         >>> catalog = DataCatalog({"a": MemoryDataset([3, 1, 2])})

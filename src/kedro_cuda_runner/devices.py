@@ -108,10 +108,10 @@ class NvidiaDevices:
             return self._found[variables]
         try:
             devices = self._query(os.environ)
+            if not devices:
+                raise DriverError("cuDeviceGetCount", NO_DEVICE, "no device")
         except DriverError as error:
             raise self._no_devices(error) from error
-        if not devices:
-            raise self._no_devices(None)
         if problem := _torch_problem():
             raise NoDevicesError(f"the CUDA devices cannot be used: {problem}")
         self._found[variables] = [
@@ -120,8 +120,8 @@ class NvidiaDevices:
         ]
         return self._found[variables]
 
-    def _no_devices(self, error: DriverError | None) -> NoDevicesError:
-        if error is not None and not error.function:
+    def _no_devices(self, error: DriverError) -> NoDevicesError:
+        if not error.function:
             reason = (
                 f"{LIBRARY}, the NVIDIA driver's library, cannot be loaded ({error.name}; a "
                 f"container needs '--gpus all')"
@@ -131,7 +131,7 @@ class NvidiaDevices:
                 f"{VISIBLE}={os.environ[VISIBLE]!r} hides all of the {hidden} there are; unset it, "
                 f"or name devices that 'nvidia-smi -L' lists"
             )
-        elif error is None or error.code == NO_DEVICE:
+        elif error.code == NO_DEVICE:
             reason = f"the NVIDIA driver finds none; {REMEDIES[NO_DEVICE]}"
         else:
             code = "" if error.code is None else f" ({error.code})"

@@ -29,10 +29,12 @@ class _Manager:
 
 
 class SerialHooks(_Manager):
-    """Calls one hook at a time: hooks are written for runners that run one node at a time."""
+    """Calls one hook at a time: hooks are written for runners that run one node at a time.
+
+    ``manager`` is Kedro's hook manager or its ``_NullPluginManager``, which has no hooks.
+    """
 
     def __init__(self, manager: Any) -> None:
-        """Wrap Kedro's hook manager or its ``_NullPluginManager``, which has no hooks."""
         self._manager = manager
         self._lock = threading.RLock()
 
@@ -58,13 +60,13 @@ class SerialHooks(_Manager):
 class RemoteHooks(_Manager):
     """Calls the runner's hooks from a node's process.
 
-    It sends only the arguments that an implementation takes, and each input once.
+    It sends only the arguments that an implementation takes, and each input once; those that are
+    ``known`` stay with the runner.
     """
 
     def __init__(
         self, channel: Channel, implemented: dict[str, frozenset[str]], known: Collection[str]
     ) -> None:
-        """Take the implemented hooks with their arguments, and the inputs that the runner has."""
         self._channel = channel
         self._implemented = implemented
         self._known = set(known)

@@ -50,7 +50,8 @@ class Watch:
         self._devices = devices
         self._pid = pid
         self._record = record
-        self.levels = self._used_levels()
+        used = {device: self.used_bytes(device) for device in devices}
+        self.levels = {device: level for device, level in used.items() if level is not None}
         self._lock = threading.Lock()
         self._children: list[psutil.Process] = []
         self._children_until = 0.0
@@ -77,17 +78,13 @@ class Watch:
         self._record.peak_bytes = self._device_peak if own is None else own
         self._record.mean_utilization_percent = self._utilization_sum / count if count else None
 
-    def _used_levels(self) -> dict[Device, int]:
-        levels = {}
-        for device in self._devices:
-            try:
-                used = self._layer.used_bytes(device)
-            except SAMPLE_ERRORS as error:
-                logger.debug("A first sample failed: %s", error, exc_info=True)
-                continue
-            if used is not None:
-                levels[device] = used
-        return levels
+    def used_bytes(self, device: Device) -> int | None:
+        """Return the used memory; None if it is unknown, or if the device does not respond."""
+        try:
+            return self._layer.used_bytes(device)
+        except SAMPLE_ERRORS as error:  # the node runs, or is finished and saved, nevertheless
+            logger.warning("%s", error)
+            return None
 
     def _run(self) -> None:
         self._sample()
@@ -98,12 +95,13 @@ class Watch:
         """Record the current use; values that cannot be read are skipped."""
         with self._lock:
             try:
-                processes = self._processes()
-                if processes:
-                    resident = sum(map(_resident_bytes, processes))
-                    self._record.host_peak_bytes = max(self._record.host_peak_bytes, resident)
+                resident = {one.pid: _resident_bytes(one) for one in self._processes()}
+                alive = [pid for pid, size in resident.items() if size]
+                if alive:
+                    total = sum(resident.values())
+                    self._record.host_peak_bytes = max(self._record.host_peak_bytes, total)
                     for device in self._devices:
-                        self._sample_device(device, {process.pid for process in processes})
+                        self._sample_device(device, alive)
             except SAMPLE_ERRORS as error:
                 logger.debug("A sample failed: %s", error, exc_info=True)
 
@@ -115,7 +113,7 @@ class Watch:
         if now >= self._children_until:
             self._children = process.children(recursive=True)
             self._children_until = now + CHILDREN_SECONDS
-        return [one for one in (process, *self._children) if _is_alive(one)]
+        return [process, *self._children]
 
     def _sample_device(self, device: Device, pids: Collection[int]) -> None:
         percent = self._layer.utilization_percent(device)
@@ -131,15 +129,8 @@ class Watch:
                 self._device_peak = max(self._device_peak or 0, used - self.levels[device])
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    # a zombie is listed until its parent waits for it, without memory
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _resident_bytes(process: psutil.Process) -> int:
+    """Return the resident memory: 0 once a process has ended, waited for or not."""
     try:
         return int(process.memory_info().rss)
     except psutil.NoSuchProcess:

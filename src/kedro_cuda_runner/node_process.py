@@ -11,10 +11,13 @@ import contextlib
 import logging
 import os
 import pickle
-import shutil
 import signal
+import site
 import socket
 import subprocess
+import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,15 +29,13 @@ from kedro.pipeline.node import Node
 
 from kedro_cuda_runner.channel import Failure, Task
 from kedro_cuda_runner.devices import Device, DeviceLayer
-from kedro_cuda_runner.failures import Ending
+from kedro_cuda_runner.failures import Ending, LastLines
 from kedro_cuda_runner.hooks import SerialHooks
-from kedro_cuda_runner.last_lines import LastLines
 from kedro_cuda_runner.outputs import OutputWatch
 from kedro_cuda_runner.terminal import Output, Terminal, open_outputs
 from kedro_cuda_runner.tracking import Tracking
 from kedro_cuda_runner.transfer import dumps, pack_error, unpack_for_hooks
 from kedro_cuda_runner.worker_catalog import pack_work
-from kedro_cuda_runner.worker_command import import_paths, make_socket_folder, worker_command
 
 if TYPE_CHECKING:
     from kedro_cuda_runner.supervisor import Supervisor
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 # for the clean-up of libraries after the node is done
 EXIT_SECONDS = 30.0
+# of sockaddr_un, without the final zero
+SOCKET_PATH_BYTES = 107
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,20 @@ class NodeProcess:
 
     def run(self) -> Ending:
         """Run the node; blocks until its process has ended."""
-        folder = make_socket_folder()
-        listener = socket.socket(socket.AF_UNIX)
-        outputs: list[Output] = []
-        try:
+        with (
+            _socket_folder() as folder,
+            socket.socket(socket.AF_UNIX) as listener,
+            contextlib.ExitStack() as at_end,
+        ):
             work = pack_work(self._node, self._run.catalog)
-            listener.bind(str(folder / "socket"))
+            listener.bind(f"{folder}/socket")
             listener.listen(16 + 2 * len(self._devices))
             outputs = list(dict.fromkeys(open_outputs(self._lines)))
-            process = self._start(str(folder / "socket"), outputs)
-            self._serve(process, listener, outputs, work)
-        finally:
-            self._kill_group(signal.SIGKILL)  # processes that the node started and left
-            for connection in self._connections:
-                connection.close()
             for output in outputs:
-                output.close()
-            listener.close()
-            shutil.rmtree(folder)
+                at_end.callback(output.close)
+            at_end.callback(self._end)
+            process = self._start(f"{folder}/socket", outputs)
+            self._serve(process, listener, outputs, work)
         self._ending.last_lines = list(self._lines)
         if not self._ending.done:
             self._ending.unfinished = self._watch.discard_unfinished()
@@ -119,9 +118,9 @@ class NodeProcess:
         return None if self._process is None else self._process.pid
 
     def _start(self, address: str, outputs: list[Output]) -> subprocess.Popen[bytes]:
-        own = {"PYTHONPATH": os.pathsep.join(import_paths())}
+        own = {"PYTHONPATH": os.pathsep.join(_import_paths())}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            worker_command(len(self._devices), address),
+            _command(len(self._devices), address),
             stdin=subprocess.DEVNULL,
             stdout=outputs[0].child_end,
             stderr=outputs[-1].child_end,
@@ -134,6 +133,11 @@ class NodeProcess:
         if self.is_stopping:  # stop was called before the process existed
             self.stop()
         return self._process
+
+    def _end(self) -> None:
+        self._kill_group(signal.SIGKILL)  # processes that the node started and left
+        for connection in self._connections:
+            connection.close()
 
     def _kill_group(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -287,3 +291,33 @@ class NodeProcess:
             self._ending.done = self._ending.done or rank == 0  # which saves for all
         elif self._ending.failure is None:
             self._ending.failure = failure
+
+
+def _socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder, private to this user, whose path is short enough for a socket."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/cuda-runner-12345678/socket") > SOCKET_PATH_BYTES:
+        parent = "/tmp"  # noqa: S108 - only the parent of a folder with a random name
+    return tempfile.TemporaryDirectory(prefix="cuda-runner-", dir=parent)
+
+
+def _command(device_count: int, address: str) -> list[str]:
+    """Return the command for a node's process, or with several devices for one process each."""
+    worker = ["-m", "kedro_cuda_runner.worker", address]
+    if device_count < 2:
+        return [sys.executable, *worker]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", str(device_count), "--num_machines", "1", "--machine_rank", "0"),
+        # override the user's accelerate configuration: the node's own library decides
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0"),  # any free port
+        *worker,
+    ]
+
+
+def _import_paths() -> list[str]:
+    """Return the entries of ``sys.path`` that a new interpreter would lack."""
+    own = {*site.getsitepackages(), *sysconfig.get_paths().values()}
+    stdlib = sysconfig.get_paths()["stdlib"]
+    return [path for path in sys.path if path and path not in own and not path.startswith(stdlib)]

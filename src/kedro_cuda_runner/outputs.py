@@ -65,11 +65,11 @@ def _remove(path: Path, *, is_version: bool) -> None:
 class OutputWatch:
     """Tracks which outputs of a node are being saved, and removes those that are left unfinished.
 
-    Kedro's ``--only-missing-outputs`` takes any existing output for finished.
+    Create it before the node runs. Kedro's ``--only-missing-outputs`` takes any existing output for
+    finished.
     """
 
     def __init__(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Record the state of the outputs before the node runs."""
         self._node = node
         self._catalog = catalog
         self._before = {

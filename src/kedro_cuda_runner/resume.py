@@ -28,22 +28,14 @@ def resume_command(
         return shlex.join(["kedro", *arguments])
     remaining = set(pipeline.nodes) - set(done)
     start = sorted(_find_nodes_to_resume_from(pipeline, remaining, catalog))
-    return shlex.join(["kedro", *_without_start(arguments), f"--from-nodes={','.join(start)}"])
+    replaced = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--from-nodes", "--from-inputs"):
+        replaced.add_argument(option)
+    kept = replaced.parse_known_args(arguments)[1]
+    return shlex.join(["kedro", *kept, f"--from-nodes={','.join(start)}"])
 
 
 def _arguments_of_kedro_run(argv: Sequence[str]) -> list[str]:
     program = Path(argv[0])
     is_kedro = program.name == "kedro" or program.parent.name == "kedro"
     return list(argv[1:]) if is_kedro and "run" in argv[1:] else ["run"]
-
-
-def _without_start(arguments: Sequence[str]) -> list[str]:
-    """Remove the options that say where to start.
-
-    >>> _without_start(["run", "--from-nodes", "a,b", "--env=demo", "--from-inputs=c"])
-    ['run', '--env=demo']
-    """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--from-nodes", "--from-inputs"):
-        parser.add_argument(option)
-    return parser.parse_known_args(arguments)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.report import NodeRecord, log_to_mlflow
 from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.resume import resume_command
-from kedro_cuda_runner.signals import collect_signals, exit_on_signals
+from kedro_cuda_runner.signals import ENDING_SIGNALS, exit_on_signal, handling
 from kedro_cuda_runner.supervisor import Supervisor
 from kedro_cuda_runner.terminal import logs_on_own_lines
 
@@ -84,7 +85,10 @@ class Scheduler:
     def run(self) -> None:
         """Run all nodes; raise the first error once no node runs any more."""
         try:
-            with logs_on_own_lines(self._shared.terminal), exit_on_signals():
+            with (
+                logs_on_own_lines(self._shared.terminal),
+                handling(ENDING_SIGNALS, exit_on_signal),
+            ):
                 try:
                     self._loop()
                 except BaseException as error:  # mostly Ctrl-C; no process outlives the run
@@ -239,7 +243,8 @@ class Scheduler:
 
     def _stop(self, error: BaseException) -> None:
         """Terminate all processes; kill them after a while or on a second signal."""
-        with collect_signals() as further:
+        further: list[int] = []
+        with handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: further.append(number)):
             with self._state:
                 self._is_stopping = True
                 stopped = list(self._running.values())

@@ -12,7 +12,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def _handling(
+def handling(
     numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
 ) -> Iterator[None]:
     """Handle signals, except those that are ignored, as under ``nohup``."""
@@ -31,20 +31,6 @@ def _handling(
             signal.signal(number, old)
 
 
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Raise ``SystemExit`` on the signals that end a process."""
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    with _handling(ENDING_SIGNALS, end):
-        yield
-
-
-@contextmanager
-def collect_signals() -> Iterator[list[int]]:
-    """Append the signals that would end this process to a list instead."""
-    received: list[int] = []
-    with _handling((signal.SIGINT, *ENDING_SIGNALS), lambda number, _: received.append(number)):
-        yield received
+def exit_on_signal(number: int, _: Any) -> None:
+    """Raise ``SystemExit`` with the exit code of a process that the signal ended."""
+    raise SystemExit(128 + number)

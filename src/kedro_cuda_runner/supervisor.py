@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from kedro.pipeline.node import Node
 
 from kedro_cuda_runner.devices import Device
-from kedro_cuda_runner.errors import CudaRunnerError, GpuNodeError
+from kedro_cuda_runner.errors import GpuNodeError
 from kedro_cuda_runner.failures import Ending, explain
 from kedro_cuda_runner.formatting import duration, gigabytes
 from kedro_cuda_runner.monitor import Watch
@@ -129,21 +129,14 @@ class Supervisor:
     def _wait_for_memory(self) -> None:
         deadline = time.monotonic() + RELEASE_SECONDS
         for device, level in self._watch.levels.items():
-            while (held := self._held_above(device, level)) > RELEASED_WITHIN_BYTES:
+            limit = level + RELEASED_WITHIN_BYTES
+            while (used := self._watch.used_bytes(device)) is not None and used > limit:
                 if time.monotonic() > deadline:
                     logger.warning(
                         "cuda:%d still holds %s more than before '%s' ran",
                         device.index,
-                        gigabytes(held),
+                        gigabytes(used - level),
                         self._node.name,
                     )
                     break
                 time.sleep(0.05)
-
-    def _held_above(self, device: Device, level: int) -> int:
-        try:
-            used = self._shared.layer.used_bytes(device)
-        except CudaRunnerError as error:  # the node is finished and saved nevertheless
-            logger.warning("%s", error)
-            return 0
-        return 0 if used is None else used - level

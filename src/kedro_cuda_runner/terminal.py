@@ -24,7 +24,7 @@ from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from kedro_cuda_runner.last_lines import LastLines
+from kedro_cuda_runner.failures import LastLines
 
 # a line or part of one; progress bars return to its beginning with a carriage return
 PIECES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -38,7 +38,6 @@ class Terminal:
     """Lets several processes share a terminal: none writes into an unfinished line of another."""
 
     def __init__(self) -> None:
-        """Start with an empty line."""
         self._lock = threading.RLock()
         # the output with an unfinished line, by place
         self._open: dict[Hashable, Output] = {}

@@ -123,19 +123,11 @@ def hold_and_fail(folder, way):
 hold_and_fail.gpu_resources = {"memory_gb": 3.0, "remedy": "lower the number of GB"}
 
 
-def crash_at_exit(_):
-    """Be done, and crash on the way out."""
+def fail_at_exit(way):
+    """Be done, and crash or hang on the way out."""
     import atexit
 
-    atexit.register(ctypes.string_at, 0)
-    return "kept"
-
-
-def hang_at_exit(_):
-    """Be done, and never end."""
-    import atexit
-
-    atexit.register(time.sleep, 300)
+    atexit.register(*{"crash": (ctypes.string_at, 0), "hang": (time.sleep, 300)}[way])
     return "kept"
 
 
@@ -240,7 +232,7 @@ def length(*values):
     return [len(value) for value in values]
 
 
-def meet(folder, settings):
+def meet(folder, settings, *_):
     """Wait for others to arrive, and return whether they did in time."""
     folder = Path(folder)
     (folder / settings["me"]).touch()
@@ -293,10 +285,6 @@ def train_with_callback(value):
 
 def imported(_):
     return sorted({"mlflow", "torch"} & set(sys.modules))
-
-
-def meet_after(folder, settings, _):
-    return meet(folder, settings)
 
 
 def chunks_and_die(_):

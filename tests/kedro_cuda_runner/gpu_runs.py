@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import time
 
 import psutil
+import pytest
 from kedro.framework.hooks import hook_impl
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import AbstractDataset, DataCatalog, MemoryDataset
@@ -71,6 +73,15 @@ def is_gone(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def why_not_loaded(library):
+    """Return the loader's error for a library; skip the test on a machine that has it."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return pytest.skip(f"this machine has {library}")
 
 
 def screen_lines(text):

@@ -30,6 +30,9 @@ def interrupt_once_more(*_):
     return "kedro run"
 
 
+@click.command()
+@click.argument("folder", type=Path)
+@click.argument("way")
 def main(folder: Path, way: str) -> None:
     kind = dying_datasets.TextThatHangs
     nodes = [gpu(gpu_nodes.double, "text", "twice", "train")]
@@ -50,16 +53,8 @@ def main(folder: Path, way: str) -> None:
     run(nodes, data, FakeDevices(folder / "devices"))
 
 
-@click.command()
-@click.argument("folder", type=Path)
-@click.argument("way")
-def command(folder: Path, way: str) -> None:
-    """Run as a command line does."""
-    main(folder, way)
-
-
 if __name__ == "__main__":
     if sys.argv[2] == "command":
-        command()
+        main()
     else:
-        main(Path(sys.argv[1]), sys.argv[2])
+        main.callback(Path(sys.argv[1]), sys.argv[2])

@@ -47,44 +47,33 @@ def json_entry(path):
 
 
 @pytest.fixture
-def make_project(tmp_path):
-    """Return a function that makes the project with a number of fake devices."""
+def run(tmp_path, subprocess_environment):
+    """Return a function that makes the project and runs README.md's command in it."""
+    entries = {name: json_entry(tmp_path / f"{name}.json") for name in ("texts", "model")}
+    *_, command = example("bash").splitlines()
+    assert command.startswith("kedro run --runner=")
 
-    def make(count):
+    def run(*, device_count):
         files = {
             "pyproject.toml": PYPROJECT,
             "startup/sitecustomize.py": SITECUSTOMIZE,
             "src/my_project/__init__.py": "",
-            "src/my_project/settings.py": SETTINGS.format(count=count),
+            "src/my_project/settings.py": SETTINGS.format(count=device_count),
             "src/my_project/pipeline_registry.py": example("python"),
             "conf/local/.gitkeep": "",
             "conf/base/parameters.yml": "training: {batch_size: 8}",
-            "conf/base/catalog.yml": yaml.safe_dump(
-                {name: json_entry(tmp_path / f"{name}.json") for name in ("texts", "model")}
-            ),
+            "conf/base/catalog.yml": yaml.safe_dump(entries),
             "texts.json": '["b", "a", "b"]',
         }
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
-        return tmp_path
-
-    return make
-
-
-@pytest.fixture
-def run(subprocess_environment):
-    """Return a function that runs README.md's command in a project."""
-    *_, command = example("bash").splitlines()
-    assert command.startswith("kedro run --runner=")
-
-    def run(project):
-        paths = (str(project / "startup"), subprocess_environment["PYTHONPATH"])
+        paths = (str(tmp_path / "startup"), subprocess_environment["PYTHONPATH"])
         changes = {"COLUMNS": "120", "KEDRO_DISABLE_TELEMETRY": "true"}
         return subprocess.run(
             [sys.executable, "-m", *command.split()],
-            cwd=project,
+            cwd=tmp_path,
             env={**subprocess_environment, **changes, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
@@ -102,20 +91,18 @@ def headings_and_names(table):
     return lines[start], [cells[:2] for cells in lines[start + 2 :]]
 
 
-def test_run(make_project, run):
-    project = make_project(count=1)
-    done = run(project)
+def test_run(tmp_path, run):
+    done = run(device_count=1)
     assert done.returncode == 0, done.stderr
-    assert json.loads((project / "model.json").read_text()) == {"texts": 2, "batch_size": 8}
+    assert json.loads((tmp_path / "model.json").read_text()) == {"texts": 2, "batch_size": 8}
     table = headings_and_names(done.stdout)
     assert table == headings_and_names(example("text"))
     assert table[1] == [["clean", "CPU"], ["train", "cuda:0"]]
     assert re.search(r"^ *train +cuda:0 +[\d.]+ s +0\.00 GB +20\.0 GB", done.stdout, re.MULTILINE)
 
 
-def test_run_without_a_device(make_project, run):
-    project = make_project(count=0)
-    done = run(project)
+def test_run_without_a_device(tmp_path, run):
+    done = run(device_count=0)
     assert done.returncode == 1
     assert "the run cannot start:\n  - 'train': there is no CUDA device" in done.stderr
-    assert not (project / "model.json").exists()
+    assert not (tmp_path / "model.json").exists()

@@ -3,7 +3,7 @@ import shutil
 import subprocess
 
 import pytest
-from missing_libraries import why_not_loaded
+from gpu_runs import why_not_loaded
 
 from kedro_cuda_runner import cuda_driver
 from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError, query_driver

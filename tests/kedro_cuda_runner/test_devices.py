@@ -8,7 +8,7 @@ from unittest import mock
 
 import pynvml
 import pytest
-from missing_libraries import why_not_loaded
+from gpu_runs import why_not_loaded
 
 from kedro_cuda_runner import devices
 from kedro_cuda_runner.cuda_driver import DriverDevice, DriverError
@@ -41,8 +41,12 @@ def driver(**answers):
     return query
 
 
-def slice_of(*, is_mig):
-    return driver(unset=[DriverDevice(UUIDS[0], is_mig, "H200 MIG 1g.18gb", 18)])
+def output_of(code, **variables):
+    """Return what another process prints."""
+    environment = {**os.environ, **variables}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 @pytest.fixture(autouse=True)
@@ -107,15 +111,20 @@ class TestFind:
             Device(1, "GPU-" + UUIDS[1], "NVIDIA L4", 24 * 10**9),
         ]
 
-    @pytest.mark.parametrize("is_mig", [False, True])
-    def test_slice(self, is_mig):
-        nvml = fake_nvml(uuids=("MIG-" + UUIDS[0],))
-        assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == "MIG-" + UUIDS[0]
-
-    @pytest.mark.parametrize(("is_mig", "prefix"), [(False, "GPU-"), (True, "MIG-")])
-    def test_slice_without_nvml(self, is_mig, prefix):
-        nvml = fake_nvml(errors={"nvmlInit": 12})
-        assert layer_with(nvml, slice_of(is_mig=is_mig)).find()[0].uuid == prefix + UUIDS[0]
+    @pytest.mark.parametrize(
+        ("is_mig", "has_nvml", "prefix"),
+        [
+            (False, True, "MIG-"),
+            (True, True, "MIG-"),
+            (False, False, "GPU-"),
+            (True, False, "MIG-"),
+        ],
+    )
+    def test_slice(self, is_mig, has_nvml, prefix):
+        errors = {} if has_nvml else {"nvmlInit": 12}
+        nvml = fake_nvml(uuids=("MIG-" + UUIDS[0],), errors=errors)
+        query = driver(unset=[DriverDevice(UUIDS[0], is_mig, "H200 MIG 1g.18gb", 18)])
+        assert layer_with(nvml, query).find()[0].uuid == prefix + UUIDS[0]
 
     def test_nvml_that_finds_neither_uuid(self):
         assert layer_with(fake_nvml(uuids=())).find()[0] == DEVICE
@@ -138,16 +147,17 @@ class TestFind:
         layer.find()
         assert seen == [None, "0,1"]
 
-    @pytest.mark.parametrize("value", ["", "-1"])
-    def test_all_hidden(self, value, monkeypatch):
+    @pytest.mark.parametrize(
+        ("value", "without", "expected"),
+        [
+            ("", FOUND, "CUDA_VISIBLE_DEVICES='' hides all of the 2 there are; unset it"),
+            ("-1", FOUND, "CUDA_VISIBLE_DEVICES='-1' hides all of the 2 there are; unset it"),
+            ("0", NONE, "the NVIDIA driver finds none"),
+        ],
+    )
+    def test_variable_that_may_hide_all(self, value, without, expected, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        message = reason_without_devices(driver(**{value: NONE, "unset": FOUND}))
-        assert f"CUDA_VISIBLE_DEVICES='{value}' hides all of the 2 there are; unset it" in message
-
-    def test_variable_that_hides_nothing_is_not_blamed(self, monkeypatch):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-        message = reason_without_devices(driver(**{"0": NONE, "unset": NONE}))
-        assert "the NVIDIA driver finds none" in message
+        assert expected in reason_without_devices(driver(**{value: NONE, "unset": without}))
 
     @pytest.mark.parametrize(
         ("answer", "reason", "remedy"),
@@ -159,20 +169,13 @@ class TestFind:
             ),
             (NONE, "the NVIDIA driver finds none; ", "'nvidia-smi' should list a GPU"),
             ([], "the NVIDIA driver finds none; ", "'nvidia-smi' should list a GPU"),
-            (
-                DriverError("cuInit", 803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
-                "cuInit failed: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803); ",
-                "reboot after an update",
-            ),
-            (
-                DriverError("cuInit", 804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE"),
-                "cuInit failed: CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE (804); ",
-                "remove cuda-compat",
-            ),
-            (
-                DriverError("cuInit", 4711, "CUDA_ERROR_NEW"),
-                "cuInit failed: CUDA_ERROR_NEW (4711); ",
-                "see whether 'nvidia-smi' works",
+            *(
+                (DriverError("cuInit", code, "NAME"), f"cuInit failed: NAME ({code}); ", remedy)
+                for code, remedy in [
+                    (803, "reboot after an update"),
+                    (804, "remove cuda-compat"),
+                    (4711, "see whether 'nvidia-smi' works"),
+                ]
             ),
             (
                 DriverError("cuInit", None, "no answer in 120 seconds"),
@@ -214,13 +217,9 @@ class TestTorch:
             "print(devices._torch_problem())\n"
             "assert 'torch' not in sys.modules\n"
         )
-        output = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        problem = (
-            None if torch.version.cuda else f"the installed torch {torch.__version__} is built "
-        )
-        assert output.startswith(str(problem))
+        version = torch.__version__
+        problem = None if torch.version.cuda else f"the installed torch {version} is built "
+        assert output_of(code).startswith(str(problem))
 
     def test_devices_that_the_installed_torch_cannot_use(self):
         import torch
@@ -288,7 +287,7 @@ class TestNvml:
         assert layer_with(nvml).utilization_percent(DEVICE) is None
 
     @pytest.mark.parametrize(
-        ("lists", "expected"),
+        ("found", "expected"),
         [
             ({"Compute": [(1, 10), (2, 20), (3, 40)]}, 30),
             # computes and draws: listed twice with all it has
@@ -300,18 +299,16 @@ class TestNvml:
             # listed without its memory
             ({"Compute": [(1, None), (2, 20)]}, None),
             ({"Compute": [(1, 0)]}, None),
+            # older drivers lack a list
+            (
+                {"Compute": [(1, 10)], "errors": {"nvmlDeviceGetMPSComputeRunningProcesses": 13}},
+                10,
+            ),
+            ({"Compute": [(1, 10)], "errors": {"nvmlInit": 12}}, None),
         ],
     )
-    def test_process_bytes(self, lists, expected):
-        assert layer_with(fake_nvml(**lists)).process_bytes(DEVICE, {1, 2}) == expected
-
-    def test_process_bytes_where_a_list_is_missing(self):
-        errors = {"nvmlDeviceGetMPSComputeRunningProcesses": 13}
-        layer = layer_with(fake_nvml(Compute=[(1, 10)], errors=errors))
-        assert layer.process_bytes(DEVICE, [1]) == 10
-
-    def test_process_bytes_without_nvml(self):
-        assert layer_with(fake_nvml(errors={"nvmlInit": 12})).process_bytes(DEVICE, {1}) is None
+    def test_process_bytes(self, found, expected):
+        assert layer_with(fake_nvml(**found)).process_bytes(DEVICE, {1, 2}) == expected
 
 
 def test_environment_names_uuids_in_order():
@@ -367,14 +364,8 @@ class TestOnRealDevices:
             "from kedro_cuda_runner.devices import NvidiaDevices\n"
             "print([device.uuid for device in NvidiaDevices().find()])"
         )
-        output = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, **layer.environment(devices)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert output.strip() == str([device.uuid for device in devices])
+        output = output_of(code, **layer.environment(devices))
+        assert output == str([device.uuid for device in devices])
 
     def test_finding_leaves_this_process_without_cuda(self):
         code = (
@@ -389,15 +380,11 @@ class TestOnRealDevices:
             "    os._exit(0)\n"
             "assert os.waitpid(child, 0)[1] == 0\n"
         )
-        output = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        assert output.stdout.strip() == "0.0"
+        assert output_of(code) == "0.0"
 
 
 @pytest.mark.parametrize("before", [None, "1"])
 def test_hidden_devices_come_back(before, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if before is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     with pytest.raises(ValueError), hidden_from_this_process():

@@ -116,8 +116,8 @@ def test_process_that_dies_before_it_connects(tmp_path):
 
 def test_crash_after_the_node_is_done_is_a_warning(layer, caplog, tmp_path):
     errors = Errors()
-    data = {"x": 1, "y": TextDataset(filepath=str(tmp_path / "y.txt"))}
-    run([gpu(gpu_nodes.crash_at_exit, "x", "y", "train")], data, layer, [errors])
+    data = {"way": "crash", "y": TextDataset(filepath=str(tmp_path / "y.txt"))}
+    run([gpu(gpu_nodes.fail_at_exit, "way", "y", "train")], data, layer, [errors])
     assert (tmp_path / "y.txt").read_text() == "kept"
     expected = "The process of 'train' ended with code -11 after its outputs were saved"
     assert expected in caplog.messages
@@ -126,10 +126,10 @@ def test_crash_after_the_node_is_done_is_a_warning(layer, caplog, tmp_path):
 
 def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeypatch):
     monkeypatch.setattr(node_process, "EXIT_SECONDS", 0.3)
-    assert run([gpu(gpu_nodes.hang_at_exit, "x", "y", "train")], {"x": 1}, layer) == {"y": "kept"}
-    assert (
-        "The process of 'train' did not end within 0 s after its node; it was killed" in caplog.text
-    )
+    hanging = gpu(gpu_nodes.fail_at_exit, "way", "y", "train")
+    assert run([hanging], {"way": "hang"}, layer) == {"y": "kept"}
+    expected = "The process of 'train' did not end within 0 s after its node; it was killed"
+    assert expected in caplog.text
 
 
 def test_late_end_is_not_a_failure(layer, monkeypatch, tmp_path):
@@ -177,14 +177,12 @@ class TestSeveralAtOnce:
     """One node fails while another runs; the other may finish."""
 
     @pytest.fixture
-    def signal_file(self, tmp_path):
+    def signal_file(self, tmp_path, monkeypatch):
         """Return a file that appears once a failure has been dealt with."""
         path = tmp_path / "failed"
         handler = TouchOn("no further node is started", path)
-        runner_logger = logging.getLogger("kedro_cuda_runner")
-        runner_logger.addHandler(handler)
-        yield path
-        runner_logger.removeHandler(handler)
+        monkeypatch.setattr(logging.getLogger("kedro_cuda_runner"), "handlers", [handler])
+        return path
 
     def data(self, tmp_path, signal_file):
         names = ("there", "after_done", "gpu_after_done", "after_failed")

@@ -96,9 +96,7 @@ class TestSameAsUnderKedro:
         assert [one.hook for one in called] == [one.hook for one in expected.of("mirror")]
         saved = [one.arguments["data"] for one in called if one.hook == "before_dataset_saved"]
         assert saved == [3, -3, 1, -1, 2, -2]
-
-    def test_one_at_a_time(self, side_by_side):
-        assert side_by_side[1].most_at_once == 1
+        assert hooks.most_at_once == 1
 
     def test_a_failing_node(self, layer):
         failing = gpu(gpu_nodes.raise_value_error, "numbers", "nothing")

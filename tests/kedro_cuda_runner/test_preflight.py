@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import gpu_nodes
 import pytest
-from fake_devices import FakeDevices, allocate
+from fake_devices import FakeDevices
 from gpu_runs import gpu, run
 from kedro.framework.hooks import hook_impl
 from kedro.pipeline import node
@@ -112,14 +112,6 @@ def test_everything_at_once(tmp_path, little_disk):
             "3.0 GB are free; make room, or point the catalog entries of their outputs elsewhere",
         ]
     )
-
-
-def test_memory_of_others_is_not_free(tmp_path):
-    layer = FakeDevices(tmp_path, count=1)
-    nodes = [gpu(gpu_nodes.needs_3_gb, ["x", "params:memory"], "b", "large")]
-    allocate(layer.folder, "GPU-fake-0", 10.0)
-    [problem] = problems(nodes, {"x": 1, "params:memory": section(memory_gb=20)}, layer)
-    assert "free are: cuda:0 (Fake GPU) 14.0 of 24.0 GB" in problem
 
 
 def test_machine_without_devices(tmp_path):

@@ -34,7 +34,7 @@ def run_one(function, tmp_path, names=("speak",), data="x"):
 class TestPipe:
     """Runs whose output is a pipe."""
 
-    def test_order(self, tmp_path, capfd, monkeypatch):
+    def test_order(self, tmp_path, capfd, caplog, monkeypatch):
         """It is kept even when the runner is late and finds several messages at once."""
         real_wait = node_process.wait
 
@@ -45,15 +45,9 @@ class TestPipe:
         monkeypatch.setattr(node_process, "wait", late_wait)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
-        node_logger = logging.getLogger("gpu_nodes")
-        node_logger.addHandler(handler)
-        level = node_logger.level
-        node_logger.setLevel(logging.INFO)
-        try:
-            run_one(gpu_nodes.speak, tmp_path)
-        finally:
-            node_logger.removeHandler(handler)
-            node_logger.setLevel(level)
+        monkeypatch.setattr(logging.getLogger("gpu_nodes"), "handlers", [handler])
+        caplog.set_level(logging.INFO, logger="gpu_nodes")
+        run_one(gpu_nodes.speak, tmp_path)
         assert re.findall("|".join(SPOKEN), capfd.readouterr().err) == SPOKEN
 
     def test_streams_stay_apart(self, tmp_path, capfd):

@@ -129,18 +129,6 @@ def test_function_of_a_partial_declares():
 
 
 @pytest.mark.parametrize(
-    ("declared", "least"),
-    [
-        ({"memory_gb": 20, "memory_min_gb": 12}, 12_000_000_000),
-        ({"memory_gb": 20}, 20_000_000_000),
-        ({}, None),
-    ],
-)
-def test_least_memory(declared, least):
-    assert declare(declared).least_bytes == least
-
-
-@pytest.mark.parametrize(
     ("declared", "training", "message"),
     [
         ({"memory": 1}, {}, "node 'train', gpu_resources: unknown keys memory; known are devices"),

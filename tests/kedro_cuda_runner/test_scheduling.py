@@ -14,7 +14,6 @@ from kedro.runner import SequentialRunner
 
 from kedro_cuda_runner import CudaRunner
 from kedro_cuda_runner.errors import CudaRunnerError
-from kedro_cuda_runner.resources import Resources
 from kedro_cuda_runner.scheduler import by_urgency
 
 
@@ -31,7 +30,7 @@ def meeting(name, *others, **resources):
 def meet(name, kind=gpu, after=None):
     """Return a node that waits for others, which proves that it runs beside them."""
     inputs = ["folder", f"params:{name}", *([after] if after else [])]
-    return kind(gpu_nodes.meet_after if after else gpu_nodes.meet, inputs, name, name=name)
+    return kind(gpu_nodes.meet, inputs, name, name=name)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +127,6 @@ class TestOrder:
         gpu(gpu_nodes.double, "c", "d", name="d_on_a_device"),
         gpu(gpu_nodes.add, ["b", "d"], "e", name="e_on_a_device"),
     )
-
-    def test_inputs_of_gpu_nodes_come_first(self):
-        line = pipeline(self.NODES)
-        resources = {one: Resources() for one in line.nodes if "gpu" in one.tags}
-        here = [one.name[0] for one in by_urgency(line, resources) if one not in resources]
-        assert here == ["c", "b", "a"]
 
     def test_without_gpu_nodes_the_order_is_kedro_s(self):
         line = pipeline(self.NODES)

@@ -25,53 +25,41 @@ class Run:
 
     def __init__(self, folder, environment, way, ignoring=None):
         self.folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        self._output = (folder / "output").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), way],
-            env={**environment, "TMPDIR": str(self.temporary)},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            preexec_fn=lambda: set_signals(ignoring),
-        )
-        wanted = folder / ("here" if way == "alone" else "pids")
-        assert wait_until(lambda: wanted.exists() and self._has_begun(wanted), STARTED_SECONDS), (
-            self.output()
-        )
+        (folder / "tmp").mkdir()
+        with (folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(folder), way],
+                env={**environment, "TMPDIR": str(folder / "tmp")},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                preexec_fn=lambda: set_signals(ignoring),
+            )
+        self.wait = self.process.wait
 
-    def _has_begun(self, wanted):
-        return wanted.name == "here" or len(wanted.read_text().split()) == 2
+    def has_begun(self, way):
+        return (self.folder / "here").exists() if way == "alone" else len(self.pids()) == 2
 
     def pids(self):
-        return [int(pid) for pid in (self.folder / "pids").read_text().split()]
+        """Return the process ids of the node and its child, as far as they have started."""
+        path = self.folder / "pids"
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
     def end(self, number, *, group=False):
         """Send a signal to the run's process, or as a terminal does to its whole group."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def wait(self, seconds=20.0):
-        """Return the exit code; fail if it takes longer."""
-        return self.process.wait(timeout=seconds)
-
     def output(self):
-        self._output.seek(0)
-        return self._output.read()
+        return (self.folder / "output").read_text()
 
-    def processes_are_gone(self, seconds=5.0):
-        return wait_until(lambda: all(is_gone(pid) for pid in self.pids()), seconds)
-
-    def leftovers(self):
-        return [path.name for path in self.temporary.glob("cuda-runner-*")]
+    def processes_are_gone(self):
+        return wait_until(lambda: all(map(is_gone, self.pids())), 5.0)
 
     def clean_up(self):
-        pids = self.pids() if (self.folder / "pids").exists() else []
-        for pid in [self.process.pid, *pids]:
+        for pid in [self.process.pid, *self.pids()]:
             if not is_gone(pid):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        self._output.close()
+        self.wait()
 
 
 @pytest.fixture
@@ -80,8 +68,10 @@ def start(tmp_path, subprocess_environment):
     runs = []
 
     def start_one(way, **arguments):
-        runs.append(Run(tmp_path, subprocess_environment, way, **arguments))
-        return runs[-1]
+        run = Run(tmp_path, subprocess_environment, way, **arguments)
+        runs.append(run)
+        assert wait_until(lambda: run.has_begun(way), STARTED_SECONDS), run.output()
+        return run
 
     yield start_one
     for one in runs:
@@ -92,7 +82,7 @@ def check_stopped(run, code=-signal.SIGINT, seconds=20.0):
     assert run.wait(seconds) == code
     assert run.processes_are_gone(), "no process outlives the run"
     assert not (run.folder / "twice.txt").exists()
-    assert run.leftovers() == []
+    assert not list((run.folder / "tmp").glob("cuda-runner-*"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +113,7 @@ def test_aborted_on_the_command_line(start):
 def test_processes_end_with_a_killed_runner(start):
     run = start("gpu")
     run.end(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    assert run.wait(20.0) == -signal.SIGKILL
     assert run.processes_are_gone()
 
 
@@ -137,7 +127,7 @@ def test_node_here_is_stopped_with_the_one_beside_it(start):
 def test_only_a_node_here(start):
     run = start("alone")
     run.end(signal.SIGTERM)
-    assert run.wait() == 128 + signal.SIGTERM
+    assert run.wait(20.0) == 128 + signal.SIGTERM
 
 
 def test_stubborn_process_is_killed_after_a_while(start):

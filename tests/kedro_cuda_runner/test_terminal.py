@@ -15,8 +15,8 @@ from gpu_runs import screen_lines, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedro_cuda_runner import last_lines, terminal
-from kedro_cuda_runner.last_lines import LastLines
+from kedro_cuda_runner import failures, terminal
+from kedro_cuda_runner.failures import LastLines
 from kedro_cuda_runner.terminal import Output, Terminal, logs_on_own_lines
 
 
@@ -207,7 +207,7 @@ class TestLastLines:
         assert self.lines(*texts) == expected
 
     def test_a_few_are_kept(self):
-        numbers = [str(number) for number in range(last_lines.KEPT_LINES + 2)]
+        numbers = [str(number) for number in range(failures.KEPT_LINES + 2)]
         assert self.lines("\n".join([*numbers, ""])) == numbers[2:]
 
     def test_bar_of_days_stays_small(self):
@@ -221,7 +221,7 @@ class TestLastLines:
 
     def test_line_of_millions_is_cut(self):
         [line] = self.lines(*["." * 1000] * 50)
-        assert 1000 <= len(line) <= last_lines.KEPT_CHARACTERS
+        assert 1000 <= len(line) <= failures.KEPT_CHARACTERS
 
     @given(st.lists(st.text(alphabet="ab \r\n", max_size=8), max_size=12))
     def test_pieces_do_not_matter(self, texts):

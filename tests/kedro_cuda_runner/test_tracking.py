@@ -12,77 +12,57 @@ from kedro.pipeline import node
 from kedro_cuda_runner.errors import GpuNodeError
 
 
-class Tracked:
-    """An MLflow run with two runs of pipelines in it, of which the second fails."""
-
-    def __init__(self, folder, layer):
-        import mlflow
-
-        self.client = mlflow.MlflowClient()
-        self.experiment = mlflow.create_experiment("tracked", (folder / "artifacts").as_uri())
-        nodes = [
-            gpu(gpu_nodes.log_loss, "params:loss", "run_id"),
-            gpu(gpu_nodes.train_with_callback, "params:loss", "trained", "train"),
-            node(lambda *_: self.status(), "trained", "status", name="status"),
-        ]
-        data = {"params:loss": 0.25}
-        with mlflow.start_run(experiment_id=self.experiment) as active:
-            self.run_id = active.info.run_id
-            self.outputs = run(nodes, data, layer)
-            self.metrics = self.client.get_run(self.run_id).data.metrics
-            self.records = self.artifact()
-            with pytest.raises(GpuNodeError):
-                run([gpu(gpu_nodes.raise_value_error, "params:loss", name="fail")], data, layer)
-            self.records_of_failure = self.artifact()
-            self.is_active_after_failure = mlflow.active_run().info.run_id == self.run_id
-
-    def status(self):
-        return self.client.get_run(self.run_id).info.status
-
-    def artifact(self):
-        import mlflow
-
-        uri = f"runs:/{self.run_id}/cuda_runner.json"
-        return {one["node"]: one for one in json.loads(mlflow.artifacts.load_text(uri))["nodes"]}
-
-
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory, layer):
+@pytest.fixture
+def tracking_uri(tmp_path):
     import mlflow
 
-    folder = tmp_path_factory.mktemp("tracked")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield Tracked(folder, layer)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield
     mlflow.set_tracking_uri(before)
 
 
-class TestTracked:
-    def test_node_logs_to_the_run(self, tracked):
-        assert tracked.outputs["run_id"] == tracked.run_id
-        assert tracked.metrics["loss"] == 0.25
+@pytest.mark.usefixtures("tracking_uri")
+def test_two_runs_of_pipelines_in_one_mlflow_run(tmp_path, layer):
+    import mlflow
 
-    def test_transformers_callback_logs_there_and_leaves_it_running(self, tracked):
-        assert tracked.metrics["trained"] == 0.5
-        assert tracked.outputs["status"] == "RUNNING"
-        assert len(tracked.client.search_runs([tracked.experiment])) == 1
+    def records():
+        text = mlflow.artifacts.load_text(f"runs:/{run_id}/cuda_runner.json")
+        return {one["node"]: one for one in json.loads(text)["nodes"]}
 
-    def test_its_owner_ends_it(self, tracked):
-        assert tracked.is_active_after_failure
-        assert tracked.status() == "FINISHED"
+    def status(*_):
+        return client.get_run(run_id).info.status
 
-    def test_measurements_of_nodes_with_processes_are_metrics(self, tracked):
-        assert tracked.metrics["node.log_loss.seconds"] > 0
-        assert tracked.metrics["node.train.gpu_percent"] in (50, 51)
-        assert not [name for name in tracked.metrics if name.startswith("node.status")]
+    client = mlflow.MlflowClient()
+    experiment = mlflow.create_experiment("tracked", (tmp_path / "artifacts").as_uri())
+    nodes = [
+        gpu(gpu_nodes.log_loss, "params:loss", "run_id"),
+        gpu(gpu_nodes.train_with_callback, "params:loss", "trained", "train"),
+        node(status, "trained", "status", name="status"),
+    ]
+    data = {"params:loss": 0.25}
+    with mlflow.start_run(experiment_id=experiment) as active:
+        run_id = active.info.run_id
+        outputs = run(nodes, data, layer)
+        metrics, done = client.get_run(run_id).data.metrics, records()
+        with pytest.raises(GpuNodeError):
+            run([gpu(gpu_nodes.raise_value_error, "params:loss", name="fail")], data, layer)
+        assert records()["fail"]["outcome"] == "failed"
+        assert mlflow.active_run().info.run_id == run_id
 
-    def test_all_records_are_an_artifact(self, tracked):
-        assert set(tracked.records) == {"log_loss", "train", "status"}
-        assert {one["outcome"] for one in tracked.records.values()} == {"done"}
-        assert tracked.records["status"]["place"] == "CPU"
-
-    def test_records_of_a_failed_run(self, tracked):
-        assert tracked.records_of_failure["fail"]["outcome"] == "failed"
+    # the nodes log to the run, and only its owner ends it
+    assert outputs["run_id"] == run_id
+    assert (metrics["loss"], metrics["trained"]) == (0.25, 0.5)
+    assert len(client.search_runs([experiment])) == 1
+    assert (outputs["status"], status()) == ("RUNNING", "FINISHED")
+    # metrics of nodes with their own processes, records of all
+    assert metrics["node.log_loss.seconds"] > 0
+    assert metrics["node.train.gpu_percent"] in (50, 51)
+    assert not [name for name in metrics if name.startswith("node.status")]
+    assert {name: one["outcome"] for name, one in done.items()} == dict.fromkeys(
+        ("log_loss", "train", "status"), "done"
+    )
+    assert done["status"]["place"] == "CPU"
 
 
 WITHOUT_A_RUN = """

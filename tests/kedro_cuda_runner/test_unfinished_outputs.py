@@ -95,7 +95,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("dataset", "place"),
         [
-            (TextThatDiesFirst(filepath="memory://bucket/answers.txt"), "bucket/answers.txt"),
+            (TextThatDiesFirst(filepath="memory://bucket/answers.txt"), ": /answers.txt"),
             (FolderOfParts("some/folder"), "some/folder"),
         ],
         ids=["other file system", "dataset without a known path"],
@@ -121,14 +121,16 @@ class TestRun:
 class TestWatch:
     """What needs no process."""
 
-    def watch(self, dataset, function=gpu_nodes.double):
+    def watch(self, dataset):
+        """Return the watch of a node that is saving."""
         catalog = DataCatalog({"x": MemoryDataset(1), "answers": dataset})
-        return OutputWatch(gpu(function, "x", "answers", "train"), catalog)
+        watch = OutputWatch(gpu(gpu_nodes.double, "x", "answers", "train"), catalog)
+        watch.saving("answers")
+        return watch
 
     def test_saved_output_is_kept(self, folder):
         path = folder / "answers.txt"
         watch = self.watch(TextDataset(filepath=str(path)))
-        watch.saving("answers")
         path.write_text(TEXT)
         watch.saved("answers", was_saved_here=False)
         assert watch.discard_unfinished() == []
@@ -137,7 +139,6 @@ class TestWatch:
     def test_link_is_removed_without_its_target(self, folder):
         (folder / "elsewhere").mkdir()
         watch = self.watch(TextDataset(filepath=str(folder / "model")))
-        watch.saving("answers")
         (folder / "model").symlink_to(folder / "elsewhere")
         watch.discard_unfinished()
         assert tree(folder) == {"elsewhere": None}
@@ -145,7 +146,6 @@ class TestWatch:
     def test_output_that_cannot_be_removed(self, folder, caplog, monkeypatch):
         path = folder / "answers.txt"
         watch = self.watch(TextDataset(filepath=str(path)))
-        watch.saving("answers")
         path.write_text("half")
 
         def refuse(path):
@@ -158,7 +158,6 @@ class TestWatch:
     def test_name_with_characters_of_patterns(self, folder):
         dataset = TextDataset(filepath=str(folder / "a[1]*?.txt"), version=Version(None, NEW))
         watch = self.watch(dataset)
-        watch.saving("answers")
         half = folder / "a[1]*?.txt" / NEW / "a[1]*?.txt"
         half.parent.mkdir(parents=True)
         half.write_text("half")
@@ -168,13 +167,11 @@ class TestWatch:
     def test_no_warning_for_output_in_memory(self, caplog):
         caplog.set_level(logging.WARNING)
         watch = self.watch(MemoryDataset())
-        watch.saving("answers")
         watch.discard_unfinished()
         assert caplog.messages == []
 
     def test_parts_are_not_removed_but_named(self, folder, caplog):
         watch = self.watch(PartitionedDataset(path=str(folder), dataset="text.TextDataset"))
-        watch.saving("answers")
         (folder / "part").write_text(json.dumps(1))
         watch.discard_unfinished()
         assert (folder / "part").exists()
