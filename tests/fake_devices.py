@@ -33,7 +33,7 @@ class FakeDevices:
         count: How many devices there are.
         memory_bytes: What each of them has.
         utilization_percent: Of the first device; each further one reports one more.
-        tells_processes: Whether it reports the memory of processes; NVML in a container does not.
+        lists_processes: Whether it reports the memory of processes; NVML in a container does not.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class FakeDevices:
         count: int = 2,
         memory_bytes: float = 24e9,
         utilization_percent: int | None = 50,
-        tells_processes: bool = True,
+        lists_processes: bool = True,
     ) -> None:
         self.folder = folder
         self.count = count
         self.memory_bytes = int(memory_bytes)
         self.percent = utilization_percent
-        self.tells_processes = tells_processes
+        self.lists_processes = lists_processes
         for device in self._devices():
             (folder / device.uuid).mkdir(parents=True, exist_ok=True)
             (folder / device.uuid / TOTAL).write_text(str(self.memory_bytes))
@@ -76,7 +76,7 @@ class FakeDevices:
     def process_bytes(self, device: Device, pids: Collection[int]) -> int | None:
         by_pid = allocated(self.folder, device.uuid)
         listed = [by_pid[pid] for pid in pids if pid in by_pid]
-        return sum(listed) if listed and self.tells_processes else None
+        return sum(listed) if listed and self.lists_processes else None
 
     def environment(self, devices: Sequence[Device]) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}

@@ -62,18 +62,14 @@ class RunnerGoneError(Exception):
 
 
 class Channel:
-    """The node's end of the socket; thread-safe."""
+    """The node's end of the socket; thread-safe. Raises ``RunnerGoneError`` at the runner's end."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.RLock()
 
     def send(self, kind: str, *content: Any) -> None:
-        """Send a message that is not answered.
-
-        Raises:
-            RunnerGoneError: The runner has ended.
-        """
+        """Send a message that is not answered."""
         message = dumps((kind, *content))
         with self._lock:
             try:
@@ -86,7 +82,6 @@ class Channel:
 
         Raises:
             Exception: Raised in the runner by a hook or a dataset.
-            RunnerGoneError: The runner has ended.
         """
         with self._lock:
             self.send(kind, *content)

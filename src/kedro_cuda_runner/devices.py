@@ -275,7 +275,6 @@ def hidden_from_this_process() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[VISIBLE]
-        else:
+        del os.environ[VISIBLE]
+        if before is not None:
             os.environ[VISIBLE] = before

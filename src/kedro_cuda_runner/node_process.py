@@ -200,7 +200,7 @@ class NodeProcess:
             "hello": lambda: self._task(work),
             "hook": self._call_hook,
             "load": self._load,
-            "save": self._save,
+            "save": lambda name, data: self._run.catalog.save(name, pickle.loads(data)),  # noqa: S301
             "confirm": self._run.catalog.confirm,
             # answered, so that later output is printed after it
             "log": self._log,
@@ -274,9 +274,6 @@ class NodeProcess:
         # hooks get what rank 0 was given, whichever rank loads it later
         self._ending.inputs.setdefault(name, data)
         return data
-
-    def _save(self, name: str, packed: bytes) -> None:
-        self._run.catalog.save(name, pickle.loads(packed))  # noqa: S301 - own process
 
     def _log(self, record: logging.LogRecord) -> None:
         for line in f"{record.levelname} {record.getMessage()}".splitlines():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,20 +104,18 @@ def disk_problems(
     resources: Mapping[Node, Resources], catalog: CatalogProtocol[Any, Any]
 ) -> list[str]:
     """Compare the output size of all nodes on each disk with its free space."""
-    sizes_by_disk: dict[int, dict[str, int]] = defaultdict(dict)
-    folders: dict[int, Path] = {}
+    disks: dict[int, tuple[Path, dict[str, int]]] = {}
     for node, required in resources.items():
         paths = [output_path(catalog.get(name)) for name in node.outputs]
         folder = next((existing_parent(path) for path in paths if path is not None), None)
         if required.disk_bytes and folder is not None:
-            disk = folder.stat().st_dev
-            sizes_by_disk[disk][f"'{node.name}'"] = required.disk_bytes
-            folders.setdefault(disk, folder)
+            _, sizes = disks.setdefault(folder.stat().st_dev, (folder, {}))
+            sizes[f"'{node.name}'"] = required.disk_bytes
     remedy = "point the catalog entries of their outputs elsewhere"
     return [
         problem
-        for disk, sizes in sizes_by_disk.items()
-        for problem in free_disk_problems(sizes, folders[disk], remedy)
+        for folder, sizes in disks.values()
+        for problem in free_disk_problems(sizes, folder, remedy)
     ]
 
 

@@ -85,10 +85,7 @@ class Scheduler:
     def run(self) -> None:
         """Run all nodes; raise the first error once no node runs any more."""
         try:
-            with (
-                logs_on_own_lines(self._shared.terminal),
-                handling(ENDING_SIGNALS, exit_on_signal),
-            ):
+            with logs_on_own_lines(self._shared.terminal), handling(ENDING_SIGNALS, exit_on_signal):
                 try:
                     self._loop()
                 except BaseException as error:  # mostly Ctrl-C; no process outlives the run

@@ -35,11 +35,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        node: Node,
-        required: Resources,
-        devices: Sequence[Device],
-        shared: RunContext,
+        self, node: Node, required: Resources, devices: Sequence[Device], shared: RunContext
     ) -> None:
         layer = shared.layer
         self.devices = devices

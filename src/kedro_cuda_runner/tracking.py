@@ -19,8 +19,7 @@ class Tracking:
 def active_tracking() -> Tracking | None:
     """Return this thread's MLflow run; None without one. MLflow is not imported for this."""
     mlflow = sys.modules.get("mlflow")
-    run = mlflow.active_run() if mlflow is not None else None
-    if mlflow is None or run is None:
+    if mlflow is None or (run := mlflow.active_run()) is None:
         return None
     return Tracking(mlflow.get_tracking_uri(), run.info.run_id)
 

@@ -50,12 +50,8 @@ def output_of(code, **variables):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_hidden(monkeypatch):
+def _nothing_hidden_and_any_torch(monkeypatch, request):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-@pytest.fixture(autouse=True)
-def _any_torch(monkeypatch, request):
     if request.cls is not TestTorch:
         monkeypatch.setattr(devices, "_torch_problem", lambda: None)
 
@@ -300,10 +296,7 @@ class TestNvml:
             ({"Compute": [(1, None), (2, 20)]}, None),
             ({"Compute": [(1, 0)]}, None),
             # older drivers lack a list
-            (
-                {"Compute": [(1, 10)], "errors": {"nvmlDeviceGetMPSComputeRunningProcesses": 13}},
-                10,
-            ),
+            ({"Compute": [(1, 10)], "errors": {"nvmlDeviceGetMPSComputeRunningProcesses": 13}}, 10),
             ({"Compute": [(1, 10)], "errors": {"nvmlInit": 12}}, None),
         ],
     )

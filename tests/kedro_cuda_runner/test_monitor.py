@@ -24,7 +24,7 @@ def layer(tmp_path):
 @pytest.fixture
 def silent(tmp_path):
     """A layer that does not know the memory of single processes."""
-    return FakeDevices(tmp_path, tells_processes=False)
+    return FakeDevices(tmp_path, lists_processes=False)
 
 
 class Watch(monitor.Watch):
@@ -132,7 +132,7 @@ class TestPeak:
             def used_bytes(self, device):
                 return None
 
-        layer = Silent(tmp_path, utilization_percent=None, tells_processes=False)
+        layer = Silent(tmp_path, utilization_percent=None, lists_processes=False)
         watching = Watch(layer, layer.find())
         record = watching.stop()
         assert (record.peak_bytes, record.mean_utilization_percent) == (None, None)
@@ -216,7 +216,7 @@ class TestThread:
             def used_bytes(self, device):
                 raise CudaRunnerError("lost")
 
-        assert Watch(Lost(tmp_path, tells_processes=False)).stop().peak_bytes is None
+        assert Watch(Lost(tmp_path, lists_processes=False)).stop().peak_bytes is None
 
     @pytest.mark.parametrize("is_waited_for", [False, True])
     def test_processes_that_are_gone(self, layer, is_waited_for):
@@ -230,10 +230,3 @@ class TestThread:
         assert watching.stop() == NodeRecord("train")
         assert watching.levels == {layer.find()[0]: 0}
         process.wait()
-
-    def test_process_that_comes_later(self, layer):
-        pids = [None]
-        watching = Watch(layer, pid=lambda: pids[-1], shared=True)
-        pids.append(os.getpid())
-        allocate(layer.folder, layer.find()[0].uuid, 3)
-        assert watching.stop().peak_bytes == 3 * GB

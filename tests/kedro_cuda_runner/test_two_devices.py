@@ -65,11 +65,8 @@ def test_hooks_are_called_once(two):
     assert names == [*loads, *run, *saves]
 
 
-def test_replaced_inputs_reach_both_ranks(two):
+def test_replaced_inputs_reach_both_ranks_and_hooks(two):
     assert [one["value"] for one in two.ranks] == [101, 101]
-
-
-def test_hooks_get_the_inputs_of_rank_0(two):
     loaded = {one["dataset_name"]: one["data"] for one in two.calls("after_dataset_loaded")}
     before, after = two.calls("before_node_run")[0], two.calls("after_node_run")[0]
     assert all(before["inputs"][name] is data for name, data in loaded.items())
