@@ -60,8 +60,8 @@ class SerialHooks(_Manager):
 class RemoteHooks(_Manager):
     """Calls the runner's hooks from a node's process.
 
-    It sends only the arguments that an implementation takes, and each input once; those that are
-    ``known`` stay with the runner.
+    It sends only the arguments that an implementation takes, and each input once, unless the runner
+    has it already (``known``).
     """
 
     def __init__(
