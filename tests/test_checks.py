@@ -10,6 +10,7 @@ PROTOCOLS = [
     checks.ChecksRecords,
     checks.ChecksOutput,
     checks.DescribesModel,
+    checks.Downloads,
 ]
 
 

@@ -47,8 +47,13 @@ class DescribesModel(Protocol):
     def parameter_count(self) -> int | None:
         """Return the number of weights; None if it is unknown."""
 
-    def pending_download_bytes(self) -> int:
-        """Return how many bytes loading would download."""
-
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``; None if it is not available yet."""
+
+
+@runtime_checkable
+class Downloads(Protocol):
+    """An input that is downloaded when it is loaded."""
+
+    def pending_download_bytes(self) -> int:
+        """Return how many bytes loading would download."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.hub import check_repository, download_model
+from ja_instruct.models.hub import check_repository, download_model, is_cached
 from ja_instruct.retrieval.colbert_checkpoint import check_checkpoint
 from ja_instruct.retrieval.index import ColbertCheckpoint
 
@@ -90,7 +90,4 @@ class ColbertCheckpointDataset(InputDataset[ColbertCheckpoint]):
     def _exists(self) -> bool:
         if self._filepath is not None:
             return (self._filepath / "artifact.metadata").is_file()
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
-        return isinstance(found, str)
+        return is_cached(self._repo_id, self._revision, "config.json")

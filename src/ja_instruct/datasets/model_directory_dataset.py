@@ -67,10 +67,6 @@ class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
 
-    def pending_download_bytes(self) -> int:
-        """Return 0: nothing is downloaded."""
-        return 0
-
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None if it is missing; nothing is checked or loaded."""
         return read_config(self._filepath)

@@ -64,10 +64,6 @@ class QuantizedModelDataset(ModelArtifactDataset):
         """Return the number of weights; None before the model is made."""
         return parameter_count(self._filepath) if self._exists() else None
 
-    def pending_download_bytes(self) -> int:
-        """Return 0: nothing is downloaded."""
-        return 0
-
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None before the model exists; no weights are read."""
         return read_config(self._filepath) if self._exists() else None

@@ -13,7 +13,7 @@ from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
-from ja_instruct.models.hub import check_repository, hub_errors
+from ja_instruct.models.hub import check_repository, hub_errors, is_cached
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -172,7 +172,7 @@ class TokenizerDataset(InputDataset["Tokenizer | None"]):
             return _locate(self._filepath).is_file()
         if self._model is not None:
             return self._model.exists()
-        return _is_cached(self._repo_id, self._revision)
+        return is_cached(self._repo_id, self._revision, TOKENIZER_FILE)
 
 
 def _locate(path: Path) -> Path:
@@ -204,19 +204,13 @@ def _read_tokenizer(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _is_cached(repo_id: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo_id, TOKENIZER_FILE, revision=revision), str)
-
-
 def _check_hub(repo_id: str, revision: str | None) -> None:
     """Raise ``InputError`` unless the hub or its local cache has the repository's tokenizer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if _is_cached(repo_id, revision):
+        if is_cached(repo_id, revision, TOKENIZER_FILE):
             return
         check_repository(repo_id, revision, "model")
         has_file = HfApi().file_exists(repo_id, TOKENIZER_FILE, revision=revision)

@@ -179,10 +179,6 @@ class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
         """Return the number of weights, for the check of free memory."""
         return self._parameters
 
-    def pending_download_bytes(self) -> int:
-        """Return 0: nothing is downloaded."""
-        return 0
-
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``; None before the conversion."""
         return self._handle().load_config() if self._exists() else None

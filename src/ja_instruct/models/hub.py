@@ -96,6 +96,13 @@ def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
         return None
 
 
+def is_cached(repo_id: str, revision: str | None, name: str) -> bool:
+    """Return whether the local cache has a file of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
+
+
 def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
     """Return the number of a model's weights of each type (``BF16``), as the hub lists them.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from kedro.framework.project import settings
 
-from ja_instruct.checks import DescribesModel
+from ja_instruct.checks import Downloads
 from ja_instruct.memory.estimates import cpu_memory_bytes
 from ja_instruct.memory.resources import parameter_count_of
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
@@ -140,7 +140,7 @@ def _download_problems(inputs: Iterable[str], catalog: DataCatalog) -> list[str]
     sizes: dict[str, int] = {}
     for name in inputs:
         dataset = catalog.get(name)
-        if isinstance(dataset, DescribesModel):
+        if isinstance(dataset, Downloads):
             sizes[f"the download of {name}"] = dataset.pending_download_bytes()
     remedy = "set HF_HOME to a folder on a larger disk"
     return free_disk_problems(sizes, Path(constants.HF_HUB_CACHE), remedy)
