@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from pydantic import ValidationError
 
@@ -7,7 +5,6 @@ from ja_instruct.errors import InputError
 from ja_instruct.prompts import (
     PromptParameters,
     end_of_turn,
-    few_shot_prompt,
     inference_prompt,
     training_prompt,
     training_sample,
@@ -37,43 +34,26 @@ def prompts(read_parameters):
     return PromptParameters(**read_parameters("base")["prompts"])
 
 
-@pytest.fixture(scope="module")
-def texts(recipe):
-    return json.loads((recipe / "prompts.json").read_text("utf-8"))
+def test_training_prompt_in_full(prompts):
+    expected = f"{TRAIN_HEAD}\n### 質問:\n{QUESTION}\n\n### 回答:\n"
+    assert training_prompt(prompts, QUESTION) == expected
 
 
-def test_training_prompt_is_the_recipes_up_to_the_answer(prompts, texts):
-    whole = texts["train_prompt"].format(QUESTION, "答え")
-    assert training_prompt(prompts, QUESTION) + "答え" == whole
-
-
-@pytest.mark.parametrize("examples", [EXAMPLES, []])
-def test_few_shot_prompt_is_the_recipes(prompts, texts, examples):
-    expected = texts["few_shot_header"]
-    for example in examples:
-        text = texts["few_shot_example"]
-        expected += text.format(input=example["input"], output=example["output"])
-    expected += texts["task_prompt"].format(input=QUESTION)
-    assert few_shot_prompt(prompts, QUESTION, examples).encode() == expected.encode()
-
-
-def test_few_shot_prompt_in_full(prompts):
-    assert few_shot_prompt(prompts, "日本の首都は?", EXAMPLES[2:]) == (
-        "質問・文章をよく読んで、正確で親切な回答を書きなさい。\n"
+def test_few_shot_prompt_in_full(prompts, tokenizer):
+    header = "質問・文章をよく読んで、正確で親切な回答を書きなさい。\n"
+    examples = (
+        "### 質問:\n次に遠い\n質問\n\n### 回答:\n{output}\n- 箇条書き\n\n\n"
         "### 質問:\n一番近い質問\n\n### 回答:\n一番近い回答\n\n\n"
+    )
+    task = (
         "あなたは日本語が堪能な優秀な人間です。\n"
         "**文脈**を踏まえて、改行と箇条書きを駆使して、日本語で**詳細に**書きなさい。\n"
         "優秀な人間になりきって、推測をいれずに根拠をもってわかりやすく答えてください。"
-        "### 質問:\n日本の首都は?\n\n### 回答:\n"
+        f"### 質問:\n{QUESTION}\n\n### 回答:\n"
     )
-
-
-def test_training_prompt_in_full(prompts):
-    assert training_prompt(prompts, "日本の首都は?") == (
-        "\nあなたは高性能なAIです。質問に対して、適切な回答を書きなさい。\n"
-        "回答に関係のないことは絶対に書かないでください。\n"
-        "\n### 質問:\n日本の首都は?\n\n### 回答:\n"
-    )
+    found = inference_prompt(prompts, QUESTION, EXAMPLES[1:], tokenizer)
+    assert found == header + examples + task
+    assert inference_prompt(prompts, QUESTION, [], tokenizer) == header + task
 
 
 @pytest.mark.parametrize(
@@ -101,21 +81,12 @@ def in_format(prompts):
     return lambda name: prompts.model_copy(update={"format": name})
 
 
-class TestRecipe:
-    def test_sample_is_train_prompt_and_answer(self, in_format):
-        sample = training_sample(in_format("recipe"), QUESTION, " 答え\n")
-        assert sample == (training_prompt(in_format("recipe"), QUESTION), " 答え\n")
-
-    def test_prompt_has_the_few_shot_texts(self, in_format, tokenizer):
-        recipe = in_format("recipe")
-        found = inference_prompt(recipe, QUESTION, EXAMPLES, tokenizer)
-        assert found == few_shot_prompt(recipe, QUESTION, EXAMPLES)
-
-
 class TestTrainingPrompt:
-    def test_sample_is_the_recipes(self, in_format):
-        sample = training_sample(in_format("training_prompt"), QUESTION, "答え")
-        assert sample == training_sample(in_format("recipe"), QUESTION, "答え")
+    @pytest.mark.parametrize("name", ["recipe", "training_prompt"])
+    def test_sample_is_train_prompt_and_answer(self, in_format, name):
+        prompts = in_format(name)
+        sample = training_sample(prompts, QUESTION, " 答え\n")
+        assert sample == (training_prompt(prompts, QUESTION), " 答え\n")
 
     def test_in_full(self, in_format, tokenizer):
         found = inference_prompt(in_format("training_prompt"), "首都は?", EXAMPLES[1:], tokenizer)

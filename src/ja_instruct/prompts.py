@@ -47,35 +47,8 @@ class PromptParameters(Parameters):
 
 
 def training_prompt(prompts: PromptParameters, instruction: str) -> str:
-    """Return a training sample up to its answer.
-
-    >>> prompts = PromptParameters(
-    ...     format="recipe", train_prompt="質問:{} 回答:{}", few_shot_header="",
-    ...     few_shot_example="{input}{output}", task_prompt="{input}",
-    ... )
-    >>> training_prompt(prompts, "首都は?")
-    '質問:首都は? 回答:'
-    """
+    """Return a training sample up to its answer."""
     return prompts.train_prompt.format(instruction, "")
-
-
-def few_shot_prompt(
-    prompts: PromptParameters, task: str, examples: Sequence[Mapping[str, Any]]
-) -> str:
-    """Return the recipe's prompt of one task: header, examples in the order given, task.
-
-    >>> prompts = PromptParameters(
-    ...     format="recipe", train_prompt="{}{}", few_shot_header="例:",
-    ...     few_shot_example="問{input}答{output}。", task_prompt="問{input}答",
-    ... )
-    >>> few_shot_prompt(prompts, "三", [{"input": "一", "output": "二"}])
-    '例:問一答二。問三答'
-    """
-    shown = "".join(
-        prompts.few_shot_example.format(input=example["input"], output=example["output"])
-        for example in examples
-    )
-    return prompts.few_shot_header + shown + prompts.task_prompt.format(input=task)
 
 
 def training_sample(
@@ -126,7 +99,11 @@ def inference_prompt(
             for example in examples
         )
         return "".join(samples) + training_prompt(prompts, task)
-    return few_shot_prompt(prompts, task, examples)
+    shown = "".join(
+        prompts.few_shot_example.format(input=example["input"], output=example["output"])
+        for example in examples
+    )
+    return prompts.few_shot_header + shown + prompts.task_prompt.format(input=task)
 
 
 def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:

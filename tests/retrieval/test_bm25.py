@@ -36,27 +36,18 @@ def score_plainly(pool, query):
     return scores
 
 
-def test_scores_are_plain_bm25():
-    for query, results in zip(QUERIES, search_bigrams(POOL, QUERIES, len(POOL)), strict=True):
-        expected = score_plainly(POOL, query)
-        order = sorted(range(len(POOL)), key=lambda i: (-round(expected[i], 5), i))
+RNG = random.Random(0)
+RANDOM = ["".join(RNG.choices("日本語東京川山", k=RNG.randrange(30))) for _ in range(60)]
+
+
+@pytest.mark.parametrize(("pool", "queries"), [(POOL, QUERIES), (RANDOM, RANDOM[:20])])
+def test_scores_are_plain_bm25(pool, queries):
+    for query, results in zip(queries, search_bigrams(pool, queries, len(pool)), strict=True):
+        expected = score_plainly(pool, query)
+        order = sorted(range(len(pool)), key=lambda i: (-round(expected[i], 4), i))
         assert [result.position for result in results] == order
-        assert [result.score for result in results] == pytest.approx(
-            [expected[i] for i in order], abs=1e-5
-        )
-
-
-def test_scores_are_plain_bm25_on_random_texts():
-    rng = random.Random(0)
-    texts = ["".join(rng.choices("日本語東京川山", k=rng.randrange(30))) for _ in range(60)]
-    for query, results in zip(texts[:20], search_bigrams(texts, texts[:20], 60), strict=True):
-        expected = score_plainly(texts, query)
-        assert sorted(result.position for result in results) == list(range(60))
-        for result in results:
-            assert result.score == pytest.approx(expected[result.position], rel=1e-4, abs=1e-4)
-        assert [result.score for result in results] == sorted(
-            (result.score for result in results), reverse=True
-        )
+        scores = [expected[i] for i in order]
+        assert [result.score for result in results] == pytest.approx(scores, abs=1e-5)
 
 
 def test_ties_are_broken_by_position():

@@ -1,4 +1,5 @@
 import logging
+import shutil
 import sys
 import warnings
 
@@ -40,9 +41,8 @@ def encoded(checkpoint):
 
 
 def tamper(checkpoint, target, change):
-    target.mkdir()
-    for path in checkpoint.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
+    """Return a copy of the checkpoint with changed weights."""
+    shutil.copytree(checkpoint, target)
     weights = load_file(target / "model.safetensors")
     change(weights)
     save_file(weights, target / "model.safetensors")
@@ -67,9 +67,8 @@ def test_scores_are_plain_maxsim(checkpoint, encoded):
     expected = score_plainly(checkpoint, QUERIES, QUESTIONS)
     results = search(checkpoint, encoded, QUERIES, top_k=len(QUESTIONS))
     for row, found in enumerate(results):
-        assert [result.position for result in found] == expected[row].argsort(
-            descending=True
-        ).tolist()
+        order = expected[row].argsort(descending=True).tolist()
+        assert [result.position for result in found] == order
         for result in found:
             assert result.score == pytest.approx(float(expected[row, result.position]), abs=1e-4)
 
@@ -150,11 +149,6 @@ def test_windows_are_checked(checkpoint, encoded):
         search(checkpoint, encoded, QUERIES, top_k=1, max_query_tokens=125)
 
 
-def test_empty_pool(checkpoint):
-    with pytest.raises(InputError, match="'qa_pairs' is empty"):
-        encode_questions(checkpoint, [])
-
-
 @pytest.fixture
 def encoded_texts(monkeypatch):
     """The texts that RAGatouille encodes, in order."""
@@ -171,14 +165,6 @@ def encoded_texts(monkeypatch):
     return given
 
 
-def assert_same_encoding(one, other):
-    """Equal except for rounding: padding changes the order of sums."""
-    assert one.questions == other.questions
-    assert torch.equal(one.lengths, other.lengths)
-    assert (one.padded_length, one.truncated) == (other.padded_length, other.truncated)
-    assert torch.allclose(one.embeddings, other.embeddings, atol=1e-5)
-
-
 def test_only_added_questions_are_encoded(checkpoint, encoded, encoded_texts):
     added = ["日本で一番高い山は?", "川" * 200, QUESTIONS[0], "川" * 200]
     # in another order, one of the old left out
@@ -186,14 +172,12 @@ def test_only_added_questions_are_encoded(checkpoint, encoded, encoded_texts):
     grown = encode_questions(checkpoint, pool, known=encoded)
     assert sorted(encoded_texts) == sorted(set(added) - set(QUESTIONS))
     assert grown.truncated == (5, 7)
-    assert_same_encoding(grown, encode_questions(checkpoint, pool))
-    found = search(checkpoint, grown, QUERIES, top_k=len(pool))
-    for ours, theirs in zip(
-        found,
-        search(checkpoint, encode_questions(checkpoint, pool), QUERIES, len(pool)),
-        strict=True,
-    ):
-        assert [result.position for result in ours] == [result.position for result in theirs]
+    anew = encode_questions(checkpoint, pool)
+    assert grown.questions == anew.questions
+    assert (grown.padded_length, grown.truncated) == (anew.padded_length, anew.truncated)
+    assert torch.equal(grown.lengths, anew.lengths)
+    # padding changes the order of sums
+    assert torch.allclose(grown.embeddings, anew.embeddings, atol=1e-5)
 
 
 def test_removing_questions_needs_no_model(encoded, tmp_path):
@@ -270,10 +254,7 @@ def test_output_is_logged_once_even_before_a_failure(caplog, monkeypatch):
     [
         # transformers would initialize it at random
         (lambda weights: weights.pop("linear.weight"), r"lack\(s\) 1 .* such as 'linear.weight'"),
-        (
-            lambda weights: weights.update({"bert.encoder.layer.0.extra": torch.zeros(1)}),
-            "unused by the model, 1 tensor",
-        ),
+        (lambda weights: weights.update({"bert.extra": torch.zeros(1)}), "unused by the model, 1"),
     ],
 )
 def test_missing_and_extra_weights_are_refused(checkpoint, tmp_path, change, message):
@@ -294,7 +275,7 @@ def test_changed_weights_are_detected(checkpoint, tmp_path):
 
 
 def test_a_damaged_file_is_named(checkpoint, tmp_path):
-    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be read"):
@@ -311,7 +292,7 @@ def test_a_damaged_file_is_named(checkpoint, tmp_path):
     ],
 )
 def test_incomplete_and_unsafe_checkpoints(checkpoint, tmp_path, remove, message):
-    broken = tamper(checkpoint, tmp_path / "broken", lambda weights: None)
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
     if remove is None:
         (broken / "modeling.py").write_text("raise SystemExit")
     else:
@@ -321,7 +302,7 @@ def test_incomplete_and_unsafe_checkpoints(checkpoint, tmp_path, remove, message
 
 
 def test_the_model_named_by_the_metadata_is_not_loaded(checkpoint, tmp_path):
-    foreign = tamper(checkpoint, tmp_path / "foreign", lambda weights: None)
+    foreign = shutil.copytree(checkpoint, tmp_path / "foreign")
     content = (foreign / "artifact.metadata").read_text()
     named = content.replace("{", '{"model_name": "cl-tohoku/bert-base-japanese-v3",', 1)
     (foreign / "artifact.metadata").write_text(named)

@@ -78,10 +78,12 @@ def test_hybrid_fuses_both(checkpoint, colbert):
         assert results == fuse_rankings([[result.position for result in one], related], 4)
 
 
-@pytest.mark.parametrize("retriever", ["colbert", "bm25", "hybrid"])
 class TestEveryRetriever:
-    def test_results_are_ordered_and_deterministic(self, checkpoint, colbert, retriever):
-        index = replace(colbert, retriever=retriever)
+    @pytest.fixture(params=["colbert", "bm25", "hybrid"])
+    def index(self, request, colbert):
+        return replace(colbert, retriever=request.param)
+
+    def test_results_are_ordered_and_deterministic(self, checkpoint, index):
         found = retrieve(index, checkpoint, QUERIES, 5)
         for results in found:
             assert sorted(result.position for result in results) == list(range(5))
@@ -89,25 +91,23 @@ class TestEveryRetriever:
             assert results == sorted(results, key=lambda result: (-result.score, result.position))
         assert retrieve(index, checkpoint, QUERIES, 5) == found
 
-    def test_fewer_results_are_the_first_of_more(self, checkpoint, colbert, retriever):
-        index = replace(colbert, retriever=retriever)
+    def test_fewer_results_are_the_first_of_more(self, checkpoint, index):
         for top_k in (1, 2, 4):
             few = retrieve(index, checkpoint, QUERIES, top_k)
             many = retrieve(index, checkpoint, QUERIES, 5)
             assert few == [results[:top_k] for results in many]
 
-    def test_top_k_is_lowered_to_the_pool(self, checkpoint, colbert, retriever, caplog):
-        index = replace(colbert, retriever=retriever)
+    def test_top_k_is_lowered_to_the_pool(self, checkpoint, index, caplog):
         found = retrieve(index, checkpoint, QUERIES, top_k=20)
         assert [len(results) for results in found] == [5, 5, 5]
         assert "'top_k' is 20, the pool has 5 questions" in caplog.text
 
-    def test_top_k_of_nothing_is_refused(self, checkpoint, colbert, retriever):
+    def test_top_k_of_nothing_is_refused(self, checkpoint, index):
         with pytest.raises(InputError, match="'top_k' is 0"):
-            retrieve(replace(colbert, retriever=retriever), checkpoint, QUERIES, 0)
+            retrieve(index, checkpoint, QUERIES, 0)
 
-    def test_no_queries(self, checkpoint, colbert, retriever):
-        assert retrieve(replace(colbert, retriever=retriever), checkpoint, [], 2) == []
+    def test_no_queries(self, checkpoint, index):
+        assert retrieve(index, checkpoint, [], 2) == []
 
 
 @pytest.mark.parametrize("retriever", ["colbert", "hybrid"])

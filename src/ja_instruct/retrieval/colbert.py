@@ -31,13 +31,9 @@ DEFAULT_QUERY_TOKENS = 32
 class EncodedQuestions:
     """A pool of n questions with one vector per token, stored without padding.
 
-    Attributes:
-        questions: The n texts, in order.
-        embeddings: Floats of shape (tokens of all questions, dimension); rows of masked punctuation
-            are zero.
-        lengths: Integers of shape (n,): the rows of each question.
-        padded_length: The window: RAGatouille pads questions to so many rows.
-        truncated: Positions of questions longer than the window.
+    ``embeddings`` is (tokens of all questions, dimension), with zeros for masked punctuation, and
+    ``lengths``, (n,), has the rows of each question. RAGatouille pads questions to
+    ``padded_length`` rows; ``truncated`` has the positions of questions longer than that.
     """
 
     questions: tuple[str, ...]
@@ -79,25 +75,19 @@ def encode_questions(
 
     A text that occurs several times, or in ``known``, is not encoded again. An encoding depends on
     the rest of its batch only by rounding: padding changes the order of sums (1e-6 in float32).
+    The checkpoint is not loaded when all texts are known.
 
-    Args:
-        checkpoint_directory: A ColBERT checkpoint; not loaded when all texts are known.
-        questions: The n texts.
-        batch_size: Texts in one forward pass.
-        max_document_tokens: Tokens of a question that are encoded, special ones included; None is
-            RAGatouille's choice, the encoder's window.
-        known: Encoded earlier with the same checkpoint and ``max_document_tokens``.
+    Of a question, ``max_document_tokens`` are encoded, special ones included; None is RAGatouille's
+    choice, the encoder's window. ``known`` was encoded with the same limit and checkpoint.
 
     Returns:
         The pool, on the CPU: float32 when encoded on a CPU, float16 when encoded on a GPU.
 
     Raises:
-        InputError: The pool is empty, or the checkpoint cannot be used.
+        InputError: The checkpoint cannot be used.
     """
     import torch
 
-    if not questions:
-        raise InputError("'qa_pairs' is empty: there are no questions to encode")
     vectors: dict[str, _Vectors] = {}
     window = 0
     if known is not None and known.embeddings.dtype == _embedding_dtype():
@@ -149,7 +139,9 @@ def _encode(
         padded = _encode_batch(retriever, [texts[i] for i in positions], max_document_tokens)
         window = padded.shape[1]
         for position, rows in zip(positions, padded, strict=True):
-            vectors[texts[position]] = _Vectors(_trim(rows), tokens[position] > window)
+            # the padding goes; a question's last token, [SEP], is never masked
+            end = int(rows.ne(0).any(dim=1).nonzero()[-1]) + 1
+            vectors[texts[position]] = _Vectors(rows[:end].clone(), tokens[position] > window)
     return vectors, window
 
 
@@ -174,26 +166,14 @@ def _encode_batch(
     return padded
 
 
-def _trim(padded: Tensor) -> Tensor:
-    """Remove the padding of one question; its last token, [SEP], is never masked."""
-    used = padded.ne(0).any(dim=1).nonzero()
-    return padded[: int(used[-1]) + 1].clone()
-
-
 def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int) -> Tensor:
     """Return ColBERT's score of a query for every text, on embeddings without padding.
 
     RAGatouille's rows of padding are zero and take part in the maximum, so a token never scores
     below 0 in a text shorter than the window. That is kept here.
 
-    Args:
-        query: (query tokens, dimension).
-        embeddings: The tokens of all texts, (tokens, dimension).
-        lengths: The number of tokens of each text, (texts,).
-        window: The number of tokens of a text without padding.
-
-    Returns:
-        The scores, (texts,), summed in float32 for any type of embeddings.
+    The query is (query tokens, dimension), the tokens of all texts are (tokens, dimension), their
+    lengths (texts,). The scores, (texts,), are summed in float32 for any type of embeddings.
 
     >>> import torch
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
@@ -249,18 +229,12 @@ def search(
     RAGatouille pads the pool to its longest text. With JSQuAD's 1,145 passages, one of which fills
     the window, that takes 0.9 GB, and a query takes five times as long.
 
-    Args:
-        checkpoint_directory: The checkpoint that ``encoded`` was made with.
-        encoded: The pool.
-        queries: The texts to search for.
-        top_k: Results per query, from 1 to n.
-        batch_size: Queries in one forward pass.
-        max_query_tokens: Tokens of a query that are encoded, special ones included. None is
-            RAGatouille's choice, which is 32 for a text without spaces.
+    The checkpoint is that which ``encoded`` was made with. Of a query, ``max_query_tokens`` are
+    encoded, special ones included; None is RAGatouille's choice, 32 for a text without spaces.
 
     Returns:
-        m lists of ``top_k`` results, best first. Equal texts have equal scores; the earlier
-        position wins a tie.
+        m lists of ``top_k`` results, from 1 to n, best first. Equal texts have equal scores; the
+        earlier position wins a tie.
 
     Raises:
         InputError: ``top_k`` is out of range, or the checkpoint cannot be used.

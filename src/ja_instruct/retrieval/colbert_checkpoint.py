@@ -35,23 +35,15 @@ def quiet() -> Iterator[None]:
     standard error is left alone: progress bars and other libraries' logs use it.
     """
     printed = io.StringIO()
-    with contextlib.ExitStack() as stack:
-        stack.callback(_log_lines, printed)
-        stack.enter_context(contextlib.redirect_stdout(printed))
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        warnings.simplefilter("default")
-        stack.callback(_write_warnings, caught, printed)
-        yield
-
-
-def _write_warnings(caught: list[warnings.WarningMessage], printed: io.StringIO) -> None:
-    for warning in caught:
-        printed.write(f"\n{warning.category.__name__}: {warning.message}")
-
-
-def _log_lines(printed: io.StringIO) -> None:
-    for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
-        logger.debug("colbert: %s", line)
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield
+    finally:
+        for warning in caught:
+            printed.write(f"\n{warning.category.__name__}: {warning.message}")
+        for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+            logger.debug("colbert: %s", line)
 
 
 def list_weight_files(directory: Path) -> list[Path]:

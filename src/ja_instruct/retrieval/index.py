@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.bm25 import search_bigrams
-from ja_instruct.retrieval.colbert import search
+from ja_instruct.retrieval.colbert import EncodedQuestions, search
 from ja_instruct.retrieval.colbert_checkpoint import hash_weights
-from ja_instruct.retrieval.ranking import fuse_rankings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ja_instruct.retrieval.colbert import EncodedQuestions
-    from ja_instruct.retrieval.ranking import Result
+from ja_instruct.retrieval.ranking import Result, fuse_rankings
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +26,7 @@ FUSED_RESULTS = 100
 class ColbertCheckpoint:
     """A ColBERT checkpoint that is downloaded or converted on first use; BM25 never uses it.
 
-    Attributes:
-        model_id: Its name for people: hub repository and revision, or its source.
+    ``model_id`` is its name for people: hub repository and revision, or its source.
     """
 
     def __init__(
@@ -61,14 +55,8 @@ class ColbertCheckpoint:
 class RetrievalIndex:
     """A pool of questions, ready to be searched by one of the retrievers.
 
-    Attributes:
-        retriever: The retriever that it is for.
-        questions: The n texts, in order.
-        encoded: The questions' embeddings; None for BM25.
-        model_id: The checkpoint that encoded them; None for BM25.
-        checkpoint_sha256: The checksum of its weights; None for BM25.
-        max_document_tokens: Tokens of a question that are encoded; None is the encoder's window.
-        versions: The package versions that made it.
+    ``encoded`` and what describes its checkpoint, ``model_id`` and ``checkpoint_sha256``, are None
+    for BM25. ``max_document_tokens`` of a question are encoded; None is the encoder's window.
     """
 
     retriever: Retriever

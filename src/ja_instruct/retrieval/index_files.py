@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert import EncodedQuestions
-from ja_instruct.retrieval.index import RetrievalIndex, Retriever
+from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex, Retriever
 from ja_instruct.tables.atomic import discard_unfinished, replacing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from ja_instruct.retrieval.index import ColbertCheckpoint
 
 logger = logging.getLogger(__name__)
 
 TENSORS = "embeddings.safetensors"
 DESCRIPTION = "index.json"
+ENCODER_FIELDS = ("model_id", "checkpoint_sha256", "max_document_tokens", "versions")
 
 
 class EncodingCache:
@@ -38,7 +35,6 @@ class EncodingCache:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Create the handle; there need be no directory yet."""
         self._directory = directory
 
     def read(
@@ -49,13 +45,7 @@ class EncodingCache:
     ) -> EncodedQuestions | None:
         """Return the questions that were encoded exactly as they would be now.
 
-        Args:
-            checkpoint: The encoder.
-            max_document_tokens: Tokens of a question that would be encoded.
-            versions: The packages that would encode.
-
-        Returns:
-            The questions; None when there are none, something differs, or a file cannot be read.
+        It is None when there are none, an argument differs, or a file cannot be read.
         """
         if not self._directory.exists():
             return None
@@ -86,28 +76,19 @@ def read_index(directory: Path) -> RetrievalIndex:
     try:
         content = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         retriever, questions = content["retriever"], tuple(content["questions"])
-        known = {
-            name: content[name]
-            for name in ("model_id", "checkpoint_sha256", "max_document_tokens", "versions")
-        }
+        encoder = {name: content[name] for name in ENCODER_FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(directory, error) from error
     if retriever not in get_args(Retriever):
-        fault = f"'{DESCRIPTION}' is for the unknown retriever '{retriever}'"
-        raise _unusable(directory, fault)
+        raise _unusable(directory, f"'{DESCRIPTION}' is for the unknown retriever '{retriever}'")
     encoded = None if retriever == "bm25" else _read_encoded(directory, content)
-    return RetrievalIndex(retriever, questions, encoded, **known)
+    return RetrievalIndex(retriever, questions, encoded, **encoder)
 
 
 def write_index(index: RetrievalIndex, directory: Path) -> None:
     """Write an index, which appears complete or not at all and replaces an older one."""
-    content: dict[str, Any] = {
-        "retriever": index.retriever,
-        "model_id": index.model_id,
-        "checkpoint_sha256": index.checkpoint_sha256,
-        "max_document_tokens": index.max_document_tokens,
-        "versions": index.versions,
-    }
+    content: dict[str, Any] = {"retriever": index.retriever}
+    content |= {name: getattr(index, name) for name in ENCODER_FIELDS}
     encoded = index.encoded
     if encoded is not None:
         content |= {
@@ -120,23 +101,19 @@ def write_index(index: RetrievalIndex, directory: Path) -> None:
     with replacing(directory) as new:
         new.mkdir()
         if encoded is not None:
-            _write_encoded(encoded, new / TENSORS)
+            from safetensors.torch import save_file
+
+            save_file(
+                {"embeddings": encoded.embeddings, "lengths": encoded.lengths},
+                new / TENSORS,
+                metadata={"questions_sha256": _hash_questions(encoded.questions)},
+            )
         text = json.dumps(content, ensure_ascii=False, indent=2)
         (new / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
 def _hash_questions(questions: Sequence[str]) -> str:
     return sha256(json.dumps(list(questions)).encode()).hexdigest()
-
-
-def _write_encoded(encoded: EncodedQuestions, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {"embeddings": encoded.embeddings, "lengths": encoded.lengths},
-        path,
-        metadata={"questions_sha256": _hash_questions(encoded.questions)},
-    )
 
 
 def _read_encoded(directory: Path, content: dict[str, Any]) -> EncodedQuestions:

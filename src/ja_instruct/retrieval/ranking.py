@@ -8,10 +8,8 @@ sum, over the rankings that contain it, of 1 / (k + rank), with ranks from 1.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 # The paper's constant
 RANK_CONSTANT = 60
@@ -36,12 +34,10 @@ def best_first(results: Iterable[Result], top_k: int) -> list[Result]:
 def fuse_rankings(
     rankings: Sequence[Sequence[int]], top_k: int, *, k: int = RANK_CONSTANT
 ) -> list[Result]:
-    """Fuse rankings of the same pool into at most ``top_k`` results, best first.
+    """Fuse rankings, positions in the same pool, into at most ``top_k`` results, best first.
 
-    Args:
-        rankings: Positions, best first. A position adds nothing for a ranking that lacks it.
-        top_k: Number of results.
-        k: Smoothing constant: larger values flatten the ranks.
+    A position adds nothing for a ranking that lacks it. ``k`` is the smoothing constant: larger
+    values flatten the ranks.
 
     >>> [result.position for result in fuse_rankings([[4, 7, 1], [7, 2]], top_k=3)]
     [7, 4, 2]

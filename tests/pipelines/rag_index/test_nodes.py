@@ -12,7 +12,6 @@ from ja_instruct.pipelines.rag_index import create_pipeline
 from ja_instruct.pipelines.rag_index.nodes import encode_pool, find_weak_questions
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
 from ja_instruct.retrieval.index import ColbertCheckpoint
-from ja_instruct.retrieval.index_files import EncodingCache
 
 PARAMS = RagIndexParameters(retriever="colbert", batch_size=4, max_document_tokens=None)
 PAIRS = [
@@ -80,20 +79,6 @@ def test_hybrid_encodes_too(checkpoint, caplog):
     assert "first 124 tokens" in caplog.text
 
 
-def test_only_new_questions_are_encoded(checkpoint, tmp_path):
-    cache = EncodingCache(tmp_path / "cache")
-    pairs = Dataset.from_list(PAIRS)
-    encode_pool(pairs.select(range(2)), checkpoint, PARAMS, cache)
-    index, report = encode_pool(pairs, checkpoint, PARAMS, cache)
-    assert (report["summary"]["encoded"], report["summary"]["reused"]) == (1, 2)
-    scratch = encode_pool(pairs, checkpoint, PARAMS)[0]
-    assert index.encoded.lengths.tolist() == scratch.encoded.lengths.tolist()
-    assert index.encoded.embeddings.allclose(scratch.encoded.embeddings, atol=1e-5)
-    other = ColbertCheckpoint(checkpoint.directory, "tiny", "def")
-    summary = encode_pool(pairs, other, PARAMS, cache)[1]["summary"]
-    assert (summary["encoded"], summary["reused"]) == (3, 0)
-
-
 def test_all_retrievers_agree_on_empty_questions():
     for retriever in ("colbert", "bm25", "hybrid"):
         assert find_weak_questions(["\u200b", " ", "川"], retriever)["empty"] == [0, 1]
@@ -126,12 +111,8 @@ def test_parameters_are_checked(settings):
 
 def test_pipeline_contract():
     pipeline = create_pipeline()
-    assert pipeline.inputs() == {
-        "qa_pairs",
-        "retriever_checkpoint",
-        "params:rag_index",
-        "encoding_cache",
-    }
+    inputs = {"qa_pairs", "retriever_checkpoint", "params:rag_index", "encoding_cache"}
+    assert pipeline.inputs() == inputs
     assert pipeline.outputs() == {"retrieval_index", "rag_index_report"}
     assert all(node.tags == {"rag_index"} for node in pipeline.nodes)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ja_instruct.models.directory import ModelArtifact, ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
     from ja_instruct.pipelines.sft.step_trainer import StepTrainer
+    from ja_instruct.prompts import PromptParameters
 
 # Eight samples a step: the third and last of an epoch has five, and its last batch one
 TRAINING = {
@@ -77,26 +78,46 @@ def samples() -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def prompts(read_parameters: Callable[[str], dict[str, Any]]) -> PromptParameters:
+    """Return the recipe's prompts."""
+    from ja_instruct.prompts import PromptParameters
+
+    return PromptParameters(**read_parameters("base")["prompts"])
+
+
+def changed(section: dict[str, Any], changes: dict[str, Any]) -> SftParameters:
+    """Return ``sft`` with changes to it, to its parts, or to ``sft.training`` by bare names."""
+    from ja_instruct.pipelines.sft.parameters import SftParameters
+
+    section = copy.deepcopy(section)
+    for name, value in changes.items():
+        part = section if name in section else section["training"]
+        part[name] = {**part[name], **value} if isinstance(value, dict) else value
+    return SftParameters(**section)
+
+
+@pytest.fixture(scope="session")
+def base_parameters(
+    read_parameters: Callable[[str], dict[str, Any]],
+) -> Callable[..., SftParameters]:
+    """Return a function that changes parameters of the environment ``base``."""
+    section = read_parameters("base")["sft"]
+    return lambda **changes: changed(section, changes)
+
+
+@pytest.fixture(scope="session")
 def section_of_test(read_parameters: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Return ``sft`` of the environment ``test``, which takes longer to read than a step."""
+    """Return ``sft`` of the environment ``test``, with ``TRAINING``."""
     section: dict[str, Any] = read_parameters("test")["sft"]
+    section["training"] |= TRAINING
     return section
 
 
 @pytest.fixture
 def sft_parameters(section_of_test: dict[str, Any], tmp_path: Path) -> Callable[..., SftParameters]:
-    """Return a function that changes parameters of ``sft`` or ``sft.training`` in ``test``."""
-    from ja_instruct.pipelines.sft.parameters import SftParameters
-
-    def change(**changes: Any) -> SftParameters:
-        section = copy.deepcopy(section_of_test)
-        section["checkpoint_dir"] = str(tmp_path / "checkpoints")
-        section["training"] |= TRAINING
-        for name, value in changes.items():
-            (section if name in section else section["training"])[name] = value
-        return SftParameters(**section)
-
-    return change
+    """Return a function that changes parameters of ``section_of_test``."""
+    directory = {"checkpoint_dir": str(tmp_path / "checkpoints")}
+    return lambda **changes: changed(section_of_test, {**directory, **changes})
 
 
 @pytest.fixture

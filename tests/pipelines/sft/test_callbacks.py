@@ -88,24 +88,18 @@ class TestInTraining:
         (directory,) = (tmp_path / "checkpoints").iterdir()
         assert last_checkpoint(directory).name == "checkpoint-2"
 
-    def test_learning_rate_far_too_high(self, train_tiny):
-        with pytest.raises(InputError, match=r"is nan\. Lower .*learning_rate \(now 1e\+06"):
-            train_tiny(learning_rate=1e6, max_steps=12)
-
-    @pytest.mark.parametrize("limit", [0.5, None])
-    def test_loss_that_rises(self, train_tiny, monkeypatch, limit):
+    def test_loss_that_rises(self, train_tiny, monkeypatch):
         compute = CpuStepTrainer._compute_piece
 
         def rise(self, model, piece, count):
             return compute(self, model, piece, count) + self.state.global_step
 
         monkeypatch.setattr(CpuStepTrainer, "_compute_piece", rise)
-        changes = {"max_steps": 12, "learning_rate": 1e-9, "divergence_nats": limit}
-        if limit is None:
-            assert train_tiny(**changes).metrics["summary"]["steps"] == 12
-            return
+        changes = {"max_steps": 12, "learning_rate": 1e-9}
         with pytest.raises(InputError, match="at step 11: the loss diverges"):
-            train_tiny(**changes)
+            train_tiny(**changes, divergence_nats=0.5)
+        trained = train_tiny(**changes, divergence_nats=None)
+        assert trained.metrics["summary"]["steps"] == 12
 
 
 class TestProgressBar:

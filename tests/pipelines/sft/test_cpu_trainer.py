@@ -34,6 +34,12 @@ def collate(trainer, rows):
     return trainer.data_collator([dict(row) for row in rows])
 
 
+@torch.no_grad()
+def assert_transformers_loss(trainer, batch):
+    loss = trainer.compute_loss(trainer.model, batch).item()
+    assert loss == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-5, abs=1e-5)
+
+
 def test_batch_is_padded_and_the_model_has_soft_caps(trainer, rows):
     assert isinstance(trainer, CpuStepTrainer)
     batch = collate(trainer, rows)
@@ -45,11 +51,7 @@ def test_batch_is_padded_and_the_model_has_soft_caps(trainer, rows):
 
 @pytest.mark.parametrize("chosen", [[0], [1], [0, 1, 2, 3]])
 def test_loss_is_transformers_own(trainer, rows, chosen):
-    batch = collate(trainer, rows.select(chosen))
-    with torch.no_grad():
-        expected = trainer.model(**batch).loss
-        loss = trainer.compute_loss(trainer.model, batch)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    assert_transformers_loss(trainer, collate(trainer, rows.select(chosen)))
 
 
 def test_padding_on_the_left_is_ignored(trainer, rows):
@@ -60,10 +62,7 @@ def test_padding_on_the_left_is_ignored(trainer, rows):
         key: torch.stack([row.roll(n) for row, n in zip(values, missing, strict=True)])
         for key, values in batch.items()
     }
-    with torch.no_grad():
-        expected = trainer.model(**batch).loss
-        loss = trainer.compute_loss(trainer.model, batch)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    assert_transformers_loss(trainer, batch)
 
 
 def test_softcapping_matters_here(trainer, rows):
@@ -87,28 +86,14 @@ def test_gradients_are_transformers_own(trainer, rows):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_num_items_in_batch_replaces_the_count(trainer, rows, as_tensor):
+@pytest.mark.parametrize("kind", [int, torch.tensor])
+def test_num_items_in_batch_replaces_the_count(trainer, rows, kind):
     batch = collate(trainer, rows)
-    counted = sum(LENGTHS) - len(LENGTHS) * QUESTION_TOKENS
-    given = 3 * counted
+    given = kind(3 * (sum(LENGTHS) - len(LENGTHS) * QUESTION_TOKENS))
     with torch.no_grad():
         mean = trainer.compute_loss(trainer.model, batch)
-        loss = trainer.compute_loss(
-            trainer.model, batch, num_items_in_batch=torch.tensor(given) if as_tensor else given
-        )
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=given)
     assert loss.item() == pytest.approx(mean.item() / 3, rel=1e-6)
-
-
-def test_padding_does_not_count(trainer, rows):
-    """The loss of a padded batch is the mean over its samples, weighted by their tokens."""
-    with torch.no_grad():
-        alone = [
-            trainer.compute_loss(trainer.model, collate(trainer, [row]), num_items_in_batch=1)
-            for row in rows
-        ]
-        together = trainer.compute_loss(trainer.model, collate(trainer, rows), num_items_in_batch=1)
-    assert together.item() == pytest.approx(sum(loss.item() for loss in alone), rel=1e-5)
 
 
 def test_full_logits_are_refused(trainer, rows):

@@ -11,7 +11,6 @@ from ja_instruct.memory.estimates import ModelShape, lora_weights
 from ja_instruct.models.directory import write_provenance
 from ja_instruct.pipelines.sft import create_pipeline
 from ja_instruct.pipelines.sft.gpu_resources import optimizer_bytes, training_parts
-from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
 @pytest.fixture
@@ -26,16 +25,8 @@ def base_model(tmp_path):
 
 
 @pytest.fixture
-def sft(read_parameters):
-    """A function that returns the parameters of the environment ``base`` with changes."""
-
-    def change(training=None, lora=None, **changes):
-        section = read_parameters("base")["sft"]
-        section["training"] |= training or {}
-        section["lora"] |= lora or {}
-        return SftParameters(**{**section, **changes})
-
-    return change
+def sft(base_parameters):
+    return base_parameters
 
 
 def resources(parameters, entries, namespace=None):
@@ -136,24 +127,20 @@ def test_cpu_needs_no_device(sft, base_model):
     assert found == {"devices": 0}
 
 
-@pytest.mark.parametrize("lora", [None, {"target_modules": ["lm_head"]}])
+@pytest.mark.parametrize("lora", [{}, {"target_modules": ["lm_head"]}])
 def test_unknown_models_and_modules_have_no_estimate(sft, base_model, lora):
     entry = base_model if lora else HubModelDataset(repo_id="owner/none")
     assert set(resources(sft(lora=lora), {"base_model": entry})) == {"devices", "remedy"}
 
 
-def gpu(devices):
-    return {"devices": devices, "memory_gb": None, "disk_gb": None}
-
-
 def test_only_peft_uses_several_devices(sft, base_model):
-    parameters = sft(backend="peft", gpu=gpu(4))
+    parameters = sft(backend="peft", gpu={"devices": 4})
     assert resources(parameters, {"base_model": base_model})["devices"] == 4
     with pytest.raises(ValueError, match=r"devices = 4, but backend 'unsloth' trains on one.*peft"):
-        sft(gpu=gpu(4))
+        sft(gpu={"devices": 4})
     with pytest.raises(ValueError, match="device 'cpu' uses none"):
-        sft(backend="peft", device="cpu", gpu=gpu(1))
-    assert sft(gpu=gpu(1)).gpu.devices == 1
+        sft(backend="peft", device="cpu", gpu={"devices": 1})
+    assert sft(gpu={"devices": 1}).gpu.devices == 1
 
 
 @pytest.mark.parametrize(
@@ -191,8 +178,8 @@ class TestParts:
 
     @pytest.fixture
     def parts(self, sft):
-        def parts(backend="unsloth", training=None, **sizes):
-            parameters = sft(backend=backend, training=training)
+        def parts(backend="unsloth", gradient_checkpointing=True, **sizes):
+            parameters = sft(backend=backend, gradient_checkpointing=gradient_checkpointing)
             shape = dataclasses.replace(ModelShape.from_config(GEMMA_2_27B), **sizes)
             lora = parameters.lora
             adapter = lora_weights(shape, lora.target_modules, lora.lora_r)
@@ -207,8 +194,7 @@ class TestParts:
         checkpoint = 4096 * 4608 * 4
         assert activations(46, backend="peft") - activations(45, backend="peft") == checkpoint
         assert activations(46) == activations(45)
-        without = {"gradient_checkpointing": False}
-        assert activations(46, training=without) > 20 * activations(46)
+        assert activations(46, gradient_checkpointing=False) > 20 * activations(46)
 
     def test_peak_measured_with_unsloth_on_one_h100(self, parts):
         assert sum(parts().values()) == pytest.approx(23e9, rel=0.15)

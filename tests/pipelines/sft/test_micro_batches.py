@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.sft.micro_batches import (
-    StepCollator,
+    collate_step,
     group_by_length,
     halves,
     packed,
@@ -24,30 +24,20 @@ def sample(*ids, answer_from=0):
 
 
 @given(lengths, budgets, st.booleans())
-def test_every_sample_is_in_one_batch(lengths, budget, packing):
+def test_groups(lengths, budget, packing):
     groups = group_by_length(lengths, budget, packing=packing)
-    positions = [position for group in groups for position in group]
-    assert sorted(positions) == list(range(len(lengths)))
+    # every sample is in one group
     assert all(groups)
-
-
-@given(lengths, budgets, st.booleans())
-def test_only_a_single_sample_exceeds_the_budget(lengths, budget, packing):
-    for group in group_by_length(lengths, budget, packing=packing):
-        inside = [lengths[position] for position in group]
-        computed = sum(inside) if packing else len(inside) * max(inside)
-        assert computed <= budget or len(group) == 1
-
-
-@given(lengths, budgets, st.booleans())
-def test_longest_come_first(lengths, budget, packing):
-    """So a step that does not fit fails with its first batch."""
-    groups = group_by_length(lengths, budget, packing=packing)
-    longest = [max(lengths[position] for position in group) for group in groups]
-    assert longest == sorted(longest, reverse=True)
+    assert sorted(position for group in groups for position in group) == list(range(len(lengths)))
     for group in groups:
         inside = [lengths[position] for position in group]
         assert inside == sorted(inside, reverse=True)
+        # only a single sample exceeds the budget
+        computed = sum(inside) if packing else len(inside) * max(inside)
+        assert computed <= budget or len(group) == 1
+    # the longest come first, so a step that does not fit fails with its first group
+    longest = [lengths[group[0]] for group in groups]
+    assert longest == sorted(longest, reverse=True)
 
 
 @given(lengths, budgets)
@@ -65,13 +55,8 @@ def test_no_two_rows_would_fit_into_one(lengths, budget):
             assert tokens[one] + tokens[other] > budget
 
 
-def test_padding_is_saved_by_sorting():
-    groups = group_by_length([2, 9, 2, 9], 18, packing=False)
-    assert groups == [[1, 3], [0, 2]]
-
-
 def test_collator_keeps_samples_apart_and_counts_no_first_token():
-    batch = StepCollator()(
+    batch = collate_step(
         [{"input_ids": [2, 3, 4], "labels": [2, 3, 4]}, {"input_ids": [5, 6], "labels": [-100, 6]}]
     )
     assert [one["input_ids"].tolist() for one in batch["samples"]] == [[2, 3, 4], [5, 6]]
@@ -126,7 +111,7 @@ def test_every_arrangement_has_the_same_targets(texts, multiple_of, data):
     samples = [sample(*ids, answer_from=at) for ids, at in zip(texts, starts, strict=True)]
     expected = sum(len(ids) - max(at, 1) for ids, at in zip(texts, starts, strict=True))
     rows = [{key: value.tolist() for key, value in one.items()} for one in samples]
-    assert target_count(StepCollator()(rows)) == expected
+    assert target_count(collate_step(rows)) == expected
     assert target_count(padded(samples, PAD)) == expected
     row = packed(samples, PAD, multiple_of=multiple_of)
     assert target_count(row) == expected

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 import sys
 import types
 from pathlib import Path
@@ -13,7 +12,7 @@ from ja_instruct.pipelines.sft import training
 from ja_instruct.pipelines.sft.backends import adapt_with_peft, adapt_with_unsloth
 from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
 from ja_instruct.pipelines.sft.parameters import SftParameters
-from ja_instruct.prompts import PromptParameters, training_prompt
+from ja_instruct.prompts import training_prompt
 
 FILTERED = Dataset.from_list(
     [{"id": i, "instruction": f"指示{i}", "response": f"応答{i}"} for i in range(20)]
@@ -24,28 +23,8 @@ WRITTEN = Dataset.from_list(
 
 
 @pytest.fixture(scope="module")
-def prompts(read_parameters):
-    return PromptParameters(**read_parameters("base")["prompts"])
-
-
-@pytest.fixture(scope="module")
-def base(read_parameters):
-    return SftParameters(**read_parameters("base")["sft"])
-
-
-@pytest.fixture
-def tiny(read_parameters, tmp_path):
-    """The parameters of the environment ``test``, without MLflow, and those given."""
-
-    def change(lora=None, training=None, **changes):
-        section = read_parameters("test")["sft"]
-        section["lora"] |= lora or {}
-        section["training"] |= {"report_to": [], "save_strategy": "no", **(training or {})}
-        return SftParameters(
-            **{**section, "checkpoint_dir": str(tmp_path / "checkpoints"), **changes}
-        )
-
-    return change
+def base(base_parameters):
+    return base_parameters()
 
 
 EARLY = {
@@ -74,8 +53,8 @@ class TestBuildDatasets:
 
         return call
 
-    def test_filtered_pairs_come_first_then_the_written_ones(self, build, prompts, tiny):
-        train_dataset, evaluation = build(FILTERED, WRITTEN, tiny(eval_fraction=0.0))
+    def test_filtered_pairs_come_first_then_the_written_ones(self, build, prompts, sft_parameters):
+        train_dataset, evaluation = build(FILTERED, WRITTEN, sft_parameters(eval_fraction=0.0))
         assert completions(train_dataset) == [
             *(f"応答{i}" for i in range(20)),
             *(f"回答{i}" for i in range(3)),
@@ -84,8 +63,8 @@ class TestBuildDatasets:
         assert train_dataset[21]["prompt"] == training_prompt(prompts, "質問1")
         assert len(evaluation) == 0
 
-    def test_held_out_pairs_are_not_trained_on(self, build, tiny):
-        train_dataset, evaluation = build(FILTERED, WRITTEN, tiny(eval_fraction=0.25))
+    def test_held_out_pairs_are_not_trained_on(self, build, sft_parameters):
+        train_dataset, evaluation = build(FILTERED, WRITTEN, sft_parameters(eval_fraction=0.25))
         held_out = completions(evaluation)
         assert len(held_out) == 5
         assert evaluation["source"][:] == ["filtered_pairs"] * 5
@@ -96,32 +75,26 @@ class TestBuildDatasets:
         ]
         assert held_out == [answer for answer in everything if answer in held_out]
 
-    def test_held_out_pairs_follow_the_seed_alone(self, build, tiny):
+    def test_held_out_pairs_follow_the_seed_alone(self, build, sft_parameters):
         def held_out(seed):
-            parameters = tiny(eval_fraction=0.25, training={"seed": seed})
+            parameters = sft_parameters(eval_fraction=0.25, seed=seed)
             return completions(build(FILTERED, WRITTEN, parameters)[1])
 
         assert held_out(3407) == held_out(3407)
         assert held_out(3407) != held_out(1)
 
-    def test_less_than_one_pair_holds_out_none(self, build, tiny):
+    def test_less_than_one_pair_holds_out_none(self, build, sft_parameters):
         few = FILTERED.select(range(9))
-        train_dataset, evaluation = build(few, WRITTEN, tiny(eval_fraction=0.1))
+        train_dataset, evaluation = build(few, WRITTEN, sft_parameters(eval_fraction=0.1))
         assert (len(train_dataset), len(evaluation)) == (12, 0)
 
     @pytest.mark.parametrize("kind", [Dataset.to_list, lambda data: DatasetDict(train=data)])
-    def test_other_kinds_of_data(self, build, tiny, kind):
-        parameters = tiny(eval_fraction=0.0)
-        train_dataset, _ = build(kind(FILTERED), kind(WRITTEN), parameters)
+    def test_other_kinds_of_data(self, build, sft_parameters, kind):
+        train_dataset, _ = build(kind(FILTERED), kind(WRITTEN), sft_parameters(eval_fraction=0.0))
         assert len(train_dataset) == 23
 
-    def test_several_splits_are_refused(self, build, tiny):
-        splits = DatasetDict(train=WRITTEN, test=WRITTEN)
-        with pytest.raises(InputError, match=r"'qa_pairs' has 2 splits \(train, test\)"):
-            build(FILTERED, splits, tiny())
-
-    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, build, tiny):
-        train, _ = build(Dataset.from_dict({}), WRITTEN, tiny())
+    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, build, sft_parameters):
+        train, _ = build(Dataset.from_dict({}), WRITTEN, sft_parameters())
         assert set(train["source"]) == {"qa_pairs"}
 
     @pytest.mark.parametrize(
@@ -130,14 +103,15 @@ class TestBuildDatasets:
             (FILTERED.remove_columns("response"), WRITTEN, "'filtered_pairs' lacks .* response"),
             (FILTERED, WRITTEN.remove_columns("output"), "'qa_pairs' lacks .* output"),
             (FILTERED.select([]), WRITTEN.select([]), "both empty"),
+            (FILTERED, DatasetDict(train=WRITTEN, test=WRITTEN), r"has 2 splits \(train, test\)"),
         ],
     )
-    def test_unusable_data_is_refused(self, build, tiny, filtered, written, message):
+    def test_unusable_data_is_refused(self, build, sft_parameters, filtered, written, message):
         with pytest.raises(InputError, match=message):
-            build(filtered, written, tiny())
+            build(filtered, written, sft_parameters())
 
-    def test_training_prompt_needs_no_model_either(self, build, tiny):
-        parameters = tiny(eval_fraction=0.25)
+    def test_training_prompt_needs_no_model_either(self, build, sft_parameters):
+        parameters = sft_parameters(eval_fraction=0.25)
         for recipe, other in zip(
             build(FILTERED, WRITTEN, parameters),
             build(FILTERED, WRITTEN, parameters, prompt_format="training_prompt"),
@@ -145,9 +119,9 @@ class TestBuildDatasets:
         ):
             assert recipe.to_list() == other.to_list()
 
-    def test_chat_template_is_the_models(self, build, tiny, tiny_nf4):
+    def test_chat_template_is_the_models(self, build, sft_parameters, tiny_nf4):
         train_dataset, evaluation = build(
-            FILTERED, WRITTEN, tiny(eval_fraction=0.25), tiny_nf4, "chat_template"
+            FILTERED, WRITTEN, sft_parameters(eval_fraction=0.25), tiny_nf4, "chat_template"
         )
         assert train_dataset[-1] == {
             "prompt": "<start_of_turn>user\n質問2<end_of_turn>\n<start_of_turn>model\n",
@@ -156,9 +130,9 @@ class TestBuildDatasets:
         }
         assert all(text.endswith("<end_of_turn>\n") for text in completions(evaluation))
 
-    def test_model_without_chat_template_is_refused(self, build, tiny, tiny_gemma2):
+    def test_model_without_chat_template_is_refused(self, build, sft_parameters, tiny_gemma2):
         with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
-            build(FILTERED, WRITTEN, tiny(), tiny_gemma2, "chat_template")
+            build(FILTERED, WRITTEN, sft_parameters(), tiny_gemma2, "chat_template")
 
 
 class TestTrainingArguments:
@@ -175,67 +149,20 @@ class TestTrainingArguments:
             "use_cpu": False,
             "dataloader_pin_memory": True,
             "eval_strategy": "no",
+            "max_length": 2048,
+            "packing": False,
             # unsloth's own is set when the adapter is made
             "gradient_checkpointing": False,
         }
         assert {name: settings[name] for name in expected} == expected
 
-    def test_equal_the_figures_of_the_recipe(self, base, settings, recipe):
-        section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
-        found = {
-            name: re.search(pattern, section)[1]
-            for name, pattern in {
-                "max_length": r"`max_seq_length` (\d+)",
-                "per_device_train_batch_size": r"no packing: batch (\d+)",
-                "gradient_accumulation_steps": r"accumulation (\d+)",
-                "num_train_epochs": r"(\d+) epochs",
-                "learning_rate": r"learning rate (\S+) linear",
-                "warmup_steps": r"(\d+) warm-up steps",
-                "weight_decay": r"weight decay ([\d.]+)",
-                "neftune_noise_alpha": r"NEFTune alpha (\d+)",
-                "save_steps": r"checkpoint every (\d+) steps",
-                "save_total_limit": r"\(keep (\d+)\)",
-                "logging_steps": r"log every (\d+)",
-                "seed": r"log every \d+, seed (\d+)",
-            }.items()
-        }
-        assert {name: settings[name] for name in found} == {
-            name: float(value) for name, value in found.items()
-        }
-        for text, name, value in (
-            ("linear", "lr_scheduler_type", "linear"),
-            ("`adamw_8bit`", "optim", "adamw_8bit"),
-            ("bf16", "bf16", True),
-            ("automatic batch-size back-off", "auto_find_batch_size", True),
-            ("no packing", "packing", False),
-        ):
-            assert text in section
-            assert settings[name] == value
-        # padded, as they come
-        assert base.training.tokens_per_batch is None
+    def test_have_the_names_of_the_parameters(self, base, settings):
+        """``tests/test_recipe.py`` compares the parameters with the recipe."""
+        same = base.training.model_dump(exclude=training.OWN_PARAMETERS)
+        assert {name: settings[name] for name in same} == same
+        assert {"per_device_train_batch_size", "optim", "seed", "neftune_noise_alpha"} <= set(same)
 
-    def test_adapter_equals_that_of_the_recipe(self, base, recipe):
-        section = (recipe / "RECIPE.md").read_text("utf-8").split("## 3.")[1].split("\n## ")[0]
-        numbers = re.search(
-            r"LoRA r (\d+), alpha (\d+), dropout (\d+), no bias, on (\S+) projections.* "
-            r"no rsLoRA, .*random state (\d+)",
-            section,
-        )
-        rank, alpha, dropout, projections, seed = numbers.groups()
-        assert base.lora.model_dump() == {
-            "lora_r": int(rank),
-            "lora_alpha": int(alpha),
-            "lora_dropout": float(dropout),
-            "bias": "none",
-            "target_modules": tuple(f"{name}_proj" for name in projections.split("/")),
-            "use_rslora": False,
-            "seed": int(seed),
-        }
-        assert "unsloth gradient checkpointing" in section
-        assert (base.backend, base.training.gradient_checkpointing) == ("unsloth", True)
-
-    def test_tuned_differs_only_in_arrangement(self, settings, read_parameters, monkeypatch):
-        monkeypatch.setattr(training, "SFTConfig", dict)
+    def test_tuned_differs_only_in_arrangement(self, settings, read_parameters):
         tuned = training.training_arguments(SftParameters(**read_parameters("tuned")["sft"]))
         changed = {name: tuned[name] for name in tuned if tuned[name] != settings.get(name)}
         assert changed == {
@@ -258,10 +185,10 @@ class TestTrainingArguments:
         [
             # an empty list in TRL's argument would mean every reporter that is installed
             ({}, {"report_to": [], "load_best_model_at_end": False}),
-            ({"training": EVALUATING, "eval_fraction": 0.1}, {"eval_strategy": "steps"}),
-            ({"training": EVALUATING, "eval_fraction": 0.0}, {"eval_strategy": "no"}),
+            ({**EVALUATING, "eval_fraction": 0.1}, {"eval_strategy": "steps"}),
+            ({**EVALUATING, "eval_fraction": 0.0}, {"eval_strategy": "no"}),
             (
-                {"training": EARLY},
+                EARLY,
                 {
                     "load_best_model_at_end": True,
                     "metric_for_best_model": "eval_loss",
@@ -269,15 +196,15 @@ class TestTrainingArguments:
                 },
             ),
             # with peft; unsloth has its own
-            ({"training": {"gradient_checkpointing": True}}, {"gradient_checkpointing": True}),
+            ({"gradient_checkpointing": True}, {"gradient_checkpointing": True}),
         ],
     )
-    def test_follow_the_parameters(self, tiny, changes, expected):
-        arguments = training.training_arguments(tiny(**changes))
+    def test_follow_the_parameters(self, sft_parameters, changes, expected):
+        arguments = training.training_arguments(sft_parameters(**changes))
         assert {name: getattr(arguments, name) for name in expected} == expected
 
-    def test_checkpoints_go_where_the_node_says(self, tiny):
-        parameters = tiny()
+    def test_checkpoints_go_where_the_node_says(self, sft_parameters):
+        parameters = sft_parameters()
         assert training.training_arguments(parameters, "here").output_dir == "here"
         assert training.training_arguments(parameters).output_dir == parameters.checkpoint_dir
 
@@ -333,8 +260,8 @@ class TestBackends:
             "max_seq_length": 2048,
         }
 
-    def test_peft_adapts_every_linear_layer_by_the_parameters(self, tiny, tiny_nf4):
-        parameters = tiny(lora={"lora_r": 2, "lora_alpha": 6, "lora_dropout": 0.25})
+    def test_peft_adapts_every_linear_layer_by_the_parameters(self, sft_parameters, tiny_nf4):
+        parameters = sft_parameters(lora={"lora_r": 2, "lora_alpha": 6, "lora_dropout": 0.25})
         model, tokenizer = adapt_with_peft(tiny_nf4, parameters)
         config = model.peft_config["default"]
         assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 6, 0.25)
@@ -346,24 +273,24 @@ class TestBackends:
         assert all("lora_" in name for name in trainable)
         assert tokenizer.eos_token == "<eos>"
 
-    def test_peft_begins_the_same_for_the_same_seed(self, tiny, tiny_nf4):
+    def test_peft_begins_the_same_for_the_same_seed(self, sft_parameters, tiny_nf4):
         def first_weights(seed):
-            model, _ = adapt_with_peft(tiny_nf4, tiny(lora={"seed": seed}))
+            model, _ = adapt_with_peft(tiny_nf4, sft_parameters(lora={"seed": seed}))
             return next(p for name, p in model.named_parameters() if "lora_A" in name)
 
         assert first_weights(3407).equal(first_weights(3407))
         assert not first_weights(3407).equal(first_weights(1))
 
 
-@pytest.fixture(scope="module")
-def datasets(prompts, tiny_nf4, read_parameters):
-    parameters = SftParameters(**{**read_parameters("test")["sft"], "eval_fraction": 0.2})
-    return build_datasets(FILTERED, WRITTEN, tiny_nf4, prompts, parameters)
-
-
 class TestTrain:
-    def test_adapter_metrics_and_history(self, tiny_nf4, tiny, datasets):
-        parameters = tiny(training={"max_steps": 6, "learning_rate": 0.05, "warmup_steps": 0})
+    @pytest.fixture
+    def datasets(self, prompts, tiny_nf4, sft_parameters):
+        return build_datasets(
+            FILTERED, WRITTEN, tiny_nf4, prompts, sft_parameters(eval_fraction=0.2)
+        )
+
+    def test_adapter_metrics_and_history(self, tiny_nf4, sft_parameters, datasets):
+        parameters = sft_parameters(max_steps=6, learning_rate=0.05)
         artifact, metrics, history = train(tiny_nf4, *datasets, parameters)
         assert isinstance(artifact, ModelArtifact)
         changed = [p for name, p in artifact.model.named_parameters() if "lora_B" in name]
@@ -379,9 +306,6 @@ class TestTrain:
             summary["eval_loss_before"],
             summary["eval_loss_after"],
         ]
-        assert artifact.provenance["settings"]["lora"]["lora_r"] == parameters.lora.lora_r
-        # of the GPUs, the number alone has a part in the result
-        assert artifact.provenance["settings"]["gpu"] == {"devices": None}
         assert artifact.provenance["base"] == {
             "model_id": "tiny-random-gemma2",
             "revision": None,
@@ -389,25 +313,17 @@ class TestTrain:
             "source_files": tiny_nf4.provenance["source"]["files"],
         }
 
-    def test_without_held_out_pairs_there_is_no_evaluation(self, tiny_nf4, tiny, datasets):
+    def test_without_held_out_pairs_there_is_no_evaluation(
+        self, tiny_nf4, sft_parameters, datasets
+    ):
         nothing = datasets[1].select([])
-        parameters = tiny(training={"max_steps": 1})
-        _, metrics, history = train(tiny_nf4, datasets[0], nothing, parameters)
+        _, metrics, history = train(tiny_nf4, datasets[0], nothing, sft_parameters(max_steps=1))
         assert metrics["summary"]["eval_samples"] == 0
         assert "eval_loss_before" not in metrics["summary"]
         assert not any("eval_loss" in entry for entry in history)
 
-    def test_neftune_takes_effect(self, tiny_nf4, tiny, datasets):
-        def first_loss(alpha):
-            parameters = tiny(training={"max_steps": 1, "neftune_noise_alpha": alpha})
-            few, none = datasets[0].select(range(4)), datasets[1].select([])
-            return train(tiny_nf4, few, none, parameters)[2][0]["loss"]
-
-        assert first_loss(None) == first_loss(None)
-        assert first_loss(None) != first_loss(5.0)
-
-    def test_only_too_long_questions_are_refused(self, tiny_nf4, tiny, datasets):
-        parameters = tiny(max_seq_length=8, completion_only_loss=True)
+    def test_only_too_long_questions_are_refused(self, tiny_nf4, sft_parameters, datasets):
+        parameters = sft_parameters(max_seq_length=8, completion_only_loss=True)
         with pytest.raises(InputError, match=r"max_seq_length=8.*raise sft\.max_seq_length"):
             train(tiny_nf4, *datasets, parameters)
 
@@ -427,31 +343,20 @@ def test_loss_plot():
         "training loss": ([1, 2], [2.5, 2.0]),
         "evaluation loss (held out)": ([0, 2], [3.0, 1.5]),
     }
-
-
-def test_loss_plot_without_evaluation():
     assert [curve.name for curve in plot_loss([{"step": 1, "loss": 2.5}]).data] == ["training loss"]
-
-
-BY_EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training": EARLY},
-        # by epochs the steps have no effect
-        {"training": {**EARLY, **BY_EPOCHS, "save_steps": 5}},
-        {"training": {**EARLY, "early_stopping_patience": None, "save_steps": 5}},
-        {"training": {"tokens_per_batch": 256, "packing": True}},
-        {"training": {"tokens_per_batch": 256, "packing": False}},
+        {"eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"early_stopping_patience": None},
     ],
     ids=str,
 )
-def test_usable_parameters_are_accepted(tiny, changes):
-    parameters = tiny(**changes)
-    for name, value in changes["training"].items():
-        assert getattr(parameters.training, name) == value
+def test_only_early_stopping_by_steps_restricts_save_steps(sft_parameters, changes):
+    changes = {**EARLY, "save_steps": 5, **changes}
+    assert sft_parameters(**changes).training.save_steps == 5
 
 
 @pytest.mark.parametrize(
@@ -460,30 +365,27 @@ def test_usable_parameters_are_accepted(tiny, changes):
         ({"backend": "unsloth"}, "'unsloth' needs device 'cuda'; on a CPU use backend 'peft'"),
         ({"eval_fraction": 1.0}, "less than 1"),
         ({"lora": {"lora_r": 0}}, "greater than 0"),
-        ({"training": {"save_strategy": "sometimes"}}, "'no', 'steps' or 'epoch'"),
+        ({"save_strategy": "sometimes"}, "'no', 'steps' or 'epoch'"),
         ({"lora": {"r": 8}}, "Extra inputs are not permitted"),
         ({"over_long": "split"}, "'cut' or 'drop'"),
-        ({"training": {"tokens_per_batch": 0}}, "greater than 0"),
-        ({"training": {"divergence_nats": 0.0}}, "greater than 0"),
-        ({"training": {"early_stopping_patience": 0}}, "greater than 0"),
+        ({"tokens_per_batch": 0}, "greater than 0"),
+        ({"divergence_nats": 0.0}, "greater than 0"),
+        ({"early_stopping_patience": 0}, "greater than 0"),
+        ({"packing": True}, r"training\.packing needs training\.tokens_per_batch, such as 8192"),
         (
-            {"training": {"packing": True}},
-            r"training\.packing needs training\.tokens_per_batch, such as 8192",
-        ),
-        (
-            {"training": {"tokens_per_batch": 255}},
+            {"tokens_per_batch": 255},
             r"tokens_per_batch = 255 is less than max_seq_length = 256: the longest sample must",
         ),
-        ({"training": EARLY, "eval_fraction": 0.0}, "patience needs eval_fraction above 0"),
-        ({"training": {**EARLY, "eval_strategy": "no"}}, "eval_strategy and save_strategy to be"),
-        ({"training": {**EARLY, "save_strategy": "no"}}, "the same, steps or epoch"),
-        ({"training": {**EARLY, "save_strategy": "epoch"}}, "the same, steps or epoch"),
+        ({**EARLY, "eval_fraction": 0.0}, "patience needs eval_fraction above 0"),
+        ({**EARLY, "eval_strategy": "no"}, "eval_strategy and save_strategy to be"),
+        ({**EARLY, "save_strategy": "no"}, "the same, steps or epoch"),
+        ({**EARLY, "save_strategy": "epoch"}, "the same, steps or epoch"),
         (
-            {"training": {**EARLY, "save_steps": 5}},
+            {**EARLY, "save_steps": 5},
             r"needs save_steps \(now 5\) to be a multiple of eval_steps \(now 2\)",
         ),
     ],
 )
-def test_unusable_parameters_are_refused(tiny, changes, message):
+def test_unusable_parameters_are_refused(sft_parameters, changes, message):
     with pytest.raises(ValueError, match=message):
-        tiny(**changes)
+        sft_parameters(**changes)

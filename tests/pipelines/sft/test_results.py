@@ -35,14 +35,13 @@ def trainer():
     """What ``summarize`` reads of a trainer."""
     model = torch.nn.Linear(1000, 30)
     model.bias.requires_grad_(False)
-    state = SimpleNamespace(global_step=10)
-    return SimpleNamespace(
-        model=model, state=state, meter=SimpleNamespace(totals=lambda: (4200, 8.04))
-    )
+    meter = SimpleNamespace(totals=lambda: (4200, 8.04))
+    return SimpleNamespace(model=model, state=SimpleNamespace(global_step=10), meter=meter)
 
 
 def test_summary(trainer):
-    assert summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0) == {
+    summary = summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0)
+    assert summary == {
         "train_samples": 21,
         "eval_samples": 5,
         "samples_cut": 3,
@@ -58,12 +57,8 @@ def test_summary(trainer):
         "eval_loss_best": 2.1235,
         "peak_gpu_memory_gb": 21.99,
     }
-
-
-def test_summary_of_a_training_that_was_resumed(trainer):
-    whole = summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 0)
     resumed = summarize(trainer, HISTORY, COUNTS, {"samples": 5}, 5)
-    assert resumed == {**whole, "resumed_from_step": 5}
+    assert resumed == {**summary, "resumed_from_step": 5}
 
 
 def test_summary_without_held_out_samples_and_gpu(trainer):
@@ -72,11 +67,6 @@ def test_summary_without_held_out_samples_and_gpu(trainer):
     assert math.isnan(summary.pop("train_loss"))
     assert summary["tokens_per_second"] == 0
     assert {"eval_loss_before", "eval_loss_after", "peak_gpu_memory_gb"}.isdisjoint(summary)
-
-
-def test_mean_loss_weighs_entries_by_their_steps():
-    entries = [{"step": 5, "loss": 3.0}, {"step": 10, "loss": 2.0}, {"step": 12, "loss": 1.0}]
-    assert mean_training_loss(entries) == pytest.approx((5 * 3 + 5 * 2 + 2 * 1) / 12)
 
 
 def test_losses_of_a_training_never_evaluated_before_it():

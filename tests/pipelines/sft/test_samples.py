@@ -6,22 +6,17 @@ from datasets import Dataset
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft import samples as samples_module
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
-from ja_instruct.prompts import PromptParameters, inference_prompt, training_prompt
+from ja_instruct.prompts import inference_prompt, training_prompt
 
 LONG = 10_000
 QUESTION = "日本の首都はどこですか。"
 ANSWER = "東京です。\n\n1. 日本の首都は東京です。"
-FORMATS = ("recipe", "training_prompt", "chat_template")
+FORMATS = {"recipe": "", "training_prompt": "", "chat_template": "<end_of_turn>\n"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_nf4):
     return tiny_nf4.load_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def prompts(read_parameters):
-    return PromptParameters(**read_parameters("base")["prompts"])
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +43,10 @@ def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
 def encode(tokenizer):
     """A function that encodes one sample by ``encode_dataset``."""
 
-    def call(sample, max_seq_length=LONG, *, completion_only_loss):
-        encoded, _ = encode_dataset(
-            Dataset.from_list([sample]), tokenizer, max_seq_length, completion_only_loss
-        )
-        (row,) = encoded.to_list()
-        return row
+    def call(sample, *, completion_only_loss):
+        samples = Dataset.from_list([sample])
+        encoded, _ = encode_dataset(samples, tokenizer, LONG, completion_only_loss)
+        return encoded[0]
 
     return call
 
@@ -68,26 +61,16 @@ def split(row):
     return row["input_ids"][:start], row["input_ids"][start:]
 
 
-def test_to_samples(prompts):
-    pairs = [(QUESTION, ANSWER), ("二", "")]
-    assert to_samples(pairs, prompts, "filtered_pairs") == [
-        {
-            "prompt": training_prompt(prompts, QUESTION),
-            "completion": ANSWER,
-            "source": "filtered_pairs",
-        },
-        {"prompt": training_prompt(prompts, "二"), "completion": "", "source": "filtered_pairs"},
+@pytest.mark.parametrize(("name", "end"), FORMATS.items())
+def test_to_samples(prompts, tokenizer, name, end):
+    prompts = prompts.model_copy(update={"format": name})
+    prompt = inference_prompt(prompts, QUESTION, [], tokenizer)
+    if name == "recipe":
+        prompt = training_prompt(prompts, QUESTION)
+    assert to_samples([(QUESTION, ANSWER), (QUESTION, "")], prompts, "qa_pairs", tokenizer) == [
+        {"prompt": prompt, "completion": ANSWER + end, "source": "qa_pairs"},
+        {"prompt": prompt, "completion": "", "source": "qa_pairs"},
     ]
-
-
-def test_to_samples_in_the_chat_template(prompts, tokenizer):
-    chat = prompts.model_copy(update={"format": "chat_template"})
-    (sample,) = to_samples([(QUESTION, ANSWER)], chat, "qa_pairs", tokenizer)
-    assert sample == {
-        "prompt": inference_prompt(chat, QUESTION, [], tokenizer),
-        "completion": f"{ANSWER}<end_of_turn>\n",
-        "source": "qa_pairs",
-    }
 
 
 def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
@@ -97,39 +80,28 @@ def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
     assert row["labels"] == row["input_ids"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_one_bos_and_one_eos(prompts, tokenizer, encode, name):
+@pytest.mark.parametrize(("name", "end"), FORMATS.items())
+def test_every_format(prompts, tokenizer, encode, name, end):
     prompts = prompts.model_copy(update={"format": name})
-    (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
+    pairs = [(QUESTION, ANSWER), (QUESTION, "")]
+    sample, unanswered = to_samples(pairs, prompts, "qa_pairs", tokenizer)
+    # one BOS and one EOS
     ids = encode(sample, completion_only_loss=False)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_empty_answer_gets_no_eos(prompts, tokenizer, encode, name):
-    prompts = prompts.model_copy(update={"format": name})
-    (sample,) = to_samples([(QUESTION, "")], prompts, "qa_pairs", tokenizer)
-    ids = encode(sample, completion_only_loss=False)["input_ids"]
-    assert ids == tokenizer(sample["prompt"])["input_ids"]
-    assert tokenizer.eos_token_id not in ids
-
-
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [("recipe", ""), ("training_prompt", ""), ("chat_template", "<end_of_turn>\n")],
-)
-def test_completion_only_loss_ignores_exactly_the_prompt(prompts, tokenizer, encode, name, end):
-    prompts = prompts.model_copy(update={"format": name})
-    (sample,) = to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs", tokenizer)
+    # an empty answer gets no EOS
+    prompt_ids = tokenizer(sample["prompt"])["input_ids"]
+    assert encode(unanswered, completion_only_loss=False)["input_ids"] == prompt_ids
+    assert tokenizer.eos_token_id not in prompt_ids
+    # without the prompt in the loss, exactly the answer is
     row = encode(sample, completion_only_loss=True)
     left_out, counted = split(row)
-    assert left_out == tokenizer(sample["prompt"])["input_ids"]
+    assert left_out == prompt_ids
     assert tokenizer.decode(counted) == f"{ANSWER}{end}<eos>"
     # and that is how a generated answer is read
     assert tokenizer.decode(counted, skip_special_tokens=True).strip() == ANSWER
-    assert row["input_ids"] == encode(sample, completion_only_loss=False)["input_ids"]
+    assert row["input_ids"] == ids
 
 
 def test_token_of_both_prompt_and_answer_is_in_the_loss(prompts, tokenizer, encode):
@@ -138,14 +110,6 @@ def test_token_of_both_prompt_and_answer_is_in_the_loss(prompts, tokenizer, enco
     left_out, counted = split(encode(sample, completion_only_loss=True))
     assert tokenizer.decode(counted) == "\n\n東京です。<eos>"
     assert left_out == tokenizer(sample["prompt"])["input_ids"][: len(left_out)]
-
-
-@pytest.mark.parametrize("completion_only_loss", [False, True])
-def test_long_sample_is_cut_at_its_end(sample, encode, completion_only_loss):
-    whole = encode(sample, completion_only_loss=completion_only_loss)
-    length = len(whole["input_ids"]) - 3
-    cut = encode(sample, length, completion_only_loss=completion_only_loss)
-    assert cut == {key: values[:length] for key, values in whole.items()}
 
 
 @pytest.mark.parametrize("completion_only_loss", [False, True])
@@ -162,12 +126,13 @@ def test_batches_equal_single_samples(
     whole = [encode_sample(row, tokenizer, LONG, completion_only_loss) for row in rows]
     lengths = sorted(len(row["input_ids"]) for row in whole)
     limit = lengths[len(lengths) // 2]
-    expected = [
-        {key: values[:limit] for key, values in row.items()}
+    kept = [
+        row
         for row in whole
         if (over_long == "cut" or len(row["input_ids"]) <= limit)
         and any(label != -100 for label in row["labels"][:limit])
     ]
+    expected = [{key: values[:limit] for key, values in row.items()} for row in kept]
     encoded, counts = encode_dataset(
         Dataset.from_list(rows), tokenizer, limit, completion_only_loss, over_long
     )
@@ -179,6 +144,7 @@ def test_batches_equal_single_samples(
     assert counts["samples"] == len(expected)
     assert counts["tokens"] == len(labels)
     assert counts["loss_tokens"] == sum(label != -100 for label in labels)
+    assert counts["cut"] == sum(len(row["input_ids"]) > limit for row in kept)
     assert counts["dropped_over_long"] == (longer if over_long == "drop" else 0)
     left_out = counts["dropped_over_long"] + counts["dropped_nothing_to_learn"]
     assert counts["samples"] + left_out == len(rows)
@@ -188,19 +154,13 @@ class TestCounts:
     @pytest.fixture(scope="class")
     def samples(self, prompts):
         """A short one, one with a long question, one with a long answer, one without an answer."""
-        pairs = [
-            (QUESTION, ANSWER),
-            (QUESTION * 50, ANSWER),
-            (QUESTION, ANSWER * 50),
-            (QUESTION, ""),
-        ]
+        pairs = [(QUESTION, ANSWER), (QUESTION * 50, ANSWER), (QUESTION, ANSWER * 50)]
+        pairs.append((QUESTION, ""))
         return Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
 
     @pytest.fixture(scope="class")
     def lengths(self, samples, tokenizer):
-        rows = [
-            encode_sample(sample, tokenizer, LONG, completion_only_loss=False) for sample in samples
-        ]
+        rows = [encode_sample(sample, tokenizer, LONG, False) for sample in samples]
         return [len(row["input_ids"]) for row in rows]
 
     def test_a_sample_of_exactly_the_length_is_whole(self, samples, lengths, tokenizer):
@@ -230,14 +190,6 @@ class TestCounts:
             "dropped_nothing_to_learn": dropped[1],
             "longest": max(lengths),
         }
-
-    def test_cut_questions_are_kept_where_they_are_in_the_loss(self, samples, lengths, tokenizer):
-        limit = min(lengths)
-        encoded, counts = encode_dataset(samples, tokenizer, limit, False, "cut")
-        assert [len(ids) for ids in encoded["input_ids"]] == [limit] * 4
-        assert counts["cut"] == 3
-        assert counts["dropped_nothing_to_learn"] == 0
-        assert counts["tokens"] == counts["loss_tokens"] == 4 * limit
 
     @pytest.mark.parametrize("over_long", ["cut", "drop"])
     def test_no_samples(self, tokenizer, over_long):

@@ -25,8 +25,7 @@ def test_one_process_changes_nothing():
 
 @pytest.mark.parametrize("was_on", [True, False])
 def test_several_processes_keep_their_batches(caplog, was_on):
-    with caplog.at_level(logging.WARNING):
-        fitted = fit_to_processes(arguments(world_size=2, auto_find_batch_size=was_on))
+    fitted = fit_to_processes(arguments(world_size=2, auto_find_batch_size=was_on))
     assert fitted == arguments(
         world_size=2, ddp_find_unused_parameters=False, auto_find_batch_size=False
     )
@@ -45,11 +44,9 @@ class TestBuiltTrainer:
             assert trainer.args.auto_find_batch_size is False
 
     def test_watches_the_loss(self, make_trainer):
-        (watch,) = callbacks(make_trainer(divergence_nats=2.5), LossWatch)
-        assert watch._divergence_nats == 2.5
-        # a loss that is not finite stops it anyway
-        (watch,) = callbacks(make_trainer(divergence_nats=None), LossWatch)
-        assert watch._divergence_nats is None
+        for limit in (2.5, None):  # a loss that is not finite stops it anyway
+            (watch,) = callbacks(make_trainer(divergence_nats=limit), LossWatch)
+            assert watch._divergence_nats == limit
 
     def test_shows_one_progress_bar(self, make_trainer):
         bars = callbacks(make_trainer(), ProgressCallback | PrinterCallback)

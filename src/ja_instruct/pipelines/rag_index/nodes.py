@@ -42,14 +42,8 @@ def encode_pool(
 ) -> tuple[RetrievalIndex, dict[str, Any]]:
     """Index every question of the pool, and warn about questions that retrieval handles badly.
 
-    ``bm25`` uses neither checkpoint nor cache.
-
-    Args:
-        qa_pairs: The pool, with the columns ``input`` and ``output``.
-        retriever_checkpoint: The encoder.
-        params: Section ``rag_index``.
-        encoding_cache: Its questions, if encoded with the same encoder and package versions, are
-            not encoded again; new ones are added.
+    ``bm25`` uses neither checkpoint nor cache. Questions in the cache, if encoded with the same
+    encoder and package versions, are not encoded again; new ones are added.
 
     Returns:
         The index, whose position i is record i of ``qa_pairs``, and the report.

@@ -13,15 +13,10 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 nodes.encode_pool,
-                inputs=[
-                    "qa_pairs",
-                    "retriever_checkpoint",
-                    "params:rag_index",
-                    "encoding_cache",
-                ],
+                inputs=["qa_pairs", "retriever_checkpoint", "params:rag_index", "encoding_cache"],
                 outputs=["retrieval_index", "rag_index_report"],
                 name="encode_pool",
-            ),
+            )
         ],
         tags="rag_index",
     )

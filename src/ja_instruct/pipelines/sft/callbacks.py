@@ -54,16 +54,11 @@ class LossInProgressBar(ProgressCallback):  # type: ignore[misc]
 class LossWatch(TrainerCallback):  # type: ignore[misc]
     """Raises ``InputError`` when the loss is not finite, or rises and stays up.
 
-    Checkpoints and MLflow's curves that were saved before are kept.
+    The mean of the last 10 logged losses may rise by ``divergence_nats`` above the lowest such
+    mean; None sets no limit. Checkpoints and MLflow's curves that were saved before are kept.
     """
 
     def __init__(self, divergence_nats: float | None) -> None:
-        """Create the watch.
-
-        Args:
-            divergence_nats: How far the mean of the last 10 logged losses may rise above the
-                lowest such mean; None for no limit.
-        """
         self._divergence_nats = divergence_nats
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._lowest = math.inf
@@ -87,11 +82,9 @@ class LossWatch(TrainerCallback):  # type: ignore[misc]
                     f"before are kept in {args.output_dir}"
                 )
         if logs and "loss" in logs:
-            self._require_no_divergence(float(logs["loss"]), args, state)
+            self._require_no_divergence(float(logs["loss"]), args, state.global_step)
 
-    def _require_no_divergence(
-        self, loss: float, args: TrainingArguments, state: TrainerState
-    ) -> None:
+    def _require_no_divergence(self, loss: float, args: TrainingArguments, step: int) -> None:
         self._last.append(loss)
         if self._divergence_nats is None or len(self._last) < WINDOW:
             return
@@ -99,7 +92,7 @@ class LossWatch(TrainerCallback):  # type: ignore[misc]
         self._lowest = min(self._lowest, mean)
         if mean > self._lowest + self._divergence_nats:
             raise InputError(
-                f"training stopped at step {state.global_step}: the loss diverges, {mean:.2f} nats "
+                f"training stopped at step {step}: the loss diverges, {mean:.2f} nats "
                 f"a token over the last {WINDOW} entries, {self._lowest:.2f} at its lowest. Lower "
                 f"sft.training.learning_rate (now {args.learning_rate:g}), or raise "
                 f"sft.training.divergence_nats (now {self._divergence_nats:g}; null for no limit); "

@@ -27,12 +27,9 @@ class CpuStepTrainer(StepTrainer):
     ) -> torch.Tensor:
         """Return the mean negative log-likelihood of the labelled tokens, in nats.
 
-        Args:
-            model: The causal language model with its adapter.
-            inputs: ``input_ids`` and ``labels``, each (batch, length), and either
-                ``attention_mask`` or, for packed rows, ``position_ids``.
-            return_outputs: Must be False, as most logits are not computed.
-            num_items_in_batch: Labelled tokens to divide by; None counts those of the batch.
+        ``inputs`` has ``input_ids`` and ``labels``, each (batch, length), and ``attention_mask``
+        or, for packed rows, ``position_ids``. The sum is divided by ``num_items_in_batch``; None
+        counts the labelled tokens of the batch.
         """
         if return_outputs:
             raise ValueError("CpuStepTrainer computes no full logits, so it cannot return outputs")

@@ -91,11 +91,7 @@ def _remedy(section: str, parameters: SftParameters) -> str:
 
 
 def optimizer_bytes(optim: str) -> int:
-    """Return the bytes of optimizer state per trained weight.
-
-    Args:
-        optim: transformers' name of the optimizer; an unknown one counts as Adam in float32.
-    """
+    """Return the bytes of optimizer state per trained weight; an unknown optimizer is Adam's."""
     return next((size for part, size in OPTIMIZER_BYTES if part in optim), ADAM_BYTES)
 
 
@@ -105,15 +101,9 @@ def training_parts(
     """Return the peak memory of a QLoRA step in bytes, by part.
 
     The peak is either in the loss, before any layer has gradients, or in the gradients of the last
-    layer, after the logits are freed. The larger of the two counts.
-
-    Args:
-        shape: The model's.
-        parameters: The backend ``unsloth`` computes in bfloat16 and keeps checkpoints in host
-            memory. ``peft`` keeps embedding and residual stream in float32, as
-            ``prepare_model_for_kbit_training`` does.
-        tokens: Tokens of one batch.
-        adapter_weights: Number of trained weights.
+    layer, after the logits are freed. The larger of the two counts. The backend ``unsloth``
+    computes in bfloat16 and keeps checkpoints in host memory. ``peft`` keeps embedding and residual
+    stream in float32, as ``prepare_model_for_kbit_training`` does.
     """
     is_unsloth = parameters.backend == "unsloth"
     stream_bytes = 2 if is_unsloth else 4

@@ -17,7 +17,6 @@ class UtilizationMeter:
     """
 
     def __init__(self) -> None:
-        """Start with no samples."""
         self._samples: list[int] = []
         self._is_available = True
 
@@ -46,7 +45,6 @@ class TrainingMeter:
     """Counts tokens without padding, and the seconds between ``start`` and ``pause``."""
 
     def __init__(self, device: torch.device) -> None:
-        """Create the meter of a training on ``device``."""
         self._is_on_gpu = device.type == "cuda"
         self._device = device
         self._tokens = 0

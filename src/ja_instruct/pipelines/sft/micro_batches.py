@@ -19,21 +19,17 @@ BLOCK_TOKENS = 128
 Sample = Mapping[str, torch.Tensor]
 
 
-class StepCollator:
-    """Collates the samples of a whole step without arranging them."""
+def collate_step(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """Return the ``samples`` of a step, tensors of one dimension, and ``labels``, (1, tokens).
 
-    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-        """Return ``samples``, with tensors of one dimension, and ``labels``, (1, tokens).
-
-        The trainer counts the targets of the loss in ``labels``. The first token of a sample is
-        ignored there, as nothing predicts it.
-        """
-        samples = [
-            {key: torch.tensor(example[key]) for key in ("input_ids", "labels")}
-            for example in examples
-        ]
-        labels = torch.cat([_without_first(sample["labels"]) for sample in samples])
-        return {"samples": samples, "labels": labels[None]}
+    The trainer counts the targets of the loss in ``labels``. The first token of a sample is ignored
+    there, as nothing predicts it.
+    """
+    samples = [
+        {key: torch.tensor(example[key]) for key in ("input_ids", "labels")} for example in examples
+    ]
+    labels = torch.cat([_without_first(sample["labels"]) for sample in samples])
+    return {"samples": samples, "labels": labels[None]}
 
 
 def group_by_length(
@@ -45,34 +41,26 @@ def group_by_length(
     ``packing`` only the samples' tokens count, and first-fit decreasing fills the batches.
     Otherwise padding counts too, and samples of similar length share a batch.
 
-    Examples:
-        >>> group_by_length([3, 9, 4, 5], 10, packing=True)
-        [[1], [3, 2], [0]]
-        >>> group_by_length([3, 9, 4, 5], 10, packing=False)
-        [[1], [3, 2], [0]]
-        >>> group_by_length([3, 9, 4, 1], 10, packing=True)
-        [[1, 3], [2, 0]]
+    >>> group_by_length([3, 9, 4, 5], 10, packing=False)
+    [[1], [3, 2], [0]]
+    >>> group_by_length([3, 9, 4, 1], 10, packing=True)
+    [[1, 3], [2, 0]]
     """
-    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+
+    def fits(group: list[int], position: int) -> bool:
+        # the first sample of a group is its longest
+        padded = (len(group) + 1) * lengths[group[0]]
+        tokens = sum(lengths[one] for one in (*group, position)) if packing else padded
+        return tokens <= tokens_per_batch
+
     groups: list[list[int]] = []
-    if not packing:
-        for position in order:
-            # the first sample of a group is its longest
-            if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens_per_batch:
-                groups[-1].append(position)
-            else:
-                groups.append([position])
-        return groups
-    room: list[int] = []
-    for position in order:
-        length = lengths[position]
-        fitting = next((index for index, free in enumerate(room) if free >= length), None)
-        if fitting is None:
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        open_groups = groups if packing else groups[-1:]
+        group = next((one for one in open_groups if fits(one, position)), None)
+        if group is None:
             groups.append([position])
-            room.append(tokens_per_batch - length)
         else:
-            groups[fitting].append(position)
-            room[fitting] -= length
+            group.append(position)
     return groups
 
 
@@ -106,13 +94,11 @@ def packed(
         ids.append(ids[0].new_full((missing,), pad_token_id))
         labels.append(labels[0].new_full((missing,), IGNORED_LABEL))
         lengths.append(missing)
-    device = ids[0].device
+    positions = [torch.arange(length, device=ids[0].device) for length in lengths]
     return {
         "input_ids": torch.cat(ids)[None],
         "labels": torch.cat(labels)[None],
-        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[
-            None
-        ],
+        "position_ids": torch.cat(positions)[None],
         # on the host, so that masks are built without a device synchronization
         "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32),
     }
@@ -120,9 +106,9 @@ def packed(
 
 def halves(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """Split a padded batch into two, each padded to its own longest sample."""
-    rows = len(inputs["input_ids"])
+    middle = (len(inputs["input_ids"]) + 1) // 2
     parts = []
-    for chosen in (slice(0, (rows + 1) // 2), slice((rows + 1) // 2, rows)):
+    for chosen in (slice(middle), slice(middle, None)):
         part = {key: value[chosen] for key, value in inputs.items()}
         longest = int(part["attention_mask"].sum(dim=1).max())
         parts.append({key: value[:, :longest] for key, value in part.items()})

@@ -6,13 +6,10 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
 
 class PackedNeftune:
@@ -25,9 +22,7 @@ class PackedNeftune:
         """Attach a hook to the input embedding of a PEFT model."""
         self._alpha = alpha
         self._lengths: torch.Tensor | None = None
-        self._handle = (
-            model.get_base_model().get_input_embeddings().register_forward_hook(self._add_noise)
-        )
+        model.get_base_model().get_input_embeddings().register_forward_hook(self._add_noise)
 
     def begin(self, lengths: torch.Tensor) -> None:
         """Set the lengths of the next row's samples, (samples,)."""
@@ -37,10 +32,6 @@ class PackedNeftune:
         """Add no more noise; the row's gradients are computed."""
         self._lengths = None
 
-    def remove(self) -> None:
-        """Detach the hook."""
-        self._handle.remove()
-
     def _add_noise(
         self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
@@ -49,19 +40,10 @@ class PackedNeftune:
         return output + noise(self._lengths.to(output.device), output, self._alpha)
 
 
-def noise(
-    lengths: torch.Tensor,
-    embedded: torch.Tensor,
-    alpha: float,
-    draw: Callable[[torch.Tensor], torch.Tensor] = torch.rand_like,
-) -> torch.Tensor:
-    """Return the noise of a row.
+def noise(lengths: torch.Tensor, embedded: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Return the noise of the row ``embedded``, (1, tokens, width).
 
-    Args:
-        lengths: The length of each token's sample, (tokens,).
-        embedded: (1, tokens, width).
-        alpha: NEFTune's scale.
-        draw: Returns uniform numbers from 0 to 1 in the shape of a tensor.
+    ``lengths``, (tokens,), has the length of each token's sample.
     """
     bound = alpha / torch.sqrt(lengths * embedded.shape[-1])
-    return (2 * draw(embedded) - 1) * bound[None, :, None].to(embedded.dtype)
+    return (2 * torch.rand_like(embedded) - 1) * bound[None, :, None].to(embedded.dtype)

@@ -102,23 +102,16 @@ def train(
     model.config.use_cache = False
     limits = (parameters.max_seq_length, parameters.completion_only_loss, parameters.over_long)
     encoded, counts = encode_dataset(train_dataset, tokenizer, *limits)
-    evaluation, eval_counts = encode_dataset(eval_dataset, tokenizer, *limits)
+    held_out, eval_counts = encode_dataset(eval_dataset, tokenizer, *limits)
     if not len(encoded):
         raise InputError(
             f"no training sample has an answer within max_seq_length={parameters.max_seq_length} "
             f"tokens; raise sft.max_seq_length"
         )
-    directory = Path(parameters.checkpoint_dir) / fingerprint(
-        quantized_model, train_dataset, parameters
-    )
-    trainer = build_trainer(
-        model,
-        tokenizer,
-        encoded,
-        evaluation if len(evaluation) else None,
-        parameters,
-        output_dir=str(directory),
-    )
+    name = fingerprint(quantized_model, train_dataset, parameters)
+    directory = Path(parameters.checkpoint_dir) / name
+    evaluation = held_out if len(held_out) else None
+    trainer = build_trainer(model, tokenizer, encoded, evaluation, parameters, str(directory))
     checkpoint = last_checkpoint(directory) if parameters.resume else None
     resumed_from_step = train_from_last_checkpoint(trainer, checkpoint)
     history = [dict(entry) for entry in trainer.state.log_history]

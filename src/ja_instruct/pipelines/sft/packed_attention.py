@@ -10,23 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.micro_batches import BLOCK_TOKENS, packed
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 # Relative difference of hidden states. A GPU computes in bfloat16, whose 8 bits are rounded
 # differently in kernels of different shapes, layer after layer. Attention to another sample makes a
 # difference of tenths.
 TOLERANCE = {"cpu": 1e-3, "cuda": 0.05}
 CHECKED_TOKENS = 96
-
-Score = Callable[..., torch.Tensor]
 
 
 class TransformersPacking:
@@ -96,12 +92,8 @@ def document_ids(lengths: torch.Tensor, device: torch.device) -> torch.Tensor:
 def block_mask(documents: torch.Tensor, window: int) -> BlockMask:
     """Return the causal mask of a row: a token attends to the last ``window`` of its sample.
 
-    Args:
-        documents: Each token's sample number, (tokens,).
-        window: In tokens, the token itself included.
+    The token itself counts in the window. ``documents``, (tokens,), are the samples' numbers.
     """
-    from torch.nn.attention.flex_attention import create_block_mask
-
     # a tensor, as the kernel would be compiled again for each number
     reach = torch.tensor(window, device=documents.device)
 
@@ -125,18 +117,13 @@ def softcap_attention(
 ) -> torch.Tensor:
     """Return attention with the scores ``softcap * tanh(score / softcap)`` (Gemma 2).
 
-    Args:
-        query: (batch, heads, tokens, width).
-        key: (batch, key heads, tokens, width); a key head serves ``heads / key heads`` heads.
-        value: (batch, key heads, tokens, width).
-        mask: Made by ``block_mask``.
-        scale: Factor of the scores before the soft cap.
-        softcap: Gemma 2's ``attn_logit_softcapping``.
-
-    Returns:
-        (batch, heads, tokens, width).
+    The query and the result are (batch, heads, tokens, width), key and value (batch, key heads,
+    tokens, width); a key head serves ``heads / key heads`` heads. The scores are multiplied by
+    ``scale`` before the soft cap.
     """
-    attention = _compiled_flex_attention() if query.is_cuda else _flex_attention()
+    attention: Callable[..., Any] = flex_attention
+    if query.is_cuda:
+        attention = _compiled_flex_attention()
     result: torch.Tensor = attention(
         query,
         key,
@@ -149,21 +136,15 @@ def softcap_attention(
     return result
 
 
-def _flex_attention() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention
-
-
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Callable[..., Any]:
     # compiled for the first row, then for rows of any length, with and without gradients
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    return torch.compile(_flex_attention(), fullgraph=True)
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 @lru_cache(maxsize=4)
-def _softcap_score(softcap: float) -> Score:
+def _softcap_score(softcap: float) -> Callable[..., torch.Tensor]:
     def score_mod(score: torch.Tensor, *_indices: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
@@ -172,7 +153,6 @@ def _softcap_score(softcap: float) -> Score:
 
 def _use_flex_attention() -> None:
     """Replace the attention of unsloth's Gemma 2 for rows with our masks."""
-    from torch.nn.attention.flex_attention import BlockMask
     from unsloth.models import gemma2
 
     theirs = gemma2.slow_attention_softcapping
@@ -208,15 +188,16 @@ def _use_flex_attention() -> None:
     gemma2.slow_attention_softcapping = attention
 
 
-def contamination(
-    model: Any,
-    sequences: Sequence[torch.Tensor],
-    packing: Packing,
+def require_separate_samples(
+    model: Any, sequences: Sequence[torch.Tensor], packing: Packing
 ) -> float:
     """Return how much the hidden states of samples in a packed row differ from each sample alone.
 
     It is the largest relative difference (Frobenius norm) over ``sequences``, token ids of shape
     (tokens,) each, of which only the beginnings are compared.
+
+    Raises:
+        InputError: The difference shows attention to other samples.
     """
     backbone = backbone_of(model)
     short = [ids[:CHECKED_TOKENS].to(model.device) for ids in sequences]
@@ -231,19 +212,10 @@ def contamination(
     model.train(was_training)
     lengths = [hidden.shape[1] for hidden in alone]
     parts = together[:, : sum(lengths)].split(lengths, dim=1)
-    return max(
+    difference = max(
         float((part.float() - hidden.float()).norm() / hidden.float().norm())
         for part, hidden in zip(parts, alone, strict=True)
     )
-
-
-def require_separate_samples(
-    model: Any,
-    sequences: Sequence[torch.Tensor],
-    packing: Packing,
-) -> float:
-    """Return ``contamination``; raise ``InputError`` when it shows attention to other samples."""
-    difference = contamination(model, sequences, packing)
     if not difference <= TOLERANCE[model.device.type]:
         raise InputError(
             f"packed samples would attend to each other: their hidden states differ by "

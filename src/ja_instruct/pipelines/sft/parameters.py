@@ -76,9 +76,7 @@ class TrainingParameters(Parameters):
 class SftParameters(Parameters):
     """Section ``sft``."""
 
-    backend: Literal["unsloth", "peft"] = Field(
-        description="unsloth needs CUDA; peft runs anywhere"
-    )
+    backend: Literal["unsloth", "peft"] = Field(description="unsloth needs CUDA, peft does not")
     device: Device
     gpu: GpuParameters = Field(
         description=(
@@ -102,9 +100,13 @@ class SftParameters(Parameters):
     training: TrainingParameters
 
     @model_validator(mode="after")
-    def _backend_fits_device(self) -> Self:
+    def _devices_can_be_used(self) -> Self:
         if self.backend == "unsloth" and self.device == "cpu":
             raise ValueError("backend 'unsloth' needs device 'cuda'; on a CPU use backend 'peft'")
+        several = "backend 'unsloth' trains on one; use backend 'peft', or give 1 or null"
+        check_devices(
+            self.gpu, self.device, refuse_several=several if self.backend == "unsloth" else ""
+        )
         return self
 
     @model_validator(mode="after")
@@ -136,12 +138,4 @@ class SftParameters(Parameters):
                 f"training.early_stopping_patience needs save_steps (now {training.save_steps}) to "
                 f"be a multiple of eval_steps (now {training.eval_steps})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _devices_can_be_used(self) -> Self:
-        several = "backend 'unsloth' trains on one; use backend 'peft', or give 1 or null"
-        check_devices(
-            self.gpu, self.device, refuse_several=several if self.backend == "unsloth" else ""
-        )
         return self

@@ -7,11 +7,13 @@ one step is computed again in smaller pieces. Imports torch and TRL: import it w
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -24,15 +26,8 @@ from ja_instruct.pipelines.sft.micro_batches import (
     padded,
     target_count,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
-    from torch.utils.data import DataLoader
-
-    from ja_instruct.pipelines.sft.neftune import PackedNeftune
-    from ja_instruct.pipelines.sft.packed_attention import Packing
+from ja_instruct.pipelines.sft.neftune import PackedNeftune
+from ja_instruct.pipelines.sft.packed_attention import Packing
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +40,7 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
     """``SFTTrainer`` that computes an optimizer step in pieces.
 
     A batch is either padded by TRL's collator, or has the ``samples`` of a whole step
-    (``StepCollator``), which are arranged here. When memory runs out, the pieces are halved and the
+    (``collate_step``), which are arranged here. When memory runs out, the pieces are halved and the
     step begins again. The optimizer's steps stay the same, as the loss of each piece is divided by
     the targets of the whole step.
 
@@ -82,7 +77,11 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
             self._accumulated = []
         else:
             self._accumulated.append((inputs, num_items_in_batch))
-        self.meter.add(_tokens_of(inputs))
+        # without padding; a tensor stays on its device
+        if "samples" in inputs:
+            self.meter.add(sum(len(sample["input_ids"]) for sample in inputs["samples"]))
+        else:
+            self.meter.add(inputs["attention_mask"].sum())
         return loss
 
     def _compute_until_it_fits(self, model: nn.Module, inputs: Batch, count: Count) -> torch.Tensor:
@@ -132,14 +131,12 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
 
     def pieces(self, inputs: Batch) -> list[Piece]:
         """Return the parts of a batch that are computed one after the other."""
-        samples: Sequence[Mapping[str, torch.Tensor]] | None = inputs.get("samples")
-        if samples is None:
+        if "samples" not in inputs:
             return self._split_rows(inputs)
-        groups = group_by_length(
-            [len(sample["input_ids"]) for sample in samples],
-            self.tokens_per_batch or 0,
-            packing=self.packing is not None,
-        )
+        samples: Sequence[Mapping[str, torch.Tensor]] = inputs["samples"]
+        lengths = [len(sample["input_ids"]) for sample in samples]
+        budget = self.tokens_per_batch or 0
+        groups = group_by_length(lengths, budget, packing=self.packing is not None)
         chosen = [[samples[position] for position in group] for group in groups]
         pad = self._tokenizer.pad_token_id
         if self.packing is None:
@@ -157,10 +154,10 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         if "samples" in inputs:
             longest = max(len(sample["input_ids"]) for sample in inputs["samples"])
             tokens = self.tokens_per_batch or 0
-            largest = max(piece["input_ids"].numel() for piece in pieces)
-            if tokens <= longest or largest <= longest:
+            used = min(tokens, max(piece["input_ids"].numel() for piece in pieces))
+            if used <= longest:
                 raise _too_long(longest) from error
-            self.tokens_per_batch = max(min(tokens, largest) // 2, longest)
+            self.tokens_per_batch = max(used // 2, longest)
             logger.warning(
                 "out of memory: sft.training.tokens_per_batch %d -> %d; the step begins again",
                 tokens,
@@ -227,14 +224,6 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.meter.pause()
         super()._save_checkpoint(model, trial)
-
-
-def _tokens_of(inputs: Batch) -> torch.Tensor | int:
-    """Return the number of tokens in a batch without padding; a tensor stays on its device."""
-    if "samples" in inputs:
-        return sum(len(sample["input_ids"]) for sample in inputs["samples"])
-    counted: torch.Tensor = inputs["attention_mask"].sum()
-    return counted
 
 
 def _too_long(tokens: int) -> InputError:

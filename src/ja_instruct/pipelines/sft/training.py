@@ -16,7 +16,7 @@ from trl.trainer.sft_config import SFTConfig
 from ja_instruct.pipelines.sft.callbacks import LossInProgressBar, LossWatch
 from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, read_state
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
-from ja_instruct.pipelines.sft.micro_batches import StepCollator
+from ja_instruct.pipelines.sft.micro_batches import collate_step
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
 from ja_instruct.pipelines.sft.packed_attention import (
     TransformersPacking,
@@ -138,7 +138,7 @@ def build_trainer(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         # by default TRL's, which pads
-        data_collator=None if training.tokens_per_batch is None else StepCollator(),
+        data_collator=None if training.tokens_per_batch is None else collate_step,
     )
     trainer.tokens_per_batch = training.tokens_per_batch
     trainer.backs_off = arguments.auto_find_batch_size
