@@ -63,9 +63,10 @@ def test_few_shot_prompt_in_full(prompts, tokenizer):
         ("train_prompt", "{}と{}、以上", "the second at its end"),
         ("task_prompt", "質問:", "must contain {input}"),
         ("few_shot_example", "{output}", "must contain {input}"),
+        ("format", "chat", "'recipe', 'training_prompt' or 'chat_template'"),
     ],
 )
-def test_texts_without_their_places_are_refused(prompts, name, text, message):
+def test_unusable_parameters_are_refused(prompts, name, text, message):
     with pytest.raises(ValidationError, match=message):
         PromptParameters(**{**prompts.model_dump(), name: text})
 
@@ -114,9 +115,9 @@ class TestTrainingPrompt:
 
 class TestChatTemplate:
     def test_sample_in_full(self, in_format, tokenizer):
-        sample = training_sample(in_format("chat_template"), "首都は?", "東京です。", tokenizer)
+        sample = training_sample(in_format("chat_template"), QUESTION, "東京です。", tokenizer)
         assert sample == (
-            "<start_of_turn>user\n首都は?<end_of_turn>\n<start_of_turn>model\n",
+            f"<start_of_turn>user\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n",
             "東京です。<end_of_turn>\n",
         )
 
@@ -129,16 +130,6 @@ class TestChatTemplate:
             "<start_of_turn>model\n一番近い回答<end_of_turn>\n"
             "<start_of_turn>user\n首都は?<end_of_turn>\n<start_of_turn>model\n"
         )
-
-    def test_equals_transformers_rendering(self, in_format, tokenizer):
-        """Except for the line break before BOS in the recipe's template."""
-        turns = [
-            {"role": "user", "content": QUESTION},
-            {"role": "assistant", "content": "東京です。"},
-        ]
-        sample = training_sample(in_format("chat_template"), QUESTION, "東京です。", tokenizer)
-        expected = tokenizer.apply_chat_template(turns, tokenize=False)
-        assert expected == "\n<bos>" + "".join(sample)
 
     @pytest.mark.parametrize("answer", ["", " \n"])
     def test_empty_answer_has_an_empty_completion(self, in_format, tokenizer, answer):
@@ -224,8 +215,3 @@ def test_there_is_one_bos_at_the_very_start(in_format, tokenizer, name):
     for ids in (tokenizer(found)["input_ids"], tokenizer(sample)["input_ids"]):
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_unknown_formats_are_refused(prompts):
-    with pytest.raises(ValidationError, match="'recipe', 'training_prompt' or 'chat_template'"):
-        PromptParameters(**{**prompts.model_dump(), "format": "chat"})

@@ -102,18 +102,18 @@ class TestInTraining:
         assert trained.metrics["summary"]["steps"] == 12
 
 
-class TestProgressBar:
-    @pytest.fixture
-    def bar(self):
-        bar = LossInProgressBar()
-        shown = []
-        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
-        state = SimpleNamespace(is_world_process_zero=True)
-        return lambda logs: (bar.on_log(None, state, None, logs=logs), list(shown))[1]
-
-    def test_shows_only_the_losses(self, bar):
-        assert bar({"loss": 2.5, "grad_norm": 1.0}) == [{"loss": 2.5}]
-
-    @pytest.mark.parametrize("logs", [None, {}, {"train_runtime": 1.0}])
-    def test_ignores_other_entries(self, bar, logs):
-        assert bar(logs) == []
+@pytest.mark.parametrize(
+    ("logs", "expected"),
+    [
+        ({"loss": 2.5, "grad_norm": 1.0}, [{"loss": 2.5}]),
+        ({"train_runtime": 1.0}, []),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_progress_bar_shows_only_the_losses(logs, expected):
+    shown = []
+    bar = LossInProgressBar()
+    bar.training_bar = SimpleNamespace(set_postfix=shown.append)
+    bar.on_log(None, SimpleNamespace(is_world_process_zero=True), None, logs=logs)
+    assert shown == expected

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from ja_instruct.pipelines.sft.micro_batches import (
     collate_step,
     group_by_length,
-    halves,
     packed,
     padded,
+    split_rows,
     target_count,
 )
 from ja_instruct.pipelines.sft.samples import IGNORED_LABEL
@@ -94,12 +94,9 @@ def test_packed_row_filled_up():
         "position_ids": [[0, 1, 2, 0, 1, 0, 1, 2]],
         "packed_seq_lengths": [3, 2, 3],
     }
-
-
-def test_full_row_is_not_filled_up():
-    row = packed([sample(2, 3, 4, 5)], PAD, multiple_of=4)
-    assert row["packed_seq_lengths"].tolist() == [4]
-    assert row["input_ids"].shape == (1, 4)
+    full = packed([sample(2, 3, 4, 5)], PAD, multiple_of=4)
+    assert full["packed_seq_lengths"].tolist() == [4]
+    assert full["input_ids"].shape == (1, 4)
 
 
 tokens = st.lists(st.integers(10, 99), min_size=1, max_size=12)
@@ -118,16 +115,15 @@ def test_every_arrangement_has_the_same_targets(texts, multiple_of, data):
     assert row["input_ids"].numel() % multiple_of == 0
 
 
-@given(st.lists(tokens, min_size=2, max_size=7))
-def test_halves_lose_nothing_but_padding(texts):
+@given(st.lists(tokens, min_size=1, max_size=7), st.integers(1, 8))
+def test_parts_of_a_padded_batch_lose_nothing_but_padding(texts, rows):
     samples = [sample(*ids, answer_from=len(ids) // 2) for ids in texts]
-    first, second = halves(padded(samples, PAD))
-    middle = (len(samples) + 1) // 2
-    for half, chosen in ((first, samples[:middle]), (second, samples[middle:])):
-        expected = padded(chosen, PAD)
-        assert half.keys() == expected.keys()
-        for key in half:
-            assert half[key].equal(expected[key])
+    parts = split_rows(padded(samples, PAD), rows)
+    for start, part in zip(range(0, len(samples), rows), parts, strict=True):
+        expected = padded(samples[start : start + rows], PAD)
+        assert part.keys() == expected.keys()
+        for key in part:
+            assert part[key].equal(expected[key])
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -66,13 +66,10 @@ class TestSeparation:
         with pytest.raises(InputError, match="packed samples would attend to each other"):
             require_separate_samples(trainer.model, sequences, TransformersPacking())
 
-    def test_is_checked_before_training(self, make_trainer, monkeypatch):
+    def test_is_checked_before_a_training_with_packing(self, make_trainer, monkeypatch):
         monkeypatch.setattr(training, "TransformersPacking", RunningOn)
         with pytest.raises(InputError, match=r"set sft\.training\.packing to false"):
             make_trainer(**PACKED)
-
-    def test_is_not_checked_without_packing(self, make_trainer, monkeypatch):
-        monkeypatch.setattr(training, "TransformersPacking", RunningOn)
         assert make_trainer(tokens_per_batch=4000).packing is None
 
 

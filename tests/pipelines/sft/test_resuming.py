@@ -44,27 +44,20 @@ class PowerCutError(Exception):
     pass
 
 
-def cut_power(monkeypatch, step):
-    """End the training after ``step`` steps."""
-    compute = CpuStepTrainer.training_step
-
-    def training_step(self, *args):
-        if self.state.global_step == step:
-            raise PowerCutError
-        return compute(self, *args)
-
-    monkeypatch.setattr(CpuStepTrainer, "training_step", training_step)
-
-
 @pytest.fixture
 def interrupted(train_tiny, monkeypatch):
     """A function that trains for ``step`` steps."""
+    compute = CpuStepTrainer.training_step
 
     def run(step, **changes):
-        with monkeypatch.context() as patch:
-            cut_power(patch, step)
-            with pytest.raises(PowerCutError):
-                train_tiny(**changes)
+        def training_step(self, *args):
+            if self.state.global_step == step:
+                raise PowerCutError
+            return compute(self, *args)
+
+        with monkeypatch.context() as patch, pytest.raises(PowerCutError):
+            patch.setattr(CpuStepTrainer, "training_step", training_step)
+            train_tiny(**changes)
 
     return run
 

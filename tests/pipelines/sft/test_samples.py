@@ -148,56 +148,26 @@ def test_batches_equal_single_samples(
     assert counts["dropped_over_long"] == (longer if over_long == "drop" else 0)
     left_out = counts["dropped_over_long"] + counts["dropped_nothing_to_learn"]
     assert counts["samples"] + left_out == len(rows)
+    # there is a sample of each kind
+    assert counts["cut"] > 0 or over_long == "drop"
+    assert counts["dropped_nothing_to_learn"] > 0 or not completion_only_loss
 
 
-class TestCounts:
-    @pytest.fixture(scope="class")
-    def samples(self, prompts):
-        """A short one, one with a long question, one with a long answer, one without an answer."""
-        pairs = [(QUESTION, ANSWER), (QUESTION * 50, ANSWER), (QUESTION, ANSWER * 50)]
-        pairs.append((QUESTION, ""))
-        return Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
+@pytest.mark.parametrize(("over_long", "beyond"), [("cut", (1, 1, 0)), ("drop", (0, 0, 1))])
+def test_a_sample_of_exactly_the_length_is_whole(sample, encode, tokenizer, over_long, beyond):
+    one = Dataset.from_list([sample])
+    length = len(encode(sample, completion_only_loss=True)["input_ids"])
+    for limit, expected in ((length, (1, 0, 0)), (length - 1, beyond)):
+        _, counts = encode_dataset(one, tokenizer, limit, True, over_long)
+        assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == expected
 
-    @pytest.fixture(scope="class")
-    def lengths(self, samples, tokenizer):
-        rows = [encode_sample(sample, tokenizer, LONG, False) for sample in samples]
-        return [len(row["input_ids"]) for row in rows]
 
-    def test_a_sample_of_exactly_the_length_is_whole(self, samples, lengths, tokenizer):
-        one = samples.select([0])
-        for over_long in ("cut", "drop"):
-            _, counts = encode_dataset(one, tokenizer, lengths[0], True, over_long)
-            assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == (1, 0, 0)
-            _, counts = encode_dataset(one, tokenizer, lengths[0] - 1, True, over_long)
-            expected = (1, 1, 0) if over_long == "cut" else (0, 0, 1)
-            assert (counts["samples"], counts["cut"], counts["dropped_over_long"]) == expected
-
-    @pytest.mark.parametrize(
-        ("over_long", "kept", "cut", "dropped"),
-        [("cut", [0, 2], 1, (0, 2)), ("drop", [0], 0, (2, 1))],
-    )
-    def test_long_samples(self, samples, lengths, tokenizer, over_long, kept, cut, dropped):
-        limit = lengths[0] + 1
-        encoded, counts = encode_dataset(samples, tokenizer, limit, True, over_long)
-        expected = [encode_sample(samples[i], tokenizer, limit, True) for i in kept]
-        assert encoded.to_list() == expected
-        assert counts == {
-            "samples": len(kept),
-            "tokens": sum(min(lengths[i], limit) for i in kept),
-            "loss_tokens": sum(len(split(row)[1]) for row in expected),
-            "cut": cut,
-            "dropped_over_long": dropped[0],
-            "dropped_nothing_to_learn": dropped[1],
-            "longest": max(lengths),
-        }
-
-    @pytest.mark.parametrize("over_long", ["cut", "drop"])
-    def test_no_samples(self, tokenizer, over_long):
-        nothing = Dataset.from_list([])
-        encoded, counts = encode_dataset(nothing, tokenizer, LONG, True, over_long)
-        assert encoded.column_names == ["input_ids", "labels"]
-        assert len(encoded) == 0
-        assert set(counts.values()) == {0}
+@pytest.mark.parametrize("over_long", ["cut", "drop"])
+def test_no_samples(tokenizer, over_long):
+    encoded, counts = encode_dataset(Dataset.from_list([]), tokenizer, LONG, True, over_long)
+    assert encoded.column_names == ["input_ids", "labels"]
+    assert len(encoded) == 0
+    assert set(counts.values()) == {0}
 
 
 class TestWarning:

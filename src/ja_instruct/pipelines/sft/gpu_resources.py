@@ -116,7 +116,10 @@ def training_parts(
         checkpoints = 2 if is_unsloth else layers
         held = checkpoints * tokens * shape.hidden_size * stream_bytes
         at_layer = kept + temporary
-    at_loss = _loss_bytes(shape, tokens)
+    columns = min(shape.vocab_size, TILE_VOCABULARY)
+    # the tile's logits, the head's rows for it, the gradient of the hidden states
+    tile = 2 * columns * (min(tokens, TILE_TOKENS) + shape.hidden_size)
+    at_loss = tile + 4 * tokens * shape.hidden_size
     return {
         "weights": nf4_bytes(shape, other_bytes=stream_bytes),
         # In float32. With peft, TRL 1.15 casts them to bfloat16, which leaves room for the
@@ -147,10 +150,3 @@ def _layer_activations(shape: ModelShape, tokens: int, stream_bytes: int) -> tup
     )
     # the gradients of the three wide tensors, and one dequantized matrix
     return kept, 3 * wide * stream_bytes + 2 * shape.largest_matrix
-
-
-def _loss_bytes(shape: ModelShape, tokens: int) -> int:
-    columns = min(shape.vocab_size, TILE_VOCABULARY)
-    # the tile's logits, the head's rows for it, the gradient of the hidden states
-    tile = 2 * columns * (min(tokens, TILE_TOKENS) + shape.hidden_size)
-    return tile + 4 * tokens * shape.hidden_size

@@ -104,12 +104,11 @@ def packed(
     }
 
 
-def halves(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Split a padded batch into two, each padded to its own longest sample."""
-    middle = (len(inputs["input_ids"]) + 1) // 2
+def split_rows(inputs: Mapping[str, torch.Tensor], rows: int) -> list[dict[str, torch.Tensor]]:
+    """Split a padded batch into parts of at most ``rows``, each padded to its longest sample."""
     parts = []
-    for chosen in (slice(middle), slice(middle, None)):
-        part = {key: value[chosen] for key, value in inputs.items()}
+    for start in range(0, len(inputs["input_ids"]), rows):
+        part = {key: value[start : start + rows] for key, value in inputs.items()}
         longest = int(part["attention_mask"].sum(dim=1).max())
         parts.append({key: value[:, :longest] for key, value in part.items()})
     return parts

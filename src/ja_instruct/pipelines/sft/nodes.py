@@ -53,11 +53,8 @@ def build_datasets(
         require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     count = len(filtered_pairs)
-    held_out = set(
-        random.Random(parameters.training.seed).sample(  # noqa: S311
-            range(count), math.floor(count * parameters.eval_fraction)
-        )
-    )
+    chance = random.Random(parameters.training.seed)  # noqa: S311
+    held_out = set(chance.sample(range(count), math.floor(count * parameters.eval_fraction)))
     tokenizer = quantized_model.load_tokenizer() if prompts.format == "chat_template" else None
     filtered = to_samples(
         [(pair["instruction"], pair["response"]) for pair in filtered_pairs],

@@ -21,9 +21,9 @@ from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.measuring import TrainingMeter
 from ja_instruct.pipelines.sft.micro_batches import (
     group_by_length,
-    halves,
     packed,
     padded,
+    split_rows,
     target_count,
 )
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
@@ -132,7 +132,7 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
     def pieces(self, inputs: Batch) -> list[Piece]:
         """Return the parts of a batch that are computed one after the other."""
         if "samples" not in inputs:
-            return self._split_rows(inputs)
+            return [dict(inputs)] if self._rows_max is None else split_rows(inputs, self._rows_max)
         samples: Sequence[Mapping[str, torch.Tensor]] = inputs["samples"]
         lengths = [len(sample["input_ids"]) for sample in samples]
         budget = self.tokens_per_batch or 0
@@ -142,11 +142,6 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         if self.packing is None:
             return [padded(group, pad) for group in chosen]
         return [packed(group, pad, multiple_of=self.packing.multiple_of) for group in chosen]
-
-    def _split_rows(self, inputs: Piece) -> list[Piece]:
-        if self._rows_max is None or len(inputs["input_ids"]) <= self._rows_max:
-            return [dict(inputs)]
-        return [piece for half in halves(inputs) for piece in self._split_rows(half)]
 
     def _halve(self, inputs: Batch, error: torch.OutOfMemoryError) -> None:
         """Halve the pieces; raise ``InputError`` when they are single samples already."""
