@@ -76,13 +76,6 @@ def test_a_single_character_is_found():
     assert results[0].position == 1
 
 
-def test_no_queries_and_no_text():
-    assert search_bigrams(POOL, [], 2) == []
+def test_a_pool_without_text_is_refused():
     with pytest.raises(InputError, match="none of the 2 questions of 'qa_pairs'"):
         search_bigrams(["", "　"], ["川"], 1)
-
-
-@pytest.mark.parametrize("top_k", [0, 7])
-def test_top_k_out_of_range(top_k):
-    with pytest.raises(InputError, match="from 1 to 6"):
-        search_bigrams(POOL, QUERIES, top_k)

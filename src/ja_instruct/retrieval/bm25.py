@@ -54,14 +54,10 @@ def search_bigrams(
         share no bigram with the query score 0; ``keep_unrelated=False`` leaves them out.
 
     Raises:
-        InputError: ``top_k`` is out of range, or no question contains a character to compare.
+        InputError: No question contains a character to compare.
     """
     import numpy as np
 
-    if not 1 <= top_k <= len(questions):
-        raise InputError(f"'top_k' is {top_k}, but must be from 1 to {len(questions)}")
-    if not queries:
-        return []
     index = _index(questions)
     unrelated = 0
     found = []

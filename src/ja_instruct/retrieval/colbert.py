@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # RAGatouille encodes 32 tokens of a query, or 1.35 times its words; a Japanese text is one word.
 DEFAULT_QUERY_TOKENS = 32
+QUERIES_PER_PASS = 32
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,7 @@ def score_packed(query: Tensor, embeddings: Tensor, lengths: Tensor, window: int
 
 
 def _encode_queries(
-    retriever: RAGPretrainedModel,
-    queries: list[str],
-    batch_size: int,
-    max_query_tokens: int | None,
+    retriever: RAGPretrainedModel, queries: list[str], max_query_tokens: int | None
 ) -> list[Tensor]:
     """Return the vectors of each query, (1, tokens, dimension).
 
@@ -203,7 +201,9 @@ def _encode_queries(
     from tqdm import tqdm
 
     if max_query_tokens is None:
-        encoded: list[Tensor] = retriever.model._encode_index_free_queries(queries, batch_size)
+        encoded: list[Tensor] = retriever.model._encode_index_free_queries(
+            queries, QUERIES_PER_PASS
+        )
         return encoded
     checkpoint = retriever.model.inference_ckpt
     counts = _count_tokens(retriever, queries)
@@ -221,7 +221,6 @@ def search(
     queries: list[str],
     top_k: int,
     *,
-    batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
     """Search n questions for each of m queries, like RAGatouille's ``search_encoded_docs``.
@@ -237,18 +236,14 @@ def search(
         earlier position wins a tie.
 
     Raises:
-        InputError: ``top_k`` is out of range, or the checkpoint cannot be used.
+        InputError: The checkpoint cannot be used.
     """
     import torch
 
-    if not 1 <= top_k <= len(encoded.questions):
-        raise InputError(f"'top_k' is {top_k}, but must be from 1 to {len(encoded.questions)}")
-    if not queries:
-        return []
     retriever = load_retriever(checkpoint_directory)
     _check_window("max_query_tokens", max_query_tokens, retriever.model.base_model_max_tokens)
     with quiet():
-        query_vectors = _encode_queries(retriever, list(queries), batch_size, max_query_tokens)
+        query_vectors = _encode_queries(retriever, list(queries), max_query_tokens)
     _report_cut_queries(retriever, queries, max_query_tokens)
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(encoded.questions):

@@ -84,13 +84,12 @@ def retrieve(
     queries: list[str],
     top_k: int,
     *,
-    batch_size: int = 32,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
     """Search an index of n questions for each of m queries, with the index's retriever.
 
     The scores of different retrievers cannot be compared: ColBERT sums similarities, BM25 weights,
-    and ``hybrid`` reciprocal ranks. ``batch_size`` and ``max_query_tokens`` are those of
+    and ``hybrid`` reciprocal ranks. ``max_query_tokens`` is that of
     ``ja_instruct.retrieval.colbert.search``.
 
     Returns:
@@ -101,25 +100,25 @@ def retrieve(
         InputError: The index was made with other weights, or ``top_k`` is less than 1.
     """
     pool_size = len(index.questions)
+    if top_k < 1:
+        raise InputError(f"'top_k' is {top_k}, but must be at least 1")
     if top_k > pool_size:
         logger.warning("'top_k' is %d, the pool has %d questions: using all", top_k, pool_size)
         top_k = pool_size
+    if not queries:
+        return []
     if index.retriever == "bm25":
         return search_bigrams(index.questions, queries, top_k)
 
     def search_vectors(count: int) -> list[list[Result]]:
+        encoded = _encoded_with(index, checkpoint)
         return search(
-            checkpoint.directory,
-            _encoded_with(index, checkpoint),
-            queries,
-            count,
-            batch_size=batch_size,
-            max_query_tokens=max_query_tokens,
+            checkpoint.directory, encoded, queries, count, max_query_tokens=max_query_tokens
         )
 
     if index.retriever == "colbert":
         return search_vectors(top_k)
-    depth = min(max(top_k, FUSED_RESULTS), pool_size) if top_k > 0 else top_k
+    depth = min(max(top_k, FUSED_RESULTS), pool_size)
     # questions without a common bigram have no rank
     by_words = search_bigrams(index.questions, queries, depth, keep_unrelated=False)
     return [

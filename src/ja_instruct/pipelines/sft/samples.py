@@ -26,13 +26,7 @@ def to_samples(
     source: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[dict[str, str]]:
-    """Return ``prompt``, ``completion`` and ``source`` for pairs of question and answer.
-
-    Only the format ``chat_template`` needs the tokenizer.
-
-    Raises:
-        InputError: The format is ``chat_template`` and the template cannot be used.
-    """
+    """Return the ``training_sample`` of each pair: ``prompt``, ``completion`` and ``source``."""
     from tqdm import tqdm
 
     samples = []
