@@ -79,8 +79,7 @@ def test_soft_cap_of_the_attention_is_applied(tiny_nf4):
 @pytest.fixture
 def other(tiny_nf4, tmp_path):
     """The same model in another directory."""
-    copy = tmp_path / "gemma-2-27b-bnb-4bit"
-    shutil.copytree(tiny_nf4.path, copy)
+    copy = shutil.copytree(tiny_nf4.path, tmp_path / "gemma-2-27b-bnb-4bit")
     return ModelDirectory(copy, "unsloth/gemma-2-27b-bnb-4bit")
 
 

@@ -126,7 +126,7 @@ def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory
     if not packed:
         raise InputError(f"{directory.path}: no 4-bit matrices in its safetensors; {_REMEDY}")
     names = names_in_model(plain, packed)
-    matrices = {
+    matrices: dict[str, Any] = {
         # PEFT wraps an adapted layer in another one
         f"{name.removesuffix('.base_layer')}.weight": layer.weight
         for name, layer in plain.named_modules()

@@ -30,7 +30,6 @@ SMALL = {
 }
 FAMILIES = ("gemma2", "gemma3_text", "llama")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-PROMPTS = ("日本の首都はどこですか?", "### 質問:\n猫\n\n### 回答:\n", "a")
 CARD = {
     "license": "gemma",
     "license_terms": "terms",
@@ -138,20 +137,6 @@ def read_weights(model):
     return weights
 
 
-def merged_by_peft(base, adapter):
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base.load_model(), adapter.path).merge_and_unload()
-
-
-def logits_of(model, tokenizer):
-    model.eval()
-    with torch.no_grad():
-        return [
-            model(**tokenizer(prompt, return_tensors="pt").to("cpu")).logits for prompt in PROMPTS
-        ]
-
-
 class TestAgainstPeft:
     @pytest.mark.parametrize(
         ("base_changes", "adapter_changes"),
@@ -168,31 +153,17 @@ class TestAgainstPeft:
     def test_every_weight_is_equal(
         self, base_changes, adapter_changes, make_base, make_adapter, export
     ):
+        from peft import PeftModel
+
         base = make_base(**base_changes)
         adapter = make_adapter(base, **adapter_changes)
-        expected = merged_by_peft(base, adapter).state_dict()
+        adapted = PeftModel.from_pretrained(base.load_model(), adapter.path)
+        expected = adapted.merge_and_unload().state_dict()
         old, found = read_weights(base), read_weights(export(base, adapter))
         assert set(found) == set(old)
         for key, weight in found.items():
             assert weight.dtype == old[key].dtype
             assert torch.equal(weight, expected[key]), key
-
-    def test_logits_are_the_adapters(self, tiny_gemma2, make_adapter, export):
-        from peft import PeftModel
-
-        adapter = make_adapter(tiny_gemma2)
-        merged = export(tiny_gemma2, adapter)
-        tokenizer = merged.load_tokenizer()
-        alone = logits_of(tiny_gemma2.load_model(), tokenizer)
-        together = logits_of(
-            PeftModel.from_pretrained(tiny_gemma2.load_model(), adapter.path), tokenizer
-        )
-        for one, other, without in zip(
-            logits_of(merged.load_model(), tokenizer), together, alone, strict=True
-        ):
-            # float32, and logits up to 30
-            assert (one - other).abs().max() < 2e-3
-            assert (one - without).abs().max() > 0.1
 
 
 class TestDirectory:

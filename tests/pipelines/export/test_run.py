@@ -55,8 +55,11 @@ def test_merged_model_answers_as_the_adapter_does(exported):
     tokenizer = AutoTokenizer.from_pretrained(models / "merged_model")
     inputs = tokenizer("日本の首都はどこですか?", return_tensors="pt")
     with torch.no_grad():
-        difference = (merged(**inputs).logits - adapted(**inputs).logits).abs().max()
-    assert difference < 2e-3
+        found, expected = merged(**inputs).logits, adapted(**inputs).logits
+        with adapted.disable_adapter():
+            base = adapted(**inputs).logits
+    assert (found - expected).abs().max() < 2e-3
+    assert (found - base).abs().max() > (found - expected).abs().max()
 
 
 def test_report_covers_all_matrices(exported):

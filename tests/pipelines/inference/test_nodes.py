@@ -21,19 +21,15 @@ from ja_instruct.prompts import PromptParameters, inference_prompt, training_sam
 from ja_instruct.retrieval.index import retrieve
 from ja_instruct.tables.answer_store import AnswerStore
 
+QUESTIONS = (
+    "日本の首都はどこですか。",
+    "富士山の高さを教えてください。",
+    "夏目漱石の代表作を挙げてください。",
+    "日本で一番長い川は何ですか。",
+    "春の七草をすべて挙げてください。",
+)
 POOL = Dataset.from_list(
-    [
-        {"id": f"qa-{i}", "input": question, "output": f"回答{i}です。"}
-        for i, question in enumerate(
-            [
-                "日本の首都はどこですか。",
-                "富士山の高さを教えてください。",
-                "夏目漱石の代表作を挙げてください。",
-                "日本で一番長い川は何ですか。",
-                "春の七草をすべて挙げてください。",
-            ]
-        )
-    ]
+    [{"id": f"qa-{i}", "input": one, "output": f"回答{i}です。"} for i, one in enumerate(QUESTIONS)]
 )
 TASKS = Dataset.from_list(
     [
@@ -88,15 +84,13 @@ class TestBuildPrompts:
     def test_examples_are_the_most_similar_worst_first(self, build, index, checkpoint):
         found = retrieve(index, checkpoint, TASKS["input"][:], 3)
         for record, best_first in zip(build(top_k=3), found, strict=True):
-            expected = [
+            assert record["shots"] == [
                 {
-                    "input": POOL[result.position]["input"],
-                    "output": POOL[result.position]["output"],
+                    **{key: POOL[result.position][key] for key in ("input", "output")},
                     "score": result.score,
                 }
                 for result in reversed(best_first)
             ]
-            assert record["shots"] == expected
             scores = [shot["score"] for shot in record["shots"]]
             assert scores == sorted(scores)
             assert len(set(scores)) == 3
@@ -162,14 +156,14 @@ class TestBuildPrompts:
             dropped = record["shots_dropped"]
             assert 0 < dropped < 5
             assert record["shots"] == other["shots"][dropped:]
-            assert record["prompt_tokens"] <= room
-            expected = inference_prompt(prompts, record["input"], record["shots"], tokenizer)
-            assert record["prompt"] == expected
-            assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
+            prompt, longer = (
+                inference_prompt(prompts, record["input"], other["shots"][first:], tokenizer)
+                for first in (dropped, dropped - 1)
+            )
+            assert record["prompt"] == prompt
             # one more would not have fitted
-            more = other["shots"][dropped - 1 :]
-            longer = inference_prompt(prompts, record["input"], more, tokenizer)
-            assert len(tokenizer(longer)["input_ids"]) > room
+            tokens, more = (len(tokenizer(text)["input_ids"]) for text in (prompt, longer))
+            assert record["prompt_tokens"] == tokens <= room < more
         assert whole["shots_dropped"][:] == [0, 0, 0]
         dropped = fitted["shots_dropped"][:]
         assert f"3 of 3 prompts dropped {sum(dropped)} examples in total" in caplog.text

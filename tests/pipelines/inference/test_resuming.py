@@ -80,11 +80,10 @@ def without_times(report):
     return report
 
 
-@pytest.mark.parametrize("kept", [3])
 def test_killed_run_resumes_to_the_same_answers(
-    answer, tiny_nf4, adapter, section, texts, kept, tmp_path, monkeypatch, subprocess_environment
+    answer, tiny_nf4, adapter, section, texts, tmp_path, monkeypatch, subprocess_environment
 ):
-    path = tmp_path / "answers.jsonl"
+    kept, path = 3, tmp_path / "answers.jsonl"
     directories = {
         name: {"path": str(one.path), "provenance": one.provenance}
         for name, one in (("model", tiny_nf4), ("adapter", adapter))

@@ -13,7 +13,6 @@ from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.quantization.nodes import measure_quantization, quantize
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 
-BLOCK = 64
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -35,13 +34,15 @@ def reloaded(tiny_nf4):
 
 
 def test_saved_settings_are_the_recipes(tiny_nf4):
-    saved = tiny_nf4.load_config()["quantization_config"]
-    assert saved["quant_method"] == "bitsandbytes"
-    assert saved["load_in_4bit"] is True
-    assert saved["load_in_8bit"] is False
-    assert saved["bnb_4bit_quant_type"] == "nf4"
-    assert saved["bnb_4bit_use_double_quant"] is True
-    assert saved["bnb_4bit_compute_dtype"] == "bfloat16"
+    expected = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    assert expected.items() <= tiny_nf4.load_config()["quantization_config"].items()
 
 
 def test_every_linear_layer_is_loaded_back_in_4_bits(reloaded):
@@ -54,22 +55,6 @@ def test_every_linear_layer_is_loaded_back_in_4_bits(reloaded):
         state = reloaded.get_submodule(name).weight.quant_state
         assert (state.quant_type, state.nested) == ("nf4", True)
     assert reloaded.get_input_embeddings().weight.dtype == torch.bfloat16
-
-
-def test_weights_are_close_to_the_original_and_no_finer_than_4_bits(tiny_nf4, tiny_gemma2):
-    original = dict(tiny_gemma2.load_model().named_parameters())
-    # in float32: rounding to bfloat16 would let values of one block meet
-    dequantized = tiny_nf4.load_model(device_map="cpu", dtype=torch.float32).dequantize()
-    compared = 0
-    for name, weight in dequantized.named_parameters():
-        if not name.removesuffix(".weight").endswith(PROJECTIONS):
-            continue
-        compared += 1
-        error = (weight.float() - original[name]).norm() / original[name].norm()
-        assert 0.03 < error < 0.15, name
-        blocks = weight.reshape(-1, BLOCK)
-        assert max(len(block.unique()) for block in blocks) <= 16, name
-    assert compared == 2 * len(PROJECTIONS)
 
 
 def test_unquantized_weights_are_the_original(reloaded, tiny_gemma2):
@@ -97,18 +82,12 @@ def test_chat_template_is_added_where_there_is_none(tiny_gemma2, quantized, tiny
     )
 
 
-@pytest.fixture
-def with_template(tiny_gemma2, tmp_path):
-    directory = tmp_path / "with_template"
-    shutil.copytree(tiny_gemma2.path, directory)
+def test_publishers_chat_template_is_kept(tiny_gemma2, parameters, tmp_path):
+    directory = shutil.copytree(tiny_gemma2.path, tmp_path / "with_template")
     tokenizer = tiny_gemma2.load_tokenizer()
     tokenizer.chat_template = "the publisher's own"
     tokenizer.save_pretrained(directory)
-    return ModelDirectory(directory, "tiny")
-
-
-def test_publishers_chat_template_is_kept(with_template, parameters):
-    artifact = quantize(with_template, parameters)
+    artifact = quantize(ModelDirectory(directory, "tiny"), parameters)
     assert artifact.tokenizer.chat_template == "the publisher's own"
     assert artifact.provenance["chat_template_added"] is False
 
@@ -147,7 +126,12 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_provenance_names_every_file_of_the_source(quantized, tiny_gemma2):
+def test_provenance_names_source_size_and_memory(quantized, tiny_gemma2, tiny_nf4):
+    assert quantized.provenance["stage"] == "quantization"
+    assert tiny_nf4.provenance["memory_gb"] == quantized.provenance["memory_gb"]
+    assert set(quantized.provenance["memory_gb"]) == {"model"}
+    count = sum(weight.numel() for weight in tiny_gemma2.load_model().parameters())
+    assert quantized.provenance["parameters"] == count
     files = {path.name: path for path in tiny_gemma2.path.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
     assert quantized.provenance["source"]["files"] == {
@@ -155,24 +139,11 @@ def test_provenance_names_every_file_of_the_source(quantized, tiny_gemma2):
     }
 
 
-def test_provenance_counts_the_weights_before_they_are_packed(quantized, tiny_gemma2):
-    count = sum(weight.numel() for weight in tiny_gemma2.load_model().parameters())
-    assert quantized.provenance["parameters"] == count
-    assert quantized.provenance["stage"] == "quantization"
-
-
 def test_card_names_the_source(tiny_gemma2, parameters):
     source = dataclasses.replace(tiny_gemma2, model_id="google/gemma-2-27b", revision="a" * 40)
     card = quantize(source, parameters).card
     assert "base_model: google/gemma-2-27b" in card
     assert "a" * 40 in card
-    assert "library_name: transformers" in card
-    assert "language: ja" in card
-
-
-def test_memory_is_recorded(quantized, tiny_nf4):
-    assert set(quantized.provenance["memory_gb"]) == {"model"}
-    assert tiny_nf4.provenance["memory_gb"] == quantized.provenance["memory_gb"]
 
 
 TEXTS = [{"text": "日本の首都は東京です。"}, {"text": "富士山の高さは3,776メートルです。"}]
@@ -207,10 +178,8 @@ class TestReport:
         json.dumps(report)
 
     def test_every_written_file(self, report, tiny_nf4):
-        written = {path.name for path in tiny_nf4.path.iterdir()} - {
-            "ja_instruct.json",
-            "README.md",
-        }
+        written = {path.name for path in tiny_nf4.path.iterdir()}
+        written -= {"ja_instruct.json", "README.md"}
         assert {"config.json", "generation_config.json", "chat_template.jinja"} <= written
         assert set(report["written"]) == written
         for name, noted in report["written"].items():
@@ -257,8 +226,7 @@ class TestReport:
             measure(texts=[{"content": "本文"}])
 
     def test_another_base_model_is_refused(self, measure, tiny_gemma2, tmp_path):
-        copy = tmp_path / "other"
-        shutil.copytree(tiny_gemma2.path, copy)
+        copy = shutil.copytree(tiny_gemma2.path, tmp_path / "other")
         (copy / "config.json").write_text("{}", "utf-8")
         message = f"{copy}/config.json: not the .* bytes that .* was made of"
         with pytest.raises(InputError, match=message):

@@ -45,8 +45,7 @@ def test_errors_are_those_by_hand(errors, tiny_gemma2, tiny_nf4):
 
 
 def test_a_worse_matrix_is_detected(tiny_gemma2, tiny_nf4, tmp_path, errors):
-    copy = tmp_path / "worse"
-    shutil.copytree(tiny_gemma2.path, copy)
+    copy = shutil.copytree(tiny_gemma2.path, tmp_path / "worse")
     weights = load_file(copy / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name] = weights[name] * 2
