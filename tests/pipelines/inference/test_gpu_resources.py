@@ -12,12 +12,8 @@ NODES = ("answer_tasks", "answer_with_base_model")
 
 
 @pytest.fixture
-def base_model(tmp_path):
-    return base_model_in(tmp_path)
-
-
-@pytest.fixture
-def batched(read_parameters):
+def change(read_parameters):
+    """A function to the parameters of ``base`` with changes."""
     section = read_parameters("base")["inference"]
 
     def change(batching=(), **changes):
@@ -27,11 +23,6 @@ def batched(read_parameters):
     return change
 
 
-@pytest.fixture
-def inference(batched):
-    return lambda **changes: batched(engine="one_by_one", **changes)
-
-
 @pytest.fixture(params=["typed", "untyped"])
 def sft(request, read_parameters):
     """The adapter's parameters; they are not typed if no node of the run uses them."""
@@ -39,16 +30,22 @@ def sft(request, read_parameters):
     return SftParameters(**section) if request.param == "typed" else section
 
 
-def resources(node_name, parameters, namespace=None, **entries):
-    whole = create_pipeline()
-    parts = pipeline(whole, namespace=namespace) if namespace else whole
-    (node,) = (node for node in parts.nodes if node.func.__name__ == node_name)
-    (name,) = (name for name in node.inputs if name.endswith("inference"))
-    sft = entries.pop("sft", None)
-    sections = {name: MemoryDataset(parameters)}
-    if sft is not None:
-        sections["params:sft"] = MemoryDataset(sft)
-    return node.func.gpu_resources(node, DataCatalog({**sections, **entries}))
+@pytest.fixture
+def resources(change, tmp_path):
+    """A function to what a node declares with parameters of ``base`` and changes."""
+    gemma = base_model_in(tmp_path)
+
+    def declare(node_name, *, sft=None, base_model=gemma, namespace=None, **changes):
+        whole = create_pipeline()
+        parts = pipeline(whole, namespace=namespace) if namespace else whole
+        (node,) = (node for node in parts.nodes if node.func.__name__ == node_name)
+        (name,) = (name for name in node.inputs if name.endswith("inference"))
+        entries = {name: MemoryDataset(change(**changes)), "base_model": base_model}
+        if sft is not None:
+            entries["params:sft"] = MemoryDataset(sft)
+        return node.func.gpu_resources(node, DataCatalog(entries))
+
+    return declare
 
 
 # 456.8 million weights, in float32 or bfloat16
@@ -56,11 +53,8 @@ def resources(node_name, parameters, namespace=None, **entries):
     ("engine", "key", "bytes_per_weight"),
     [("one_by_one", "memory_gb", 4), ("batched", "memory_min_gb", 2)],
 )
-def test_adapter_adds_its_weights_to_the_model(
-    batched, base_model, sft, engine, key, bytes_per_weight
-):
-    parameters = batched(engine=engine)
-    tuned, plain = (resources(name, parameters, base_model=base_model, sft=sft) for name in NODES)
+def test_adapter_adds_its_weights_to_the_model(resources, sft, engine, key, bytes_per_weight):
+    tuned, plain = (resources(name, engine=engine, sft=sft) for name in NODES)
     for found in (tuned, plain):
         assert found["devices"] == 1
         assert 16 < found[key] < 24
@@ -69,9 +63,9 @@ def test_adapter_adds_its_weights_to_the_model(
     assert tuned[key] - plain[key] == pytest.approx(0.4568 * bytes_per_weight, rel=1e-3)
 
 
-def test_longer_prompts_need_more(inference, base_model):
+def test_longer_prompts_need_more(resources):
     short, long = (
-        resources(NODES[1], inference(max_seq_length=length), base_model=base_model)["parts_gb"]
+        resources(NODES[1], engine="one_by_one", max_seq_length=length)["parts_gb"]
         for length in (2048, 8192)
     )
     # half of the layers have a window of 4,096 tokens
@@ -79,27 +73,26 @@ def test_longer_prompts_need_more(inference, base_model):
     assert long["weights"] == short["weights"]
 
 
-def test_batched_engine_has_a_minimum_and_a_limit(batched, base_model, sft):
-    found = resources(NODES[0], batched(), base_model=base_model, sft=sft)
+def test_batched_engine_has_a_minimum_and_a_limit(resources, sft):
+    found, limited, too_little = (
+        resources(NODES[0], sft=sft, batching={"memory_gb": limit}) for limit in (None, 40.0, 4.0)
+    )
     # without a limit it uses the whole device
     assert "memory_gb" not in found
     assert 18 < found["memory_min_gb"] < 24
-    limited = batched({"memory_gb": 40.0})
-    assert 40 < resources(NODES[0], limited, base_model=base_model, sft=sft)["memory_gb"] < 41
-    too_little = resources(NODES[0], batched({"memory_gb": 4.0}), base_model=base_model, sft=sft)
+    assert 40 < limited["memory_gb"] < 41
     assert too_little["memory_gb"] == too_little["memory_min_gb"]
 
 
-def test_weights_in_bf16_take_two_bytes(batched, base_model, sft):
-    found = resources(NODES[0], batched({"weights": "bf16"}), base_model=base_model, sft=sft)
+def test_weights_in_bf16_take_two_bytes(resources, sft):
+    found = resources(NODES[0], sft=sft, batching={"weights": "bf16"})
     assert found["parts_gb"]["weights"] == pytest.approx(2 * 27.227, rel=1e-4)
     assert found["remedy"].startswith("set inference.batching.weights to nf4, or set ")
 
 
-def test_int8_kv_cache_takes_half(batched, base_model, sft):
+def test_int8_kv_cache_takes_half(resources, sft):
     found, other = (
-        resources(NODES[0], batched({"kv_cache_dtype": kind}), base_model=base_model, sft=sft)
-        for kind in ("auto", "int8")
+        resources(NODES[0], sft=sft, batching={"kv_cache_dtype": kind}) for kind in ("auto", "int8")
     )
     # two bytes per number, or one and a scale of four bytes per 128 numbers
     cache, smaller = (one["parts_gb"]["kv_cache"] for one in (found, other))
@@ -110,28 +103,29 @@ def test_int8_kv_cache_takes_half(batched, base_model, sft):
     assert other["remedy"].startswith("lower inference.max_seq_length")
 
 
-def test_adapter_of_unknown_size_has_no_estimate(inference, base_model):
-    assert set(resources(NODES[0], inference(), base_model=base_model)) == {"devices", "remedy"}
+def test_adapter_of_unknown_size_has_no_estimate(resources):
+    assert set(resources(NODES[0], engine="one_by_one")) == {"devices", "remedy"}
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_missing_model_has_no_estimate(inference, name, sft):
+def test_missing_model_has_no_estimate(resources, name, sft):
     entry = HubModelDataset(repo_id="owner/none")
-    assert set(resources(name, inference(), base_model=entry, sft=sft)) == {"devices", "remedy"}
+    found = resources(name, engine="one_by_one", base_model=entry, sft=sft)
+    assert set(found) == {"devices", "remedy"}
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_names_may_carry_a_namespace(inference, base_model, name, sft):
-    found = resources(name, inference(), namespace="trial_a", base_model=base_model, sft=sft)
-    plain = resources(name, inference(), base_model=base_model, sft=sft)
+def test_names_may_carry_a_namespace(resources, name, sft):
+    found, plain = (
+        resources(name, engine="one_by_one", sft=sft, namespace=one) for one in ("trial_a", None)
+    )
     assert found["memory_gb"] == plain["memory_gb"]
     assert "trial_a.inference.top_k" in found["remedy"]
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_cpu_needs_no_device(inference, base_model, name):
-    parameters = inference(device="cpu")
-    assert resources(name, parameters, base_model=base_model) == {"devices": 0}
+def test_cpu_needs_no_device(resources, name):
+    assert resources(name, engine="one_by_one", device="cpu") == {"devices": 0}
 
 
 def test_build_prompts_does_not_use_a_gpu():
@@ -147,7 +141,7 @@ def test_build_prompts_does_not_use_a_gpu():
         ("cpu", "transformers", 1, "device 'cpu' uses none"),
     ],
 )
-def test_unusable_devices_are_refused(inference, device, backend, devices, message):
+def test_unusable_devices_are_refused(change, device, backend, devices, message):
     gpu = {"devices": devices, "memory_gb": None, "disk_gb": None}
     with pytest.raises(ValueError, match=message):
-        inference(device=device, backend=backend, gpu=gpu)
+        change(engine="one_by_one", device=device, backend=backend, gpu=gpu)

@@ -17,7 +17,7 @@ from ja_instruct.pipelines.inference.nodes import (
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.prompts import PromptParameters, inference_prompt, training_sample
+from ja_instruct.prompts import PromptParameters, inference_prompt
 from ja_instruct.retrieval.index import retrieve
 from ja_instruct.tables.answer_store import AnswerStore
 
@@ -33,9 +33,9 @@ POOL = Dataset.from_list(
 )
 TASKS = Dataset.from_list(
     [
-        {"task_id": 7, "input": "日本で一番高い山は何ですか。", "output": "富士山です。"},
-        {"task_id": 3, "input": "春の季語を挙げてください。", "output": "桜です。"},
-        {"task_id": 5, "input": "首都の人口は?", "output": "約1,400万人です。"},
+        {"task_id": 7, "input": "日本で一番高い山は何ですか。"},
+        {"task_id": 3, "input": "春の季語を挙げてください。"},
+        {"task_id": 5, "input": "首都の人口は?"},
     ]
 )
 
@@ -74,16 +74,14 @@ def build(index, checkpoint, tiny_nf4, prompts, parameters):
 
 
 class TestBuildPrompts:
-    def test_one_record_per_task_in_order(self, build):
-        built = build()
+    def test_examples_of_each_task_are_the_most_similar_worst_first(self, build, index, checkpoint):
+        found = retrieve(index, checkpoint, TASKS["input"][:], 3)
+        built = build(top_k=3)
         columns = ["task_id", "input", "prompt", "shots", "prompt_tokens", "shots_dropped"]
         assert built.column_names == columns
         assert built["task_id"][:] == [7, 3, 5]
         assert built["input"][:] == TASKS["input"][:]
-
-    def test_examples_are_the_most_similar_worst_first(self, build, index, checkpoint):
-        found = retrieve(index, checkpoint, TASKS["input"][:], 3)
-        for record, best_first in zip(build(top_k=3), found, strict=True):
+        for record, best_first in zip(built, found, strict=True):
             assert record["shots"] == [
                 {
                     **{key: POOL[result.position][key] for key in ("input", "output")},
@@ -95,33 +93,20 @@ class TestBuildPrompts:
             assert scores == sorted(scores)
             assert len(set(scores)) == 3
 
-    @pytest.mark.parametrize("count", [0, 2])
-    def test_prompt_is_header_examples_task(self, build, prompts, count):
-        for record in build(top_k=count):
-            assert len(record["shots"]) == count
-            examples = [
-                f"### 質問:\n{shot['input']}\n\n### 回答:\n{shot['output']}\n\n\n"
-                for shot in record["shots"]
-            ]
-            task = prompts.task_prompt.format(input=record["input"])
-            assert record["prompt"] == "".join([prompts.few_shot_header, *examples, task])
-
+    @pytest.mark.parametrize("count", [0, 3])
     @pytest.mark.parametrize("prompt_format", ["recipe", "training_prompt", "chat_template"])
-    def test_every_format_has_the_same_examples(self, build, prompts, tiny_nf4, prompt_format):
+    def test_every_format_has_the_same_examples(
+        self, build, prompts, tiny_nf4, prompt_format, count
+    ):
         tokenizer = tiny_nf4.load_tokenizer()
         texts = prompts.model_copy(update={"format": prompt_format})
-        for record, other in zip(build(prompt_format=prompt_format), build(), strict=True):
+        built = build(prompt_format=prompt_format, top_k=count)
+        for record, other in zip(built, build(top_k=count), strict=True):
+            assert len(record["shots"]) == count
             assert record["shots"] == other["shots"]
             expected = inference_prompt(texts, record["input"], record["shots"], tokenizer)
             assert record["prompt"] == expected
             assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
-
-    @pytest.mark.parametrize("prompt_format", ["training_prompt", "chat_template"])
-    def test_prompt_without_examples_equals_training(self, build, prompts, tiny_nf4, prompt_format):
-        texts = prompts.model_copy(update={"format": prompt_format})
-        for record in build(prompt_format=prompt_format, top_k=0):
-            sample = training_sample(texts, record["input"], "答え", tiny_nf4.load_tokenizer())
-            assert record["prompt"] == sample[0]
 
     def test_model_without_chat_template_is_refused(self, build, tiny_gemma2):
         with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
@@ -245,16 +230,9 @@ PROMPTS = Dataset.from_list(
 )
 
 
-def noted(weights, **provenance):
-    return {"weights_sha256": weights, "files": {"a": {"sha256": "1"}}, **provenance}
-
-
-MODEL = ModelDirectory(Path("model"), "owner/model", provenance=noted({"a": "1"}))
-ADAPTER = ModelDirectory(
-    Path("adapter"),
-    "adapter",
-    provenance=noted({"b": "1"}, base={"weights_sha256": {"a": "1"}}),
-)
+NOTED = {"weights_sha256": {"a": "1"}, "files": {"a": {"sha256": "1"}}}
+MODEL = ModelDirectory(Path("model"), "owner/model", provenance=NOTED)
+ADAPTER = replace(MODEL, path=Path("adapter"), provenance={**NOTED, "base": NOTED})
 
 
 class TestAnswers:

@@ -63,17 +63,12 @@ def test_unquantized_weights_are_the_original(reloaded, tiny_gemma2):
         assert reloaded.get_parameter(name).equal(original[name]), name
 
 
-def test_tokenizer_is_saved_with_the_weights(tiny_nf4, tiny_gemma2):
-    text = "日本の首都は東京です。"
-    expected = tiny_gemma2.load_tokenizer()(text)["input_ids"]
-    assert tiny_nf4.load_tokenizer()(text)["input_ids"] == expected
-
-
 def test_chat_template_is_added_where_there_is_none(tiny_gemma2, quantized, tiny_nf4, parameters):
     assert tiny_gemma2.load_tokenizer().chat_template is None
     assert quantized.provenance["chat_template_added"] is True
     tokenizer = tiny_nf4.load_tokenizer()
     assert tokenizer.chat_template == parameters.chat_template
+    assert tokenizer.get_vocab() == tiny_gemma2.load_tokenizer().get_vocab()
     turns = [{"role": "user", "content": "首都は?"}, {"role": "assistant", "content": "東京です。"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     assert text.strip() == (
