@@ -22,18 +22,11 @@ CARD = ModelCardParameters(
 )
 METRICS = {
     "summary": {
-        "train_samples": 10931,
         "steps": 682,
         "train_loss": 1.2345,
-        "train_seconds": 4567.8,
-        "eval_loss_before": 2.3456,
-        "eval_loss_after": 1.3579,
     },
     "train_dataset": {
         "samples": 10932,
-        "tokens": 5438127,
-        "loss_tokens": 5438126,
-        "cut": 71,
         "dropped_nothing_to_learn": 13,
         "by_source": {"qa_pairs": 111},
     },

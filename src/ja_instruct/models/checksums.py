@@ -96,7 +96,7 @@ class _DigestCache:
 
         self._path = Path(constants.HF_HOME) / "ja_instruct" / "checksums.json"
         self._known = self._read()
-        self._is_changed = False
+        self._new: dict[str, tuple[str, float]] = {}
 
     def digest(self, path: Path, progress: Callable[[int], object]) -> str:
         """Return the SHA-256 of a file, from the cache if the file has not changed."""
@@ -110,17 +110,16 @@ class _DigestCache:
         is_settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > UNSETTLED_NS
         digest = sha256_of(path, progress)
         if is_settled and stat.st_size >= CACHED_BYTES_MIN:
-            self._known[key] = (digest, time.time())
-            self._is_changed = True
+            self._new[key] = (digest, time.time())
         return digest
 
     def write(self) -> None:
         """Write new digests for other processes; without a writable cache they hash again."""
-        if not self._is_changed:
+        if not self._new:
             return
         try:
             with replacing(self._path) as new:
-                new.write_text(json.dumps({**self._read(), **self._known}), "utf-8")
+                new.write_text(json.dumps({**self._read(), **self._new}), "utf-8")
         except OSError as error:
             logger.debug("Digests are not cached: %s", error)
 

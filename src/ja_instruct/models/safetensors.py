@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIXTEEN_BITS_OR_MORE = frozenset(("BF16", "F16", "F32"))
 # bitsandbytes stores the quantization state of a matrix under the matrix's name with this suffix
-STATE_MARK = ".quant_state.bitsandbytes__"
+_STATE_MARK = ".quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,10 @@ def read_headers(directory: Path) -> dict[str, TensorHeader]:
 def packed_matrices(headers: Iterable[str]) -> dict[str, str]:
     """Return the 4-bit type of every matrix that bitsandbytes packed, by name.
 
-    Examples:
-        >>> packed_matrices(["a.weight", "a.weight.absmax",
-        ...                  "a.weight.quant_state.bitsandbytes__nf4", "b.weight"])
-        {'a.weight': 'nf4'}
+    >>> packed_matrices(["a.weight", "a.weight.quant_state.bitsandbytes__nf4", "b.weight"])
+    {'a.weight': 'nf4'}
     """
-    marked = (name.partition(STATE_MARK) for name in headers)
+    marked = (name.partition(_STATE_MARK) for name in headers)
     return {name: kind for name, mark, kind in marked if mark}
 
 

@@ -264,10 +264,9 @@ class TestAnswerAll:
             ask(die())
         assert AnswerStore(tmp_path / "answers.jsonl").get("key1")["text"] == "答1"
 
-    def test_second_answer_to_a_prompt_is_an_error(self, ask):
-        with pytest.raises(RuntimeError, match="answered prompt 1 twice"):
-            ask([(1, self.said("答"))] * 2)
-
-    def test_missing_answer_is_an_error(self, ask):
-        with pytest.raises(RuntimeError, match="answered 2 of 3 prompts"):
-            ask([(1, self.said("答")), (0, self.said("答"))])
+    @pytest.mark.parametrize(
+        ("answered", "message"), [([1, 1], "prompt 1 twice"), ([1, 0], "2 of 3 prompts")]
+    )
+    def test_second_or_missing_answer_is_an_error(self, ask, answered, message):
+        with pytest.raises(RuntimeError, match=f"the engine answered {message}"):
+            ask((i, self.said("答")) for i in answered)

@@ -40,7 +40,6 @@ class PoolQuestions:
     """The pool's questions, prepared for comparison with many tasks."""
 
     def __init__(self, questions: Sequence[str]) -> None:
-        """Prepare the questions, in the order of the pool."""
         folded = map(fold_question, questions)
         self._ngrams = [ngram_set(text, SAME_TASK_NGRAM_CHARS) for text in folded]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.safetensors import STATE_MARK, packed_matrices, read_headers
+from ja_instruct.models.safetensors import packed_matrices, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ja_instruct.models.safetensors import TensorHeader
 
 WORST = 10
-# suffixes of the tensors that bitsandbytes stores with a matrix, depending on its settings
-_CONSTANTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, float]:
@@ -43,22 +41,21 @@ def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, 
     errors = {}
     for name in tqdm(packed, desc="quantization: errors", unit="matrix", disable=None):
         weight = originals[name].load().to(device).float()
-        dequantized = _dequantize(headers, name, packed[name], device)
+        dequantized = _dequantize(headers, name, device)
         errors[name] = float((weight - dequantized).norm() / weight.norm())
     return errors
 
 
-def _dequantize(
-    headers: Mapping[str, TensorHeader], name: str, kind: str, device: Device
-) -> Tensor:
+def _dequantize(headers: Mapping[str, TensorHeader], name: str, device: Device) -> Tensor:
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    suffixes = [*_CONSTANTS, f"{STATE_MARK[1:]}{kind}"]
+    # bitsandbytes stores state and constants under the matrix's name with suffixes
+    prefix = f"{name}."
     stored = {
-        suffix: headers[f"{name}.{suffix}"].load()
-        for suffix in suffixes
-        if f"{name}.{suffix}" in headers
+        key.removeprefix(prefix): header.load()
+        for key, header in headers.items()
+        if key.startswith(prefix)
     }
     state = QuantState.from_dict(stored, device=torch.device(device))
     # the exact NF4 values, not rounded to the type that the layers compute in
