@@ -208,12 +208,9 @@ class TestModel:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("hub_cache")
 class TestHub:
     """The hub is faked at its boundary, HTTP."""
-
-    @pytest.fixture(autouse=True)
-    def cache(self, hub_cache):
-        return hub_cache
 
     @pytest.fixture
     def content(self):
@@ -239,17 +236,17 @@ class TestHub:
 
         return answer
 
-    def test_tokenizer_alone_is_downloaded(self, hub, respond, cache, monkeypatch):
+    def test_tokenizer_alone_is_downloaded(self, hub, respond, hub_cache, monkeypatch):
         asked = hub(respond)
         dataset = TokenizerDataset(repo_id=REPOSITORY)
         assert not dataset.exists()
         dataset.check()
-        assert not cache.exists()
+        assert not hub_cache.exists()
         assert ids_of(dataset) == IDS
         assert [path for method, path in asked if method == "GET" and "/resolve/" in path] == [
             f"/{REPOSITORY}/resolve/main/tokenizer.json"
         ]
-        assert [path.name for path in cache.glob("*/snapshots/*/*")] == ["tokenizer.json"]
+        assert [path.name for path in hub_cache.glob("*/snapshots/*/*")] == ["tokenizer.json"]
 
         assert dataset.exists()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -324,8 +321,8 @@ class TestHub:
             TokenizerDataset(repo_id=REPOSITORY).load()
         assert len(asked) == 1, "half a minute of retries"
 
-    def test_offline_with_another_part_of_the_repository_cached(self, cache):
-        snapshot = cache / "models--google--gemma-2-27b" / "snapshots" / COMMIT
+    def test_offline_with_another_part_of_the_repository_cached(self, hub_cache):
+        snapshot = hub_cache / "models--google--gemma-2-27b" / "snapshots" / COMMIT
         snapshot.mkdir(parents=True)
         (snapshot / "config.json").write_text(json.dumps({}), "utf-8")
         message = r"its tokenizer\.json is not in the local cache"
