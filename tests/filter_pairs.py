@@ -1,20 +1,19 @@
 """Pairs, parameters and real conversations for the tests of the filter."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from ja_instruct.pipelines.data_filtering.batches import PairBatch, Texts
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
-from ja_instruct.pipelines.data_filtering.violations import (
-    Violation,
-    Violations,
-    join_violations,
-)
+from ja_instruct.pipelines.data_filtering.violations import Violation, Violations, join_violations
 
 PROJECT = Path(__file__).parents[1]
 CONF = PROJECT / "conf"
@@ -38,6 +37,11 @@ def make_parameters(**changes: Any) -> DataFilteringParameters:
 def make_pairs(*pairs: tuple[str, str], **columns: list[Any]) -> Dataset:
     texts = {"instruction": [pair[0] for pair in pairs], "response": [pair[1] for pair in pairs]}
     return Dataset.from_dict(texts | columns)
+
+
+def make_batch(pairs: Sequence[tuple[str, str]], start: int = 0) -> PairBatch:
+    columns = [pa.array([pair[field] for pair in pairs], pa.string()) for field in (0, 1)]
+    return PairBatch(start, *map(Texts.from_arrow, columns))
 
 
 def make_violations(*found: tuple[int, str, str, str]) -> Violations:

@@ -16,11 +16,7 @@ _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 
 
 def fold(text: str, *, drop: tuple[str, ...] = ()) -> str:
-    """Return ``text`` in Unicode NFKC and case-folded.
-
-    Args:
-        text: Any text.
-        drop: Unicode categories, or their first letters, of the characters to leave out.
+    """Return ``text`` in Unicode NFKC and case-folded, without the Unicode categories ``drop``.
 
     >>> fold("ｶﾞﾝﾀﾞﾑ ＲＸ、78！", drop=("P", "Z"))
     'ガンダムrx78'

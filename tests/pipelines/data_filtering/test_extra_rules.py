@@ -6,23 +6,15 @@ import filter_pairs
 import numpy as np
 import pytest
 from datasets import Dataset
-from filter_pairs import ANSWER, QUESTION, make_character_tokenizer, make_pairs
+from filter_pairs import ANSWER, QUESTION, make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import extra_rules, nodes
-from ja_instruct.pipelines.data_filtering.batches import make_batch
-from ja_instruct.pipelines.data_filtering.extra_rules import (
-    TokenCheck,
-    find_duplicates,
-    measure_token_counts,
-)
-from ja_instruct.pipelines.data_filtering.parameters import (
-    DataFilteringParameters,
-    ExtraRule,
-)
+from ja_instruct.pipelines.data_filtering.extra_rules import find_duplicates, measure_token_counts
+from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters, ExtraRule
 from ja_instruct.pipelines.data_filtering.violations import RULES
 
 CHINESE = "我们今天在这里学习如何使用计算机编写程序并且分析数据结果"
@@ -43,11 +35,11 @@ def make_parameters(*rules: str, **changes: Any) -> DataFilteringParameters:
 
 
 def judge(
-    pairs: Dataset, *rules: str, tokenizer: Tokenizer | None = None, **changes: Any
+    pairs: Dataset, *rules: str, tokenizer: Any = None, tasks: Any = (TASK,), **changes: Any
 ) -> list[tuple[int, str, str, str]]:
-    found = nodes.judge_pairs(
-        pairs, {}, [], [], tokenizer, Dataset.from_list([TASK]), make_parameters(*rules, **changes)
-    )
+    parameters = make_parameters(*rules, **changes)
+    tasks = Dataset.from_list(list(tasks))
+    found = nodes.judge_pairs(pairs, {}, [], [], tokenizer, tasks, parameters)
     return [tuple(violation) for violation in found if not violation.rule.startswith("language")]
 
 
@@ -94,25 +86,16 @@ def test_a_phrase_of_many_pairs_is_not_contamination() -> None:
     assert len(judge(pairs.select(range(10)), "contamination", contamination_share_min=1)) == 10
 
 
-def test_pairs_outside_the_token_limits_are_dropped() -> None:
-    pairs = make_pairs((QUESTION, "京"), (QUESTION, ANSWER), ("問" * 40, "答" * 30))
-    found = judge(pairs, "token_count", tokenizer=make_character_tokenizer())
-    assert found == [
-        (0, "token_count", "response", "1 < 2"),
-        (2, "token_count", "instruction", "40 + 30 > 60"),
-    ]
-
-
-def test_token_counts_need_a_tokenizer() -> None:
-    with pytest.raises(InputError, match=r"'token_count' needs 'target_tokenizer'"):
-        judge(make_pairs((QUESTION, ANSWER)), "token_count")
-
-
-def test_contamination_needs_tasks() -> None:
-    parameters = make_parameters("contamination")
-    pairs = make_pairs((QUESTION, ANSWER))
-    with pytest.raises(InputError, match="has no tasks to compare"):
-        nodes.judge_pairs(pairs, {}, [], [], None, Dataset.from_list([]), parameters)
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("token_count", "'token_count' needs 'target_tokenizer'"),
+        ("contamination", "has no tasks to compare"),
+    ],
+)
+def test_rules_without_their_input_are_refused(rule: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        judge(make_pairs((QUESTION, ANSWER)), rule, tasks=[])
 
 
 DUPLICATES = [
@@ -211,6 +194,7 @@ def test_truncation_and_padding_are_ignored_and_kept() -> None:
 def test_token_limits_are_inclusive(
     instruction_tokens: int, response_tokens: int, expected: list[tuple[str, str]]
 ) -> None:
-    batch = make_batch([("東" * instruction_tokens, "京" * response_tokens)], start=5)
-    check = TokenCheck(make_tokenizer(), response_tokens_min=3, pair_tokens_max=20)
-    assert list(check(batch)) == [(5, "token_count", *one) for one in expected]
+    pairs = make_pairs(("東", "京" * 3), ("東" * instruction_tokens, "京" * response_tokens))
+    limits = {"response_tokens_min": 3, "pair_tokens_max": 20}
+    found = judge(pairs, "token_count", tokenizer=make_tokenizer(), **limits)
+    assert found == [(1, "token_count", *one) for one in expected]

@@ -5,20 +5,18 @@ from typing import Any
 import numpy as np
 import pycld2
 import pytest
-from filter_pairs import ANSWER, QUESTION
+from filter_pairs import ANSWER, QUESTION, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import substrings as substrings_module
-from ja_instruct.pipelines.data_filtering.batches import make_batch
 from ja_instruct.pipelines.data_filtering.cld2_process import detect_all
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.substrings import (
     Banned,
-    Candidates,
-    count_characters,
+    build_candidate_automaton,
     find_banned,
-    pick_characters,
+    find_candidates,
 )
 from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation, Violations
 
@@ -77,36 +75,21 @@ def test_both_kinds_of_automata_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [violation.matched for violation in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
 
 
-def test_banned_substrings_do_not_match_across_texts() -> None:
-    batch = make_batch([("次の文を翻", "はい。"), ("訳して。", "はい。")])
-    assert flatten(find_banned(batch, Banned.build({"banned_substring": ["翻訳"]}))) == []
-
-
 @given(pairs, substrings)
 def test_candidates_include_all_texts_with_a_match(
     texts: list[tuple[str, str]], wanted: list[str]
 ) -> None:
     field = make_batch(texts).instruction
-    rows = Candidates.build(wanted).find_rows(field).tolist()
+    rows = find_candidates(build_candidate_automaton(wanted), field).tolist()
     assert rows == sorted(set(rows))
     holding = [row for row, (text, _) in enumerate(texts) if any(one in text for one in wanted)]
     assert set(holding) <= set(rows) <= set(range(len(texts)))
 
 
 def test_candidates_are_few() -> None:
-    field = make_batch(
-        [("ひ", ""), ("ふ翻訳", ""), ("み", ""), ("よ翻", ""), ("訳", "")]
-    ).instruction
+    field = make_batch([(text, "") for text in ("ひ", "ふ翻訳", "み", "よ翻", "訳")]).instruction
     # the last two contain it only together; the search includes both
-    assert Candidates.build(["翻訳"]).find_rows(field).tolist() == [1, 3, 4]
-
-
-@given(pairs)
-def test_counts_match_the_joined_fields(texts: list[tuple[str, str]]) -> None:
-    counts = count_characters([make_batch(texts[:2]), make_batch(texts[2:])])
-    joined = "".join(f"{response} {instruction}" for instruction, response in texts)
-    expected = {character: joined.count(character) for character in sorted(set(joined))}
-    assert pick_characters(counts, len(joined)) == expected
+    assert find_candidates(build_candidate_automaton(["翻訳"]), field).tolist() == [1, 3, 4]
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
     import pyarrow as pa
@@ -94,18 +94,6 @@ class PairBatch(NamedTuple):
     def __len__(self) -> int:
         """The number of pairs."""
         return len(self.instruction.array)
-
-
-def make_batch(pairs: Sequence[tuple[str, str]], start: int = 0) -> PairBatch:
-    """Return a batch of these pairs of instruction and response.
-
-    >>> make_batch([("日本の首都は。", "東京です。")]).response.lengths
-    array([5])
-    """
-    import pyarrow as pa
-
-    columns = [pa.array([pair[field] for pair in pairs], pa.string()) for field in (0, 1)]
-    return PairBatch(start, *map(Texts.from_arrow, columns))
 
 
 def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:

@@ -18,11 +18,11 @@ Detection = list[tuple[str, int]] | str | None
 
 
 def detect_all(texts: list[bytes], code: str, percent_min: int) -> list[Detection]:
-    """Detect the language of each text.
+    r"""Detect whether each text has at least ``percent_min`` % of the language ``code``.
 
-    Returns:
-        For each text None if a detected language is ``code`` with at least ``percent_min`` %, else
-        the codes and percentages of the detected languages, or the message of CLD2 if it fails.
+    >>> texts = ["首都は東京です。", "It is Tokyo, the largest city there.", "東京\x01です。"]
+    >>> detect_all([text.encode() for text in texts], "ja", 60)
+    [None, [('en', 97)], 'input contains invalid UTF-8 around byte 6 (of 16)']
     """
     try:
         # map instead of a Python loop: between two calls, which take ten microseconds each, the

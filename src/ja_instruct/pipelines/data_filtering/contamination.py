@@ -70,17 +70,12 @@ class ContaminationIndex:
         share_min: float,
         stock_texts_max: int = 5,
     ) -> None:
-        """Index the tasks.
+        """Index tasks with ``task_id``, ``input`` and optional ``output``.
 
-        Args:
-            tasks: Records with ``task_id``, ``input`` and optional ``output``. Outputs shorter than
-                ``ngram_chars`` are ignored, since they are facts that other texts may state, and so
-                are inputs of fewer than 5 letters and digits.
-            ngram_chars: Length of an n-gram in letters and digits. A word of English is about two
-                characters of Japanese, so 13 words are about 25.
-            share_min: Share of the 5-grams above which a text is contaminated, from 0 to 1.
-            stock_texts_max: Most texts that contain an n-gram which is not a stock phrase. GPT-3
-                used 10, for millions of texts.
+        Outputs shorter than ``ngram_chars`` are ignored, since they are facts that other texts may
+        state, and so are inputs of fewer than 5 letters and digits. An n-gram consists of letters
+        and digits; a word of English is about two characters of Japanese, so 13 words are about 25.
+        GPT-3 used a ``stock_texts_max`` of 10, for millions of texts.
 
         Raises:
             InputError: There are no tasks, or a task lacks a ``task_id`` or has an ``input`` or

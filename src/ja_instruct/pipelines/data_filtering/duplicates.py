@@ -130,10 +130,8 @@ def find_near_duplicates(
     itself at least 99 % of the near duplicates share two bands. A pair takes 392 bytes, and about
     150 more for each band that it shares with another pair.
 
-    Args:
-        pairs: Read once.
-        read_pair: Returns the fields of a row of ``pairs`` again; called for candidates only.
-        jaccard_min: From 0.5 to 1; below, chance matches would take longer than everything else.
+    ``read_pair`` returns the fields of a row again and is called for candidates only.
+    ``jaccard_min`` is from 0.5 to 1; below, chance matches would take longer than everything else.
 
     >>> pairs = [
     ...     (0, "日本の首都はどこですか。", "日本の首都は東京で、最大の都市でもあります。"),

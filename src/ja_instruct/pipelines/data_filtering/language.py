@@ -41,28 +41,12 @@ def find_other_languages(
     percent_min: int,
     detect: Detect = cld2_process.detect_all,
 ) -> Violations:
-    r"""Find the fields in which CLD2 does not detect at least ``percent_min`` % of ``code``.
+    """Find the fields in which CLD2 does not detect at least ``percent_min`` % of ``code``.
 
     The texts are read as HTML, CLD2's default. CLD2 fails on control characters and noncharacters:
     such a pair violates ``language_undetectable`` alone, whatever its other field. It detects no
-    language in an empty or very short field.
-
-    Args:
-        batch: The pairs.
-        rows: Indices within the batch of the pairs to check. CLD2 is the slowest rule, so it checks
-            only the pairs left by the others.
-        code: CLD2's code of the language.
-        percent_min: Least share of that language in each field.
-        detect: Runs CLD2, in this process or another one.
-
-    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
-    >>> question = "日本の首都はどこですか。"
-    >>> answers = ["首都は東京です。", "It is Tokyo, the largest city there.", "東京\x01です。"]
-    >>> batch = make_batch([(question, answer) for answer in answers])
-    >>> for violation in find_other_languages(batch, np.arange(3), "ja", 60):
-    ...     print(*violation)
-    1 language response en 97 %
-    2 language_undetectable response input contains invalid UTF-8 around byte 6 (of 16)
+    language in an empty or very short field. As the slowest rule, it checks only the pairs left by
+    the others: ``rows``, indices within the batch.
     """
     texts = [text for field in batch.fields for text in field.encoded(rows)]
     found = []
@@ -90,10 +74,7 @@ def start_detectors(pairs: int) -> Iterator[Detect]:
 
     In threads of one process, CLD2 would wait for the interpreter lock every ten microseconds. The
     workers are started, not forked, and end with the block or with this process. If a worker dies,
-    the caller detects languages in-process.
-
-    Args:
-        pairs: Number of pairs to check; for few pairs no worker is started.
+    the caller detects languages in-process. For few ``pairs`` no worker is started.
     """
     if pairs < PAIRS_MIN_FOR_PROCESSES:
         yield cld2_process.detect_all

@@ -33,7 +33,7 @@ from ja_instruct.pipelines.data_filtering.pairs import (
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.pipelines.data_filtering.substrings import (
     Banned,
-    Candidates,
+    build_candidate_automaton,
     count_characters,
     find_banned,
     pick_characters,
@@ -112,13 +112,13 @@ def apply_replacements(
 
     table = read_replacements(replacements, "replacements")
     touched = dict.fromkeys((replacement.find for replacement in table), 0)
-    candidates = Candidates.build(list(touched))
+    automaton = build_candidate_automaton(touched)
 
     def replace() -> Iterator[pa.Table]:
         yield make_fields([], [])
         batches = iterate_batches(conversation_pairs)
         for fields, changed in map_in_threads(
-            lambda batch: replace_in_batch(batch, table, candidates), batches
+            lambda batch: replace_in_batch(batch, table, automaton), batches
         ):
             for find, pairs in changed.items():
                 touched[find] += pairs
@@ -138,14 +138,8 @@ def judge_pairs(
 ) -> Violations:
     """Apply the rules that need no other pair to each pair; CLD2 only to pairs left by the others.
 
-    Args:
-        cleaned_pairs: The pairs after the replacements.
-        rare_characters: Characters that no pair may contain.
-        banned_substrings: Substrings that neither field may contain.
-        banned_instruction_substrings: Substrings that the instruction may not contain.
-        target_tokenizer: Counts tokens; used by the rule ``token_count`` alone.
-        evaluation_tasks: Tasks that no pair may repeat; used by the rule ``contamination`` alone.
-        parameters: The parameters of the filter.
+    Only the rule ``token_count`` uses ``target_tokenizer``, only ``contamination`` uses
+    ``evaluation_tasks``.
 
     Raises:
         InputError: A word list has invalid entries, or a rule lacks its tokenizer or its tasks.
@@ -236,31 +230,19 @@ def report_filtering(
     target_tokenizer: Tokenizer | None,
     parameters: DataFilteringParameters,
 ) -> dict[str, Any]:
-    """Count what each step did, with examples of what each rule dropped.
+    """Count, in pairs, what each step did, with examples of what each rule dropped.
 
-    Args:
-        conversation_pairs: The pairs before the replacements.
-        cleaned_pairs: The pairs after them.
-        quarantined_records: Records that could not be read.
-        violations: All violations.
-        rare_characters: Banned characters with their counts.
-        rare_survivor_characters: Characters banned among the survivors, with their counts.
-        replacement_counts: The number of pairs that each replacement changed.
-        target_tokenizer: Counts the tokens of a sample; without it they are left out.
-        parameters: The parameters of the filter.
-
-    Returns:
-        The report, which counts pairs. The functions of the module ``report`` describe its parts.
+    The functions of the module ``report`` describe the parts. Without ``target_tokenizer`` the
+    lengths in tokens are left out.
     """
     read = len(cleaned_pairs)
     kept_pairs = cleaned_pairs.select(violations.kept_rows(read))
-    rejected = read - len(kept_pairs)
     language = (parameters.language, parameters.language_percent_min)
     return {
         "summary": {
             "read": read,
             "kept": len(kept_pairs),
-            "rejected": rejected,
+            "rejected": read - len(kept_pairs),
             "kept_percent": round(100 * len(kept_pairs) / read, 2) if read else 0.0,
             "quarantined": len(quarantined_records),
         },

@@ -66,15 +66,13 @@ class Listed(NamedTuple):
         rule: Id of the rule.
         japanese: Heading in Japanese.
         english: Heading in English.
-        counted: The list holds characters that are banned by their count.
-        banned_from: See ``list_steps``.
+        banned_from: See ``list_steps``; None unless characters are banned by their count.
     """
 
     rule: str
     japanese: str
     english: str
-    counted: bool = False
-    banned_from: int = 0
+    banned_from: int | None = None
 
     @property
     def edited_in(self) -> str:
@@ -83,12 +81,9 @@ class Listed(NamedTuple):
 
 
 LISTS = {
-    "rare_characters": Listed("rare_character", "珍しい文字", "Rare characters", True, 1),
+    "rare_characters": Listed("rare_character", "珍しい文字", "Rare characters", 1),
     "rare_survivor_characters": Listed(
-        "rare_survivor_character",
-        "残ったペアで珍しい文字",
-        "Characters rare in the pairs left",
-        True,
+        "rare_survivor_character", "残ったペアで珍しい文字", "Characters rare in the pairs left", 0
     ),
     "banned_substrings": Listed("banned_substring", "禁止文字列", "Banned substrings"),
     "banned_instruction_substrings": Listed(
@@ -101,44 +96,26 @@ def list_rule_costs(filter_report: Mapping[str, Any]) -> list[RuleCost]:
     """Return the rules that drop pairs, those that lose most Japanese pairs first.
 
     Rules that lose equally many are sorted by all their pairs, then as in the report.
-
-    >>> report = {
-    ...     "rejected_by_rule": {"banned_substring": 5, "rare_character": 9},
-    ...     "rejected_by_first_rule": {"banned_substring": 5, "rare_character": 6},
-    ...     "rejected_by_rule_alone": {"banned_substring": 2, "rare_character": 6},
-    ...     "good_data": {
-    ...         "banned_substring": {"sampled": 2, "in_language": 0, "estimate": 0},
-    ...         "rare_character": {"sampled": 6, "in_language": 3, "estimate": 3},
-    ...     },
-    ... }
-    >>> [(cost.rule, cost.pairs, cost.alone, cost.lost) for cost in list_rule_costs(report)]
-    [('rare_character', 9, 6, 3), ('banned_substring', 5, 2, 0)]
     """
     costs = []
     for rule, pairs in filter_report["rejected_by_rule"].items():
-        good = filter_report["good_data"][rule]
-        cost = RuleCost(
-            rule=rule,
-            pairs=pairs,
-            first=filter_report["rejected_by_first_rule"][rule],
-            alone=filter_report["rejected_by_rule_alone"][rule],
-            japanese=good["estimate"],
-            share=good["in_language"] / good["sampled"] if good["sampled"] else 0.0,
-            on_purpose=RULE_TRAITS[rule].on_purpose,
-        )
         if pairs:
+            good = filter_report["good_data"][rule]
+            cost = RuleCost(
+                rule=rule,
+                pairs=pairs,
+                first=filter_report["rejected_by_first_rule"][rule],
+                alone=filter_report["rejected_by_rule_alone"][rule],
+                japanese=good["estimate"],
+                share=good["in_language"] / good["sampled"] if good["sampled"] else 0.0,
+                on_purpose=RULE_TRAITS[rule].on_purpose,
+            )
             costs.append(cost)
     return sorted(costs, key=lambda cost: (-cost.lost, -cost.pairs))
 
 
 def sort_texts(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the texts that a rule found, the one with most pairs of its own first.
-
-    >>> counts = {"翻訳": (9, 1), ".com": (4, 3), "http": (10, 1)}
-    >>> found = {text: {"pairs": all_, "alone": alone} for text, (all_, alone) in counts.items()}
-    >>> [text for text, _ in sort_texts(found)]
-    ['.com', 'http', '翻訳']
-    """
+    """Return the texts that a rule found, the one with most pairs of its own first."""
     return sorted(found.items(), key=lambda item: (-item[1]["alone"], -item[1]["pairs"]))
 
 
@@ -150,18 +127,13 @@ def list_steps(
     A step counts the pairs whose only violation is a single character that the value frees. It is a
     lower bound, because pairs with several freed characters come back as well; the rules that have
     not seen these pairs (CLD2, and the count among the survivors) may still drop some of them. The
-    last value bans nothing.
+    last value bans nothing. Values that free no pairs are left out.
 
     Args:
         found: By character: ``times``, its count in the corpus, and ``alone``.
         alone: The pairs that violate only this rule.
         banned_from: 1 if characters with exactly the parameter's count are banned, 0 if only those
             with a lower count are.
-
-    >>> found = {"智": {"times": 19, "alone": 6}, "諾": {"times": 4, "alone": 2}}
-    >>> steps = list_steps(found, 11, banned_from=1)
-    >>> [(step.value, step.pairs) for step in steps]
-    [(9, 6), (4, 6), (2, 8), (1, 8), (0, 11)]
     """
     most = max((counts["times"] for counts in found.values()), default=0)
     bans_none = 1 - banned_from
@@ -171,7 +143,8 @@ def list_steps(
         freed = [counts for counts in found.values() if counts["times"] >= value + banned_from]
         steps.append(Step(value, sum(counts["alone"] for counts in freed)))
         value //= 2
-    return [*steps, Step(bans_none, alone)] if found else []
+    steps.append(Step(bans_none, alone if found else 0))
+    return [step for step in steps if step.pairs]
 
 
 def build_filter_page(
@@ -185,11 +158,13 @@ def build_filter_page(
     from jinja2 import Environment, PackageLoader
 
     costs = list_rule_costs(filter_report)
-    found = {
-        name: filter_report[name]["found"] if listed.counted else filter_report[name]
-        for name, listed in LISTS.items()
-    }
-    steps = {name: _list_steps(costs, found, name) for name in LISTS}
+    found, steps = {}, {}
+    for name, listed in LISTS.items():
+        found[name], steps[name] = filter_report[name], []
+        if listed.banned_from is not None:
+            found[name] = filter_report[name]["found"]
+            alone = sum(cost.alone for cost in costs if cost.rule == listed.rule)
+            steps[name] = list_steps(found[name], alone, banned_from=listed.banned_from)
     replaced = [item for item in filter_report["replacements"].items() if item[1]]
     plots = {"full_html": False, "config": {"responsive": True, "displayModeBar": False}}
     environment = Environment(loader=PackageLoader("ja_instruct"), autoescape=True)
@@ -217,15 +192,6 @@ def build_filter_page(
     )
 
 
-def _list_steps(costs: list[RuleCost], found: Mapping[str, Any], name: str) -> list[Step]:
-    listed = LISTS[name]
-    if not listed.counted:
-        return []
-    alone = sum(cost.alone for cost in costs if cost.rule == listed.rule)
-    steps = list_steps(found[name], alone, banned_from=listed.banned_from)
-    return [step for step in steps if step.pairs]
-
-
 def _advise(
     costs: list[RuleCost], found: Mapping[str, Any], steps: Mapping[str, list[Step]], read: int
 ) -> dict[str, Any]:
@@ -248,8 +214,10 @@ def _advise(
             "text": text,
             "alone": counts["alone"],
             "edited_in": listed.edited_in,
-            "freed_at": counts["times"] - listed.banned_from if listed.counted else None,
+            "freed_at": None,
         }
+        if listed.banned_from is not None:
+            change["freed_at"] = counts["times"] - listed.banned_from
         changes.append((counts["alone"] * share, change))
     changes.sort(key=lambda change: -change[0])
     return {

@@ -36,12 +36,9 @@ def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Tab
 def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Table:
     """Return the content of the first turn of each role, or "" without such a turn.
 
-    Args:
-        conversations: Lists of turns, each with ``role`` and ``content``.
-        first_record: Number of the first conversation, from 1, for the error.
-
     Raises:
-        InputError: A conversation is not a list of turns; the error names the record.
+        InputError: A conversation is not a list of turns with ``role`` and ``content``; the error
+            names the record, counted from ``first_record``.
     """
     turns = as_one_array(conversations)
     if _holds_turns(turns.type):
@@ -110,13 +107,11 @@ def _refusal(number: int, value: object) -> InputError:
 def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dataset]:
     """Separate the readable records from the descriptions of the unreadable ones.
 
-    Args:
-        source: With a column ``bad_record`` if there are unreadable records: null for the others,
-            else ``source``, ``line``, ``error`` and ``text``.
-        count_max: How many records may be unreadable.
+    With unreadable records, ``source`` has a column ``bad_record``: null for the others, else
+    ``source``, ``line``, ``error`` and ``text``.
 
     Raises:
-        InputError: More records are unreadable; the error lists the first ones.
+        InputError: More than ``count_max`` records are unreadable; the error lists the first ones.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -196,10 +191,8 @@ def select_rows(
 ) -> Iterator[pa.Table]:
     """Yield the selected rows of consecutive tables, with ``columns`` appended.
 
-    Args:
-        tables: Numbered throughout: row 0 is the first row of the first table.
-        rows: Selected rows in ascending order, shape (n,).
-        columns: n rows, which replace the tables' columns of the same names.
+    ``rows``, shape (n,), ascend and are numbered throughout the tables. ``columns`` has n rows and
+    replaces the tables' columns of the same names.
     """
     import pyarrow as pa
 

@@ -40,16 +40,10 @@ class DataFilteringParameters(Parameters):
         description="CLD2 code of the language that both fields must be written in, such as 'ja'."
     )
     language_percent_min: int = Field(
-        ge=0,
-        le=100,
-        description="Least share of that language in the text of each field, in percent.",
+        ge=0, le=100, description="Least share of that language in each field, in percent."
     )
     bad_records_max: int = Field(
-        ge=0,
-        description=(
-            "Most records of the source that may be unreadable (invalid JSON, a value of another "
-            "type); they are quarantined. More stop the run."
-        ),
+        ge=0, description="Most unreadable records, which are quarantined; more stop the run."
     )
     extra_rules: tuple[ExtraRule, ...] = Field(description="Ids of the rules beyond the recipe.")
     response_tokens_min: int = Field(
@@ -61,18 +55,12 @@ class DataFilteringParameters(Parameters):
     repeated_sentence_percent_max: int = Field(
         ge=0,
         le=100,
-        description=(
-            "Rule repetition: highest percentage of a text's characters in sentences that occur "
-            "earlier in it."
-        ),
+        description="Rule repetition: most characters in repeated sentences, in percent.",
     )
     repeated_ngram_percent_max: int = Field(
         ge=0,
         le=100,
-        description=(
-            "Rule repetition: highest percentage of a text's Japanese letters in 10-grams that "
-            "occur earlier in it."
-        ),
+        description="Rule repetition: most Japanese letters in repeated 10-grams, in percent.",
     )
     repeated_ngram_letters_min: int = Field(
         ge=20,
@@ -82,38 +70,22 @@ class DataFilteringParameters(Parameters):
         ge=1, description="Rule kana_share: most Han characters in a run without kana."
     )
     foreign_han_chars_without_kana_max: int = Field(
-        ge=1,
-        description=(
-            "Rule kana_share: the same for a run with two or more characters outside code page 932."
-        ),
+        ge=1, description="Rule kana_share: the same with two characters outside code page 932."
     )
     contamination_ngram_chars: int = Field(
         ge=10,
-        description=(
-            "Rule contamination: length of the n-grams, in letters and digits, that a text must "
-            "not share with an evaluation task."
-        ),
+        description="Rule contamination: letters and digits of an n-gram shared with a task.",
     )
     contamination_share_min: float = Field(
-        gt=0,
-        le=1,
-        description=(
-            "Rule contamination: least share of a task's 5-grams that makes a text contaminated."
-        ),
+        gt=0, le=1, description="Rule contamination: least share of a task's 5-grams in a text."
     )
     contamination_stock_texts_max: int = Field(
-        ge=1,
-        description=(
-            "Rule contamination: an n-gram that occurs in more texts than this is a stock phrase."
-        ),
+        ge=1, description="Rule contamination: an n-gram in more texts is a stock phrase."
     )
     near_duplicate_jaccard_min: float = Field(
         ge=0.5,
         le=1,
-        description=(
-            "Rule near_duplicate: least Jaccard similarity to an earlier pair, of the character "
-            "3-grams of both fields."
-        ),
+        description="Rule near_duplicate: least Jaccard similarity of both fields' 3-grams.",
     )
 
     @field_validator("language")

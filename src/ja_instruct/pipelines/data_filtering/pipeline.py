@@ -73,18 +73,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 outputs="filter_report",
                 name="report_filtering",
             ),
-            Node(
-                plot_rejections,
-                inputs="filter_report",
-                outputs="rejection_plot",
-                name="plot_rejections",
-            ),
-            Node(
-                plot_lengths,
-                inputs="filter_report",
-                outputs="length_plot",
-                name="plot_lengths",
-            ),
+            Node(plot_rejections, "filter_report", "rejection_plot", name="plot_rejections"),
+            Node(plot_lengths, "filter_report", "length_plot", name="plot_lengths"),
             Node(
                 build_filter_page,
                 inputs=["filter_report", "rejection_plot", "length_plot"],

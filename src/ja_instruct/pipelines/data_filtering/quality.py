@@ -191,12 +191,6 @@ def find_repetition(
     '今日はとても良い天気です ×4'
     >>> find_repetition("激しい腹痛の原因は" + "胆石症、" * 40)
     '胆石症、 ×40'
-
-    Args:
-        text: The text.
-        sentence_percent_max: Highest percentage of characters in repeated sentences.
-        ngram_percent_max: Highest percentage of letters in repeated 10-grams.
-        ngram_letters_min: Fewest letters of a text whose 10-grams are checked.
     """
     unit = _find_loop(text.rstrip()[-_LOOP_CHARS:])
     if unit is not None:
@@ -263,16 +257,12 @@ def find_kana_gap(text: str, *, han_chars_max: int = 20, foreign_chars_max: int 
     the rule finds even a single Chinese sentence in an answer that CLD2 detects as ``ja``, and
     accepts texts with few kana as a whole: lists of names, addresses, 東京都. A run may contain
     only the punctuation of Chinese clauses: 、, brackets, digits and spaces separate names.
+    ``foreign_chars_max`` limits the runs with two or more characters outside code page 932, such as
+    为 and 这, which no Japanese character set contains.
 
     >>> find_kana_gap("第二種中高層住居専用地域、独立行政法人農林水産消費安全技術センター")
     >>> find_kana_gap("影は西側です。因为太阳在东边升起，其光线从西向东照射。以上です。")
     '因为太阳在东边升起，其光线从西向东照射。以上'
-
-    Args:
-        text: The text.
-        han_chars_max: Most Han characters in a run.
-        foreign_chars_max: Most Han characters in a run with two or more characters outside code
-            page 932, such as 为 and 这, which no Japanese character set contains.
     """
     shortest = min(han_chars_max, foreign_chars_max) + 1
     for found in _compile_gap(shortest).finditer(text):

@@ -186,12 +186,7 @@ def _compare(before: Lengths, after: Lengths) -> dict[str, Any]:
 
 
 def describe_lengths(lengths: npt.NDArray[np.int64], edges: list[int]) -> dict[str, Any]:
-    """Return mean, quantiles and a histogram; zeros without texts.
-
-    Args:
-        lengths: Shape (n,).
-        edges: Edges of the histogram's bins; the last bin includes its upper edge.
-    """
+    """Return mean, quantiles and a histogram with these bin edges; zeros without texts."""
     values = lengths if len(lengths) else np.zeros(1, np.int64)
     quantiles = {"p5": 5, "median": 50, "p95": 95}
     return {

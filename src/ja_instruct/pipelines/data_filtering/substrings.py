@@ -85,6 +85,12 @@ class Banned:
         """Return row and pattern of every match, overlapping ones included, in text order.
 
         A pattern is listed once per text, at its first match.
+
+        >>> import pyarrow as pa
+        >>> from ja_instruct.pipelines.data_filtering.batches import Texts
+        >>> texts = Texts.from_arrow(pa.array(["見頃は。", "翻訳して。"]))
+        >>> Banned.build({"banned_substring": ["翻訳"]}).find(texts)
+        (array([1]), array([0]))
         """
         pattern, start, end = _find_matches(self.automaton, texts, overlapping=True)
         rows = texts.rows_at(start)
@@ -97,17 +103,7 @@ class Banned:
 
 
 def find_banned(batch: PairBatch, banned: Banned) -> list[Violations]:
-    """Find every banned substring in each pair, each once per field.
-
-    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
-    >>> banned = Banned.build({"banned_substring": ["翻訳"], "rare_character": ["㌍"]})
-    >>> batch = make_batch([("見頃は。", "四月です。"), ("翻訳して。", "四㌍月です。")])
-    >>> for part in find_banned(batch, banned):
-    ...     for violation in part:
-    ...         print(violation)
-    Violation(row=1, rule='banned_substring', field='instruction', matched='翻訳')
-    Violation(row=1, rule='rare_character', field='response', matched='㌍')
-    """
+    """Find every banned substring in each pair, each once per field."""
     parts = []
     instruction_only = [RULES.index(rule) for rule in INSTRUCTION_ONLY]
     for field, texts in enumerate(batch.fields):
@@ -121,35 +117,27 @@ def find_banned(batch: PairBatch, banned: Banned) -> list[Violations]:
     return parts
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Finds the texts that may contain one of some substrings, four times as fast as ``Banned``.
+def build_candidate_automaton(wanted: Collection[str]) -> BytesAhoCorasick | None:
+    """Build the automaton for ``find_candidates``; None without substrings."""
+    from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
-    Matches that do not overlap are found by vector instructions of the processor; the matches that
-    they hide lie in the same texts.
+    encoded = [text.encode() for text in wanted]
+    kind, implementation = MatchKind.LeftmostLongest, Implementation.DFA
+    return BytesAhoCorasick(encoded, kind, implementation) if wanted else None
+
+
+def find_candidates(automaton: BytesAhoCorasick | None, texts: Texts) -> npt.NDArray[np.int64]:
+    """Return, in order, all texts that contain a wanted substring, and perhaps some that do not.
+
+    This is four times as fast as ``Banned``: matches that do not overlap are found by vector
+    instructions of the processor; the matches that they hide lie in the same texts.
     """
-
-    automaton: BytesAhoCorasick | None
-
-    @classmethod
-    def build(cls, wanted: Collection[str]) -> Candidates:
-        """Build the automaton."""
-        from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
-
-        if not wanted:
-            return cls(None)
-        encoded = [text.encode() for text in wanted]
-        kind, implementation = MatchKind.LeftmostLongest, Implementation.DFA
-        return cls(BytesAhoCorasick(encoded, kind, implementation))
-
-    def find_rows(self, texts: Texts) -> npt.NDArray[np.int64]:
-        """Return, in order, all texts that contain a wanted one, and perhaps some that do not."""
-        _, start, end = _find_matches(self.automaton, texts, overlapping=False)
-        first = texts.rows_at(start)
-        last = texts.rows_at(end - 1)
-        # a match that crosses texts may hide a real match in any of them
-        touched = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *touched]))
+    _, start, end = _find_matches(automaton, texts, overlapping=False)
+    first = texts.rows_at(start)
+    last = texts.rows_at(end - 1)
+    # a match that crosses texts may hide a real match in any of them
+    touched = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *touched]))
 
 
 def _find_matches(
@@ -163,32 +151,19 @@ def _find_matches(
 
 
 def replace_in_batch(
-    batch: PairBatch, table: Sequence[Replacement], candidates: Candidates
+    batch: PairBatch, table: Sequence[Replacement], automaton: BytesAhoCorasick | None
 ) -> tuple[pa.Table, dict[str, int]]:
     """Apply the replacement table, in its order, to both fields of each pair.
 
-    Args:
-        batch: The pairs.
-        table: The replacements.
-        candidates: Finds the texts that may contain a ``find``; only these are decoded.
+    Only the texts that may contain a ``find``, by the automaton, are decoded.
 
     Returns:
         Both fields, and the number of pairs that each ``find`` was replaced in.
-
-    >>> from ja_instruct.pipelines.data_filtering.batches import make_batch
-    >>> from ja_instruct.tables.word_lists import Replacement
-    >>> table = [Replacement("よしmitsu", "よしみつ")]
-    >>> batch = make_batch([("誰ですか。", "よしmitsuです。"), ("誰ですか。", "父です。")])
-    >>> replaced, touched = replace_in_batch(batch, table, Candidates.build(["よしmitsu"]))
-    >>> replaced["response"].to_pylist()
-    ['よしみつです。', '父です。']
-    >>> touched
-    {'よしmitsu': 1}
     """
     touched: dict[str, set[int]] = {}
     columns = []
     for texts in batch.fields:
-        rows = candidates.find_rows(texts)
+        rows = find_candidates(automaton, texts)
         new = []
         for row, encoded in zip(rows.tolist(), texts.encoded(rows), strict=True):
             text = encoded.decode()
