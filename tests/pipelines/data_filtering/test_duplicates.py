@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from ja_instruct.pipelines.data_filtering import duplicates
 from ja_instruct.pipelines.data_filtering.duplicates import (
     NearDuplicate,
-    Repeat,
     find_exact_duplicates,
     find_near_duplicates,
 )
@@ -93,7 +92,7 @@ def test_exact_duplicates_match_a_dictionary(pairs: list[tuple[str, str]]) -> No
     for row, instruction, response in rows:
         key = (collapse_whitespace(instruction), collapse_whitespace(response))
         if key in first:
-            expected.append(Repeat(row, first[key]))
+            expected.append((row, first[key]))
         first.setdefault(key, row)
     assert list(find_exact_duplicates(iter(rows))) == expected
 
@@ -114,7 +113,7 @@ def test_different_pairs_are_kept(first: tuple[str, str], second: tuple[str, str
 
 def test_lone_surrogates_are_compared() -> None:
     rows = [(0, "\ud800", "答"), (1, "\ud801", "答"), (2, "\ud800", "答")]
-    assert list(find_exact_duplicates(rows)) == [Repeat(2, 0)]
+    assert list(find_exact_duplicates(rows)) == [(2, 0)]
     assert [near.row for near in find_near(rows)] == [2]
 
 
@@ -238,5 +237,5 @@ def test_duplicates_of_real_conversations() -> None:
     exact = list(find_exact_duplicates(rows))
     near = find_near(rows)
     assert len(exact) == 10
-    assert {repeat.row for repeat in exact} <= {duplicate.row for duplicate in near}
+    assert {row for row, _ in exact} <= {duplicate.row for duplicate in near}
     assert 40 <= len(near) <= 46

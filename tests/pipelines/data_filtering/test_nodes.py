@@ -87,31 +87,19 @@ def test_characters_are_counted_in_both_fields_and_the_space_between() -> None:
     assert nodes.find_rare_characters(pairs, make_parameters()) == {}
 
 
-def test_the_rare_character_limit_is_inclusive() -> None:
-    pairs = make_pairs(("甲" * 19, "乙" * 20), *[("", "")] * 19)
-    rare = nodes.find_rare_characters(pairs, make_parameters(rare_char_count_max=19))
-    assert rare == {"甲": 19}
-
-
 def test_replacements_run_in_order_on_both_fields() -> None:
-    pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", ""), id=[0, 1, 2])
+    # one replacement joins 戊己 in the last response, a later one finds it
+    pairs = make_pairs(("甲乙", "戊己戊己"), ("戊", "丁丙"), ("丙", "戊丙己"), id=[0, 1, 2])
     table = [("甲", "乙"), ("丙", ""), ("戊己", "庚"), ("戊", "辛")]
     replacements = [{"find": find, "replace": replace} for find, replace in table]
     cleaned, touched = nodes.apply_replacements(pairs, replacements)
     assert cleaned.to_list() == [
         {"instruction": "乙乙", "response": "庚庚", "id": 0},
         {"instruction": "辛", "response": "丁", "id": 1},
-        {"instruction": "", "response": "", "id": 2},
+        {"instruction": "", "response": "庚", "id": 2},
     ]
-    assert touched == {"甲": 1, "丙": 2, "戊己": 1, "戊": 1}
+    assert touched == {"甲": 1, "丙": 2, "戊己": 2, "戊": 1}
     assert pairs["instruction"][:] == ["甲乙", "戊", "丙"]
-
-
-def test_a_replacement_applies_to_text_joined_by_an_earlier_one() -> None:
-    table = [{"find": "♪", "replace": ""}, {"find": "よし", "replace": "好"}]
-    cleaned, touched = nodes.apply_replacements(make_pairs(("よ♪し", "よ"), ("し", "")), table)
-    assert cleaned["instruction"][:] == ["好", "し"]
-    assert touched == {"♪": 1, "よし": 1}
 
 
 def test_all_cheap_rules_apply_and_cld2_only_to_the_pairs_left() -> None:
@@ -209,7 +197,8 @@ BAD = {"source": "a.jsonl", "line": 7, "error": "not JSON", "text": "{"}
 def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {"id": 1, "conversations": talk(("user", "一")), "bad_record": None},
-        {"id": None, "conversations": None, "bad_record": BAD},
+        # fields are read by name
+        {"id": None, "conversations": None, "bad_record": dict(reversed(BAD.items()))},
         {"id": 2, "conversations": talk(("user", "二")), "bad_record": None},
     ]
     pairs, quarantined = nodes.extract_pairs(
@@ -222,13 +211,6 @@ def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixt
     assert "1 records could not be read" in caplog.text
     with pytest.raises(InputError, match=r"(?s)bad_records_max = 0.*a\.jsonl:7: not JSON.*raise"):
         extract(Dataset.from_list(rows))
-
-
-def test_an_empty_quarantine_has_its_columns() -> None:
-    source = Dataset.from_list([{"conversations": FULL}])
-    _, quarantined = nodes.extract_pairs(source, make_parameters())
-    assert quarantined.column_names == list(BAD)
-    assert len(quarantined) == 0
 
 
 def test_a_selection_of_rows_is_read_in_its_order() -> None:
@@ -255,6 +237,7 @@ def test_an_empty_source_gives_empty_results() -> None:
     )
     source = Dataset.from_dict({"id": [], "conversations": []}, features=features)
     pairs, quarantined = nodes.extract_pairs(source, make_parameters())
+    assert quarantined.column_names == list(BAD)
     cleaned, touched = nodes.apply_replacements(pairs, [])
     parameters = make_parameters()
     found = nodes.judge_pairs(cleaned, {}, [], [], None, [], parameters)

@@ -105,11 +105,3 @@ def test_an_empty_column_of_bad_records_is_removed() -> None:
     good, bad = set_bad_records_aside(data, 0)
     assert good.to_list() == [{"id": 1}]
     assert len(bad) == 0
-
-
-def test_bad_records_are_read_by_field_name() -> None:
-    described = {"text": "{", "error": "not JSON", "line": 3, "source": "a.jsonl"}
-    data = Dataset.from_list([{"id": None, "bad_record": described}])
-    good, bad = set_bad_records_aside(data, 1)
-    assert len(good) == 0
-    assert bad.to_list() == [described]

@@ -226,9 +226,9 @@ def reference_gap(text: str, han_max: int, foreign_max: int) -> bool:
     """Check ``text`` character by character."""
     han: list[str] = []
     for position, character in enumerate(text + "\n"):
-        if re.match(f"[{quality._HAN}]", character):
+        if is_han(character):
             han.append(character)
-            foreign = sum(not is_cp932(one) for one in han)
+            foreign = sum(not one.encode("cp932", "ignore") for one in han)
             if len(han) > han_max or (len(han) > foreign_max and foreign >= 2):
                 return True
         # one punctuation mark of a Chinese clause may follow a Han character
@@ -239,14 +239,6 @@ def reference_gap(text: str, han_max: int, foreign_max: int) -> bool:
 
 def is_han(character: str) -> bool:
     return re.match(f"[{quality._HAN}]", character) is not None
-
-
-def is_cp932(character: str) -> bool:
-    try:
-        character.encode("cp932")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @given(st.text("東京都为这，。、の", max_size=60), st.integers(3, 12), st.integers(3, 12))

@@ -18,7 +18,7 @@ from ja_instruct.pipelines.data_filtering.substrings import (
     find_banned,
     find_candidates,
 )
-from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation, Violations
+from ja_instruct.pipelines.data_filtering.violations import FIELDS, Violation
 
 MIXED = ANSWER * 6 + "It is also the largest city of the country. "
 
@@ -26,7 +26,8 @@ letters = st.text(st.sampled_from("ab翻訳𠮷é"), max_size=6)
 pairs = st.lists(st.tuples(letters, letters), max_size=5)
 
 
-def flatten(parts: list[Violations]) -> list[Violation]:
+def find(texts: list[tuple[str, str]], start: int = 0, **banned: list[str]) -> list[Violation]:
+    parts = find_banned(make_batch(texts, start), Banned.build(banned))
     return [violation for part in parts for violation in part]
 
 
@@ -53,7 +54,7 @@ def test_banned_texts_are_those_that_python_finds(
         "banned_instruction_substring": banned_in_instruction,
         "rare_character": sorted(rare),
     }
-    found = flatten(find_banned(make_batch(texts, start=10), Banned.build(lists)))
+    found = find(texts, start=10, **lists)
     expected = {
         (row + 10, rule, field, text)
         for rule, of_rule in lists.items()
@@ -67,11 +68,11 @@ def test_banned_texts_are_those_that_python_finds(
 
 
 def test_both_kinds_of_automata_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = make_batch([("英訳と翻訳と英訳", "訳𠮷")])
+    texts = [("英訳と翻訳と英訳", "訳𠮷")]
     lists = {"banned_substring": ["翻訳", "英訳", "訳と翻"], "rare_character": ["𠮷"]}
-    found = flatten(find_banned(batch, Banned.build(lists)))
+    found = find(texts, **lists)
     monkeypatch.setattr(substrings_module, "PATTERNS_MAX_OF_DFA", 2)
-    assert flatten(find_banned(batch, Banned.build(lists))) == found
+    assert find(texts, **lists) == found
     assert [violation.matched for violation in found] == ["英訳", "訳と翻", "翻訳", "𠮷"]
 
 

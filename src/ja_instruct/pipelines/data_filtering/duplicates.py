@@ -56,13 +56,6 @@ SEED = 0
 _NUMBER = re.compile(r"\d+")
 
 
-class Repeat(NamedTuple):
-    """A row, and the first row with the same texts."""
-
-    row: int
-    earlier_row: int
-
-
 class NearDuplicate(NamedTuple):
     """A row, an earlier row that it nearly duplicates, and their similarity from 0 to 1."""
 
@@ -76,11 +69,12 @@ class _Field(NamedTuple):
     numbers: list[str]
 
 
-def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Repeat]:
-    r"""Yield each pair whose normalized fields equal those of an earlier pair, in source order.
+def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, int]]:
+    r"""Yield each row whose normalized fields repeat those of earlier rows, and the first of these.
 
-    A pair takes 24 bytes (a 128-bit hash and its row) while reading, and about three times that
-    while sorting. The probability that two of a million pairs share a hash by chance is 10^-26.
+    The rows follow in source order. A pair takes 24 bytes (a 128-bit hash and its row) while
+    reading, and about three times that while sorting. The probability that two of a million pairs
+    share a hash by chance is 10^-26.
 
     >>> pairs = [
     ...     (0, "日本の首都はどこですか？", "東京です。"),
@@ -89,7 +83,7 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
     ...     (3, "日本の首都はどこですか?\n", "東京です。"),
     ... ]
     >>> list(find_exact_duplicates(pairs))
-    [Repeat(row=3, earlier_row=0)]
+    [(3, 0)]
     """
     rows = array("q")
     digests = bytearray()
@@ -106,7 +100,7 @@ def find_exact_duplicates(pairs: Iterable[tuple[int, str, str]]) -> Iterator[Rep
     first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
     repeats, originals = order[~starts].tolist(), order[first[~starts]].tolist()
     for position, original in sorted(zip(repeats, originals, strict=True)):
-        yield Repeat(rows[position], rows[original])
+        yield rows[position], rows[original]
 
 
 def find_near_duplicates(

@@ -67,11 +67,8 @@ def extract_pairs(
     """Add the columns ``instruction`` and ``response``: the first user and assistant turn.
 
     A field is "" if the conversation has no such turn or the turn no content. Columns of these
-    names in the source are replaced; the others follow unchanged, in their order.
-
-    Returns:
-        The pairs, and the records that could not be read (``source``, ``line``, ``error``,
-        ``text``).
+    names in the source are replaced; the others follow unchanged, in their order. The second
+    dataset has the records that could not be read (``source``, ``line``, ``error``, ``text``).
 
     Raises:
         InputError: There is no column ``conversations``, a conversation is not a list of turns, or

@@ -129,11 +129,9 @@ def list_steps(
     not seen these pairs (CLD2, and the count among the survivors) may still drop some of them. The
     last value bans nothing. Values that free no pairs are left out.
 
-    Args:
-        found: By character: ``times``, its count in the corpus, and ``alone``.
-        alone: The pairs that violate only this rule.
-        banned_from: 1 if characters with exactly the parameter's count are banned, 0 if only those
-            with a lower count are.
+    ``found`` has each character's count in the corpus (``times``) and the pairs that violate
+    nothing else (``alone``); the argument ``alone`` counts those that violate only this rule.
+    ``banned_from`` is 1 if characters with exactly the parameter's count are banned, else 0.
     """
     most = max((counts["times"] for counts in found.values()), default=0)
     bans_none = 1 - banned_from
@@ -158,7 +156,8 @@ def build_filter_page(
     from jinja2 import Environment, PackageLoader
 
     costs = list_rule_costs(filter_report)
-    found, steps = {}, {}
+    found: dict[str, Any] = {}
+    steps: dict[str, list[Step]] = {}
     for name, listed in LISTS.items():
         found[name], steps[name] = filter_report[name], []
         if listed.banned_from is not None:

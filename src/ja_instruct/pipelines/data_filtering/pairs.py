@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
@@ -152,19 +152,11 @@ def describe_bad_records(bad: list[dict[str, Any]], count_max: int) -> str:
 
 def flatten_indices(data: Dataset) -> Dataset:
     """Return the selected rows as a table of their own, without an indices mapping."""
-    from datasets import Dataset, DatasetInfo
-    from datasets.fingerprint import generate_random_fingerprint
-
     from ja_instruct.tables.arrow import collect, iterate_tables
 
     none = data.data.table.schema.empty_table()
     table = collect(chain([none], iterate_tables(data))).data.table
-    # Dataset.cast would leave a file in the cache and show a progress bar
-    return Dataset(
-        table.replace_schema_metadata(None),
-        info=DatasetInfo(features=data.features),
-        fingerprint=generate_random_fingerprint(),
-    )
+    return _make_dataset(table.replace_schema_metadata(None), data.features)
 
 
 def replace_columns(data: Dataset, columns: Dataset) -> Dataset:
@@ -173,17 +165,22 @@ def replace_columns(data: Dataset, columns: Dataset) -> Dataset:
     Both datasets must be without an indices mapping (see ``flatten_indices``).
     """
     import pyarrow as pa
-    from datasets import Dataset, DatasetInfo, Features
-    from datasets.fingerprint import generate_random_fingerprint
+    from datasets import Features
 
     sources = dict.fromkeys(columns.column_names, columns)
     sources |= {name: data for name in data.column_names if name not in sources}
     features = {name: source.features[name] for name, source in sources.items()}
-    return Dataset(
-        pa.table({name: source.data.table.column(name) for name, source in sources.items()}),
-        info=DatasetInfo(features=Features(features)),
-        fingerprint=generate_random_fingerprint(),
-    )
+    table = pa.table({name: source.data.table.column(name) for name, source in sources.items()})
+    return _make_dataset(table, Features(features))
+
+
+def _make_dataset(table: pa.Table, features: Features) -> Dataset:
+    """Wrap a table; ``Dataset.cast`` would leave a file in the cache and show a progress bar."""
+    from datasets import Dataset, DatasetInfo
+    from datasets.fingerprint import generate_random_fingerprint
+
+    info = DatasetInfo(features=features)
+    return Dataset(table, info=info, fingerprint=generate_random_fingerprint())
 
 
 def select_rows(

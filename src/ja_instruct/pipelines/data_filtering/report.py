@@ -43,13 +43,6 @@ def count_rules(violations: Violations) -> dict[str, dict[str, int]]:
     }
 
 
-def find_alone(violations: Violations, rule: str) -> npt.NDArray[np.int64]:
-    """Return the rows that violate only this rule."""
-    rows, rules = violations.single_rules
-    alone: npt.NDArray[np.int64] = rows[rules == RULES.index(rule)]
-    return alone
-
-
 def count_matches(violations: Violations, rule: str) -> dict[str, dict[str, int]]:
     """Count the pairs with each text that a rule matched.
 
@@ -106,8 +99,9 @@ def estimate_good_data(
         extrapolated to all of ``alone``.
     """
     estimates = {}
-    for rule in RULES:
-        rows = find_alone(violations, rule)
+    single_rows, single_rules = violations.single_rules
+    for position, rule in enumerate(RULES):
+        rows = single_rows[single_rules == position]
         sample = spread(rows, LANGUAGE_SAMPLE)
         rejected = 0
         for batch in iterate_batches(pairs.select(sample)):
