@@ -185,13 +185,15 @@ def make_texts(pieces: list[str], most: int) -> st.SearchStrategy[str]:
 
 
 texts = make_texts(JAPANESE + PIECES, 3)
-well_formed = st.builds(
-    lambda *contents: [
-        {"role": role, "content": content}
-        for role, content in zip(itertools.cycle(["user", "assistant"]), contents, strict=False)
-    ],
-    *[texts] * 2,
-)
+
+
+def make_record(*contents: str) -> dict[str, Any]:
+    """Return a conversation of a user's and an assistant's turn."""
+    turns = zip(("user", "assistant"), contents, strict=True)
+    return {"conversations": [{"role": role, "content": content} for role, content in turns]}
+
+
+well_formed = st.builds(make_record, texts, texts).map(lambda record: record["conversations"])
 any_turns = st.lists(
     st.fixed_dictionaries(
         {},
@@ -237,18 +239,7 @@ def test_any_conversations_are_filtered_like_the_recipe(case: Case) -> None:
 
 
 wild_texts = make_texts([*PIECES, "\ud800", "\udc00", "\ufdd0", "\ufffe"], 2)
-wild_records = st.lists(
-    st.lists(wild_texts, min_size=2, max_size=2).map(
-        lambda contents: {
-            "conversations": [
-                {"role": role, "content": content}
-                for role, content in zip(["user", "assistant"], contents, strict=True)
-            ]
-        }
-    ),
-    min_size=1,
-    max_size=12,
-)
+wild_records = st.lists(st.builds(make_record, wild_texts, wild_texts), min_size=1, max_size=12)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -297,21 +288,18 @@ def test_real_conversations_are_filtered_like_the_recipe(
 
 
 def test_the_purpose_of_each_step() -> None:
-    def talk(instruction: str, response: str) -> dict[str, Any]:
-        turns = [("user", instruction), ("assistant", response)]
-        return {"conversations": [{"role": r, "content": c} for r, c in turns]}
-
-    rows = [
-        *[talk(QUESTION, ANSWER)] * 8,
-        talk(QUESTION, "日本の首都は东京です。"),
-        talk(QUESTION, ANSWER + "语"),
-        talk(QUESTION, ANSWER + "岚"),
-        talk(QUESTION, "The capital of Japan is Tokyo."),
-        talk(QUESTION, ANSWER + "\x0b\x0b"),
-        talk(QUESTION, ANSWER + "語語"),
-        talk(QUESTION, ""),
-        {"conversations": [{"role": "user", "content": QUESTION}]},
+    answers = [
+        *[ANSWER] * 8,
+        "日本の首都は东京です。",
+        ANSWER + "语",
+        ANSWER + "岚",
+        "The capital of Japan is Tokyo.",
+        ANSWER + "\x0b\x0b",
+        ANSWER + "語語",
+        "",
     ]
+    rows = [make_record(QUESTION, answer) for answer in answers]
+    rows.append({"conversations": [{"role": "user", "content": QUESTION}]})
     catalog = run(make_recipe_case(rows, rare_char_count_max=1, survivor_char_count_min=3))
     reasons = catalog.load("rejected_pairs")["reason"][:]
     assert reasons == [

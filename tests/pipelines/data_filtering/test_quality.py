@@ -106,9 +106,8 @@ def test_good_texts_are_accepted(find: Callable[[str], str | None], text: str) -
     assert find(text) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "mark"),
-    [
+FOUND = {
+    find_citation_mark: [
         ("同社は2000年に運航を開始した[3]。", "[3]"),
         ("同社は2000年に運航を開始した［３］。", "［３］"),
         ("同社は運航を開始した。[12] 翌年には増便した。", "[12]"),
@@ -125,9 +124,39 @@ def test_good_texts_are_accepted(find: Callable[[str], str | None], text: str) -
         ("最も高い山です【4】[4†source]。", "[4†source]"),
         ("items[0]を使う。根拠は論文にある[2]。", "[2]"),
     ],
+    find_repetition: [
+        ("散歩に行きます。" + PROSE * 4, "今日はとても良い天気です ×4"),
+        (
+            "私の考えは、良い天気の日に散歩に行くこと\n" * 3,
+            "私の考えは、良い天気の日に散歩に行くこと ×3",
+        ),
+        ("はい" * 60, "はい ×60"),
+        ("答えは" + "6" * 300, "6 ×300"),
+        ("評価：" + "1, 5, 3, " * 40, "1, 5, 3, ×39"),
+        (
+            "".join(f"{n}. 会議室での打ち合わせの準備\n" for n in range(40)),
+            "での打ち合わせの準備 ×40",
+        ),
+    ],
+    find_kana_gap: [
+        (
+            "影は西側です。因为太阳在东边升起，其光线从西向东照射。",
+            "因为太阳在东边升起，其光线从西向东照射。",
+        ),
+        (
+            "因為太陽在東邊升起，所以樹的影子會落在它的西邊，而不是東邊",
+            "因為太陽在東邊升起，所以樹的影子會落在它的西邊，而不是東邊",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("find", "text", "matched"),
+    [(find, *found) for find, texts in FOUND.items() for found in texts],
 )
-def test_citation_marks_are_found(text: str, mark: str) -> None:
-    assert find_citation_mark(text) == mark
+def test_bad_texts_are_found(find: Callable[[str], str | None], text: str, matched: str) -> None:
+    assert find(text) == matched
 
 
 @pytest.mark.parametrize(
@@ -151,43 +180,6 @@ def test_cut_off_answers_are_found(response: str, end: str) -> None:
     assert found is not None
     assert found.endswith(end)
     assert len(found) <= quality.SHOWN_CHARS
-
-
-@pytest.mark.parametrize(
-    ("find", "text", "matched"),
-    [
-        (find_repetition, "散歩に行きます。" + PROSE * 4, "今日はとても良い天気です ×4"),
-        (
-            find_repetition,
-            "私の考えは、とても良い天気の日に散歩に行くこと\n" * 3,
-            "散歩に行くこと ×3",
-        ),
-        (find_repetition, "はい" * 60, "はい ×60"),
-        (find_repetition, "答えは" + "6" * 300, "6 ×300"),
-        (find_repetition, "評価：" + "1, 5, 3, " * 40, "1, 5, 3, ×39"),
-        (
-            find_repetition,
-            "".join(f"{n}. 会議室での打ち合わせの準備\n" for n in range(40)),
-            "打ち合わせの準備 ×40",
-        ),
-        (
-            find_kana_gap,
-            "影は西側です。因为太阳在东边升起，其光线从西向东照射。",
-            "因为太阳在东边升起，",
-        ),
-        (
-            find_kana_gap,
-            "因為太陽在東邊升起，所以樹的影子會落在它的西邊，而不是東邊",
-            "因為太陽在東邊升起，",
-        ),
-    ],
-)
-def test_repetition_and_chinese_are_found(
-    find: Callable[[str], str | None], text: str, matched: str
-) -> None:
-    found = find(text)
-    assert found is not None
-    assert matched in found
 
 
 def test_repetition_limits_are_inclusive() -> None:

@@ -43,12 +43,7 @@ def test_matches_are_counted_by_pair_and_rule() -> None:
 
 
 def test_banned_characters_are_described_with_their_pairs() -> None:
-    found = make_violations(
-        (2, "rare_character", "response", "岚"),
-        (2, "banned_substring", "response", "翻訳"),
-        (3, "rare_character", "instruction", "岚"),
-        (3, "rare_character", "instruction", "㌍"),
-    )
+    found = make_violations(*(one for one in FOUND if one.row in (2, 3)))
     characters = {"㌍": 1, "岚": 2, "甲": 3}
     described = report.describe_characters(characters, found, "rare_character")
     assert described["count"] == 3

@@ -42,14 +42,9 @@ def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Tabl
     """
     turns = as_one_array(conversations)
     if _holds_turns(turns.type):
-        fields = [_take_first(turns, role) for role in ROLES]
-    else:
-        read = [
-            [_read_first(one, role, number) for role in ROLES]
-            for number, one in enumerate(turns.to_pylist(), start=first_record)
-        ]
-        fields = [[pair[field] for pair in read] for field in (0, 1)]
-    return make_fields(*fields)
+        return make_fields(*(_take_first(turns, role) for role in ROLES))
+    numbered = list(enumerate(turns.to_pylist(), start=first_record))
+    return make_fields(*([_read_first(one, role, at) for at, one in numbered] for role in ROLES))
 
 
 def _holds_turns(kind: pa.DataType) -> bool:

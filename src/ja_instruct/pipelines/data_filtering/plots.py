@@ -147,7 +147,8 @@ def _draw_lengths(
     """Draw one field before and after, with its medians, into the panel at this row and column."""
     for part, color in (("before", BEFORE), ("after", AFTER)):
         described = lengths[part][field]
-        shares = _to_percent(described["histogram"])
+        texts = max(sum(described["histogram"]), 1)
+        shares = [100 * count / texts for count in described["histogram"]]
         figure.add_scatter(
             x=[edge or ZERO_AT for edge in lengths["edges"]],
             # the last value is repeated to give the last bin a width
@@ -178,11 +179,6 @@ def _headline_of_lengths(units: Mapping[str, Any]) -> str:
 def _describe_panel(lengths: Mapping[str, Any], unit: str, field: str) -> str:
     before, after = (lengths[part][field]["median"] for part in ("before", "after"))
     return f"{field}, {unit}<br>median {before:,g} → {after:,g}"
-
-
-def _to_percent(histogram: list[int]) -> list[float]:
-    texts = sum(histogram)
-    return [100 * count / texts if texts else 0.0 for count in histogram]
 
 
 def _break_label(rule: str) -> str:
