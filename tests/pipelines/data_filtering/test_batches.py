@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from filter_pairs import make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,22 +34,15 @@ def test_arrays_match_the_texts(texts: list[str], skipped: int, kind: pa.DataTyp
 
 def test_batches_cover_all_pairs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS_PER_BATCH", 3)
-    pairs = Dataset.from_dict(
-        {
-            "instruction": [f"問{row}" for row in range(8)],
-            "id": range(8),
-            "response": [f"答{row}" for row in range(8)],
-        }
-    )
+    pairs = make_pairs(*[(f"問{row}", f"答{row}") for row in range(8)], id=list(range(8)))
     picked = [0, 1, 5, 6, 7, 2, 3]
     for data, rows in ((pairs, list(range(8))), (pairs.select(picked), picked)):
         batches = list(iterate_batches(data))
         assert [batch.start for batch in batches] == [0, 3, 6]
         assert sum(map(len, batches)) == len(rows)
-        instructions = [text for b in batches for text in b.instruction.array.to_pylist()]
-        responses = [text for b in batches for text in b.response.array.to_pylist()]
-        assert instructions == [f"問{row}" for row in rows]
-        assert responses == [f"答{row}" for row in rows]
+        for field, name in enumerate("問答"):
+            texts = [text for batch in batches for text in batch.fields[field].array.to_pylist()]
+            assert texts == [f"{name}{row}" for row in rows]
     assert list(iterate_batches(pairs.select([]))) == []
 
 

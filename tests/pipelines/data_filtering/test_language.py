@@ -37,15 +37,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 
 def test_detections() -> None:
-    detected = detect_all(TEXTS, "ja", 60)
-    assert detected[0] is None
-    assert detected[1] == []
-    assert detected[2][0][0] == "en"
-    assert isinstance(detected[3], str)
-    assert isinstance(detected[4], str)
-    assert [name for name, _ in detected[5]] == ["en", "ja"]
+    japanese, empty, english, *failed, mixed, long = detect_all(TEXTS, "ja", 60)
+    assert (japanese, empty, long) == (None, [], None)
+    assert english[0][0] == "en"
+    assert [name for name, _ in mixed] == ["en", "ja"]
+    assert [type(message) for message in failed] == [str, str]
     assert detect_all(TEXTS[5:6], "ja", 5) == [None]
-    assert detected[6] is None
 
 
 @pytest.mark.parametrize("percent_min", [0, 5, 60, 99])

@@ -12,8 +12,6 @@ from filter_pairs import ANSWER, QUESTION, make_pairs, make_parameters, make_vio
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
 
-FULL = [{"role": "user", "content": "型"}, {"role": "assistant", "content": "型"}]
-
 
 def extract(source: Any, **changes: Any) -> Dataset:
     return nodes.extract_pairs(source, make_parameters(**changes))[0]

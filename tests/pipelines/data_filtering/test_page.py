@@ -26,6 +26,14 @@ BYTES_MAX = 8_000_000
 
 DESCRIBED = {"texts": 4, "mean": 1.0, "p5": 1, "median": 1, "p95": 1, "max": 1, "histogram": [0, 4]}
 FIELDS = {"instruction": DESCRIBED, "response": DESCRIBED}
+NO_CHARACTERS = {"count": 0, "characters": "", "found": {}}
+
+
+def make_example(instruction, response, matched, record=1):
+    texts = {"instruction": instruction, "response": response}
+    return {"record": record, "side": "response", "matched": matched} | texts
+
+
 REPORT = {
     "summary": {"read": 1000, "kept": 700, "rejected": 300, "kept_percent": 70.0}
     | {"quarantined": 1234},
@@ -50,28 +58,19 @@ REPORT = {
             "\u0301": {"code_point": "U+0301", "times": 9, "pairs": 4, "alone": 0},
         },
     },
-    "rare_survivor_characters": {"count": 0, "characters": "", "found": {}},
+    "rare_survivor_characters": NO_CHARACTERS,
     "examples": {
         "banned_substring": [
-            {
-                "record": 7,
-                "side": "response",
-                "matched": "翻訳",
-                "instruction": "翻訳とは何ですか。",
-                "response": "翻訳とは、別の言語にすることです。翻訳者が行います。",
-            }
+            make_example(
+                "翻訳とは何ですか。",
+                "翻訳とは、別の言語にすることです。翻訳者が行います。",
+                "翻訳",
+                7,
+            )
         ],
         "rare_character": [],
         "token_count": [],
-        "language": [
-            {
-                "record": 2345,
-                "side": "response",
-                "matched": "none",
-                "instruction": "トープとは。",
-                "response": "none\x0c",
-            }
-        ],
+        "language": [make_example("トープとは。", "none\x0c", "none", 2345)],
     },
     "lengths": {
         "characters": {"edges": [0, 1, 2], "before": FIELDS, "after": FIELDS},
@@ -193,14 +192,14 @@ def test_is_self_contained_and_small(page):
 
 
 def test_hostile_text_is_shown_not_executed(page):
-    example = {"record": 1, "side": "response", "matched": HOSTILE, "instruction": HOSTILE}
+    counts = {HOSTILE: {"pairs": 3, "alone": 3}}
+    example = make_example(HOSTILE, f"前{HOSTILE}後", HOSTILE)
     hostile = Page(
         build(
             replacements={HOSTILE: 3},
-            banned_substrings={HOSTILE: {"pairs": 3, "alone": 3}},
-            banned_instruction_substrings={HOSTILE: {"pairs": 3, "alone": 3}},
-            examples=REPORT["examples"]
-            | {"banned_substring": [example | {"response": f"前{HOSTILE}後"}]},
+            banned_substrings=counts,
+            banned_instruction_substrings=counts,
+            examples=REPORT["examples"] | {"banned_substring": [example]},
         )
     )
     hostile.assert_as_safe_as(page)
@@ -216,15 +215,14 @@ def test_a_page_of_20_000_characters_stays_small():
         for character in characters
     }
     long = {f"{number}{HOSTILE * 9}": {"pairs": 9, "alone": 9} for number in range(20_000)}
-    text = "<" * 202
-    example = {"record": 1, "side": "response", "matched": "<", "instruction": text}
+    example = make_example("<" * 202, "<" * 202, "<")
     html = build(
         rare_characters={"count": 20_000, "characters": "".join(characters), "found": found},
         rare_survivor_characters={"count": 20_000, "characters": "", "found": found},
         banned_substrings=long,
         banned_instruction_substrings=long,
         replacements=dict.fromkeys(long, 3),
-        examples=dict.fromkeys(REPORT["examples"], [example | {"response": text}] * 10),
+        examples=dict.fromkeys(REPORT["examples"], [example] * 10),
     )
     assert len(html.encode()) < BYTES_MAX
     large = Page(html)
@@ -242,7 +240,7 @@ def test_an_empty_corpus():
             **make_rule_counts(language=(0, 0, 0, 0)),
             replacements={},
             banned_substrings={},
-            rare_characters={"count": 0, "characters": "", "found": {}},
+            rare_characters=NO_CHARACTERS,
             lengths={"characters": {"edges": [0, 1], "before": fields, "after": fields}},
         )
     )

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Value
+from filter_pairs import first_turn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,20 +27,14 @@ conversations = st.lists(st.none() | st.lists(turns, max_size=4), max_size=5)
 TURN = pa.struct({"role": pa.string(), "content": pa.string()})
 
 
-def read_first(conversation: list[Any] | None, role: str) -> str:
-    for turn in conversation or []:
-        if turn is not None and turn["role"] == role:
-            return turn["content"] or ""
-    return ""
-
-
 @given(conversations, st.integers(0, 5), st.sampled_from([pa.list_, pa.large_list]))
 def test_fields_match_a_plain_loop(talks: list[list[Any] | None], cut: int, list_type: Any) -> None:
     array = pa.array(talks, list_type(TURN))
     chunked = pa.chunked_array([array.slice(0, cut), array.slice(cut)], array.type)
+    records = [{"conversations": list(filter(None, talk or []))} for talk in talks]
     expected = [
-        {"instruction": read_first(talk, "user"), "response": read_first(talk, "assistant")}
-        for talk in talks
+        {"instruction": first_turn(record, "user"), "response": first_turn(record, "assistant")}
+        for record in records
     ]
     assert extract_fields(chunked, 1).to_pylist() == expected
     assert extract_fields(chunked.slice(1), 1).to_pylist() == expected[1:]

@@ -4,14 +4,9 @@ from typing import get_args
 
 import pytest
 from filter_pairs import read_section
-from kedro.validation import TypeExtractor
 from pydantic import ValidationError
 
-from ja_instruct.pipelines.data_filtering import create_pipeline
-from ja_instruct.pipelines.data_filtering.parameters import (
-    DataFilteringParameters,
-    ExtraRule,
-)
+from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters, ExtraRule
 
 FIGURES = read_section("base")
 
@@ -45,11 +40,6 @@ def test_no_parameter_has_a_default(missing: str) -> None:
     figures = {name: value for name, value in FIGURES.items() if name != missing}
     with pytest.raises(ValidationError, match=missing):
         DataFilteringParameters.model_validate(figures)
-
-
-def test_kedro_can_type_the_parameters() -> None:
-    types = TypeExtractor({"data_filtering": create_pipeline()}).extract_types_from_pipelines()
-    assert types == {"data_filtering": DataFilteringParameters}
 
 
 @pytest.mark.parametrize("environment", ["demo", "test"])

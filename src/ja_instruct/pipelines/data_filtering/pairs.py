@@ -43,8 +43,11 @@ def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Tabl
     turns = as_one_array(conversations)
     if _holds_turns(turns.type):
         return make_fields(*(_take_first(turns, role) for role in ROLES))
-    numbered = list(enumerate(turns.to_pylist(), start=first_record))
-    return make_fields(*([_read_first(one, role, at) for at, one in numbered] for role in ROLES))
+    read = [
+        [_read_first(one, role, number) for role in ROLES]
+        for number, one in enumerate(turns.to_pylist(), start=first_record)
+    ]
+    return make_fields([pair[0] for pair in read], [pair[1] for pair in read])
 
 
 def _holds_turns(kind: pa.DataType) -> bool:
