@@ -22,6 +22,7 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 BEAR = "クマが海辺でアザラシと友達になり、最後は家に帰るという筋の短編小説を書いてください。"
 LIST = "新年の抱負をリストアップしてください。"
 SHRINE = "伊勢神宮は何県？"
+PHRASE = "次の文章を注意深く読んでから、そのあとに続く質問に日本語で答えてください。"
 
 
 def make_index(*inputs: str, output: str | None = None, **figures: Any) -> ContaminationIndex:
@@ -127,24 +128,21 @@ def test_a_stock_phrase_of_the_corpus_is_ignored() -> None:
 
 
 def test_a_long_stock_phrase_of_the_corpus_is_ignored() -> None:
-    phrase = "次の文章を注意深く読んでから、そのあとに続く質問に日本語で答えてください。"
-    index = make_index(
-        phrase + "首都であり最大の都市でもある東京は、関東平野の南に開けている。" * 2
-    )
-    index.count_stock_phrases([phrase] * 5)
-    assert index.find(phrase) is not None
-    index.count_stock_phrases([phrase])
-    assert index.find(phrase) is None
+    body = "首都であり最大の都市でもある東京は、関東平野の南に開けている。" * 2
+    index = make_index(PHRASE + body)
+    index.count_stock_phrases([PHRASE] * 5)
+    assert index.find(PHRASE) is not None
+    index.count_stock_phrases([PHRASE])
+    assert index.find(PHRASE) is None
 
 
 def test_a_phrase_of_several_tasks_is_ignored() -> None:
-    phrase = "次の文章を注意深く読んでから、そのあとに続く質問に日本語で答えてください。"
     bodies = [
         "関東平野の南に開けている東京は、江戸と呼ばれた昔から人の集まる都であり、今も首都である。",
         "鴨川の流れる京都は、平安遷都より千年のあいだ帝の住まう都であり、寺と庭とで知られている。",
     ]
-    assert make_index(phrase + bodies[0]).find(phrase) is not None
-    assert make_index(*(phrase + body for body in bodies)).find(phrase) is None
+    assert make_index(PHRASE + bodies[0]).find(PHRASE) is not None
+    assert make_index(*(PHRASE + body for body in bodies)).find(PHRASE) is None
 
 
 def test_a_task_copied_many_times_is_found() -> None:

@@ -18,6 +18,8 @@ from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParamet
 from ja_instruct.pipelines.data_filtering.violations import RULES
 
 CHINESE = "我们今天在这里学习如何使用计算机编写程序并且分析数据结果"
+CUT_OFF = "日本の首都は、明治になってから京都から移された東京で、"
+REPEATED = "首都は東京という都市になります。"
 STORY = "クマが海辺でアザラシと友達になる短編小説を書いてください。"
 TASK = {"task_id": 7, "input": STORY}
 
@@ -44,28 +46,22 @@ def judge(
 
 
 SPOILT = {
-    "citation_mark": (QUESTION, ANSWER + "人口は約1400万人です[3]。", "response", "[3]"),
-    "cut_off": (
-        QUESTION,
-        "日本の首都は、明治になってから京都から移された東京で、",
-        "response",
-        None,
-    ),
-    "repetition": (QUESTION, "首都は東京という都市になります。" * 20, "response", None),
-    "kana_share": (QUESTION, ANSWER + CHINESE, "response", None),
-    "contamination": (STORY + "短くお願いします。", ANSWER, "instruction", None),
+    "citation_mark": (QUESTION, ANSWER + "人口は約1400万人です[3]。", "[3]"),
+    "cut_off": (QUESTION, CUT_OFF, CUT_OFF),
+    "repetition": (QUESTION, REPEATED * 20, f"{REPEATED} ×20"),
+    "kana_share": (QUESTION, ANSWER + CHINESE, CHINESE),
+    "contamination": (STORY + "短くお願いします。", ANSWER, f"task 7: {STORY[:-1]}"),
 }
 
 
 @pytest.mark.parametrize("rule", SPOILT)
 def test_each_rule_applies_only_if_it_is_listed(rule: str) -> None:
-    instruction, response, field, matched = SPOILT[rule]
-    pairs = make_pairs((QUESTION, ANSWER), (str(instruction), str(response)))
+    instruction, response, matched = SPOILT[rule]
+    pairs = make_pairs((QUESTION, ANSWER), (instruction, response))
     assert judge(pairs) == []
     (found,) = judge(pairs, rule)
-    assert found[:3] == (1, rule, field)
-    assert found[3]
-    assert matched is None or found[3] == matched
+    assert found[:3] == (1, rule, "instruction" if response == ANSWER else "response")
+    assert found[3] == matched
 
 
 def test_contamination_is_reported_with_the_task() -> None:

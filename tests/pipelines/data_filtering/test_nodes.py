@@ -12,6 +12,9 @@ from filter_pairs import ANSWER, QUESTION, make_pairs, make_parameters, make_vio
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering import nodes
 
+LABEL = ClassLabel(names=["良", "悪"])
+TURNS = List({"role": Value("string"), "content": Value("string")})
+
 
 def extract(source: Any, **changes: Any) -> Dataset:
     return nodes.extract_pairs(source, make_parameters(**changes))[0]
@@ -26,8 +29,8 @@ def test_columns_of_the_source_keep_order_type_and_values() -> None:
         {
             "response": Value("string"),
             "made": Value("timestamp[s]"),
-            "conversations": List({"role": Value("string"), "content": Value("string")}),
-            "label": ClassLabel(names=["良", "悪"]),
+            "conversations": TURNS,
+            "label": LABEL,
             "scores": List(Value("float32")),
         }
     )
@@ -55,20 +58,14 @@ def test_a_single_split_and_a_plain_list_are_read_too() -> None:
 
 
 def test_a_source_without_conversations_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"'raw_conversations' lacks .* conversations; it has text"
-    ):
+    message = r"'raw_conversations' lacks .* conversations; it has text"
+    with pytest.raises(InputError, match=message):
         extract(Dataset.from_dict({"text": [QUESTION]}))
 
 
 @pytest.mark.parametrize(
     "conversations",
-    [
-        "問と答",
-        {"role": "user", "content": "問"},
-        [["user", "問"]],
-        [{"role": "user", "content": 3}],
-    ],
+    ["問と答", {"role": "user", "content": "問"}, [["user", "問"]], [{"role": "a", "content": 3}]],
 )
 def test_conversations_of_another_shape_are_refused(conversations: Any) -> None:
     source = Dataset.from_dict({"conversations": [conversations]})
@@ -156,27 +153,17 @@ def test_split_keeps_order_and_columns() -> None:
     assert kept["instruction"][:] == ["0", "2", "4"]
     assert kept.column_names == ["instruction", "response", "id", "reasons"]
     assert kept["reasons"][:] == ["a", "c", "e"]
-    assert dropped.to_list() == [
-        {
-            "instruction": "1",
-            "response": "",
-            "id": 1,
-            "reason": "banned_substring",
-            "reasons": ["banned_substring", "rare_character"],
-            "reason_details": [
-                {"rule": "banned_substring", "side": "response", "matched": ["翻訳"]},
-                {"rule": "rare_character", "side": "instruction", "matched": ["岚", "㌍"]},
-            ],
-        },
-        {
-            "instruction": "3",
-            "response": "",
-            "id": 3,
-            "reason": "language",
-            "reasons": ["language"],
-            "reason_details": [{"rule": "language", "side": "response", "matched": ["none"]}],
-        },
-    ]
+    banned = {"rule": "banned_substring", "side": "response", "matched": ["翻訳"]}
+    rare = {"rule": "rare_character", "side": "instruction", "matched": ["岚", "㌍"]}
+    language = {"rule": "language", "side": "response", "matched": ["none"]}
+    assert dropped.to_dict() == {
+        "instruction": ["1", "3"],
+        "response": ["", ""],
+        "id": [1, 3],
+        "reason": ["banned_substring", "language"],
+        "reasons": [["banned_substring", "rare_character"], ["language"]],
+        "reason_details": [[banned, rare], [language]],
+    }
 
 
 def test_a_warning_says_that_no_pair_is_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -212,27 +199,17 @@ def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixt
 
 
 def test_a_selection_of_rows_is_read_in_its_order() -> None:
-    features = Features(
-        {
-            "label": ClassLabel(names=["良", "悪"]),
-            "conversations": List({"role": Value("string"), "content": Value("string")}),
-        }
-    )
+    features = Features({"label": LABEL, "conversations": TURNS})
     rows = [{"label": n % 2, "conversations": talk(("user", str(n)))} for n in range(5)]
     source = Dataset.from_list(rows, features=features).select([4, 0, 3])
     pairs = extract(source)
     assert pairs["instruction"][:] == ["4", "0", "3"]
     assert pairs["label"][:] == [0, 0, 1]
-    assert pairs.features["label"] == features["label"]
+    assert pairs.features["label"] == LABEL
 
 
 def test_an_empty_source_gives_empty_results() -> None:
-    features = Features(
-        {
-            "id": Value("string"),
-            "conversations": List({"role": Value("string"), "content": Value("string")}),
-        }
-    )
+    features = Features({"id": Value("string"), "conversations": TURNS})
     source = Dataset.from_dict({"id": [], "conversations": []}, features=features)
     pairs, quarantined = nodes.extract_pairs(source, make_parameters())
     assert quarantined.column_names == list(BAD)

@@ -156,10 +156,8 @@ def test_every_rule_is_described():
 def test_lists_are_sorted_by_the_pairs_that_each_text_alone_drops(page):
     assert "弊 U+5F0A 18 13 16 智 U+667A 2 7 9 ◌\u0301 U+0301 9 0 4" in page.text
     assert "翻訳 98 120 ␣Weekly␣ 2 30" in page.text
-    assert (
-        "rare_char_count_max 値 · value 戻るペア · pairs, at least 9 13 4 13 2 13 1 20 0 100"
-        in (page.text)
-    )
+    steps = "rare_char_count_max 値 · value 戻るペア · pairs, at least 9 13 4 13 2 13 1 20 0 100"
+    assert steps in page.text
     assert "Substrings banned in instructions" not in page.text
     assert ("type", "search") not in page.attributes
 
@@ -256,14 +254,9 @@ corpora = st.lists(st.text("弊僚智腰ぺə", min_size=1, max_size=6), min_siz
 
 
 def test_the_rule_that_loses_most_comes_first():
-    costs = list_rule_costs(
-        make_rule_counts(
-            banned_substring=(50, 50, 20, 5),
-            rare_character=(30, 20, 10, 9),
-            language=(40, 40, 40, 0),
-            token_count=(0, 0, 0, 0),
-        )
-    )
+    rules = {"banned_substring": (50, 50, 20, 5), "rare_character": (30, 20, 10, 9)}
+    rules |= {"language": (40, 40, 40, 0), "token_count": (0, 0, 0, 0)}
+    costs = list_rule_costs(make_rule_counts(**rules))
     assert [cost.rule for cost in costs] == ["rare_character", "banned_substring", "language"]
     assert [cost.lost for cost in costs] == [9, 5, 0]
     assert costs[0][1:6] == (30, 20, 10, 9, 0.9)
