@@ -11,11 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ja_instruct.pipelines.data_filtering import batches as module
-from ja_instruct.pipelines.data_filtering.batches import (
-    Texts,
-    iterate_batches,
-    map_in_threads,
-)
+from ja_instruct.pipelines.data_filtering.batches import Texts, iterate_batches, map_in_threads
 
 any_texts = st.lists(st.text(st.sampled_from("aあ𠮷語\u2028\x00é"), max_size=4), max_size=6)
 

@@ -59,10 +59,8 @@ def test_turns_may_have_other_keys_and_large_strings() -> None:
     "kind", [pa.string(), pa.list_(pa.string()), pa.list_(pa.struct({"role": pa.string()}))]
 )
 def test_null_conversations_of_other_types_are_empty(kind: pa.DataType) -> None:
-    assert (
-        extract_fields(pa.chunked_array([pa.nulls(2, kind)]), 1).to_pylist()
-        == [{"instruction": "", "response": ""}] * 2
-    )
+    fields = extract_fields(pa.chunked_array([pa.nulls(2, kind)]), 1)
+    assert fields.to_pylist() == [{"instruction": "", "response": ""}] * 2
 
 
 def test_the_first_wrong_record_is_named() -> None:
@@ -93,8 +91,7 @@ def test_the_error_lists_five_bad_records() -> None:
 
 
 def test_an_empty_column_of_bad_records_is_removed() -> None:
-    kind = {name: Value("string") for name in ("source", "error", "text")}
-    kind["line"] = Value("int64")
+    kind = dict.fromkeys(("source", "error", "text"), Value("string")) | {"line": Value("int64")}
     features = Features({"id": Value("int64"), "bad_record": kind})
     data = Dataset.from_dict({"id": [1], "bad_record": [None]}, features=features)
     good, bad = set_bad_records_aside(data, 0)

@@ -43,10 +43,6 @@ def quiet_kedro() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def read_yaml(path: str) -> Any:
-    return yaml.safe_load((CONF / path).read_text("utf-8"))
-
-
 RESULTS = ("filtered_pairs", "rejected_pairs", "filter_report")
 BASE = read_section("base")
 
@@ -210,6 +206,7 @@ rows = st.fixed_dictionaries(
         "tags": st.lists(st.integers(0, 9), max_size=2) | st.none(),
     }
 )
+COUNTS = {"rare_char_count_max": st.integers(0, 4), "survivor_char_count_min": st.integers(0, 6)}
 substrings = st.lists(st.sampled_from(["翻訳", "语", "三菱", "♪", "みつ"]), unique=True, max_size=3)
 cases = st.builds(
     Case,
@@ -221,11 +218,10 @@ cases = st.builds(
     banned_in_instruction=substrings,
     figures=st.fixed_dictionaries(
         {
-            "rare_char_count_max": st.integers(0, 4),
-            "survivor_char_count_min": st.integers(0, 6),
             "language": st.just("ja"),
             "language_percent_min": st.sampled_from([0, 40, 60, 95]),
         }
+        | COUNTS
     ),
 )
 
@@ -241,14 +237,10 @@ wild_records = st.lists(st.builds(make_record, wild_texts, wild_texts), min_size
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(wild_records, st.integers(0, 4), st.integers(0, 6))
+@given(wild_records, st.fixed_dictionaries(COUNTS))
 def test_files_with_lone_surrogates_are_filtered_like_the_recipe(
-    records: list[dict[str, Any]], rare_char_count_max: int, survivor_char_count_min: int
+    records: list[dict[str, Any]], figures: dict[str, int]
 ) -> None:
-    figures = {
-        "rare_char_count_max": rare_char_count_max,
-        "survivor_char_count_min": survivor_char_count_min,
-    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raw.jsonl"
         lines = [json.dumps(record) for record in records]
@@ -262,13 +254,9 @@ def test_files_with_lone_surrogates_are_filtered_like_the_recipe(
 
 
 def make_recipe_case(rows: Any, **figures: int) -> Case:
-    return Case(
-        rows,
-        read_yaml("base/word_lists/replacements.yml"),
-        read_yaml("base/word_lists/banned_substrings.yml"),
-        read_yaml("base/word_lists/banned_instruction_substrings.yml"),
-        BASE | figures,
-    )
+    lists = ("replacements", "banned_substrings", "banned_instruction_substrings")
+    paths = (CONF / f"base/word_lists/{name}.yml" for name in lists)
+    return Case(rows, *(yaml.safe_load(path.read_text("utf-8")) for path in paths), BASE | figures)
 
 
 @pytest.mark.parametrize(
