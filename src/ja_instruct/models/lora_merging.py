@@ -67,13 +67,9 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A base model with an adapter merged into it, computed while it is saved.
+    """A 16-bit base model with an adapter merged into it, computed while it is saved.
 
-    Attributes:
-        base: The 16-bit model.
-        adapter: The adapter.
-        scaling: The factor of B A.
-        factors: Key of each adapted matrix in the base's checkpoint to the adapter's keys.
+    ``scaling`` is the factor of B A; ``factors`` is keyed by the matrices of the base's checkpoint.
     """
 
     base: ModelDirectory

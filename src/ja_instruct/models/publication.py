@@ -26,12 +26,8 @@ _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 class Publication:
     """A model directory to be uploaded.
 
-    Attributes:
-        directory: A model directory with its ``ja_instruct.json``.
-        commit_message: The message of the commit on the hub.
-        weights_sha256: The checksums of the weights, for the record.
-        json_changes: File name to the keys and values that the published copy has instead of those
-            that are only valid on this computer.
+    ``weights_sha256`` is for the record. ``json_changes`` has, by file, the keys and values that
+    the published copy has instead of those that are only valid on this computer.
     """
 
     directory: Path

@@ -24,21 +24,13 @@ _REMEDY = "delete the directory and run 'kedro run --pipeline=export' again"
 
 @dataclass(frozen=True)
 class MatrixCheck:
-    """The comparison of one adapted matrix with the base's.
-
-    Attributes:
-        name: Its key in the checkpoint.
-        weights: The number of its elements.
-        changed: How many of them differ from the base's.
-        applied: Inner product of the change made and the adapter's update.
-        update: Squared norm of the adapter's update.
-    """
+    """The comparison of one adapted matrix with the base's."""
 
     name: str
-    weights: int
-    changed: int
-    applied: float
-    update: float
+    weights: int  # elements of the matrix
+    changed: int  # of which differ from the base's
+    applied: float  # inner product of the change made and the adapter's update
+    update: float  # squared norm of the adapter's update
 
 
 def compare_with_base(

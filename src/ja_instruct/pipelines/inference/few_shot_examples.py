@@ -67,13 +67,9 @@ def diversify(
     Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): repeatedly the result with the
     highest ``(1 - diversity) * relevance - diversity * redundancy``. Relevance is the score, scaled
     to 0 to 1 over the candidates of any retriever. Redundancy is the highest Jaccard similarity of
-    character bigrams with a question chosen before.
-
-    Args:
-        results: The candidates, best first; the chosen ones are returned in the same order.
-        questions: The candidates' questions.
-        count: Results to choose.
-        diversity: 0 chooses the best; 1 only by redundancy, after the first.
+    character bigrams with a question chosen before. ``diversity`` 0 chooses the best, 1 only by
+    redundancy after the first. ``questions`` are those of ``results``, which are best first; the
+    chosen ones are returned in the same order.
     """
     ngrams = [ngram_set(fold_question(text), DIVERSITY_NGRAM_CHARS) for text in questions]
     relevance = _scale([result.score for result in results])
