@@ -284,9 +284,6 @@ class TestAnswers:
         assert again[0].to_list() == first[0].to_list()
         assert again[1] == first[1]
         assert len(asked) == 1
-
-    def test_answers_of_other_settings_are_not_reused(self, answer, asked):
-        answer()
         answer(repetition_penalty=1.2)
         assert len(asked) == 2
 
