@@ -138,3 +138,8 @@ def test_real_conversations(shared_data, tmp_path):
     copy = JSONLinesDataset(filepath=tmp_path / "copy.jsonl")
     copy.save(JSONLinesDataset(filepath=path).load())
     assert [json.loads(line) for line in (tmp_path / "copy.jsonl").open("rb")] == expected
+
+
+def test_a_directory_in_the_place_of_the_file_does_not_exist_as_output(tmp_path):
+    (tmp_path / "pairs.jsonl").mkdir()
+    assert not JSONLinesDataset(filepath=tmp_path / "pairs.jsonl").exists()

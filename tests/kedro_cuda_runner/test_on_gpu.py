@@ -4,12 +4,12 @@ import functools
 
 import cuda_nodes
 import pytest
-from gpu_runs import gpu
+from gpu_runs import catalog_of, gpu
 from gpu_runs import run as run_nodes
 from kedro.framework.hooks import hook_impl
-from kedro.pipeline import node
+from kedro.pipeline import node, pipeline
 
-from kedro_cuda_runner import GpuNodeError
+from kedro_cuda_runner import CudaRunner, GpuNodeError
 from kedro_cuda_runner.devices import default_layer
 
 pytestmark = pytest.mark.gpu
@@ -30,7 +30,9 @@ def devices(layer):
 
 
 def run(nodes, **data):
-    return run_nodes(nodes, data, None)
+    """Run without hooks, so that the runner itself shows the table; return the outputs."""
+    outputs = CudaRunner().run(pipeline(nodes), catalog_of(data))
+    return {name: dataset.load() for name, dataset in outputs.items()}
 
 
 def gpu_node(function, inputs, output, resources=None):

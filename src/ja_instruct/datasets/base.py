@@ -48,7 +48,7 @@ class InputDataset(CatalogDataset[None, Loaded]):
 
 
 class PathDataset(CatalogDataset[Saved, Loaded]):
-    """A dataset of one file or directory."""
+    """A dataset of one file; a dataset of a directory overrides ``_exists``."""
 
     def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Create the dataset.
@@ -65,7 +65,7 @@ class PathDataset(CatalogDataset[Saved, Loaded]):
         discard_unfinished(self._filepath)
 
     def _exists(self) -> bool:
-        return self._filepath.exists()
+        return self._filepath.is_file()
 
 
 class InputPathDataset(InputDataset[Loaded], PathDataset[None, Loaded]):

@@ -35,3 +35,6 @@ class EncodingCacheDataset(InputPathDataset[EncodingCache]):
     def load(self) -> EncodingCache:
         """Return the handle."""
         return EncodingCache(self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
