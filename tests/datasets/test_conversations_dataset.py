@@ -24,6 +24,17 @@ def load(*sources):
     return ConversationsDataset(sources=list(sources)).load()
 
 
+def test_real_conversations(shared_data):
+    paths = [
+        shared_data / name / "conversations.jsonl" for name in ("dolly_ja", "model_answers_ja")
+    ]
+    if not all(path.exists() for path in paths):
+        pytest.skip(f"no conversations at {shared_data}")
+    lines = [line for path in paths for line in path.read_bytes().split(b"\n") if line]
+    loaded = load({"files": [str(path) for path in paths]})
+    assert loaded.remove_columns("source").to_list() == [json.loads(line) for line in lines]
+
+
 def refusal(*sources, method="load"):
     with pytest.raises(InputError) as caught:
         getattr(ConversationsDataset(sources=list(sources)), method)()

@@ -288,3 +288,10 @@ def test_steps_match_judging_each_pair_again(texts, limit, banned_from):
         assert step.value < limit
         assert step.pairs == len(freed) if step is steps[-1] else step.pairs == len(single)
         assert step.pairs <= len(freed)
+
+
+def test_steps_halve_the_limit_until_nothing_is_banned():
+    found = {"弊": {"times": 3, "alone": 2}}
+    assert list_steps(found, 5, banned_from=1) == [(1, 2), (0, 5)]
+    assert list_steps(found, 5, banned_from=0) == [(2, 2), (1, 5)]
+    assert list_steps({}, 0, banned_from=1) == []

@@ -167,6 +167,28 @@ class TestAgainstPeft:
             assert torch.equal(weight, expected[key]), key
 
 
+def logits_of(model, tokenizer, prompt):
+    with torch.no_grad():
+        return model.eval()(**tokenizer(prompt, return_tensors="pt")).logits
+
+
+def test_logits_are_the_adapters(tiny_gemma2, make_adapter, export):
+    from peft import PeftModel
+
+    adapter = make_adapter(tiny_gemma2)
+    exported = export(tiny_gemma2, adapter)
+    tokenizer, merged = exported.load_tokenizer(), exported.load_model()
+    alone = tiny_gemma2.load_model()
+    unmerged = PeftModel.from_pretrained(tiny_gemma2.load_model(), adapter.path)
+    for prompt in ("日本の首都はどこですか?", "### 質問:\n猫\n\n### 回答:\n", "a"):
+        found, expected, base = (
+            logits_of(model, tokenizer, prompt) for model in (merged, unmerged, alone)
+        )
+        # float32, and logits up to 30
+        assert (found - expected).abs().max() < 2e-3
+        assert (found - base).abs().max() > 0.1
+
+
 class TestDirectory:
     @pytest.fixture
     def merged(self, base, adapter, export):
