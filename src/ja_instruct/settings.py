@@ -26,13 +26,13 @@ for _name, _value in {
 
 from kedro.config import OmegaConfigLoader  # noqa: E402
 
-from ja_instruct.hooks import (  # noqa: E402
-    FlatParametersMlflowHook,
+from ja_instruct.hooks.checks import (  # noqa: E402
     PreflightHook,
-    ProgressHook,
     UnansweredTasksHook,
     WorkingDirectoryHook,
 )
+from ja_instruct.hooks.progress import ProgressHook  # noqa: E402
+from ja_instruct.hooks.tracking import FlatParametersMlflowHook  # noqa: E402
 
 # the project's subclass replaces kedro-mlflow's hook; telemetry is off
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-telemetry")

@@ -1,9 +1,8 @@
-"""Kedro hooks: working directory, checks before and after a run, MLflow, a log line per stage."""
+"""The hook that logs a line per finished stage."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -11,99 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
-from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
-from pydantic import BaseModel
 
-from ja_instruct.errors import InputError
-from ja_instruct.memory.resources import parameters_of
-from ja_instruct.preflight.parameters import check_parameters
-from ja_instruct.preflight.resources import environments_without_gpu
-from ja_instruct.preflight.run import check_run, filepath_of, nodes_to_run
+from ja_instruct.preflight.run import filepath_of, nodes_to_run
 from kedro_cuda_runner.formatting import duration
 
 if TYPE_CHECKING:
-    from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
 logger = logging.getLogger(__name__)
 
-SQLITE = "sqlite:///"
 STAGES = ("data_filtering", "quantization", "sft", "rag_index", "inference", "reporting")
 RESULTS = {"filter_page": "Filter", "answers": "Answers", "adapter": "Adapter"}
-
-
-class WorkingDirectoryHook:
-    """Makes the project's folder the working directory of the process.
-
-    Kedro resolves the ``filepath`` of a catalog entry against the project's folder. Paths in
-    parameters (``sft.checkpoint_dir``) and the other paths of catalog entries (``files``,
-    ``gguf_filepath``) would depend on the folder from which a run is started.
-    """
-
-    @hook_impl
-    def after_context_created(self, context: KedroContext) -> None:
-        """Change the working directory; it stays changed after the run."""
-        os.chdir(context.project_path)
-
-
-class PreflightHook:
-    """Refuses a run that would fail, before its first node."""
-
-    _context: KedroContext
-
-    @hook_impl
-    def after_context_created(self, context: KedroContext) -> None:
-        """Validate every parameter."""
-        self._context = context
-        check_parameters(context)
-
-    @hook_impl
-    def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
-    ) -> None:
-        """Check inputs, devices, memory and disk; report all problems at once."""
-        check_run(
-            pipeline,
-            catalog,
-            only_missing_outputs=run_params["only_missing_outputs"],
-            cpu_environments=lambda: environments_without_gpu(self._context),
-            runner=run_params["runner"],
-        )
-
-
-class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
-    """kedro-mlflow's hook for typed parameters and runs started in a subfolder.
-
-    Typed parameters are logged one by one (``sft.lora.lora_r``). A relative SQLite path is
-    resolved against the project's folder.
-    """
-
-    @hook_impl
-    def after_context_created(self, context: KedroContext) -> None:
-        """Make the path of the store absolute before kedro-mlflow opens it."""
-        config = dict(context.config_loader["mlflow"])
-        server = dict(config.get("server", {}))
-        uri = str(server.get("mlflow_tracking_uri", ""))
-        path = Path(uri.removeprefix(SQLITE))
-        if uri.startswith(SQLITE) and not path.is_absolute():
-            path = context.project_path / path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
-            context.config_loader["mlflow"] = {**config, "server": server}
-        super().after_context_created(context)
-
-    @hook_impl
-    def before_node_run(
-        self, node: Node, catalog: DataCatalog, inputs: dict[str, Any], is_async: bool
-    ) -> None:
-        """Pass typed parameters to kedro-mlflow as dictionaries, which it can flatten."""
-        plain = {
-            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-            for name, value in inputs.items()
-        }
-        super().before_node_run(node, catalog, plain, is_async)
 
 
 class ProgressHook:
@@ -190,37 +109,6 @@ class ProgressHook:
             times["stage_seconds"] = total
             metrics = {**summary, **{name: round(spent, 2) for name, spent in times.items()}}
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
-
-
-class UnansweredTasksHook:
-    """Ends a run with an error if tasks have no answer.
-
-    A hook and not a node, because everything must be saved before, whatever else the run computes,
-    and ``--only-missing-outputs`` must not skip it. Registered after kedro-mlflow's hook, so that
-    it is called before it, while the MLflow run is open.
-    """
-
-    @hook_impl
-    def after_pipeline_run(self, catalog: DataCatalog, pipeline: Pipeline) -> None:
-        """Check the saved ``inference_report`` of each node that answers tasks.
-
-        Raises:
-            InputError: Tasks have no answer; the MLflow run has failed then.
-        """
-        from ja_instruct.pipelines.inference.answering import require_all_answered
-        from ja_instruct.pipelines.inference.nodes import answer_tasks
-
-        for node in (node for node in pipeline.nodes if node.func is answer_tasks):
-            report = node.outputs[1]
-            base = report.removesuffix("inference_report") + "base_answers"
-            count = len(catalog.load(base)) if catalog.exists(base) else 0
-            _, parameters = parameters_of(node, catalog, "inference")
-            try:
-                require_all_answered(catalog.load(report), count, parameters)
-            except InputError:
-                if mlflow.active_run() is not None:
-                    mlflow.end_run("FAILED")
-                raise
 
 
 def _shortened(path: Path) -> Path:
