@@ -173,6 +173,14 @@ def test_record_of_another_repository_does_not_count(hub, make, publication):
         other.load()
 
 
+def test_record_that_was_cut_off(make, tmp_path):
+    (tmp_path / "published_adapter.json").write_text('{"repo_id": "me/ad')
+    assert not make().exists()
+    for read in (make().check, make().load):
+        with pytest.raises(InputError, match=r"published_adapter.json: not valid JSON \(line 1, "):
+            read()
+
+
 def test_unset_repository_is_refused_without_a_request(hub, make, publication):
     hub.errors["whoami"] = AssertionError("asked")
     dataset = make(None)

@@ -1,4 +1,4 @@
-"""The project's own Kedro datasets, one in each file, where kedro-datasets has none."""
+"""The project's own Kedro datasets, one in each file; all of them save atomically."""
 
 import lazy_loader
 
@@ -15,11 +15,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hub_dataset": ["HubDataset"],
         "hub_model_dataset": ["HubModelDataset"],
         "hub_publication_dataset": ["HubPublicationDataset"],
+        "json_dataset": ["JSONDataset"],
         "jsonlines_dataset": ["JSONLinesDataset"],
         "merged_model_dataset": ["MergedModelDataset"],
         "model_directory_dataset": ["ModelDirectoryDataset"],
         "quantized_model_dataset": ["QuantizedModelDataset"],
         "retrieval_index_dataset": ["RetrievalIndexDataset"],
+        "text_dataset": ["TextDataset"],
         "tokenizer_dataset": ["TokenizerDataset"],
         "word_list_dataset": ["WordListDataset"],
     },

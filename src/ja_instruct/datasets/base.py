@@ -33,6 +33,10 @@ class CatalogDataset(AbstractDataset[Saved, Loaded]):
         }
 
 
+# otherwise a library's ``__init__`` would not be found behind this class
+del CatalogDataset.__init__
+
+
 class InputDataset(CatalogDataset[None, Loaded]):
     """A dataset that is only loaded.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.base import PathDataset
+from ja_instruct.datasets.json_dataset import JSONDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import as_json
 from ja_instruct.models.publication import check_login
@@ -65,7 +65,7 @@ class HubPublicationDataset(PathDataset["Publication", dict[str, Any]]):
 
     def check(self) -> None:
         """Raise ``InputError`` unless the model was published to this repository."""
-        if not self._exists():
+        if not self._filepath.is_file() or self._read().get("repo_id") != self._repo_id:
             raise InputError(
                 f"{self._filepath}: no record of a publication to '{self._repo_id}'; publish "
                 f"with 'kedro run --pipeline=publishing' (and the same --env)"
@@ -88,8 +88,12 @@ class HubPublicationDataset(PathDataset["Publication", dict[str, Any]]):
             new.write_text(as_json(record), "utf-8")
 
     def _read(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._filepath.read_text("utf-8"))
+        record: dict[str, Any] = JSONDataset(filepath=self._filepath).load()
         return record
 
     def _exists(self) -> bool:
-        return self._filepath.is_file() and self._read().get("repo_id") == self._repo_id
+        try:
+            self.check()
+        except InputError:
+            return False
+        return True

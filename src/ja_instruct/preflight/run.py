@@ -10,6 +10,7 @@ from kedro.runner import SequentialRunner
 
 from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
+from ja_instruct.datasets.whole_file import WholeFile
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from kedro_cuda_runner.preflight import read_resources
@@ -115,7 +116,8 @@ def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[s
         elif path is not None:
             _check_file(path, dataset, columns)
     except InputError as error:
-        needs_remedy = path is not None and not path.exists() and "--pipeline=" not in str(error)
+        must_be_made = isinstance(dataset, WholeFile) or (path is not None and not path.exists())
+        needs_remedy = must_be_made and "--pipeline=" not in str(error)
         return [f"'{name}': {error}{_remedy_to_make(name) if needs_remedy else ''}"]
     return []
 
