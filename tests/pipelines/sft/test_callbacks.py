@@ -55,6 +55,15 @@ def test_a_slow_rise_is_measured_from_the_lowest():
         follow(LossWatch(1.0), *[2.0 + 0.05 * step for step in range(40)])
 
 
+def test_losses_before_a_checkpoint_count():
+    watch = LossWatch(1.0)
+    history = [{"loss": 2.0}, {"eval_loss": 90.0}] * 10
+    watch.on_train_begin(ARGUMENTS, SimpleNamespace(log_history=history), None)
+    follow(watch, *[3.0] * 9)
+    with pytest.raises(InputError, match=r"2\.00 at its lowest"):
+        follow(watch, *[3.2] * 10)
+
+
 @pytest.mark.parametrize(
     ("limit", "entries"),
     [

@@ -37,6 +37,15 @@ ARRANGEMENTS = {
     "packed": {"tokens_per_batch": 300, "packing": True},
 }
 EXACT = ("loss", "grad_norm", "learning_rate", "eval_loss", "tokens", "mean_token_accuracy")
+CLOCKED = {
+    "seconds",
+    "tokens_per_second",
+    *(
+        f"{part}_{name}"
+        for part in ("train", "eval")
+        for name in ("runtime", "samples_per_second", "steps_per_second")
+    ),
+}
 KILLED = Path(__file__).parents[2] / "training_to_be_killed.py"
 
 
@@ -68,9 +77,19 @@ def untouched(train_tiny, tmp_path):
     return lambda **changes: train_tiny(checkpoint_dir=str(tmp_path / "untouched"), **changes)
 
 
+def without_seconds(history):
+    assert all(entry[key] > 0 for entry in history for key in CLOCKED & entry.keys())
+    return [
+        {key: value if key not in CLOCKED else "seconds" for key, value in entry.items()}
+        for entry in history
+    ]
+
+
 def assert_same(resumed, expected, step):
+    assert without_seconds(resumed.history) == without_seconds(expected.history)
+    (ends,) = [entry for entry in expected.history if "train_loss" in entry]
+    assert ends["step"] == expected.metrics["summary"]["steps"]
     for key in EXACT:
-        assert resumed.curve(key) == expected.curve(key), key
         assert expected.curve(key)
     for name, weight in expected.weights.items():
         assert resumed.weights[name].equal(weight), name
@@ -113,6 +132,46 @@ class TestInterrupted:
         changes = {**SAVED, **ARRANGEMENTS[arrangement], **changes}
         interrupted(stopped_at, **changes)
         assert_same(train_tiny(**changes), untouched(**changes), resumed_from)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            # between two entries of the log
+            {"logging_steps": 3, "save_steps": 1},
+            # the second epoch, of three, begins after the third step
+            {"logging_steps": 2, "save_steps": 1, "eval_strategy": "epoch", "max_steps": 7},
+            {
+                "logging_steps": 2,
+                "save_steps": 1,
+                "eval_strategy": "no",
+                "packing": True,
+                "tokens_per_batch": 300,
+            },
+        ],
+        ids=str,
+    )
+    def test_stopped_at_any_step(self, interrupted, train_tiny, untouched, tmp_path, changes):
+        changes = {**SAVED, **changes}
+        expected = untouched(**changes)
+        steps = changes["max_steps"]
+        for step in range(1, steps):
+            mine = {**changes, "checkpoint_dir": str(tmp_path / str(step))}
+            interrupted(step, **mine)
+            resumed = train_tiny(**mine)
+            assert_same(resumed, expected, step)
+            # the training has finished
+            assert_same(train_tiny(**mine), expected, steps)
+
+    def test_runtime_is_that_of_both_parts(self, interrupted, train_tiny, tmp_path):
+        interrupted(3, **SAVED)
+        path = only_folder(tmp_path) / "checkpoint-2" / STATE_FILE
+        state = json.loads(path.read_text("utf-8"))
+        state["stateful_callbacks"]["StepTrainer"]["seconds"] += 3600
+        path.write_text(json.dumps(state), "utf-8")
+        (ends,) = [entry for entry in train_tiny(**SAVED).history if "train_loss" in entry]
+        assert 3600 < ends["train_runtime"] < 3700
+        assert ends["train_steps_per_second"] == pytest.approx(5 / 3600, abs=5e-4)
+        assert ends["train_samples_per_second"] == pytest.approx(40 / 3600, abs=1e-3)
 
     def test_more_than_once(self, interrupted, train_tiny, untouched):
         changes = {**SAVED, "save_steps": 1, "max_steps": 4}
@@ -296,6 +355,9 @@ def test_seconds_continue_from_the_first_part(interrupted, train_tiny, tmp_path)
     interrupted(3, **SAVED)
     path = only_folder(tmp_path) / "checkpoint-2" / STATE_FILE
     state = json.loads(path.read_text("utf-8"))
+    meter = state["stateful_callbacks"]["StepTrainer"]["meter"]
+    meter["seconds"] += 3600
+    meter["logged"][1] += 3600
     for entry in state["log_history"]:
         if "seconds" in entry:
             entry["seconds"] += 3600

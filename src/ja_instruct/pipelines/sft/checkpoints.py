@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from datasets import Dataset
 
     from ja_instruct.models.directory import ModelDirectory
@@ -63,6 +65,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return the trainer's state: ``global_step``, ``max_steps``, ``log_history``."""
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
     return state
+
+
+def has_ended(state: Mapping[str, Any]) -> bool:
+    """Return whether a state was saved after the last step, or when training stopped early."""
+    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
+    return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
 
 
 def _is_complete(checkpoint: Path) -> bool:

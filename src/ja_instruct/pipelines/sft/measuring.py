@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -97,7 +99,12 @@ class TrainingMeter:
             figures["gpu_memory_gb"] = torch.cuda.max_memory_reserved(self._device) / 1e9
         return figures | (self.utilization.read() if self.utilization is not None else {})
 
-    def resume(self, tokens: int, seconds: float) -> None:
-        """Continue from the totals of a run that was interrupted."""
+    def state(self) -> dict[str, Any]:
+        """Return the arguments of ``resume``, with the clock paused."""
+        tokens, seconds = self.totals()
+        return {"tokens": tokens, "seconds": seconds, "logged": self._logged}
+
+    def resume(self, tokens: int, seconds: float, logged: Sequence[float]) -> None:
+        """Continue from the totals of a run that was interrupted, and those of its last entry."""
         self._tokens, self._seconds = tokens, seconds
-        self._logged = (tokens, seconds)
+        self._logged = (int(logged[0]), logged[1])

@@ -7,6 +7,7 @@ one step is computed again in smaller pieces. Imports torch and TRL: import it w
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 Piece = dict[str, torch.Tensor]
 Count = torch.Tensor | int | None
+
+# where a checkpoint's state has the sums, beside the states of the callbacks
+SUMS = "StepTrainer"
 
 
 class StepTrainer(SFTTrainer):  # type: ignore[misc]
@@ -63,6 +67,9 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         self.meter = TrainingMeter(self.args.device)
         self._rows_max: int | None = None
         self._accumulated: list[tuple[Batch, Count]] = []
+        self._saved_sums: dict[str, Any] = {}
+        self._earlier_seconds = 0.0
+        self._started = 0.0
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Count = None
@@ -211,14 +218,64 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         return loss.item()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens, seconds and the GPU's figures to an entry with a training loss."""
+        """Add tokens, seconds and the GPU's figures to an entry with a training loss.
+
+        The runtime and the speeds of the last entry are those of the whole training, of which
+        transformers measures the part after the checkpoint.
+        """
         if "loss" in logs:
             logs |= self.meter.entry()
+        if "train_runtime" in logs and self._earlier_seconds:
+            measured = logs["train_runtime"]
+            logs["train_runtime"] = round(measured + self._earlier_seconds, 4)
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                logs[name] = round(logs[name] * measured / logs["train_runtime"], 3)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.meter.pause()
+        """Save a checkpoint with the sums since the start and since the last log entry.
+
+        transformers begins all sums at 0 when it resumes.
+        """
+        states: Any = self.state.stateful_callbacks
+        states[SUMS] = {
+            "loss": self._total_loss_scalar,
+            "loss_since_entry": self.accelerator.reduce(self._tr_loss, "mean").item(),
+            "step_of_entry": self._globalstep_last_logged,
+            "metrics_since_entry": dict(self._metrics["train"]),
+            # TRL adds these metrics to the next entry unless the model has been evaluated since
+            "is_training": model.training,
+            "tokens_seen": self._total_train_tokens,
+            "seconds": self._earlier_seconds + time.monotonic() - self._started,
+            "meter": self.meter.state(),
+        }
         super()._save_checkpoint(model, trial)
+
+    def _load_callback_state(self) -> None:
+        states: Any = self.state.stateful_callbacks
+        # transformers warns of a name that is not a callback's
+        self._saved_sums = states.pop(SUMS, {})
+        super()._load_callback_state()
+
+    def begin_sums(self) -> None:
+        """Continue the sums of the checkpoint, once transformers has set its own to 0."""
+        self._started = time.monotonic()
+        if not self._saved_sums:
+            return
+        self._total_loss_scalar = self._saved_sums["loss"]
+        self._tr_loss.fill_(self._saved_sums["loss_since_entry"])
+        self._globalstep_last_logged = self._saved_sums["step_of_entry"]
+        self._metrics["train"].update(self._saved_sums["metrics_since_entry"])
+        model: Any = self.model
+        model.train(self._saved_sums["is_training"])
+        self._total_train_tokens = self._saved_sums["tokens_seen"]
+        self._earlier_seconds = self._saved_sums["seconds"]
+        self.meter.resume(**self._saved_sums["meter"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks at this only after a step, which a finished training must not add
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
 
 def _too_long(tokens: int) -> InputError:

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerState
+from transformers import EarlyStoppingCallback, ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
-from ja_instruct.pipelines.sft.callbacks import LossInProgressBar, LossWatch
-from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, read_state
+from ja_instruct.pipelines.sft.callbacks import (
+    LossInProgressBar,
+    LossWatch,
+    Resumption,
+    SaveAfterEvaluation,
+)
+from ja_instruct.pipelines.sft.checkpoints import has_ended, read_state
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
 from ja_instruct.pipelines.sft.micro_batches import collate_step
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
@@ -148,6 +153,8 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossInProgressBar())
     trainer.add_callback(LossWatch(training.divergence_nats))
+    trainer.add_callback(Resumption(trainer))
+    trainer.add_callback(SaveAfterEvaluation())
     if training.early_stopping_patience is not None:
         trainer.add_callback(
             EarlyStoppingCallback(
@@ -183,33 +190,20 @@ def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) ->
         _evaluate_at_end(trainer)
         return 0
     state = read_state(checkpoint)
-    done = [entry for entry in state["log_history"] if "tokens" in entry]
-    if done:
-        trainer.meter.resume(done[-1]["tokens"], done[-1]["seconds"])
     trainer.args.eval_on_start = False
     if trainer.args.report_to:
         _log_earlier_curves(state["log_history"])
-    if not _has_ended(state):
-        logger.info("sft: resuming from step %d, %s", state["global_step"], checkpoint)
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    else:
+    if has_ended(state):
         logger.info(
             "sft: this training has finished; its last checkpoint is used. Remove %s, or set "
             "sft.resume to false, to train again",
             checkpoint.parent,
         )
-        best = state["best_model_checkpoint"] if trainer.args.load_best_model_at_end else None
-        # by its name, as the folder may have been moved
-        trainer._load_from_checkpoint(str(checkpoint.with_name(Path(best or checkpoint).name)))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    else:
+        logger.info("sft: resuming from step %d, %s", state["global_step"], checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
     _evaluate_at_end(trainer)
     return int(state["global_step"])
-
-
-def _has_ended(state: dict[str, Any]) -> bool:
-    """Return whether a state was saved after the last step, or when training stopped early."""
-    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
-    return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
 
 
 def _evaluate_at_end(trainer: StepTrainer) -> None:
