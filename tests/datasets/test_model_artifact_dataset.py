@@ -56,6 +56,7 @@ class Model:
 
     def __init__(self, kind, shards, error):
         self.kind, self.shards, self.error = kind, shards, error
+        self.peft_config = {}
 
     def save_pretrained(self, directory, **arguments):
         assert arguments == self.kind.arguments

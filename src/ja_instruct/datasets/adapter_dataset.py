@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import PROVENANCE_FILE, read_provenance
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,13 @@ class AdapterDataset(ModelArtifactDataset):
 
     STAGE = "sft"
     SOURCE = ""  # the handle names the adapter itself, not its base
+
+    def _save_model(self, model: Any, directory: Path) -> None:
+        for config in model.peft_config.values():
+            for name, value in vars(config).items():
+                if isinstance(value, set):  # PEFT would write it in another order in every process
+                    setattr(config, name, sorted(value))
+        super()._save_model(model, directory)
 
     def check(self) -> None:
         """Raise ``InputError`` unless the directory holds a safetensors adapter, unchanged.

@@ -27,7 +27,6 @@ _LABELS = {
     "eval_loss_before": "held-out loss before training (nats a token)",
     "eval_loss_after": "held-out loss after training (nats a token)",
     "eval_loss_best": "held-out loss, best (nats a token)",
-    "train_seconds": "training time (s)",
     "trainable_millions": "trained weights (millions)",
     "cut": "samples cut at max_seq_length",
     "dropped_over_long": "samples left out: longer than max_seq_length",
@@ -35,8 +34,6 @@ _LABELS = {
     "longest": "longest sample, before any cut (tokens)",
     "loss_tokens": "tokens in the loss",
     "train_tokens": "tokens trained on, over all epochs",
-    "tokens_per_second": "tokens a second",
-    "peak_gpu_memory_gb": "peak GPU memory (10⁹ bytes)",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ja_instruct.datasets import AdapterDataset
 from ja_instruct.pipelines.sft.checkpoints import STATE_FILE, last_checkpoint
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
 
@@ -322,33 +323,61 @@ class TestStoppedEarly:
         assert_same(again, first, first.metrics["summary"]["steps"])
 
 
-def test_process_that_is_killed_while_it_saves(
-    train_tiny, untouched, sft_parameters, samples, tiny_nf4, subprocess_environment, tmp_path
-):
-    job = tmp_path / "job.json"
-    content = {
-        "parameters": sft_parameters(**SAVED).model_dump(mode="json"),
-        "samples": samples.to_list(),
-        "held_out": samples.select(range(5)).to_list(),
-        "model": str(tiny_nf4.path),
-        "model_id": tiny_nf4.model_id,
-        "provenance": tiny_nf4.provenance,
-        "step": 4,
-    }
-    job.write_text(json.dumps(content), "utf-8")
-    process = subprocess.run(
-        [sys.executable, str(KILLED), str(job)],
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def train_in_process(sft_parameters, samples, tiny_nf4, subprocess_environment, tmp_path):
+    """A function that trains in a process of its own; it returns the process."""
+
+    def run(changes, seed=0, **job):
+        path = tmp_path / "job.json"
+        content = {
+            "parameters": sft_parameters(**changes).model_dump(mode="json"),
+            "samples": samples.to_list(),
+            "held_out": samples.select(range(5)).to_list(),
+            "model": str(tiny_nf4.path),
+            "model_id": tiny_nf4.model_id,
+            "provenance": tiny_nf4.provenance,
+            **job,
+        }
+        path.write_text(json.dumps(content), "utf-8")
+        return subprocess.run(
+            [sys.executable, str(KILLED), str(path)],
+            env={**subprocess_environment, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_process_that_is_killed_while_it_saves(train_in_process, train_tiny, untouched, tmp_path):
+    process = train_in_process(SAVED, step=4)
     assert process.returncode == -signal.SIGKILL, process.stderr
     folder = only_folder(tmp_path)
     assert (folder / "checkpoint-4" / "adapter_model.safetensors").is_file()
     assert not (folder / "checkpoint-4" / STATE_FILE).exists()
     assert_same(train_tiny(**SAVED), untouched(**SAVED), 2)
+
+
+def test_adapter_has_the_same_bytes_in_every_process(
+    train_in_process, interrupted, train_tiny, tmp_path
+):
+    interrupted(3, **SAVED)
+    AdapterDataset(filepath=tmp_path / "resumed").save(train_tiny(**SAVED).artifact)
+    # a process has a hash seed of its own, on which the order of a set depends
+    for seed in (1, 2):
+        changes = {**SAVED, "checkpoint_dir": str(tmp_path / f"checkpoints {seed}")}
+        process = train_in_process(changes, seed, adapter=str(tmp_path / str(seed)))
+        assert process.returncode == 0, process.stderr
+    first, *others = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("1", "2", "resumed")
+    )
+    assert {"README.md", "adapter_config.json", "ja_instruct.json"} < first.keys()
+    for other in others:
+        assert other.keys() == first.keys()
+        assert [name for name in first if other[name] != first[name]] == []
 
 
 def test_seconds_continue_from_the_first_part(interrupted, train_tiny, tmp_path):

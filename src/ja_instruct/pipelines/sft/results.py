@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from ja_instruct.pipelines.sft.step_trainer import StepTrainer
 
 Entry = dict[str, float]
+
+# Left out of the adapter's directory: identical trainings write identical files.
+_FIGURES_OF_ONE_RUN = {
+    "train_seconds",
+    "tokens_per_second",
+    "peak_gpu_memory_gb",
+    "resumed_from_step",
+}
+_SETTINGS_OF_ONE_RUN = {"checkpoint_dir": True, "resume": True, "model_card": True}
 
 
 def mean_training_loss(history: Sequence[Entry]) -> float:
@@ -98,12 +107,16 @@ def provenance_of(
         },
         # gpu.devices stays, as it multiplies the batch
         "settings": parameters.model_dump(
-            mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}, "model_card": True}
+            mode="json", exclude={"gpu": {"memory_gb", "disk_gb"}, **_SETTINGS_OF_ONE_RUN}
         ),
-        "metrics": summary,
+        "metrics": _without_figures_of_one_run(summary),
         "model_card": parameters.model_card.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
     }
+
+
+def _without_figures_of_one_run(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key not in _FIGURES_OF_ONE_RUN}
 
 
 def write_card(
@@ -114,4 +127,5 @@ def write_card(
 
     on_gpu = parameters.device == "cuda" and torch.cuda.is_available()
     hardware = torch.cuda.get_device_name() if on_gpu else "CPU"
+    metrics = {**metrics, "summary": _without_figures_of_one_run(metrics["summary"])}
     return adapter_card(provenance, metrics, parameters.model_card, prompt, hardware)
