@@ -33,7 +33,22 @@ from ja_instruct.hooks.checks import (  # noqa: E402
 )
 from ja_instruct.hooks.progress import ProgressHook  # noqa: E402
 from ja_instruct.hooks.tracking import FlatParametersMlflowHook  # noqa: E402
+from kedro_freshness import FreshnessHook  # noqa: E402
 
+# recorded with every output, since another version may make another output
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "peft",
+    "trl",
+    "unsloth",
+    "tokenizers",
+    "colbert-ai",
+    "ragatouille",
+    "bm25s",
+    "pycld2",
+)
 # the project's subclass replaces kedro-mlflow's hook; telemetry is off
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-telemetry")
 # pluggy calls the last registered first: inputs are checked before an MLflow run is opened
@@ -42,6 +57,7 @@ HOOKS = (
     FlatParametersMlflowHook(),
     UnansweredTasksHook(),
     PreflightHook(),
+    FreshnessHook(libraries=LIBRARIES),
     WorkingDirectoryHook(),
 )
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.hub import check_repository, download_model, is_cached
+from ja_instruct.models.hub import cached_commit, check_repository, download_model, is_cached
 from ja_instruct.retrieval.colbert_checkpoint import check_checkpoint
 from ja_instruct.retrieval.index import ColbertCheckpoint
+from kedro_freshness.fingerprints import fingerprint_path
 
 
 class ColbertCheckpointDataset(InputDataset[ColbertCheckpoint]):
@@ -76,6 +77,13 @@ class ColbertCheckpointDataset(InputDataset[ColbertCheckpoint]):
             check_repository(self._repo_id, self._revision, repo_type="model")
         else:
             check_checkpoint(self._filepath)
+
+    def fingerprint(self) -> str | None:
+        """Return the directory's content or the downloaded commit; None if there is neither."""
+        if self._filepath is not None:
+            return fingerprint_path(self._filepath) if self._filepath.is_dir() else None
+        commit = cached_commit(self._repo_id, self._revision, "model")
+        return commit and f"{self._repo_id}@{commit}"
 
     def load(self) -> ColbertCheckpoint:
         """Return a handle; its ``directory`` raises ``InputError`` when it is not available."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
-from ja_instruct.models.hub import check_repository
+from ja_instruct.models.hub import cached_commit, check_repository
 from ja_instruct.tables.arrow import collect
 from ja_instruct.tables.conversation_sources import find_places
 from ja_instruct.tables.conversations import SOURCE, read_places
 from ja_instruct.tables.json_lines import BAD_RECORD
+from kedro_freshness.fingerprints import fingerprint_path, fingerprint_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +108,23 @@ class ConversationsDataset(InputDataset["Dataset"]):
                 f"{count} bad record(s), {bad_records_max} allowed: {listed}{more}. Repair or "
                 f"remove them, or raise data_filtering.bad_records_max"
             )
+
+    def fingerprint(self) -> str | None:
+        """Return the SHA-256 of the configuration, the files and the data sets' commits.
+
+        None if the configuration has a mistake.
+        """
+        try:
+            places = find_places(self._sources)
+        except InputError:  # 'check_records' reports it
+            return None
+        found = [
+            fingerprint_path(place.path)
+            if isinstance(place.path, Path)
+            else cached_commit(place.path, place.source.revision, "dataset")
+            for place in places
+        ]
+        return fingerprint_value([self._sources, found])
 
     def load(self) -> Dataset:
         """Read every source, including all bad records.

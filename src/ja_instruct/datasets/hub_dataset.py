@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.base import InputDataset
-from ja_instruct.models.hub import check_repository
+from ja_instruct.models.hub import cached_commit, check_repository
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -57,6 +57,11 @@ class HubDataset(InputDataset["Dataset | DatasetDict"]):
         check_repository(
             self.dataset_name, self._dataset_kwargs.get("revision"), repo_type="dataset"
         )
+
+    def fingerprint(self) -> str | None:
+        """Return name, arguments and downloaded commit; None before the first download."""
+        commit = cached_commit(self.dataset_name, self._dataset_kwargs.get("revision"), "dataset")
+        return commit and f"{self.dataset_name}@{commit} {self._dataset_kwargs}"
 
     def load(self) -> Dataset | DatasetDict:
         """Return the data set, downloaded unless it is in the local cache."""

@@ -14,6 +14,7 @@ from ja_instruct.models.directory import (
     refuse_quantized_types,
 )
 from ja_instruct.models.hub import (
+    cached_commit,
     check_repository,
     download_model,
     fetch_file,
@@ -68,6 +69,11 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         check_repository(self._repo_id, self._revision, "model")
         refuse_quantized_config(self.peek_config() or {}, f"'{self._repo_id}' on the hub")
         refuse_quantized_types(self._weights_by_type, f"'{self._repo_id}' on the hub")
+
+    def fingerprint(self) -> str | None:
+        """Return name and downloaded commit; None before the first download."""
+        commit = cached_commit(self._repo_id, self._revision, "model")
+        return commit and f"{self._repo_id}@{commit}"
 
     def parameter_count(self) -> int | None:
         """Return the number of weights that the hub lists, for the check of free memory."""

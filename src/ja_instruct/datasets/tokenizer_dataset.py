@@ -13,7 +13,8 @@ from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
-from ja_instruct.models.hub import check_repository, hub_errors, is_cached
+from ja_instruct.models.hub import cached_commit, check_repository, hub_errors, is_cached
+from kedro_freshness.fingerprints import fingerprint_dataset, fingerprint_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -124,6 +125,16 @@ class TokenizerDataset(InputDataset["Tokenizer | None"]):
             _check_hub(self._repo_id, self._revision)
         elif isinstance(self._model, ChecksInput):
             self._model.check()
+
+    def fingerprint(self) -> str | None:
+        """Return the file's content, or what identifies model or commit; None if not available."""
+        if self._filepath is not None:
+            file = _locate(self._filepath)
+            return fingerprint_path(file) if file.is_file() else None
+        if self._model is not None:
+            return fingerprint_dataset(self._model)
+        commit = cached_commit(self._repo_id, self._revision, "model")
+        return commit and f"{self._repo_id}@{commit}"
 
     def load(self) -> Tokenizer | None:
         """Return the tokenizer; None, with a warning, if it is neither required nor available.

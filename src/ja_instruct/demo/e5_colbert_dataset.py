@@ -67,6 +67,10 @@ class E5ColbertDataset(AbstractDataset[Any, ColbertCheckpoint]):
         else:
             find_packaged_file(self._source["package"], self._source["file"])
 
+    def fingerprint(self) -> str:
+        """Return the checksum of the packaged file, which the checkpoint is converted from."""
+        return f"sha256:{self._source['sha256']}"
+
     def load(self) -> ColbertCheckpoint:
         """Return a handle; its ``directory`` raises ``InputError`` when conversion fails."""
         return ColbertCheckpoint(

@@ -175,6 +175,10 @@ class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
         if not self._exists() and not self._gguf_filepath.is_file():
             require_package(self._package)
 
+    def fingerprint(self) -> str:
+        """Return the checksum of the packaged file, which the model is converted from."""
+        return self._revision
+
     def parameter_count(self) -> int | None:
         """Return the number of weights, for the check of free memory."""
         return self._parameters

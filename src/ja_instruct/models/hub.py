@@ -103,6 +103,23 @@ def is_cached(repo_id: str, revision: str | None, name: str) -> bool:
     return isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
 
 
+def cached_commit(
+    repo_id: str, revision: str | None, repo_type: Literal["model", "dataset"]
+) -> str | None:
+    """Return the commit that a revision was downloaded at, without asking the hub; None if not."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    name = revision or constants.DEFAULT_REVISION
+    if (folder / "snapshots" / name).is_dir():
+        return name
+    try:
+        return (folder / "refs" / name).read_text("utf-8").strip()
+    except OSError:
+        return None
+
+
 def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
     """Return the number of a model's weights of each type (``BF16``), as the hub lists them.
 

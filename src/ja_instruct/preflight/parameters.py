@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ja_instruct.config import did_you_mean, explain_errors
 from ja_instruct.errors import InputError
+from kedro_freshness.inspection import SECTION as FRESHNESS
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -28,7 +29,7 @@ def check_parameters(context: KedroContext) -> None:
     problems = [
         f"'{section}' is not a parameter section{did_you_mean(section, models)}"
         for section in sections
-        if section not in models
+        if section not in models and section != FRESHNESS
     ]
     for section, model in models.items():
         if section not in sections:

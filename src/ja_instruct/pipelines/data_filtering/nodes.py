@@ -46,6 +46,7 @@ from ja_instruct.pipelines.data_filtering.violations import (
 )
 from ja_instruct.tables.columns import as_dataset, require_columns
 from ja_instruct.tables.word_lists import Replacement, read_replacements, read_substrings
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +62,7 @@ else:
 logger = logging.getLogger(__name__)
 
 
+@unaffected_by("params:data_filtering")
 def extract_pairs(
     raw_conversations: Dataset, parameters: DataFilteringParameters
 ) -> tuple[Dataset, Dataset]:
@@ -89,6 +91,7 @@ def extract_pairs(
     return replace_columns(source, pairs), quarantined
 
 
+@unaffected_by("params:data_filtering", but=("params:data_filtering.rare_char_count_max",))
 def find_rare_characters(
     conversation_pairs: Dataset, parameters: DataFilteringParameters
 ) -> dict[str, int]:
@@ -124,6 +127,11 @@ def apply_replacements(
     return replace_columns(conversation_pairs, collect(replace())), touched
 
 
+@unaffected_by(
+    "params:data_filtering.bad_records_max",
+    "params:data_filtering.rare_char_count_max",
+    "params:data_filtering.survivor_char_count_min",
+)
 def judge_pairs(
     cleaned_pairs: Dataset,
     rare_characters: dict[str, int],
@@ -172,6 +180,14 @@ def judge_pairs(
         return join_violations(chain.from_iterable(judged))
 
 
+@unaffected_by(
+    "params:data_filtering",
+    but=(
+        "params:data_filtering.extra_rules",
+        "params:data_filtering.near_duplicate_jaccard_min",
+        "params:data_filtering.survivor_char_count_min",
+    ),
+)
 def judge_survivors(
     cleaned_pairs: Dataset, pair_violations: Violations, parameters: DataFilteringParameters
 ) -> tuple[Violations, dict[str, int]]:
@@ -216,6 +232,10 @@ def split_pairs(cleaned_pairs: Dataset, violations: Violations) -> tuple[Dataset
     return cleaned_pairs.select(kept), rejected_pairs
 
 
+@unaffected_by(
+    "params:data_filtering",
+    but=("params:data_filtering.language", "params:data_filtering.language_percent_min"),
+)
 def report_filtering(
     conversation_pairs: Dataset,
     cleaned_pairs: Dataset,

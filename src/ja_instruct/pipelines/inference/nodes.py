@@ -26,6 +26,7 @@ from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.prompts import PromptParameters, inference_prompt
 from ja_instruct.retrieval.index import require_same_pool
 from ja_instruct.tables.columns import as_dataset, require_columns
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,8 +39,42 @@ else:  # Kedro resolves the hints of a node; these libraries take seconds to imp
 logger = logging.getLogger(__name__)
 
 NAMED_IN_MESSAGES = 10
+# of an answer: the prompt has the examples, and the batch size changes no answer
+WITHOUT_EFFECT = (
+    "answer_store",
+    "params:prompts",
+    *(
+        f"params:inference.{name}"
+        for name in (
+            "batching.cuda_graphs",
+            "batching.max_num_seqs",
+            "batching.memory_gb",
+            "batching.prefill_chunk_size",
+            "device",
+            "example_diversity",
+            "exclude_same_task",
+            "fail_on_failed_tasks",
+            "fit_prompt",
+            "gpu",
+            "max_query_tokens",
+            "top_k",
+        )
+    ),
+)
 
 
+@unaffected_by(
+    "params:inference",
+    but=(
+        "params:inference.top_k",
+        "params:inference.max_query_tokens",
+        "params:inference.exclude_same_task",
+        "params:inference.example_diversity",
+        "params:inference.fit_prompt",
+        "params:inference.max_seq_length",
+        "params:inference.max_new_tokens",
+    ),
+)
 def build_prompts(
     tasks: Dataset,
     qa_pairs: Dataset,
@@ -173,6 +208,7 @@ def _generate(
     return answer_all(list(prompts), keys, store, load, description)
 
 
+@unaffected_by(*WITHOUT_EFFECT, "params:inference.compare_tasks", but=("params:prompts.format",))
 @gpu_resources(estimate_inference)
 def answer_tasks(
     prompts: Dataset,
@@ -232,6 +268,9 @@ def _warn_of_cut_off(report: dict[str, Any]) -> None:
         )
 
 
+@unaffected_by(
+    *WITHOUT_EFFECT, "params:inference.cut_off_is_failure", but=("params:prompts.format",)
+)
 @gpu_resources(estimate_inference)
 def answer_with_base_model(
     prompts: Dataset,

@@ -10,8 +10,10 @@ from ja_instruct.models.cards import COMMIT
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.publication import Publication
 from ja_instruct.pipelines.publishing.parameters import PublishingParameters
+from kedro_freshness import unaffected_by
 
 
+@unaffected_by("params:publishing.commit_message")
 def publish_quantized_model(
     quantized_model: ModelDirectory, parameters: PublishingParameters
 ) -> Publication:
@@ -19,6 +21,7 @@ def publish_quantized_model(
     return _publication(quantized_model, parameters)
 
 
+@unaffected_by("params:publishing.commit_message")
 def publish_adapter(adapter: ModelDirectory, parameters: PublishingParameters) -> Publication:
     """Publish the adapter with the hub's name of its base.
 
@@ -35,6 +38,7 @@ def publish_adapter(adapter: ModelDirectory, parameters: PublishingParameters) -
     return replace(_publication(adapter, parameters), json_changes={"adapter_config.json": changes})
 
 
+@unaffected_by("params:publishing.commit_message")
 def publish_merged_model(
     merged_model: ModelDirectory,
     export_report: dict[str, Any],

@@ -20,6 +20,7 @@ from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.pipelines.quantization.perplexity import Sample, Score, make_samples, score
 from ja_instruct.pipelines.quantization.weight_errors import relative_errors, summarize_errors
 from ja_instruct.tables.columns import as_dataset, require_columns
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,11 @@ PERPLEXITY = (
 )
 
 
+@unaffected_by(
+    "params:quantization.device",
+    "params:quantization.gpu",
+    "params:quantization.perplexity_max_tokens",
+)
 @gpu_resources(estimate_quantization)
 def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> ModelArtifact:
     """Quantize the linear layers of a 16-bit model to 4 bits (QLoRA, arXiv:2305.14314).
@@ -108,6 +114,7 @@ def _load_in_4_bits(
     return model, {name: round(used / 1e9, 3) for name, used in memory.items()}
 
 
+@unaffected_by("params:quantization", but=("params:quantization.perplexity_max_tokens",))
 @gpu_resources(estimate_measurement)
 def measure_quantization(
     base_model: ModelDirectory,

@@ -15,6 +15,7 @@ from ja_instruct.retrieval.colbert import encode_questions
 from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex, Retriever
 from ja_instruct.retrieval.index_files import EncodingCache
 from ja_instruct.tables.columns import as_dataset, require_columns
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ CONSEQUENCES = {
 }
 
 
+@unaffected_by("encoding_cache", "params:rag_index.batch_size")
 def encode_pool(
     qa_pairs: Dataset,
     retriever_checkpoint: ColbertCheckpoint,

@@ -19,6 +19,7 @@ from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_ca
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
 from ja_instruct.prompts import PromptParameters
 from ja_instruct.tables.columns import as_dataset, require_columns
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +30,7 @@ else:  # Kedro resolves the hints of a node; these libraries take seconds to imp
 logger = logging.getLogger(__name__)
 
 
+@unaffected_by("params:sft", but=("params:sft.eval_fraction", "params:sft.training.seed"))
 def build_datasets(
     filtered_pairs: Dataset,
     qa_pairs: Dataset,
@@ -73,6 +75,18 @@ def build_datasets(
     return Dataset.from_list(train), Dataset.from_list(evaluation)
 
 
+@unaffected_by(
+    "params:sft.device",
+    "params:sft.gpu.memory_gb",
+    "params:sft.gpu.disk_gb",
+    "params:sft.checkpoint_dir",
+    "params:sft.resume",
+    "params:sft.training.report_to",
+    "params:sft.training.save_total_limit",
+    "params:sft.training.auto_find_batch_size",
+    "params:sft.training.gradient_checkpointing",
+    "params:sft.training.per_device_eval_batch_size",
+)
 @gpu_resources(estimate_training)
 def train(
     quantized_model: ModelDirectory,

@@ -1,0 +1,39 @@
+"""Small JSON files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object; None if there is no such file, or if it holds something else."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file by a temporary sibling; its folder is created.
+
+    Raises:
+        OSError: The folder is read-only or the disk is full; the old file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
