@@ -1,9 +1,12 @@
+import errno
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 
@@ -83,6 +86,71 @@ def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path, write
 
 
 @both
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "x"), ValueError("IoError: No space left on device (os error)")]
+)
+def test_full_disk_is_explained(tmp_path, write, error):
+    write(tmp_path / "adapter", "old")
+    with (
+        pytest.raises(
+            InputError, match=r"adapter: the disk is full; what was there before is kept"
+        ),
+        replacing(tmp_path / "adapter") as new,
+    ):
+        write(new, "半分")
+        raise error
+    assert content_of(tmp_path / "adapter") == "old"
+    assert names(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("there", "saved", "message"),
+    [
+        (write_directory, write_file, "a directory is in the place of the file"),
+        (write_file, write_directory, "a file is in the place of the directory"),
+    ],
+)
+def test_other_kind_is_not_replaced(tmp_path, there, saved, message):
+    there(tmp_path / "answers", "old")
+    with pytest.raises(InputError, match=message), replacing(tmp_path / "answers") as new:
+        saved(new, "new")
+    assert content_of(tmp_path / "answers") == "old"
+    assert names(tmp_path) == ["answers"]
+
+
+def test_content_is_on_the_disk_before_it_replaces_the_old(tmp_path, monkeypatch):
+    events = []
+
+    def record(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(
+            path.name.replace(path.name[-13:-4], "") if ".new" in path.name else path.name
+        )
+
+    monkeypatch.setattr("os.fsync", record)
+    monkeypatch.setattr("os.replace", lambda *paths: events.append("replace"))
+    with replacing(tmp_path / "model") as new:
+        write_directory(new, "weights")
+    assert events == ["weights", ".model.new", "replace", tmp_path.name]
+
+
+def test_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with replacing(Path("a/model")) as new:
+        write_directory(new, "weights")
+    assert names(tmp_path / "a/model") == ["weights"]
+
+
+def test_without_locks_it_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "ja_instruct.tables.atomic.LockFile", lambda path: (tmp_path / "no/x").touch()
+    )
+    with replacing(tmp_path / "answers") as new:
+        write_file(new, "新")
+    assert names(tmp_path) == ["answers"]
+
+
+@both
 def test_old_is_restored_when_the_last_step_fails(tmp_path, monkeypatch, write):
     def fail(*paths):
         raise OSError("disk full")
@@ -113,8 +181,9 @@ class TestDiscardUnfinished:
         target = tmp_path / name
         target.write_text("旧", "utf-8")
         killed_in(target, write)
-        assert len(names(tmp_path)) == 2
-        discard_unfinished(target)
+        assert len(names(tmp_path)) == 3  # with the lock file
+        (removed,) = discard_unfinished(target)
+        assert removed.name.endswith(".new")
         assert names(tmp_path) == [name]
         assert target.read_text("utf-8") == "旧"
 
@@ -126,10 +195,22 @@ class TestDiscardUnfinished:
         target = tmp_path / name
         write_directory(target, "old")
         killed_in(target, f"new.mkdir(); (new / 'new').touch(); {die}")
-        assert len(names(tmp_path)) == 2
+        assert len(names(tmp_path)) == 3
         discard_unfinished(target)
         assert names(tmp_path) == [name]
         assert content_of(target) == expected
+
+    @pytest.mark.parametrize("old", ["旧", None])
+    def test_what_is_being_written_is_left_alone(self, tmp_path, old):
+        target = tmp_path / "answers.jsonl"
+        if old:
+            target.write_text(old, "utf-8")
+        with replacing(target) as new:
+            write_file(new, "新")
+            before = names(tmp_path)
+            assert discard_unfinished(target) == []
+            assert names(tmp_path) == before
+        assert content_of(target) == "新"
 
     @pytest.mark.parametrize(
         "neighbour",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from kedro.io import AbstractDataset, DatasetError
 
+from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import discard_unfinished
 
 Saved = TypeVar("Saved")
@@ -52,7 +53,7 @@ class InputDataset(CatalogDataset[None, Loaded]):
 
 
 class PathDataset(CatalogDataset[Saved, Loaded]):
-    """A dataset of one file; a dataset of a directory overrides ``_exists``."""
+    """A dataset of one file."""
 
     def __init__(self, *, filepath: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Create the dataset.
@@ -68,8 +69,43 @@ class PathDataset(CatalogDataset[Saved, Loaded]):
         """Remove what a process left behind that was killed while it saved."""
         discard_unfinished(self._filepath)
 
+    def check_output(self) -> None:
+        """Raise ``InputError`` if saving would replace something else."""
+        if self._filepath.is_dir():
+            raise InputError(
+                f"{self._filepath}: a directory is in the place of the file; move it away, or set "
+                f"another filepath in the catalog"
+            )
+
     def _exists(self) -> bool:
         return self._filepath.is_file()
+
+
+class DirectoryDataset(PathDataset[Saved, Loaded]):
+    """A dataset of one directory.
+
+    Attributes:
+        MARKER: A file that every such directory has.
+    """
+
+    MARKER: ClassVar[str]
+
+    def check_output(self) -> None:
+        """Raise ``InputError`` if saving would replace something else."""
+        path = self._filepath
+        if path.is_dir() and any(path.iterdir()) and not self._exists():
+            raise InputError(
+                f"{path}: this directory has no {self.MARKER}, so it was not written here, and "
+                f"saving would replace it; move it away, or set another filepath in the catalog"
+            )
+        if path.exists() and not path.is_dir():
+            raise InputError(
+                f"{path}: a file is in the place of the directory; move it away, or set another "
+                f"filepath in the catalog"
+            )
+
+    def _exists(self) -> bool:
+        return (self._filepath / self.MARKER).is_file()
 
 
 class InputPathDataset(InputDataset[Loaded], PathDataset[None, Loaded]):

@@ -73,6 +73,7 @@ class HubPublicationDataset(PathDataset["Publication", dict[str, Any]]):
 
     def check_output(self) -> None:
         """Raise ``InputError`` if no repository is named or the user may not write to it."""
+        super().check_output()
         check_login(self._repo_id)
 
     def load(self) -> dict[str, Any]:

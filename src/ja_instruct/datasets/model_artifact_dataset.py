@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ja_instruct.datasets.base import PathDataset
+from ja_instruct.datasets.base import DirectoryDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ModelArtifactDataset(PathDataset[ModelArtifact, ModelDirectory]):
+class ModelArtifactDataset(DirectoryDataset[ModelArtifact, ModelDirectory]):
     """Saves weights, tokenizer, card and provenance to a directory; loads a handle on it.
 
     ``ja_instruct.json`` in the directory records its pipeline, its source and the checksums of
@@ -34,6 +34,7 @@ class ModelArtifactDataset(PathDataset[ModelArtifact, ModelDirectory]):
         SOURCE: The key of the provenance that names the model it was made of.
     """
 
+    MARKER = PROVENANCE_FILE
     STAGE: ClassVar[str]
     SOURCE: ClassVar[str]
 
@@ -82,6 +83,3 @@ class ModelArtifactDataset(PathDataset[ModelArtifact, ModelDirectory]):
     def _save_model(self, model: Any, directory: Path) -> None:
         """Write weights and configuration; ``directory`` does not exist yet."""
         model.save_pretrained(directory)
-
-    def _exists(self) -> bool:
-        return (self._filepath / PROVENANCE_FILE).is_file()

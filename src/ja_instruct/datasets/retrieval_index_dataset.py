@@ -6,12 +6,12 @@ import json
 
 from kedro_datasets._typing import JSONPreview
 
-from ja_instruct.datasets.base import PathDataset
+from ja_instruct.datasets.base import DirectoryDataset
 from ja_instruct.retrieval.index import RetrievalIndex
 from ja_instruct.retrieval.index_files import DESCRIPTION, read_index, write_index
 
 
-class RetrievalIndexDataset(PathDataset[RetrievalIndex, RetrievalIndex]):
+class RetrievalIndexDataset(DirectoryDataset[RetrievalIndex, RetrievalIndex]):
     """Loads and saves a ``RetrievalIndex`` as a directory (``ja_instruct.retrieval.index_files``).
 
     Examples:
@@ -31,6 +31,8 @@ class RetrievalIndexDataset(PathDataset[RetrievalIndex, RetrievalIndex]):
         ('日本の首都は?',)
     """
 
+    MARKER = DESCRIPTION
+
     def load(self) -> RetrievalIndex:
         """Read the index; its embeddings are on the CPU.
 
@@ -48,6 +50,3 @@ class RetrievalIndexDataset(PathDataset[RetrievalIndex, RetrievalIndex]):
         content = json.loads((self._filepath / DESCRIPTION).read_text(encoding="utf-8"))
         content["questions"] = content["questions"][:nrows]
         return JSONPreview(json.dumps(content, ensure_ascii=False))
-
-    def _exists(self) -> bool:
-        return (self._filepath / DESCRIPTION).is_file()

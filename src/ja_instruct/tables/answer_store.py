@@ -8,6 +8,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.tables.atomic import sync
 from ja_instruct.tables.json_lines import BadRecordError, parse_record
 
 if TYPE_CHECKING:
@@ -72,15 +73,8 @@ class AnswerStore:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            self._sync_directory()
+            sync(self.path.parent)
         self._answers[key] = record["answer"]  # type: ignore[assignment]
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _read(self) -> None:
         torn = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -9,11 +10,15 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ja_instruct.errors import InputError
+from ja_instruct.tables.locks import LockFile, is_locked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 TOKEN_PATTERN = "[0-9a-f]" * 8
+SUFFIXES = (".new", ".old", ".lock")
 
 
 def _remove(path: Path) -> None:
@@ -34,13 +39,26 @@ def sync(path: Path) -> None:
 
 def _sync_tree(path: Path) -> None:
     """Flush a file, or a directory with everything below it; links are not followed."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            if (file := path / folder / name).is_file() and not file.is_symlink():
-                sync(file)
-        sync(path / folder)
-    if path.is_file():
-        sync(path)
+    for one in (*path.rglob("*"), path):
+        if not one.is_symlink():
+            sync(one)
+
+
+def _sibling(target: Path, token: str, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{token}.{suffix}")
+
+
+@contextmanager
+def _marked_as_being_written(target: Path, token: str) -> Iterator[None]:
+    try:
+        lock = LockFile(_sibling(target, token, "lock"))
+    except OSError:  # the file system has no locks, or writing fails for the same reason
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -56,44 +74,75 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Yields:
         A path beside ``target`` that does not exist yet.
+
+    Raises:
+        InputError: The disk is full, or a directory is in the place of a file or the reverse.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
-    new = target.with_name(f".{target.name}.{token}.new")
-    old = target.with_name(f".{target.name}.{token}.old")
-    try:
-        yield new
-        _sync_tree(new)
-        if target.is_dir():
-            # a directory cannot be renamed over another that holds files
-            target.rename(old)
-        new.replace(target)
-    except BaseException:
-        _remove(new)
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    sync(target.parent)
-    _remove(old)
+    new, old = _sibling(target, token, "new"), _sibling(target, token, "old")
+    with _marked_as_being_written(target, token):
+        try:
+            yield new
+            _sync_tree(new)
+            _require_same_kind(target, new)
+            if target.is_dir():
+                # a directory cannot be renamed over another that holds files
+                target.rename(old)
+            new.replace(target)
+        except BaseException as error:
+            _remove(new)
+            if old.exists() and not target.exists():
+                old.rename(target)
+            if _is_disk_full(error):
+                raise InputError(
+                    f"{target}: the disk is full; what was there before is kept. Free some space "
+                    f"and run the same command again"
+                ) from error
+            raise
+        sync(target.parent)
+        _remove(old)
+
+
+def _require_same_kind(target: Path, new: Path) -> None:
+    if target.exists() and new.exists() and target.is_dir() != new.is_dir():
+        found, expected = ("directory", "file") if target.is_dir() else ("file", "directory")
+        raise InputError(
+            f"{target}: a {found} is in the place of the {expected} that is saved here; move it "
+            f"away, or set another filepath in the catalog"
+        )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # native libraries, such as safetensors, raise errors of their own
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def discard_unfinished(target: Path) -> list[Path]:
     """Remove the remains of a ``replacing`` whose process was killed; restore the old content.
 
-    No process may be writing ``target``: its temporary files look the same.
+    What a process is writing is left alone, unless the file system has no locks.
 
     Returns:
-        The paths that were removed or renamed.
+        The temporary siblings that were removed or renamed.
     """
-    remains = f".{glob.escape(target.name)}.{TOKEN_PATTERN}"
-    found = []
-    for old in target.parent.glob(f"{remains}.old"):
-        found.append(old)
-        if target.exists():
-            _remove(old)
-        else:  # killed between the two renames
-            old.rename(target)
-    for new in target.parent.glob(f"{remains}.new"):
-        found.append(new)
-        _remove(new)
-    return found
+    found = [
+        path
+        for path in target.parent.glob(f".{glob.escape(target.name)}.{TOKEN_PATTERN}.*")
+        if path.suffix in SUFFIXES and not _is_being_written(path.with_suffix(".lock"))
+    ]
+    for path in sorted(found):
+        if path.suffix == ".old" and not target.exists():  # killed between the two renames
+            path.rename(target)
+        else:
+            _remove(path)
+    return [path for path in found if path.suffix != ".lock"]
+
+
+def _is_being_written(lock: Path) -> bool:
+    try:
+        return is_locked(lock)
+    except OSError:
+        return False
