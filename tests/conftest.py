@@ -169,7 +169,7 @@ def copy_project(target: Path) -> Path:
         shutil.copy(REPOSITORY / name, target)
     # Kedro requires a source directory inside the project, so the packages in it are linked
     (target / "src").mkdir()
-    for package in ("ja_instruct", "kedro_cuda_runner"):
+    for package in ("ja_instruct", "kedro_cuda_runner", "kedro_freshness"):
         (target / "src" / package).symlink_to(REPOSITORY / "src" / package)
     return target
 

@@ -100,13 +100,15 @@ class FreshnessHook:
             if path is not None:
                 settle_record(path)
         nodes = pipeline.nodes
+        remakes = None
         if run_params["only_missing_outputs"]:
             remakes = inspection.remakes(pipeline)
-            messages.log_remakes(logger, inspection, pipeline, remakes)
             for name in remakes.outputs:
                 catalog[name].exists = _is_stale
             nodes = SequentialRunner()._filter_pipeline_for_missing_outputs(pipeline, catalog).nodes
         _refuse_rewriting(nodes, inspection)
+        if remakes is not None:
+            messages.log_remakes(logger, inspection, pipeline, remakes)
         messages.log_stale_inputs(logger, inspection, nodes)
         self._attach_drafts(nodes, inspection)
 

@@ -190,7 +190,9 @@ class Inspection:
         if record is None:
             return State(name, "unknown")
         differing, notes = self._compare(name, record)
-        upstream = [self.state(one) for one in self._upstream(name)]
+        # another environment's catalog may have other paths for the inputs
+        is_own = record.environment == self.environment
+        upstream = [self.state(one) for one in self._upstream(name)] if is_own else []
         stale = [one.name for one in upstream if one.kind == "stale" and not self.owner(one.name)]
         missing = [one.name for one in upstream if one.kind == "missing"]
         missing += [name for one in upstream for name in one.missing_inputs]
