@@ -8,6 +8,17 @@ class InputError(DatasetError, click.ClickException, ValueError):
     """A file, parameter or environment of the user cannot be used.
 
     The message names the problem, its place (file, line, key) and the remedy. The command line
-    prints a ``ClickException`` without a traceback, and Kedro's catalog does not wrap a
-    ``DatasetError``.
+    prints a ``ClickException`` without a traceback, and Kedro's datasets do not wrap a
+    ``DatasetError``. Its catalog does: ``ErrorMessageHook`` undoes that.
     """
+
+
+def find_message(error: BaseException) -> str:
+    """Return the message of an error that was raised from an ``InputError``, or an empty string."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    if cause is None:
+        return ""
+    # the catalog adds the dataset's name
+    return str(error) if str(cause) in str(error) else str(cause)

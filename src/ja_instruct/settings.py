@@ -27,6 +27,7 @@ for _name, _value in {
 from kedro.config import OmegaConfigLoader  # noqa: E402
 
 from ja_instruct.hooks.checks import (  # noqa: E402
+    ErrorMessageHook,
     PreflightHook,
     UnansweredTasksHook,
     WorkingDirectoryHook,
@@ -59,6 +60,7 @@ HOOKS = (
     PreflightHook(),
     FreshnessHook(libraries=LIBRARIES),
     WorkingDirectoryHook(),
+    ErrorMessageHook(),
 )
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader

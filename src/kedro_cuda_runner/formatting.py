@@ -2,11 +2,13 @@
 
 
 def gigabytes(size: float) -> str:
-    """Format bytes as GB of 10⁹ bytes.
+    """Format bytes as GB of 10⁹ bytes, less than 0.01 GB as MB.
 
-    >>> gigabytes(23_456_000_000), gigabytes(12_000_000)
-    ('23.5 GB', '0.01 GB')
+    >>> gigabytes(23_456_000_000), gigabytes(12_000_000), gigabytes(123_000)
+    ('23.5 GB', '0.01 GB', '0.12 MB')
     """
+    if size < 1e7:
+        return f"{size / 1e6:.2f} MB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e9:.2f} GB"
 
 

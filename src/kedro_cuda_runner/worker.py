@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import faulthandler
 import inspect
 import logging
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from kedro_cuda_runner.worker_catalog import WorkerCatalog
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 ORPHAN_GRACE_SECONDS = 10
 OUT_OF_MEMORY_TEXTS = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of mem")
 
@@ -161,8 +163,6 @@ def _run_beside_rank_0(channel: Channel, node: Node, catalog: WorkerCatalog) -> 
 
 
 def _describe(error: Exception) -> Failure:
-    import click
-
     text = str(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     return Failure(
@@ -171,8 +171,22 @@ def _describe(error: Exception) -> Failure:
         traceback=_traceback_from_the_node(error),
         out_of_memory="OutOfMemoryError" in names
         or any(one in text for one in OUT_OF_MEMORY_TEXTS),
-        is_usage_error=isinstance(error, click.ClickException | NotTransferableError),
+        is_usage_error=_is_usage_error(error),
     )
+
+
+def _is_usage_error(error: BaseException) -> bool:
+    """Return whether the message suffices: Kedro's catalog may have wrapped the error."""
+    import click
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, click.ClickException | NotTransferableError):
+            return True
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _traceback_from_the_node(error: Exception) -> str:

@@ -92,7 +92,7 @@ def test_interrupted_save_keeps_the_old_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
-        with pytest.raises(DatasetError, match="File too large"):
+        with pytest.raises(DatasetError, match="is larger than the file system"):
             dataset.save(Dataset.from_dict({"output": ["長い" * 10_000] * 9}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -93,7 +93,7 @@ def test_full_disk_is_explained(tmp_path, write, error):
     write(tmp_path / "adapter", "old")
     with (
         pytest.raises(
-            InputError, match=r"adapter: the disk is full; what was there before is kept"
+            InputError, match=r"adapter cannot be written: no room is left on the disk, "
         ),
         replacing(tmp_path / "adapter") as new,
     ):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
 
-from ja_instruct.errors import InputError
+from ja_instruct.disk_errors import explain_disk_error
+from ja_instruct.errors import InputError, find_message
 from ja_instruct.memory.resources import parameters_of
 from ja_instruct.preflight.parameters import check_parameters
 from ja_instruct.preflight.resources import environments_without_gpu
-from ja_instruct.preflight.run import check_run
+from ja_instruct.preflight.run import check_run, filepath_of
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
@@ -57,6 +62,39 @@ class PreflightHook:
             cpu_environments=lambda: environments_without_gpu(self._context),
             runner=run_params["runner"],
         )
+
+
+def _is_not_input_error(_: logging.LogRecord) -> bool:
+    return not isinstance(sys.exc_info()[1], InputError)
+
+
+class ErrorMessageHook:
+    """Reports an error that the user can correct as one message, without a traceback.
+
+    Kedro's catalog wraps an error of a dataset, and a disk may be full for any library.
+    """
+
+    @hook_impl
+    def after_context_created(self) -> None:
+        """Drop Kedro's log record of a node's error if it repeats the message."""
+        logging.getLogger("kedro.pipeline.node").addFilter(_is_not_input_error)
+
+    @hook_impl(wrapper=True)  # after every other hook has seen the error
+    def on_pipeline_error(
+        self, error: Exception, catalog: DataCatalog
+    ) -> Generator[None, Any, Any]:
+        """Replace the error that ends the run.
+
+        Raises:
+            InputError: The error was raised from an ``InputError``, or by the disk.
+        """
+        results = yield
+        name = str(error).partition(":")[0]
+        target = filepath_of(catalog.get(name)) if name in catalog else None
+        message = find_message(error) or explain_disk_error(error, target)
+        if message and not isinstance(error, InputError):
+            raise InputError(message) from error
+        return results
 
 
 class UnansweredTasksHook:

@@ -120,7 +120,7 @@ class _DigestCache:
         try:
             with replacing(self._path) as new:
                 new.write_text(json.dumps({**self._read(), **self._new}), "utf-8")
-        except OSError as error:
+        except (InputError, OSError) as error:
             logger.debug("Digests are not cached: %s", error)
 
     def _read(self) -> dict[str, tuple[str, float]]:

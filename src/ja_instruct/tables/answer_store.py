@@ -8,6 +8,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.disk_errors import writing
 from ja_instruct.tables.atomic import sync
 from ja_instruct.tables.json_lines import BadRecordError, parse_record
 
@@ -57,24 +58,34 @@ class AnswerStore:
             answer: Serializable as JSON.
 
         Raises:
-            OSError: It cannot be written, because the disk is full for example.
+            InputError: The disk is full, or the file cannot be written to.
         """
         record = {"key": key, "answer": dict(answer)}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        with writing(self.path):
+            self._append(line)
+        self._answers[key] = record["answer"]  # type: ignore[assignment]
+
+    def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
-        with self.path.open("a+b") as file:
+        with self.path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if file.seek(0, os.SEEK_END):
+            size = file.seek(0, os.SEEK_END)
+            if size:
                 file.seek(-1, os.SEEK_END)
                 # an incomplete last line, of a killed process, must not swallow this one
                 line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
         if is_new:
             sync(self.path.parent)
-        self._answers[key] = record["answer"]  # type: ignore[assignment]
 
     def _read(self) -> None:
         torn = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import shutil
@@ -10,6 +9,7 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ja_instruct.disk_errors import writing
 from ja_instruct.errors import InputError
 from ja_instruct.tables.locks import LockFile, is_locked
 
@@ -76,29 +76,27 @@ def replacing(target: Path) -> Iterator[Path]:
         A path beside ``target`` that does not exist yet.
 
     Raises:
-        InputError: The disk is full, or a directory is in the place of a file or the reverse.
+        InputError: The disk is full, the place cannot be written to, or a directory is in the place
+            of a file or the reverse.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     new, old = _sibling(target, token, "new"), _sibling(target, token, "old")
     with _marked_as_being_written(target, token):
         try:
-            yield new
-            _sync_tree(new)
-            _require_same_kind(target, new)
-            if target.is_dir():
-                # a directory cannot be renamed over another that holds files
-                target.rename(old)
-            new.replace(target)
-        except BaseException as error:
+            with writing(target, new):
+                yield new
+                _sync_tree(new)
+                _require_same_kind(target, new)
+                if target.is_dir():
+                    # a directory cannot be renamed over another that holds files
+                    target.rename(old)
+                new.replace(target)
+        except BaseException:
             _remove(new)
             if old.exists() and not target.exists():
                 old.rename(target)
-            if _is_disk_full(error):
-                raise InputError(
-                    f"{target}: the disk is full; what was there before is kept. Free some space "
-                    f"and run the same command again"
-                ) from error
             raise
         sync(target.parent)
         _remove(old)
@@ -111,13 +109,6 @@ def _require_same_kind(target: Path, new: Path) -> None:
             f"{target}: a {found} is in the place of the {expected} that is saved here; move it "
             f"away, or set another filepath in the catalog"
         )
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # native libraries, such as safetensors, raise errors of their own
-    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def discard_unfinished(target: Path) -> list[Path]:

@@ -56,7 +56,7 @@ def last_checkpoint(directory: Path) -> Path | None:
     found = [
         (int(path.name.removeprefix("checkpoint-")), path)
         for path in directory.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and _is_complete(path)
+        if path.name.removeprefix("checkpoint-").isdigit() and is_complete(path)
     ]
     return max(found)[1] if found else None
 
@@ -73,7 +73,8 @@ def has_ended(state: Mapping[str, Any]) -> bool:
     return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether all files that a training resumes from are there."""
     if not all((checkpoint / name).is_file() for name in FILES):
         return False
     try:

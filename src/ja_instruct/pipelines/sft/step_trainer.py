@@ -7,18 +7,22 @@ one step is computed again in smaller pieces. Imports torch and TRL: import it w
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ja_instruct.disk_errors import writing
 from ja_instruct.errors import InputError
+from ja_instruct.pipelines.sft.checkpoints import is_complete
 from ja_instruct.pipelines.sft.measuring import TrainingMeter
 from ja_instruct.pipelines.sft.micro_batches import (
     group_by_length,
@@ -249,7 +253,15 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
             "seconds": self._earlier_seconds + time.monotonic() - self._started,
             "meter": self.meter.state(),
         }
-        super()._save_checkpoint(model, trial)
+        step = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        checkpoint = Path(self._get_output_dir(trial=trial)) / step
+        try:
+            with writing(checkpoint):
+                super()._save_checkpoint(model, trial)
+        except InputError:
+            if not is_complete(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
 
     def _load_callback_state(self) -> None:
         states: Any = self.state.stateful_callbacks
