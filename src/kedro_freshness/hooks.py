@@ -85,6 +85,7 @@ class FreshnessHook:
         Raises:
             FreshnessError: The run would rewrite what another environment made.
         """
+        self._drafts = {}  # of an earlier run in this process
         inspection = Inspection(
             [pipeline, *(pipelines[name] for name in sorted(pipelines))],
             catalog,
