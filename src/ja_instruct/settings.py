@@ -12,6 +12,9 @@ for _name, _value in {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     # deprecations and hints that concern the library's callers
     "TRANSFORMERS_VERBOSITY": "error",
+    # a server that does not answer is given up after half a minute; by default 20 minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     # the recipe pads its batches
     "UNSLOTH_DISABLE_AUTO_PADDING_FREE": "1",
     # transformers' callback would log every default of the model's and the trainer's
@@ -33,6 +36,7 @@ from ja_instruct.hooks.checks import (  # noqa: E402
     WorkingDirectoryHook,
 )
 from ja_instruct.hooks.progress import ProgressHook  # noqa: E402
+from ja_instruct.hooks.stopping import StoppedRunHook  # noqa: E402
 from ja_instruct.hooks.tracking import FlatParametersMlflowHook  # noqa: E402
 from kedro_freshness import FreshnessHook  # noqa: E402
 
@@ -56,6 +60,7 @@ DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-telemetry")
 HOOKS = (
     ProgressHook(),
     FlatParametersMlflowHook(),
+    StoppedRunHook(),
     UnansweredTasksHook(),
     PreflightHook(),
     FreshnessHook(libraries=LIBRARIES),

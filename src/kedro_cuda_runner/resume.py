@@ -35,6 +35,12 @@ def resume_command(
     return shlex.join(["kedro", *kept, f"--from-nodes={','.join(start)}"])
 
 
+def this_command(option: str) -> str:
+    """Return the command line of this ``kedro run``, if any, with ``option`` in it."""
+    arguments = _arguments_of_kedro_run(sys.argv)
+    return shlex.join(["kedro", *arguments, *({option} - set(arguments))])
+
+
 def _arguments_of_kedro_run(argv: Sequence[str]) -> list[str]:
     program = Path(argv[0])
     is_kedro = program.name == "kedro" or program.parent.name == "kedro"

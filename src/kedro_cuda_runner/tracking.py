@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """An active MLflow run: the URI of the tracking store and the id of the run."""
+    """An active MLflow run.
+
+    Attributes:
+        uri: URI of the tracking store.
+        run_id: Id of the run.
+        build_store: MLflow's function that builds such a store, or the one that replaces it.
+    """
 
     uri: str
     run_id: str
+    build_store: Callable[..., Any]
 
 
 def active_tracking() -> Tracking | None:
@@ -21,7 +29,14 @@ def active_tracking() -> Tracking | None:
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or (run := mlflow.active_run()) is None:
         return None
-    return Tracking(mlflow.get_tracking_uri(), run.info.run_id)
+    uri = mlflow.get_tracking_uri()
+    return Tracking(uri, run.info.run_id, _store_registry().get_store_builder(uri))
+
+
+def _store_registry() -> Any:
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    return _tracking_store_registry
 
 
 @contextmanager
@@ -35,7 +50,10 @@ def continued(tracking: Tracking | None) -> Iterator[None]:
         yield
         return
     import mlflow
+    from mlflow.utils.uri import get_uri_scheme
 
+    # in a node's process this is not yet the builder that the runner's process uses
+    _store_registry().register(get_uri_scheme(tracking.uri), tracking.build_store)
     mlflow.set_tracking_uri(tracking.uri)
     mlflow.start_run(run_id=tracking.run_id)
     try:

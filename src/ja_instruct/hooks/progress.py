@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
 
+from ja_instruct.hooks.forgiving_store import path_of_untracked
+from ja_instruct.hooks.untracked import shortened
 from ja_instruct.preflight.run import filepath_of, nodes_to_run
 from kedro_cuda_runner.formatting import duration
 
@@ -89,14 +90,21 @@ class ProgressHook:
         }
         for name, label in RESULTS.items():
             if name in paths:
-                logger.info("%-8s %s", label, _shortened(paths[name]))
+                logger.info("%-8s %s", label, shortened(paths[name]))
         run = mlflow.active_run()
         if run is not None:
-            logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run.info.run_id)
+            self._log_tracking(run.info.run_id)
         if (report := paths.get("run_report")) is not None:
             if run is not None and report.is_file():
                 mlflow.log_artifact(str(report))
-            logger.info("%-8s %s", "Report", _shortened(report))
+            logger.info("%-8s %s", "Report", shortened(report))
+
+    def _log_tracking(self, run_id: str) -> None:
+        untracked = path_of_untracked()
+        if untracked is None:
+            logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run_id)
+        else:
+            logger.warning("%-8s not tracked in full, see %s", "MLflow", shortened(untracked))
 
     def _finish(self, stage: str) -> None:
         summary = self._summaries.get(stage, {})
@@ -109,8 +117,3 @@ class ProgressHook:
             times["stage_seconds"] = total
             metrics = {**summary, **{name: round(spent, 2) for name, spent in times.items()}}
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
-
-
-def _shortened(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import mlflow
+import psutil
 from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from pydantic import BaseModel
 
+from ja_instruct.hooks.forgiving_store import forgive
+from ja_instruct.hooks.tracking_store import SQLITE, prepare_store
+from ja_instruct.hooks.untracked import Untracked, shortened
+
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-SQLITE = "sqlite:///"
+logger = logging.getLogger(__name__)
+
+# the tag of a run: the host, the process and the start of the process
+PROCESS_TAG = "process"
+# the clock may have been set since a process was recorded
+START_TOLERANCE_SECONDS = 60
+# they log an error that is handled here, with its traceback, and each try of a request
+NOISY_LOGGERS = ("mlflow.store.db.utils", "urllib3.connectionpool")
 
 
 class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
-    """kedro-mlflow's hook for typed parameters and runs started in a subfolder.
+    """kedro-mlflow's hook for typed parameters, runs started in a subfolder, and lost stores.
 
     Typed parameters are logged one by one (``sft.lora.lora_r``). A relative SQLite path is
-    resolved against the project's folder.
+    resolved against the project's folder. A run goes on without a store, and its end is recorded
+    by the next run if its process was killed.
     """
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Make the path of the store absolute before kedro-mlflow opens it."""
+        """Prepare the store before kedro-mlflow opens it."""
         config = dict(context.config_loader["mlflow"])
-        server = dict(config.get("server", {}))
-        uri = str(server.get("mlflow_tracking_uri", ""))
-        path = Path(uri.removeprefix(SQLITE))
-        if uri.startswith(SQLITE) and not path.is_absolute():
-            path = context.project_path / path
-            path.parent.mkdir(parents=True, exist_ok=True)
+        server = dict(config.get("server") or {})
+        uri = str(server.get("mlflow_tracking_uri") or "")
+        untracked = Untracked(_shown(uri), _path_of_untracked(context))
+        if uri.startswith(SQLITE):
+            path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
             context.config_loader["mlflow"] = {**config, "server": server}
+            untracked.store = str(shortened(path))
+            problem = prepare_store(path)
+            if problem is not None:
+                untracked.give_up(problem)
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        forgive(untracked)
         super().after_context_created(context)
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Start a run with the tag of this process; end those whose processes were killed."""
+        params = {**run_params, PROCESS_TAG: _tag_of(psutil.Process())}
+        super().before_pipeline_run(params, pipeline, catalog)
+        run = mlflow.active_run()
+        if run is not None:
+            _end_runs_of_killed_processes(run.info.experiment_id)
 
     @hook_impl
     def before_node_run(
@@ -48,3 +84,37 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
             for name, value in inputs.items()
         }
         super().before_node_run(node, catalog, plain, is_async)
+
+
+def _path_of_untracked(context: KedroContext) -> Path:
+    names = context.config_loader["globals"]
+    begun = time.strftime("%m%d_%H%M%S")
+    folder = context.project_path / "data/08_reporting" / names.get("run_name", context.env)
+    return Path(folder / f"untracked_{begun}.jsonl")
+
+
+def _shown(uri: str) -> str:
+    """Return a URI without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _tag_of(process: psutil.Process) -> str:
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+
+
+def _end_runs_of_killed_processes(experiment_id: str) -> None:
+    """Set the runs to KILLED that are RUNNING, and whose process on this host has ended."""
+    client = mlflow.MlflowClient()
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        host, _, process = run.data.tags.get(PROCESS_TAG, "").partition(" ")
+        if host == socket.gethostname() and not _is_alive(*process.split()):
+            client.update_run(run.info.run_id, status="KILLED")
+
+
+def _is_alive(pid: str, started: str) -> bool:
+    try:
+        age = psutil.Process(int(pid)).create_time() - float(started)
+    except psutil.NoSuchProcess:
+        return False
+    return abs(age) < START_TOLERANCE_SECONDS
