@@ -12,9 +12,11 @@ for _name, _value in {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     # deprecations and hints that concern the library's callers
     "TRANSFORMERS_VERBOSITY": "error",
-    # a server that does not answer is given up after half a minute; by default 20 minutes
+    # a server that does not answer is given up after 20 seconds; by default after 20 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # the last log lines hold it
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # the recipe pads its batches
     "UNSLOTH_DISABLE_AUTO_PADDING_FREE": "1",
     # transformers' callback would log every default of the model's and the trainer's

@@ -11,7 +11,7 @@ import mlflow
 from kedro.framework.hooks import hook_impl
 
 from ja_instruct.hooks.forgiving_store import path_of_untracked
-from ja_instruct.hooks.untracked import shortened
+from ja_instruct.hooks.untracked import shortened, without_password
 from ja_instruct.preflight.run import filepath_of, nodes_to_run
 from kedro_cuda_runner.formatting import duration
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
+    from mlflow.entities import RunInfo
 
 logger = logging.getLogger(__name__)
 
@@ -93,18 +94,11 @@ class ProgressHook:
                 logger.info("%-8s %s", label, shortened(paths[name]))
         run = mlflow.active_run()
         if run is not None:
-            self._log_tracking(run.info.run_id)
+            _log_tracking(run.info)
         if (report := paths.get("run_report")) is not None:
             if run is not None and report.is_file():
                 mlflow.log_artifact(str(report))
             logger.info("%-8s %s", "Report", shortened(report))
-
-    def _log_tracking(self, run_id: str) -> None:
-        untracked = path_of_untracked()
-        if untracked is None:
-            logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run_id)
-        else:
-            logger.warning("%-8s not tracked in full, see %s", "MLflow", shortened(untracked))
 
     def _finish(self, stage: str) -> None:
         summary = self._summaries.get(stage, {})
@@ -117,3 +111,15 @@ class ProgressHook:
             times["stage_seconds"] = total
             metrics = {**summary, **{name: round(spent, 2) for name, spent in times.items()}}
             mlflow.log_metrics({f"{stage}.{key}": float(value) for key, value in metrics.items()})
+
+
+def _log_tracking(run: RunInfo) -> None:
+    """Log where the tracked run is, or what was not tracked."""
+    untracked, uri = path_of_untracked(), without_password(mlflow.get_tracking_uri())
+    if untracked is not None:
+        logger.warning("%-8s not tracked in full, see %s", "MLflow", shortened(untracked))
+    elif uri.startswith("http"):
+        path = f"#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        logger.info("%-8s %s/%s", "MLflow", uri.rstrip("/"), path)
+    else:
+        logger.info("%-8s run %s; 'make mlflow' shows it", "MLflow", run.run_id)

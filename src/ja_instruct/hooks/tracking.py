@@ -7,7 +7,6 @@ import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import mlflow
 import psutil
@@ -17,7 +16,7 @@ from pydantic import BaseModel
 
 from ja_instruct.hooks.forgiving_store import forgive
 from ja_instruct.hooks.tracking_store import SQLITE, prepare_store
-from ja_instruct.hooks.untracked import Untracked, shortened
+from ja_instruct.hooks.untracked import Untracked, shortened, without_password
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -49,7 +48,7 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
         config = dict(context.config_loader["mlflow"])
         server = dict(config.get("server") or {})
         uri = str(server.get("mlflow_tracking_uri") or "")
-        untracked = Untracked(_shown(uri), _path_of_untracked(context))
+        untracked = Untracked(without_password(uri), _path_of_untracked(context))
         if uri.startswith(SQLITE):
             path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
@@ -91,12 +90,6 @@ def _path_of_untracked(context: KedroContext) -> Path:
     begun = time.strftime("%m%d_%H%M%S")
     folder = context.project_path / "data/08_reporting" / names.get("run_name", context.env)
     return Path(folder / f"untracked_{begun}.jsonl")
-
-
-def _shown(uri: str) -> str:
-    """Return a URI without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _tag_of(process: psutil.Process) -> str:
