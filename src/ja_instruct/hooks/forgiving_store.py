@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import wrapt
 from mlflow.entities import Experiment, Run, RunData, RunInfo, RunStatus
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from ja_instruct.hooks.untracked import Untracked
 
+Result = TypeVar("Result")
 
-class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
+
+class ForgivingStore(wrapt.ObjectProxy[Any]):
     """A tracking store whose methods for runs do not fail.
 
     Attributes of a proxy begin with ``_self_``; all others are those of the store.
@@ -44,9 +46,8 @@ class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment | None:
         """Return an experiment; without MLflow, one that is not stored."""
-        return self._try(
-            "get_experiment_by_name", (experiment_name,), lambda: _experiment(experiment_name)
-        )
+        name = experiment_name
+        return self._try("get_experiment_by_name", (name,), lambda: _experiment(name))
 
     def get_experiment(self, experiment_id: str) -> Experiment:
         """Return an experiment; without MLflow, one that is not stored."""
@@ -59,7 +60,7 @@ class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
         return self._try(
             "create_experiment",
             (name, artifact_location, tags),
-            lambda: self.get_experiment_by_name(name).experiment_id,
+            lambda: (self.get_experiment_by_name(name) or _experiment(name)).experiment_id,
         )
 
     def create_run(
@@ -100,9 +101,9 @@ class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
         values = (run_id, run_status, end_time, run_name)
         return self._try("update_run_info", values, write, although_waiting=is_end)
 
-    def search_runs(self, *args: Any, **kwargs: Any) -> PagedList:
+    def search_runs(self, *args: Any, **kwargs: Any) -> PagedList[Run]:
         """Return runs; without MLflow, none."""
-        return self._try("search_runs", args, lambda: PagedList([], None), kwargs)
+        return self._try("search_runs", args, lambda: PagedList[Run]([], None), kwargs)
 
     def log_batch(
         self,
@@ -134,15 +135,16 @@ class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
         self,
         method: str,
         args: Sequence[Any],
-        otherwise: Callable[[], Any],
+        otherwise: Callable[[], Result],
         kwargs: dict[str, Any] | None = None,
         *,
         although_waiting: bool = False,
-    ) -> Any:
+    ) -> Result:
         untracked = self._self_untracked
         if not untracked.is_waiting or (although_waiting and not untracked.is_given_up):
             try:
-                return getattr(self.__wrapped__, method)(*args, **(kwargs or {}))
+                result: Result = getattr(self.__wrapped__, method)(*args, **(kwargs or {}))
+                return result
             except Exception as error:  # of a database, the network, or MLflow
                 untracked.note(error)
         return otherwise()
@@ -157,7 +159,7 @@ class ForgivingStore(wrapt.ObjectProxy):  # type: ignore[misc]
         return self._self_runs.get(run_id) or _run(run_id, "0", "", 0, location, "")
 
 
-class ForgivingArtifacts(wrapt.ObjectProxy):  # type: ignore[misc]
+class ForgivingArtifacts(wrapt.ObjectProxy[Any]):
     """An artifact repository whose methods for logging do not fail."""
 
     def __init__(self, repository: Any, untracked: Untracked) -> None:
@@ -194,7 +196,7 @@ class ForgivingBuilder:
     def __call__(self, store_uri: str, artifact_uri: str | None = None) -> ForgivingStore:
         """Build the store, and let artifact repositories be built that do not fail either."""
         forgive_artifacts(self.untracked)
-        store = AbstractStore()
+        store: AbstractStore = AbstractStore()  # type: ignore[abstract]  # no method is called
         if not self.untracked.is_given_up:
             try:
                 store = self.build(store_uri=store_uri, artifact_uri=artifact_uri)

@@ -53,7 +53,7 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
             path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
             context.config_loader["mlflow"] = {**config, "server": server}
-            untracked.store = str(shortened(path))
+            untracked.store, untracked.file = str(shortened(path)), path
             problem = prepare_store(path)
             if problem is not None:
                 untracked.give_up(problem)
@@ -110,4 +110,4 @@ def _is_alive(pid: str, started: str) -> bool:
         age = psutil.Process(int(pid)).create_time() - float(started)
     except psutil.NoSuchProcess:
         return False
-    return abs(age) < START_TOLERANCE_SECONDS
+    return bool(abs(age) < START_TOLERANCE_SECONDS)

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from ja_instruct.hooks.untracked import first_cause
+from ja_instruct.hooks.untracked import describe, first_cause
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def prepare_store(path: Path) -> str | None:
     except Exception as error:  # of the file system, SQLite, SQLAlchemy or alembic
         cause = first_cause(error)
         is_corrupt = type(cause) is sqlite3.DatabaseError  # locked, full: a subclass of it
-        return f"{cause}; {MOVE_IT}" if is_corrupt else str(cause)
+        return f"{describe(cause)}; {MOVE_IT}" if is_corrupt else describe(cause)
     return None
 
 

@@ -31,6 +31,12 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
+def describe(cause: BaseException) -> str:
+    """Return the first line of an exception's message."""
+    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
+    return str(text).splitlines()[0]
+
+
 def shortened(path: Path) -> Path:
     """Return ``path`` as seen from the working directory, if it is below it."""
     here = Path.cwd()
@@ -54,6 +60,7 @@ class Untracked:
         retry_at: When MLflow is tried again, in seconds of ``time.monotonic``.
         reason: Why MLflow did not take something the last time.
         run_id: MLflow's run.
+        file: The SQLite file, if the store is one.
     """
 
     store: str
@@ -61,6 +68,7 @@ class Untracked:
     retry_at: float = 0.0
     reason: str = ""
     run_id: str = ""
+    file: Path | None = None
     _is_reported: bool = False
     _is_loss_reported: bool = False
 
@@ -81,8 +89,8 @@ class Untracked:
 
     def note(self, error: Exception, *, is_of_one_request: bool = False) -> None:
         """Keep the reason; wait with the next try if the store itself is at fault."""
-        lines = str(first_cause(error)).strip().splitlines() or [type(error).__name__]
-        self.reason = lines[0]
+        is_gone = self.file is not None and not self.file.exists()
+        self.reason = "the file is gone" if is_gone else describe(first_cause(error))
         if not is_of_one_request and getattr(error, "error_code", None) not in REFUSALS:
             self.retry_at = max(self.retry_at, time.monotonic() + RETRY_SECONDS)
 
