@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # ThreadRunner waits for its nodes; CudaRunner kills the nodes' processes after 10 seconds
 GRACE_SECONDS = 20.0
-EXIT_CODE = 130
+# a run that still goes on then says so
+NOTICE_SECONDS = 2.0
 
 
 class StoppedRunHook:
@@ -78,19 +79,25 @@ class StoppedRunHook:
             return
         self._signals += 1
         if self._signals > 1:
-            self._end_now()
-        threading.Thread(target=self._end_after_grace, daemon=True).start()
+            self._end_now(number)
+        threading.Thread(target=self._end_after_grace, args=(number,), daemon=True).start()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    def _end_after_grace(self) -> None:
-        time.sleep(GRACE_SECONDS)
-        main = sys._current_frames().get(threading.main_thread().ident or 0)
-        if self._signals and _is_in_run(main):
-            self._end_now()
+    def _end_after_grace(self, number: int) -> None:
+        time.sleep(NOTICE_SECONDS)
+        if self._is_unwinding():
+            click.echo(f"Waiting for nodes up to {GRACE_SECONDS:.0f} s; Ctrl-C ends them", err=True)
+        time.sleep(GRACE_SECONDS - NOTICE_SECONDS)
+        if self._is_unwinding():
+            self._end_now(number)
 
-    def _end_now(self) -> NoReturn:
+    def _is_unwinding(self) -> bool:
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        return self._signals > 0 and _is_in_run(main)
+
+    def _end_now(self, number: int) -> NoReturn:
         """End the process without waiting for its threads."""
         if self._run_id is not None:
             mlflow.MlflowClient().set_terminated(self._run_id, "KILLED")
@@ -98,7 +105,7 @@ class StoppedRunHook:
         for child in psutil.Process().children(recursive=True):
             child.terminate()
         sys.stdout.flush()
-        os._exit(EXIT_CODE)
+        os._exit(128 + number)
 
     def _end_at_exit(self) -> None:
         if self._is_running:
@@ -124,4 +131,4 @@ def _is_in_run(frame: FrameType | None) -> bool:
 
 
 def _show_command() -> None:
-    click.echo(f"Stopped. To go on: {this_command('--only-missing-outputs')}", err=True)
+    click.echo(f"\nStopped. To go on: {this_command('--only-missing-outputs')}", err=True)
