@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -312,3 +314,42 @@ def test_an_unknown_key_of_the_section_is_refused(invoke_kedro):
     assert (
         "'freshness.count_cod' is unknown; the keys are count_code, rewrite_others" in result.output
     )
+
+
+def test_status_of_an_unknown_environment(finished_project, monkeypatch):
+    monkeypatch.chdir(finished_project)
+    result = CliRunner().invoke(status, ["--env=demi"])
+    assert result.exit_code == 1
+    assert "no folder conf/demi; did you mean 'demo'?" in result.output
+
+
+class TestModule:
+    """``python -m ja_instruct``."""
+
+    @pytest.fixture
+    def call(self, project, subprocess_environment):
+        def call(*args):
+            return subprocess.run(
+                [sys.executable, "-m", "ja_instruct", *args],
+                cwd=project,
+                env=subprocess_environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+
+        return call
+
+    def test_status(self, call):
+        done = call("status", "--env=test", "--pipeline=rag_index")
+        assert done.returncode == 0, done.stderr
+        assert {line.split()[1] for line in done.stdout.splitlines()[:2]} == {
+            "retrieval_index",
+            "rag_index_report",
+        }
+
+    def test_run(self, call, project):
+        done = call("--env", "test", "--pipeline", "data_filtering")
+        assert done.returncode == 0, done.stderr
+        assert (project / "data/03_primary/test/filtered_pairs.jsonl").is_file()

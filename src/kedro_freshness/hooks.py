@@ -62,7 +62,7 @@ class FreshnessHook:
         self._environment = ""
         self._drafts: dict[str, tuple[AbstractDataset[Any, Any], Record]] = {}
 
-    @hook_impl
+    @hook_impl(trylast=True)  # the project's own checks of its configuration have better messages
     def after_context_created(self, context: KedroContext) -> None:
         """Read the environment's name and the parameters.
 
