@@ -7,6 +7,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,7 +29,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         OSError: The folder is read-only or the disk is full; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
     try:
         with new.open("w", encoding="utf-8") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
@@ -37,3 +39,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove temporary files whose process was killed."""
+    for new in folder.glob(".*.new"):
+        pid = new.name.split(".")[-3]
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+            new.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from kedro_freshness.files import read_json, write_json
+from kedro_freshness.files import discard_unfinished, read_json, write_json
 from kedro_freshness.fingerprints import FOLDER, fingerprint_path
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def read_record(path: Path) -> Record | None:
 
 def settle_record(path: Path) -> None:
     """Complete or drop the pending record of a killed run; no process may be saving ``path``."""
+    discard_unfinished(path.parent / FOLDER)
     pending_file = _pending_file(path)
     if not pending_file.is_file():
         return

@@ -1,0 +1,20 @@
+"""Temporary files of a process that was killed while it wrote a record."""
+
+import os
+import subprocess
+import sys
+
+from kedro_freshness.fingerprints import FOLDER
+from kedro_freshness.records import settle_record
+
+
+def test_are_removed_unless_their_process_is_alive(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    names = [f".model.json.{pid}.0a1b2c3d.new" for pid in (ended.pid, os.getpid())]
+    for name in names:
+        (folder / name).write_text("{")
+    settle_record(tmp_path / "model")
+    assert [path.name for path in folder.iterdir()] == names[1:]
