@@ -50,6 +50,8 @@ def build_run_report(
         loss_plot=loss_plot.to_html(
             full_html=False,
             include_plotlyjs=True,
+            # plotly's own id is random, and two runs would write different pages
+            div_id="loss-plot",
             default_height=380,
             config={"responsive": True, "displayModeBar": False},
         ),

@@ -1,0 +1,204 @@
+"""Forks runs from a process that has imported everything: ``python warm_server.py SOCKET``.
+
+Starting a run takes ten seconds of imports and a second of work. Each request is a JSON message
+with the descriptors of standard output and error: a run's ``kedro`` command, or the process of a
+node. The server answers with the process id and, once the process has ended, with its exit status.
+It has no threads of its own, so that a fork has all that it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.faults import aimed, fake_gpus
+
+SOCKET = "JA_FAULTS_SERVER"
+# the project's settings come first: they set what libraries read when they are imported
+MODULES = (
+    "ja_instruct.settings",
+    "ja_instruct.pipeline_registry",
+    "ja_instruct.datasets",
+    "kedro.framework.cli.cli",
+    "kedro_cuda_runner.cuda_runner",
+    "kedro_cuda_runner.worker",
+    "mlflow.store.tracking.sqlalchemy_store",
+    *("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"),
+    *("plotly", "colbert", "ragatouille", "bm25s", "rensa", "pycld2", "arro3.io"),
+    "kedro_viz.integrations.kedro.hooks",
+)
+# what transformers, trl and peft import when it is first used
+LAZY = {
+    "trl": ("SFTTrainer", "SFTConfig"),
+    "transformers": ("Trainer", "Gemma2ForCausalLM", "GemmaTokenizer", "AutoModelForCausalLM"),
+    "peft": ("LoraConfig", "PeftModel"),
+}
+MESSAGE_BYTES = 1 << 20
+
+
+class Process:
+    """A process that the server has forked, with the interface of ``subprocess.Popen``."""
+
+    def __init__(
+        self,
+        server: str,
+        argv: Sequence[str],
+        outputs: Sequence[int],
+        cwd: str,
+        env: dict[str, str],
+    ) -> None:
+        self.returncode: int | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(server)
+        request = json.dumps({"argv": list(argv), "cwd": cwd, "env": env}).encode()
+        socket.send_fds(self._socket, [request], outputs)
+        self.pid = int(self._socket.recv(MESSAGE_BYTES))
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs."""
+        return self._receive(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended in time.
+        """
+        status = self._receive(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired("a warm process", timeout or 0.0)
+        return status
+
+    def _receive(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            self._socket.settimeout(timeout)
+            with contextlib.suppress(TimeoutError, BlockingIOError):
+                self.returncode = int(self._socket.recv(MESSAGE_BYTES))
+                self._socket.close()
+        return self.returncode
+
+
+def start_worker(command: Sequence[str], **arguments: Any) -> Any:
+    """Take the place of ``subprocess.Popen`` in the runner."""
+    server = os.environ[SOCKET]
+    if list(command[1:3]) != ["-m", "kedro_cuda_runner.worker"]:
+        return subprocess.Popen(command, **arguments)
+    outputs = [arguments["stdout"], arguments["stderr"]]
+    return Process(server, ["worker", *command[3:]], outputs, str(Path.cwd()), arguments["env"])
+
+
+def become(argv: list[str], cwd: str, env: dict[str, str], outputs: list[int]) -> None:
+    """Turn this fork into a run or into the process of a node; does not return."""
+    os.setsid()
+    for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, outputs[0]), (2, outputs[1])):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    status: Any = 1
+    try:
+        fake_gpus.install()
+        aimed.install()
+        status = _run(argv)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    import atexit
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _run(argv: list[str]) -> int:
+    sys.argv = argv
+    if argv[0] == "worker":
+        from kedro_cuda_runner import worker
+
+        worker.main(argv[1])
+        return 0
+    from kedro.framework.cli.cli import main
+
+    from kedro_cuda_runner import node_process
+
+    warm = {**vars(subprocess), "Popen": start_worker}
+    vars(node_process)["subprocess"] = types.SimpleNamespace(**warm)
+    main()
+    return 0
+
+
+def serve(path: str) -> None:
+    """Fork what clients ask for, until the process is ended."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(64)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    clients: dict[int, tuple[int, socket.socket]] = {}
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                client = listener.accept()[0]
+                message, outputs, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
+                if not message:
+                    client.close()
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    listener.close()
+                    client.close()
+                    for pidfd, (_, other) in clients.items():
+                        os.close(pidfd)
+                        other.close()
+                    become(**json.loads(message), outputs=outputs)
+                for output in outputs:
+                    os.close(output)
+                client.send(str(pid).encode())
+                pidfd = os.pidfd_open(pid)
+                clients[pidfd] = (pid, client)
+                selector.register(pidfd, selectors.EVENT_READ)
+            else:
+                pidfd = key.fd
+                pid, client = clients.pop(pidfd)
+                selector.unregister(pidfd)
+                os.close(pidfd)
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # the client was killed
+                    client.send(str(status).encode())
+                client.close()
+
+
+def main() -> None:
+    """Import everything, then serve."""
+    for name in MODULES:
+        importlib.import_module(name)
+    for name, attributes in LAZY.items():
+        for attribute in attributes:
+            getattr(sys.modules[name], attribute)
+    serve(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()
