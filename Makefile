@@ -11,7 +11,7 @@ TEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loads
 DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
 DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)
 
-.PHONY: help demo test check lint format clean-demo requirements tiny-models viz mlflow
+.PHONY: help demo test faults check lint format clean-demo requirements tiny-models viz mlflow
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ demo: $(INSTALLED) ## Run everything on the CPU with the embedded model and data
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+faults: $(INSTALLED) ## Kill 240 runs at random moments, resume them and compare their outputs (nightly)
+	$(BIN)/python benchmarks/faults/kill_runs.py --trials 240
 
 check: lint test ## Everything CI runs: style, types, import rules, tests
 

@@ -130,6 +130,10 @@ class Run:
             self._process.wait(seconds)
         return self.poll()
 
+    def shown(self) -> str:
+        """Return what was printed so far."""
+        return self.log.read_text("utf-8", "replace")
+
     def others(self) -> list[int]:
         """Return the other processes of the project: of nodes, and what they have started."""
         return [pid for pid in processes_in(self.project) if pid != self.pid]

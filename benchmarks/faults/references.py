@@ -91,7 +91,8 @@ class References:
     def _measure(self, server: str, pipeline: str, runner: str) -> None:
         self.begin(pipeline, has_store=True)
         self._run(server, pipeline, runner)
-        for path, text in differences(self.expected(pipeline), self.project).items():
+        found = differences(self.expected(pipeline), self.project, same_folder=True)
+        for path, text in found.items():
             print(f"undisturbed {pipeline} under {runner}: {path}: {text}")
 
     def _run(self, server: str, pipeline: str, runner: str, *, changed: bool = False) -> None:

@@ -85,13 +85,15 @@ def run_trial(trial: Trial, references: References, server: str) -> Result:
             result.problems.append("processes of the killed run do not end")
             kill_all(project)
     finished += _resume(trial, project, server, result)
+    if result.resumed and trial.is_repeated:
+        finished += _repeat(trial, project, server, result)
     if not wait_for_orphans(project):
         result.problems.append("processes of a killed run do not end")
         kill_all(project)
-    result.problems += _store_problems(trial, project, finished)
+    result.problems += store_problems(trial, project, finished)
     if result.resumed:
         expected = references.expected(trial.pipeline, changed=trial.is_changed)
-        result.different = differences(expected, project)
+        result.different = differences(expected, project, same_folder=True)
     result.seconds = time.monotonic() - started
     return result
 
@@ -177,7 +179,7 @@ def _resume(trial: Trial, project: Path, server: str, result: Result) -> int:
         if status == 0:
             result.resumed = True
             return 1
-        shown = run.log.read_text("utf-8", "replace")
+        shown = run.shown()
         if not (REFUSED.search(shown) and "Traceback" not in shown and result.kills):
             break
         result.refused += 1
@@ -186,6 +188,28 @@ def _resume(trial: Trial, project: Path, server: str, result: Result) -> int:
             kill_all(project)
     result.problems.append(f"the resume ended with {status}: {_last_lines(shown)}")
     return 0
+
+
+def _repeat(trial: Trial, project: Path, server: str, result: Result) -> int:
+    """Run the command again, which must make nothing; return how many runs ended well."""
+
+    def times() -> dict[str, int]:
+        return {
+            path: (project / "data" / path).stat().st_mtime_ns
+            for path in output_files(project)
+            if not path.startswith("mlflow/")
+        }
+
+    before = times()
+    run = Run(project, server, arguments(trial.pipeline, trial.runner, changed=trial.is_changed))
+    status = run.end(300)
+    after = times()
+    if status != 0:
+        result.problems.append(f"repeated, it ended with {status}: {_last_lines(run.shown())}")
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    if changed:
+        result.problems.append(f"repeated, it made again: {', '.join(changed[:5])}")
+    return int(status == 0)
 
 
 def _last_lines(text: str) -> str:
@@ -201,7 +225,8 @@ def run_statuses(project: Path, status: str = "%") -> list[str]:
         return [row[0] for row in rows]
 
 
-def _store_problems(trial: Trial, project: Path, finished: int) -> list[str]:
+def store_problems(trial: Trial, project: Path, finished: int) -> list[str]:
+    """Return what is wrong with the tracking store after so many runs that ended well."""
     try:
         statuses = run_statuses(project)
     except sqlite3.Error as error:
@@ -212,6 +237,6 @@ def _store_problems(trial: Trial, project: Path, finished: int) -> list[str]:
         problems.append(
             f"{count} runs are FINISHED in the tracking store, {finished} have ended well"
         )
-    if trial.signal != "KILL" and "RUNNING" in statuses:
+    if trial.signal == "INT" and "RUNNING" in statuses:
         problems.append("a run that was stopped is still RUNNING in the tracking store")
     return problems

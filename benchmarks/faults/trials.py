@@ -56,6 +56,7 @@ class Trial:
         has_store: The tracking store exists before the run.
         is_changed: The resume has other parameters than the run.
         waits: After ``parent`` the resume begins only when the orphans have ended.
+        is_repeated: The command that resumed is run again, which must find nothing to do.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Trial:
     has_store: bool
     is_changed: bool
     waits: bool
+    is_repeated: bool
 
     def describe(self) -> str:
         """Return the trial in one line."""
@@ -115,6 +117,7 @@ def plan(seed: int, number: int, *, cold_share: float = 0.05) -> Trial:
         has_store=has_store,
         is_changed=draw.random() < 0.15 and pipeline in CHANGES,
         waits=draw.random() < 0.5,
+        is_repeated=draw.random() < 0.25,
     )
 
 

@@ -8,6 +8,7 @@ It has no threads of its own, so that a fork has all that it needs.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -119,11 +120,8 @@ def become(argv: list[str], cwd: str, env: dict[str, str], outputs: list[int]) -
         status = end.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    import atexit
-
+    # what the interpreter does at its end: executors are shut down, threads joined
+    vars(threading)["_shutdown"]()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -10,16 +10,18 @@ import fnmatch
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-INPUTS = ("01_raw/*", "06_models/*/tiny*", "*README.md", "*.gitkeep")
+INPUTS = ("01_raw/*", "06_models/*/tiny*", "README.md", "*.gitkeep")
 # of a dataset that was being replaced: .NAME.TOKEN.new
-TEMPORARY = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.(new|old)(/|$)")
+TEMPORARY = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.(new|old|lock)(/|$)")
 # a model in a local directory is recorded by its path
 LOCAL_MODEL = re.compile(rb'"/[^"]*?(?=/data/06_models/)')
 SECONDS = ("*seconds", "*tokens_per_second", "*_runtime", "*_per_second")
+# how much of a result an interrupted run had left
+RESUMED = ("summary.resumed_from_step", "summary.encoded", "summary.reused")
 
 Content = dict[str, Any] | bytes
 Reader = Callable[[bytes, tuple[str, ...]], Content]
@@ -51,15 +53,16 @@ def _json(content: bytes, keys: tuple[str, ...]) -> Content:
     }
 
 
-def _lines_by_key(content: bytes, keys: tuple[str, ...]) -> Content:
-    rows = [json.loads(line) for line in content.split(b"\n") if line]
-    return {row["key"]: _json(json.dumps(row).encode(), keys) for row in rows}
+def _rows(content: bytes, keys: tuple[str, ...]) -> Content:
+    """Return the rows as a set, without their order."""
+    lines = [line for line in content.split(b"\n") if line]
+    return {json.dumps(_json(line, keys), ensure_ascii=False, sort_keys=True): 1 for line in lines}
 
 
 def _text(content: bytes, patterns: tuple[str, ...]) -> Content:
     text = content.decode()
     for pattern in patterns:
-        text = re.sub(pattern, "…", text, flags=re.MULTILINE)
+        text = re.sub(pattern, "", text, flags=re.MULTILINE)
     return dict(enumerate(text.split("\n"), start=1))  # type: ignore[arg-type]
 
 
@@ -72,6 +75,8 @@ class Rule:
             matches a file holds for it.
         read: Returns what is compared; None if the files may differ, or be missing.
         unlike: What is left out of the comparison: keys of JSON, or regular expressions of text.
+        of_folder: Is left out, too, if the projects of the two runs were in different folders:
+            ``adapter_config.json`` names the folder of the 4-bit model, and hashes cover it.
         is_result: A revision of the code that must not alter results must leave it equal, too.
             Other files also record versions and texts of the project.
         may_grow: The file may hold more than that of the undisturbed run.
@@ -80,6 +85,7 @@ class Rule:
     pattern: str
     read: Reader | None = _bytes
     unlike: tuple[str, ...] = ()
+    of_folder: tuple[str, ...] = ()
     is_result: bool = False
     may_grow: bool = False
 
@@ -87,39 +93,48 @@ class Rule:
 TABLE = (
     # the tracking store: times and random ids
     Rule("mlflow/*", read=None),
+    # the contents of inputs and outputs follow the other rows of this table
+    Rule("*/.freshness/*.json", _json, ("made_at", "output", "inputs.*")),
     # working files of a training, from which an interrupted one resumes
     Rule("06_models/*/checkpoints/*", read=None),
     Rule("03_primary/*.jsonl", is_result=True),
     Rule("04_feature/*/embeddings.safetensors", is_result=True),
     Rule("04_feature/*/index.json"),
-    Rule("04_feature/*", is_result=True),
     Rule("05_model_input/*.jsonl", is_result=True),
-    Rule("06_models/*/adapter/README.md", _text, (r"^\| (training time|tokens a second).*",)),
     Rule(
         "06_models/*/adapter/ja_instruct.json",
         _json,
-        ("metrics.train_seconds", "metrics.tokens_per_second"),
+        of_folder=("files.adapter_config.json.*",),
     ),
     Rule("06_models/*.safetensors", is_result=True),
     Rule("06_models/*/quantized_model/*"),
     Rule("06_models/*/adapter/*"),
     Rule("06_models/*/merged_model/*"),
     # its rows have the order in which answers were finished
-    Rule("07_model_output/*/answer_store.jsonl", _lines_by_key, ("answer.seconds",), may_grow=True),
+    Rule(
+        "07_model_output/*/answer_store.jsonl",
+        _rows,
+        ("answer.seconds",),
+        of_folder=("key",),
+        may_grow=True,
+    ),
     Rule("07_model_output/*.jsonl", is_result=True),
     Rule("08_reporting/*/train_history.json", _json, SECONDS, is_result=True),
-    Rule("08_reporting/*/train_metrics.json", _json, SECONDS),
+    Rule("08_reporting/*/train_metrics.json", _json, (*SECONDS, *RESUMED)),
     Rule("08_reporting/*/inference_report.json", _json, SECONDS),
     Rule("08_reporting/*/quantization_report.json", _json, SECONDS),
     Rule("08_reporting/*/filter_report.json"),
-    Rule("08_reporting/*/rag_index_report.json"),
+    Rule("08_reporting/*/rag_index_report.json", _json, RESUMED),
     Rule("08_reporting/*/export_report.json", _json, SECONDS),
     Rule("08_reporting/*_plot.json"),
     Rule("08_reporting/*/filter_report.html"),
     Rule(
         "08_reporting/*/report.html",
         _text,
-        (r"(?<=seconds</dt><dd>)[^<]*", r"(?<=tokens per second</dt><dd>)[^<]*"),
+        (
+            r"<dt>[^<]*(seconds|tokens per second|encoded|reused)</dt><dd>[^<]*</dd>",
+            r"<dt>resumed from step</dt><dd>[^<]*</dd>\s*",
+        ),
     ),
 )
 
@@ -138,12 +153,15 @@ def output_files(project: Path) -> Iterator[str]:
             yield path
 
 
-def differences(expected: Path, made: Path, *, shown: int = 3) -> dict[str, str]:
+def differences(
+    expected: Path, made: Path, *, same_folder: bool = False, shown: int = 3
+) -> dict[str, str]:
     """Compare the outputs of two projects by the table.
 
     Args:
         expected: The project of the undisturbed run.
         made: The other project.
+        same_folder: Both runs were made in the same folder, and copied since.
         shown: How many differing keys or lines of a file are named.
 
     Returns:
@@ -157,9 +175,15 @@ def differences(expected: Path, made: Path, *, shown: int = 3) -> dict[str, str]
             found[path[: temporary.end()].rstrip("/")] = "temporary, of a run that was killed"
         elif rule is None:
             found[path] = "not in the table of outputs"
-        elif rule.read is not None and (text := _difference(path, rule, expected, made, shown)):
+        elif rule.read is not None and (
+            text := _difference(path, _in_folders(rule, same_folder), expected, made, shown)
+        ):
             found[path] = text
     return found
+
+
+def _in_folders(rule: Rule, same_folder: bool) -> Rule:
+    return rule if same_folder else replace(rule, unlike=rule.unlike + rule.of_folder)
 
 
 def _difference(path: str, rule: Rule, expected: Path, made: Path, shown: int) -> str:
