@@ -131,6 +131,15 @@ def fail_at_exit(way):
     return "kept"
 
 
+def leave_an_executor(value):
+    """Leave a thread that waits for more work."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    global executor
+    executor = ThreadPoolExecutor(1)
+    return executor.submit(double, value).result()
+
+
 def pause(_):
     time.sleep(0.3)
     return "awake"

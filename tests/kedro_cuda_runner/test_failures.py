@@ -132,6 +132,13 @@ def test_process_that_never_ends_after_its_node_is_killed(layer, caplog, monkeyp
     assert expected in caplog.text
 
 
+def test_process_ends_although_its_node_leaves_an_executor(layer, caplog, monkeypatch):
+    monkeypatch.setattr(node_process, "EXIT_SECONDS", 3.0)
+    node = gpu(gpu_nodes.leave_an_executor, "x", "y")
+    assert run([node], {"x": 1}, layer) == {"y": 2}
+    assert "did not end" not in caplog.text
+
+
 def test_late_end_is_not_a_failure(layer, monkeypatch, tmp_path):
     """As if another thread held the interpreter while the process reports that it is done."""
     real_wait = node_process.wait
