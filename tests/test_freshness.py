@@ -320,7 +320,17 @@ def test_status_of_an_unknown_environment(finished_project, monkeypatch):
     monkeypatch.chdir(finished_project)
     result = CliRunner().invoke(status, ["--env=demi"])
     assert result.exit_code == 1
-    assert "no folder conf/demi; did you mean 'demo'?" in result.output
+    assert result.output.startswith("Error: environment 'demi': ")
+    assert "conf/demi" in result.output
+
+
+def test_status_writes_nothing(clean_project, list_files, monkeypatch):
+    before = list_files(clean_project)
+    monkeypatch.chdir(clean_project)
+    result = CliRunner().invoke(status, ["--env=test"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "28 missing" in result.output
+    assert list_files(clean_project) == before
 
 
 class TestModule:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from kedro.config import MissingConfigException
 from kedro.framework.cli.utils import _split_params
+from kedro.framework.hooks.manager import _NullPluginManager
 from kedro.framework.project import pipelines, settings
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -21,8 +24,6 @@ from kedro_freshness.inspection import Inspection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from kedro.framework.context import KedroContext
 
     from kedro_freshness.inspection import State
 
@@ -46,24 +47,30 @@ def status(
         raise FreshnessError("no Kedro project here: run the command in a project's folder")
     logging.getLogger("kedro").setLevel(logging.WARNING)
     bootstrap_project(project)
-    with KedroSession.create(
+    os.chdir(project)
+    session: Any = KedroSession.create(
         project, env=env, runtime_params=params, conf_source=conf_source
-    ) as session:
-        context: KedroContext = session.load_context()  # type: ignore[attr-defined]
-        first = [name or "__default__"]
-        if name is not None and name not in pipelines:
-            raise FreshnessError(f"no pipeline '{name}'; there are {', '.join(sorted(pipelines))}")
-        inspection = Inspection(
-            [pipelines[one] for one in (*first, *sorted(set(pipelines) - set(first)))],
-            context.catalog,
-            environment_name(env),
-            context.config_loader["parameters"],
-            _libraries(),
-        )
-        listed = inspection.recipes.persisted()
-        if name is not None:
-            listed = [output for output in listed if output in pipelines[name].all_outputs()]
-        click.echo(_report(inspection, [inspection.state(output) for output in listed]))
+    )
+    session._hook_manager = _NullPluginManager()  # the project's hooks may start a tracking store
+    try:
+        context = session.load_context()
+        parameters, catalog = context.config_loader["parameters"], context.catalog
+    except MissingConfigException as error:
+        raise FreshnessError(f"environment '{env}': {error}") from error
+    if name is not None and name not in pipelines:
+        raise FreshnessError(f"no pipeline '{name}'; there are {', '.join(sorted(pipelines))}")
+    first = [name or "__default__"]
+    inspection = Inspection(
+        [pipelines[one] for one in (*first, *sorted(set(pipelines) - set(first)))],
+        catalog,
+        environment_name(env),
+        parameters,
+        _libraries(),
+    )
+    listed = inspection.recipes.persisted()
+    if name is not None:
+        listed = [output for output in listed if output in pipelines[name].all_outputs()]
+    click.echo(_report(inspection, [inspection.state(output) for output in listed]))
 
 
 def _libraries() -> Sequence[str]:
