@@ -45,5 +45,10 @@ def discard_unfinished(folder: Path) -> None:
     """Remove temporary files whose process was killed."""
     for new in folder.glob(".*.new"):
         pid = new.name.split(".")[-3]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+        if not (pid.isdigit() and is_other_process(int(pid))):
             new.unlink(missing_ok=True)
+
+
+def is_other_process(pid: object) -> bool:
+    """Return whether another process with this ID is running."""
+    return isinstance(pid, int) and pid != os.getpid() and bool(psutil.pid_exists(pid))

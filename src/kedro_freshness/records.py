@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from kedro_freshness.files import discard_unfinished, read_json, write_json
+from kedro_freshness.files import discard_unfinished, is_other_process, read_json, write_json
 from kedro_freshness.fingerprints import FOLDER, fingerprint_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+# the ID of the process that saves the output
+PROCESS = "process"
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,11 @@ def read_record(path: Path) -> Record | None:
 
 
 def settle_record(path: Path) -> None:
-    """Complete or drop the pending record of a killed run; no process may be saving ``path``."""
+    """Complete or drop the pending record of a process that was killed."""
     discard_unfinished(path.parent / FOLDER)
     pending_file = _pending_file(path)
-    if not pending_file.is_file():
+    pending = read_json(pending_file)
+    if pending is None or is_other_process(pending.get(PROCESS)):
         return
     record = read_record(path)
     if record is not None and record.output is None:
@@ -82,7 +87,7 @@ def settle_record(path: Path) -> None:
 
 def begin_record(path: Path, record: Record) -> None:
     """Write a pending record before the output is saved, so that a kill leaves no gap."""
-    _write(_pending_file(path), record)
+    _write(_pending_file(path), record, {PROCESS: os.getpid()})
 
 
 def complete_record(path: Path, record: Record) -> None:
@@ -99,9 +104,9 @@ def _pending_file(path: Path) -> Path:
     return path.parent / FOLDER / f"{path.name}.pending.json"
 
 
-def _write(path: Path, record: Record) -> None:
+def _write(path: Path, record: Record, more: Mapping[str, Any] | None = None) -> None:
     try:
-        write_json(path, asdict(record))
+        write_json(path, {**asdict(record), **(more or {})})
     except OSError as error:
         logger.warning(
             "%s cannot be written (%s): the output will be of unknown origin", path, error.strerror

@@ -13,7 +13,7 @@ def test_are_removed_unless_their_process_is_alive(tmp_path):
     ended.wait()
     folder = tmp_path / FOLDER
     folder.mkdir()
-    names = [f".model.json.{pid}.0a1b2c3d.new" for pid in (ended.pid, os.getpid())]
+    names = [f".model.json.{pid}.0a1b2c3d.new" for pid in (ended.pid, os.getppid())]
     for name in names:
         (folder / name).write_text("{")
     settle_record(tmp_path / "model")
