@@ -37,6 +37,7 @@ from ja_instruct.hooks.checks import (  # noqa: E402
     UnansweredTasksHook,
     WorkingDirectoryHook,
 )
+from ja_instruct.hooks.outputs import OutputsHook, StaleOutputsHook  # noqa: E402
 from ja_instruct.hooks.progress import ProgressHook  # noqa: E402
 from ja_instruct.hooks.stopping import StoppedRunHook  # noqa: E402
 from ja_instruct.hooks.tracking import FlatParametersMlflowHook  # noqa: E402
@@ -59,13 +60,16 @@ LIBRARIES = (
 # the project's subclass replaces kedro-mlflow's hook; telemetry is off
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-telemetry")
 # pluggy calls the last registered first: inputs are checked before an MLflow run is opened
+_outputs = OutputsHook()
 HOOKS = (
     ProgressHook(),
     FlatParametersMlflowHook(),
     StoppedRunHook(),
     UnansweredTasksHook(),
     PreflightHook(),
+    StaleOutputsHook(_outputs),
     FreshnessHook(libraries=LIBRARIES),
+    _outputs,
     WorkingDirectoryHook(),
     ErrorMessageHook(),
 )

@@ -11,6 +11,7 @@ from ja_instruct.demo.e5_colbert import convert_e5, find_packaged_file
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert_checkpoint import check_checkpoint
 from ja_instruct.retrieval.index import ColbertCheckpoint
+from ja_instruct.tables.atomic import discard_unfinished
 
 
 class E5ColbertDataset(AbstractDataset[Any, ColbertCheckpoint]):
@@ -82,6 +83,10 @@ class E5ColbertDataset(AbstractDataset[Any, ColbertCheckpoint]):
             convert_e5(**self._source, directory=self._filepath)
         check_checkpoint(self._filepath)
         return self._filepath
+
+    def discard_unfinished(self) -> None:
+        """Remove what a process left behind that was killed while it converted."""
+        discard_unfinished(self._filepath)
 
     def save(self, data: Any) -> NoReturn:
         """Refuse: a checkpoint is an input."""

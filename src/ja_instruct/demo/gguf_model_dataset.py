@@ -13,7 +13,7 @@ from kedro.io import AbstractDataset, DatasetError
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import sha256_of
 from ja_instruct.models.directory import ModelDirectory, read_provenance, write_provenance
-from ja_instruct.tables.atomic import replacing
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -209,6 +209,11 @@ class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
             tokenizer.save_pretrained(new)
             source = {"model_id": self._model_id, "revision": self._revision}
             write_provenance(new, {"stage": "gguf_conversion", "source": source})
+
+    def discard_unfinished(self) -> None:
+        """Remove what a process left behind that was killed while it converted."""
+        for path in (self._gguf_filepath, self._filepath):
+            discard_unfinished(path)
 
     def save(self, data: None) -> NoReturn:
         """Raise an error: the model is an input."""

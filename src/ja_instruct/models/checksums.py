@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.atomic import replacing
+from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -118,18 +118,19 @@ class _DigestCache:
         if not self._new:
             return
         try:
+            discard_unfinished(self._path)
             with replacing(self._path) as new:
                 new.write_text(json.dumps({**self._read(), **self._new}), "utf-8")
         except (InputError, OSError) as error:
             logger.debug("Digests are not cached: %s", error)
 
     def _read(self) -> dict[str, tuple[str, float]]:
+        oldest = time.time() - CACHED_SECONDS_MAX
         try:
             entries = json.loads(self._path.read_text("utf-8"))
-        except (OSError, ValueError):
+            return {key: (digest, at) for key, (digest, at) in entries.items() if at >= oldest}
+        except (OSError, ValueError, TypeError, AttributeError):  # none, or cut off or edited
             return {}
-        oldest = time.time() - CACHED_SECONDS_MAX
-        return {key: (digest, at) for key, (digest, at) in entries.items() if at >= oldest}
 
 
 def require_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import shutil
 import uuid
@@ -16,6 +17,8 @@ from ja_instruct.tables.locks import LockFile, is_locked
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 TOKEN_PATTERN = "[0-9a-f]" * 8
 SUFFIXES = (".new", ".old", ".lock")
@@ -111,25 +114,22 @@ def _require_same_kind(target: Path, new: Path) -> None:
         )
 
 
-def discard_unfinished(target: Path) -> list[Path]:
+def discard_unfinished(target: Path) -> None:
     """Remove the remains of a ``replacing`` whose process was killed; restore the old content.
 
     What a process is writing is left alone, unless the file system has no locks.
-
-    Returns:
-        The temporary siblings that were removed or renamed.
     """
-    found = [
-        path
-        for path in target.parent.glob(f".{glob.escape(target.name)}.{TOKEN_PATTERN}.*")
-        if path.suffix in SUFFIXES and not _is_being_written(path.with_suffix(".lock"))
-    ]
-    for path in sorted(found):
+    pattern = f".{glob.escape(target.name)}.{TOKEN_PATTERN}.*"
+    for path in sorted(target.parent.glob(pattern)):
+        if path.suffix not in SUFFIXES or _is_being_written(path.with_suffix(".lock")):
+            continue
         if path.suffix == ".old" and not target.exists():  # killed between the two renames
             path.rename(target)
+            logger.info("Restored %s, which a killed process was replacing", target)
         else:
             _remove(path)
-    return [path for path in found if path.suffix != ".lock"]
+            if path.suffix == ".new":
+                logger.info("Removed %s, which a killed process left unfinished", path)
 
 
 def _is_being_written(lock: Path) -> bool:

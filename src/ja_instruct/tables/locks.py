@@ -48,9 +48,10 @@ class LockFile:
             self._close()  # its last owner removed the file before it was locked here
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
-        self.path.unlink(missing_ok=True)
-        self._close()
+        """Remove the file and release the lock; do nothing in a forked child."""
+        if self._descriptor in _descriptors:
+            self.path.unlink(missing_ok=True)
+            self._close()
 
     def _is_at_path(self) -> bool:
         try:
