@@ -52,6 +52,15 @@ class InputDataset(CatalogDataset[None, Loaded]):
         raise DatasetError(f"{self}: {self.SAVE_ERROR}")
 
 
+def require_no_directory(path: Path) -> None:
+    """Raise ``InputError`` if a directory is in the place of a file."""
+    if path.is_dir():
+        raise InputError(
+            f"{path}: a directory is in the place of the file; move it away, or set another "
+            f"filepath in the catalog"
+        )
+
+
 class PathDataset(CatalogDataset[Saved, Loaded]):
     """A dataset of one file."""
 
@@ -70,12 +79,8 @@ class PathDataset(CatalogDataset[Saved, Loaded]):
         discard_unfinished(self._filepath)
 
     def check_output(self) -> None:
-        """Raise ``InputError`` if saving would replace something else."""
-        if self._filepath.is_dir():
-            raise InputError(
-                f"{self._filepath}: a directory is in the place of the file; move it away, or set "
-                f"another filepath in the catalog"
-            )
+        """Raise ``InputError`` if a directory is in the place of the file."""
+        require_no_directory(self._filepath)
 
     def _exists(self) -> bool:
         return self._filepath.is_file()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 from kedro.io import AbstractVersionedDataset, DatasetError
 
-from ja_instruct.datasets.base import CatalogDataset
+from ja_instruct.datasets.base import CatalogDataset, require_no_directory
 from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
@@ -63,6 +63,11 @@ class WholeFile(CatalogDataset[Any, Any], AbstractVersionedDataset[Any, Any]):
         if not self.exists():
             raise InputError(f"{self._filepath} does not exist")
         self.load()
+
+    def check_output(self) -> None:
+        """Raise ``InputError`` if a directory is in the place of the file."""
+        if not self._version:
+            require_no_directory(Path(self._filepath))
 
     def load(self) -> Any:
         """Return the content.

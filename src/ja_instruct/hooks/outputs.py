@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path("data", ".runs")
+FOLDER = "data"
+MUTEX = ".runs.lock"
 LISTED = 3
 
 
@@ -65,7 +66,7 @@ class RunRecord:
 
 
 class RunningRun:
-    """A run in the folder of running runs: one locked file each, which says what the run writes.
+    """A run that others see: a locked file in a common folder says what the run writes.
 
     The lock and not the process ID says whether a run is still running: the kernel releases it when
     the process ends, and an ID may belong to another program after a while or a reboot.
@@ -82,8 +83,8 @@ class RunningRun:
         self._started = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         self.thread = threading.get_ident()
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock"):
-            self._lock = LockFile(folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json")
+        with locked(folder / MUTEX):
+            self._lock = LockFile(folder / f".run-{os.getpid()}-{uuid.uuid4().hex[:8]}.json")
             self._write({})
 
     def claim(self, outputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
@@ -96,7 +97,7 @@ class RunningRun:
         Raises:
             InputError: Another run is writing one of them.
         """
-        with locked(self._folder / "lock"):
+        with locked(self._folder / MUTEX):
             for other in self._others():
                 _refuse(other, outputs, "writing outputs of this run")
                 _refuse(other, inputs, "writing inputs of this run")
@@ -120,7 +121,7 @@ class RunningRun:
     def _others(self) -> list[RunRecord]:
         """Return the other running runs; remove the files of runs that were killed."""
         running = []
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(self._folder.glob(".run-*.json")):
             if path == self._lock.path:
                 continue
             record = None
@@ -138,7 +139,7 @@ class RunningRun:
 
 
 def _refuse(other: RunRecord, paths: Mapping[str, str], what: str) -> None:
-    names = [name for path, name in sorted(paths.items()) if path in other.outputs]
+    names = sorted(name for path, name in paths.items() if path in other.outputs)
     if names:
         listed = ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
         raise InputError(

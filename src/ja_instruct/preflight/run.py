@@ -12,6 +12,7 @@ from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.datasets.whole_file import WholeFile
 from ja_instruct.errors import InputError
+from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from kedro_cuda_runner.preflight import read_resources
 from kedro_cuda_runner.resources import is_gpu_node
@@ -80,6 +81,7 @@ def check_run(
     problems = [
         *(text for name in inputs for text in _input_problems(name, catalog, is_long=is_long)),
         *_output_problems(nodes, catalog),
+        *folder_problems(nodes, catalog),
         *invalid,
         *gpu_problems(resources, catalog, cpu_environments, runner),
     ]
