@@ -88,7 +88,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path, catalog):
+def hooked(tmp_path, catalog):
     return Project(tmp_path, catalog)
 
 
@@ -124,11 +124,11 @@ class TestTwoRuns:
             ("pairs.jsonl", "inputs of this run (pairs)"),
         ],
     )
-    def test_second_is_refused(self, project, other_run, tmp_path, name, what):
+    def test_second_is_refused(self, hooked, other_run, tmp_path, name, what):
         process = other_run(name)
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(InputError) as caught:
-            project.begin()
+            hooked.begin()
         message = caught.value.message
         assert message.startswith(f"another run is writing {what}: process ")
         assert f"process {process.pid}, started 20" in message
@@ -136,37 +136,37 @@ class TestTwoRuns:
         assert message.endswith("Wait until it has ended, or stop it, and run this command again")
         assert sorted(tmp_path.rglob("*")) == before
 
-    def test_other_outputs_are_free(self, project, other_run):
+    def test_other_outputs_are_free(self, hooked, other_run):
         other_run("reports/unused.json")
-        project.begin()
-        assert len(project.records) == 2
-        project.end()
-        assert len(project.records) == 1
+        hooked.begin()
+        assert len(hooked.records) == 2
+        hooked.end()
+        assert len(hooked.records) == 1
 
-    def test_existing_output_is_free_if_it_is_not_made_again(self, project, other_run, tmp_path):
+    def test_existing_output_is_free_if_it_is_not_made_again(self, hooked, other_run, tmp_path):
         (tmp_path / "models/adapter").mkdir(parents=True)
         (tmp_path / "models/adapter/ja_instruct.json").touch()
         other_run("pairs.jsonl")
         with pytest.raises(InputError, match="pairs"):
-            project.begin(only_missing=False)
-        project.begin(only_missing=True)
-        project.end()
+            hooked.begin(only_missing=False)
+        hooked.begin(only_missing=True)
+        hooked.end()
 
-    def test_link_to_the_same_output(self, project, other_run, tmp_path):
+    def test_link_to_the_same_output(self, hooked, other_run, tmp_path):
         (tmp_path / "models").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere").mkdir()
         other_run("elsewhere/adapter")
         with pytest.raises(InputError, match="another run is writing outputs"):
-            project.begin()
+            hooked.begin()
 
-    def test_run_in_another_thread(self, project):
-        thread = threading.Thread(target=project.begin, args=("a",))
+    def test_run_in_another_thread(self, hooked):
+        thread = threading.Thread(target=hooked.begin, args=("a",))
         thread.start()
         thread.join()
         with pytest.raises(InputError, match=f"process {os.getpid()}, started"):
-            project.begin("b")
-        project.end("a")
-        project.begin("b")
+            hooked.begin("b")
+        hooked.end("a")
+        hooked.begin("b")
 
     def test_stale_outputs_are_reserved_once_they_are_known(self, tmp_path, catalog, other_run):
         JSONDataset(filepath=tmp_path / "reports/report.json").save({})
@@ -178,21 +178,21 @@ class TestTwoRuns:
             def before_pipeline_run(self, catalog):
                 catalog.get("report").exists = lambda: False
 
-        project = Project(tmp_path, catalog, Freshness())
+        hooked = Project(tmp_path, catalog, Freshness())
         other_run("reports/report.json")
         with pytest.raises(InputError, match=r"another run is writing outputs of this run .report"):
-            project.begin(only_missing=True)
-        assert len(project.records) == 1
+            hooked.begin(only_missing=True)
+        assert len(hooked.records) == 1
 
 
 class TestEnd:
-    def test_released_at_the_end(self, project):
+    def test_released_at_the_end(self, hooked):
         for error in (None, ValueError()):
-            project.begin()
-            (record,) = project.records
+            hooked.begin()
+            (record,) = hooked.records
             assert json.loads(record.read_text())["environment"] == "test"
-            project.end(error=error)
-            assert project.records == []
+            hooked.end(error=error)
+            assert hooked.records == []
 
     def test_released_if_another_hook_refuses_the_run(self, tmp_path, catalog):
         class Preflight:
@@ -200,10 +200,10 @@ class TestEnd:
             def before_pipeline_run(self):
                 raise InputError("the run cannot start")
 
-        project = Project(tmp_path, catalog, Preflight())
+        hooked = Project(tmp_path, catalog, Preflight())
         with pytest.raises(InputError, match="cannot start"):
-            project.begin()
-        assert project.records == []
+            hooked.begin()
+        assert hooked.records == []
 
     def test_held_while_other_hooks_see_the_end(self, tmp_path, catalog):
         seen = []
@@ -211,69 +211,69 @@ class TestEnd:
         class Tracking:
             @hook_impl
             def after_pipeline_run(self):
-                seen.append(len(project.records))
+                seen.append(len(hooked.records))
 
-        project = Project(tmp_path, catalog, Tracking())
-        project.begin()
-        project.end()
+        hooked = Project(tmp_path, catalog, Tracking())
+        hooked.begin()
+        hooked.end()
         assert seen == [1]
 
-    def test_interrupted_cell_of_a_notebook(self, project):
+    def test_interrupted_cell_of_a_notebook(self, hooked):
         """Kedro calls no hook after a KeyboardInterrupt."""
-        project.begin("interrupted")
-        project.begin("next")
-        assert len(project.records) == 1
-        project.end("next")
-        assert project.records == []
+        hooked.begin("interrupted")
+        hooked.begin("next")
+        assert len(hooked.records) == 1
+        hooked.end("next")
+        assert hooked.records == []
 
-    def test_killed_run_is_taken_over(self, project, other_run, caplog):
+    def test_killed_run_is_taken_over(self, hooked, other_run, caplog):
         process = other_run("models/adapter")
         process.send_signal(signal.SIGKILL)
         process.wait()
         caplog.set_level(logging.INFO)
-        project.begin()
+        hooked.begin()
         (message,) = caplog.messages
         assert message.startswith("A run was killed before it ended; its outputs are free again: ")
         assert f"process {process.pid}, started" in message
-        assert len(project.records) == 1
+        assert len(hooked.records) == 1
 
     @pytest.mark.parametrize("content", ["", "[1]", '{"pid": 1}'])
-    def test_record_that_was_cut_off(self, project, tmp_path, content, caplog):
+    def test_record_that_was_cut_off(self, hooked, tmp_path, content, caplog):
         (tmp_path / "data").mkdir()
         (tmp_path / "data/.run-1-0123abcd.json").write_text(content)
         caplog.set_level(logging.INFO)
-        project.begin()
+        hooked.begin()
         assert "its outputs are free again: .run-1-0123abcd.json" in caplog.text
-        assert len(project.records) == 1
+        assert len(hooked.records) == 1
 
-    def test_process_id_of_another_program(self, project, other_run):
+    def test_process_id_of_another_program(self, hooked, other_run):
         process = other_run("models/adapter")
         process.kill()
         process.wait()
-        (record,) = project.records
+        (record,) = hooked.records
         content = {**json.loads(record.read_text()), "pid": os.getppid()}
         record.write_text(json.dumps(content))
-        project.begin()
+        hooked.begin()
 
-    def test_folder_that_cannot_be_written_to(self, project, tmp_path, caplog):
+    def test_folder_that_cannot_be_written_to(self, hooked, tmp_path, caplog):
         (tmp_path / "data").touch()
-        project.begin()
+        hooked.begin()
         (message,) = caplog.messages
         assert message == (
             f"{tmp_path}/data cannot be used (File exists): another run on the same outputs will "
             f"not be noticed"
         )
-        project.end()
+        hooked.end()
 
 
 class TestRemains:
-    def test_removed_at_the_next_start(self, project, tmp_path, caplog):
+    def test_removed_at_the_next_start(self, hooked, tmp_path, caplog):
         names = ("models/.adapter.0123abcd.new", "reports/.unused.json.0123abcd.new")
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
         caplog.set_level(logging.INFO)
-        project.begin()
+        hooked.begin()
         assert caplog.messages == [
             f"Removed {tmp_path / name}, which a killed process left unfinished" for name in names
         ]
@@ -293,12 +293,12 @@ class TestRemains:
         Project(tmp_path, catalog, Freshness()).begin()
         assert seen == [True]
 
-    def test_what_cannot_be_removed(self, project, tmp_path, caplog, monkeypatch):
+    def test_what_cannot_be_removed(self, hooked, tmp_path, caplog, monkeypatch):
         def refuse(self):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(AdapterDataset, "discard_unfinished", refuse)
-        project.begin()
+        hooked.begin()
         (message,) = caplog.messages
         assert message.startswith("'adapter': what a killed run left cannot be removed: ")
 
