@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kedro_freshness.inspection import Inspection, Kind, Remakes, State
 
 REASONS_SHOWN = 3
+NAMES_SHOWN = 5
 LABELS: dict[Kind, str] = {
     "fresh": "fresh",
     "stale": "stale",
@@ -115,13 +116,17 @@ def _log_notes(logger: logging.Logger, states: Sequence[State]) -> None:
     logger.info(
         "Made with other code or libraries, but kept: %s (%s). "
         "--params=freshness.count_code=true makes them again",
-        ", ".join(state.name for state in states),
+        _counted([state.name for state in states]),
         _limited(changes, "; "),
     )
 
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
+
+
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMES_SHOWN else f"{len(names)} outputs"
 
 
 def _grouped(reasons_by_name: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
