@@ -26,7 +26,7 @@ PAGES = {
         *sorted(REPOSITORY.glob("*.md")),
         *sorted(REPOSITORY.glob("docs/*.md")),
         REPOSITORY / "benchmarks/README.md",
-        REPOSITORY / "src/kedro_cuda_runner/README.md",
+        *sorted(REPOSITORY.glob("src/*/README.md")),
     ]
     if path.name != "CHANGELOG.md"
 }
