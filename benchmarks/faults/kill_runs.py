@@ -42,16 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=240)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
-    parser.add_argument("--trial", type=int, help="run this trial alone")
+    parser.add_argument("--trial", type=int, nargs="+", help="run these trials alone")
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--cold-share", type=float, default=0.05)
     parser.add_argument("--minutes", type=float, help="start no trial after so long")
     parser.add_argument("--keep", type=Path, help="keeps projects and logs of bad trials")
     parser.add_argument("--no-record", action="store_true", help="leaves results/ as it is")
     options = parser.parse_args()
-    numbers = range(options.first, options.first + options.trials)
-    if options.trial is not None:
-        numbers = range(options.trial, options.trial + 1)
+    numbers = options.trial or range(options.first, options.first + options.trials)
     results: list[Result] = []
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -66,13 +64,13 @@ def main() -> None:
             result = run_trial(trial, references, server)
             results.append(result)
             print(result.describe(), flush=True)
-            if options.keep is not None and (result.is_bad or options.trial is not None):
+            if options.keep is not None and (result.is_bad or options.trial):
                 kept = options.keep / f"{options.seed}-{trial.number}"
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(references.work, kept, symlinks=True)
     print_cells(results)
     summary = summarize(results, seed=options.seed)
-    record("faults", summary, keep=not options.no_record and options.trial is None)
+    record("faults", summary, keep=not (options.no_record or options.trial))
     sys.exit(1 if any(result.is_bad for result in results) else 0)
 
 

@@ -79,7 +79,8 @@ def run_trial(trial: Trial, references: References, server: str) -> Result:
         command = arguments(trial.pipeline, trial.runner, changed=changed)
         run = Run(project, server, command, is_cold=trial.is_cold, aim=aim)
         result.kills += _kill(trial, moment, run, references, result)
-        finished += run.poll() == 0
+        # a signal may come between its last line and the end of the process
+        finished += run.poll() == 0 or "Finished in " in run.shown()
         orphans_may_run = trial.victims == "parent" and trial.signal == "KILL" and not trial.waits
         if not orphans_may_run and not wait_for_orphans(project):
             result.problems.append("processes of the killed run do not end")
