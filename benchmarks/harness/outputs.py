@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import re
@@ -54,9 +55,12 @@ def _json(content: bytes, keys: tuple[str, ...]) -> Content:
 
 
 def _rows(content: bytes, keys: tuple[str, ...]) -> Content:
-    """Return the rows as a set, without their order."""
-    lines = [line for line in content.split(b"\n") if line]
-    return {json.dumps(_json(line, keys), ensure_ascii=False, sort_keys=True): 1 for line in lines}
+    """Return the rows as a set, without their order and without a line that was cut off."""
+    rows = set()
+    for line in content.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            rows.add(json.dumps(_json(line, keys), ensure_ascii=False, sort_keys=True))
+    return dict.fromkeys(rows, "a row")
 
 
 def _text(content: bytes, patterns: tuple[str, ...]) -> Content:

@@ -20,6 +20,7 @@ MAY_DIFFER = {
     "06_models/test/checkpoints/a/checkpoint-4/trainer_state.json": '{"step": 4}',
     "07_model_output/test/answer_store.jsonl": (
         '{"key": "c", "answer": {"text": "三", "seconds": 1}}\n'
+        '{"key": "d", "answer": {"te\n'
         '{"key": "b", "answer": {"text": "二", "seconds": 2}}\n'
         '{"key": "a", "answer": {"text": "一", "seconds": 2}}\n'
     ),
