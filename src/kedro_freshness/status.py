@@ -63,7 +63,7 @@ def status(
     inspection = Inspection(
         [pipelines[one] for one in (*first, *sorted(set(pipelines) - set(first)))],
         catalog,
-        environment_name(env),
+        environment_name(context.env),
         parameters,
         _libraries(),
     )
