@@ -47,7 +47,9 @@ class StoppedRunHook:
     @hook_impl
     def after_context_created(self) -> None:
         """End a run of this process, as of a notebook, that Ctrl-C has ended."""
-        self._end_run()
+        if self._is_running:
+            self.after_pipeline_run()
+            self._end_mlflow_run()
 
     @hook_impl(trylast=True)  # after MLflow's run has started
     def before_pipeline_run(self) -> None:
@@ -109,15 +111,12 @@ class StoppedRunHook:
 
     def _end_at_exit(self) -> None:
         if self._is_running:
+            self.after_pipeline_run()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # MLflow would end the run as FINISHED
-            self._end_run()
+            self._end_mlflow_run()
             _show_command()
 
-    def _end_run(self) -> None:
-        """End the run, if a signal has, for MLflow too."""
-        if not self._is_running:
-            return
-        self.after_pipeline_run()
+    def _end_mlflow_run(self) -> None:
         run = mlflow.active_run()
         if run is not None and run.info.run_id == self._run_id:
             mlflow.end_run("KILLED")
