@@ -278,6 +278,15 @@ def log_loss(value):
     return mlflow.active_run().info.run_id
 
 
+def build_watched_store(store_uri, artifact_uri=None):
+    """Build MLflow's store, as a function that replaces MLflow's own, and note the process."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with Path(f"{store_uri.removeprefix('sqlite:///')}.builders").open("a") as builders:
+        builders.write(f"{os.getpid()}\n")
+    return SqlAlchemyStore(store_uri, artifact_uri or "mlruns")
+
+
 def train_with_callback(value):
     """Do to MLflow what transformers' callback does, which takes seconds to import."""
     import mlflow

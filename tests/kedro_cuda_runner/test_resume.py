@@ -8,7 +8,7 @@ from gpu_runs import catalog_of
 from kedro.pipeline import node, pipeline
 from kedro_datasets.json import JSONDataset
 
-from kedro_cuda_runner.resume import resume_command
+from kedro_cuda_runner.resume import resume_command, this_command
 
 LINE = pipeline(
     [
@@ -83,3 +83,10 @@ class TestCommandLines:
         argv = ["kedro", "run", *start, "--to-nodes=train,other", "--async"]
         expected = "kedro run --to-nodes=train,other --async --from-nodes=count,other"
         assert command(argv, "clean") == expected
+
+
+@pytest.mark.parametrize("given", [["--env=demo"], ["--env=demo", "--only-missing-outputs"]])
+def test_this_command_with_an_option(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kedro", "run", *given])
+    expected = "kedro run --env=demo --only-missing-outputs"
+    assert this_command("--only-missing-outputs") == expected

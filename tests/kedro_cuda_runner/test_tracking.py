@@ -1,6 +1,7 @@
 """The MLflow run continues in the nodes' processes, and only its owner ends it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,18 @@ def test_two_runs_of_pipelines_in_one_mlflow_run(tmp_path, layer):
         ("log_loss", "train", "status"), "done"
     )
     assert done["status"]["place"] == "CPU"
+
+
+@pytest.mark.usefixtures("tracking_uri")
+def test_nodes_build_the_store_as_the_runner_does(tmp_path, layer, monkeypatch):
+    import mlflow
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry as registry
+
+    monkeypatch.setitem(registry._registry, "sqlite", gpu_nodes.build_watched_store)
+    with mlflow.start_run(experiment_id="0"):
+        run([gpu(gpu_nodes.log_loss, "params:loss", "run_id")], {"params:loss": 0.25}, layer)
+    here, there = (tmp_path / "mlflow.db.builders").read_text().split()
+    assert int(here) == os.getpid() != int(there)
 
 
 WITHOUT_A_RUN = """

@@ -176,12 +176,12 @@ class ForgivingArtifacts(wrapt.ObjectProxy[Any]):
 
     def _log(self, method: str, source: str, artifact_path: str | None) -> None:
         untracked = self._self_untracked
-        is_local = isinstance(self.__wrapped__, LocalArtifactRepository)
-        if not untracked.is_given_up and (is_local or not untracked.is_waiting):
+        if not untracked.is_waiting:
             try:
                 getattr(self.__wrapped__, method)(source, artifact_path)
                 return
             except Exception as error:  # of the file system, the network, or MLflow
+                is_local = isinstance(self.__wrapped__, LocalArtifactRepository)
                 untracked.note(error, is_of_one_request=is_local)
         untracked.keep_artifact(method, source, artifact_path)
 

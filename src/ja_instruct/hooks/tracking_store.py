@@ -67,7 +67,9 @@ def _is_to_be_made(path: Path) -> bool:
         if "alembic_version" in tables:
             (revision,) = store.execute("SELECT version_num FROM alembic_version").fetchone() or [0]
         if revision == _get_latest_schema_revision():
-            store.execute("BEGIN IMMEDIATE")  # fails if another process writes, or nobody can
+            # fails if another process writes, or this one cannot
+            store.execute("BEGIN IMMEDIATE")
+            store.execute("PRAGMA user_version = 1")
             store.rollback()
             return False
         for name in tables - FILLED_BY_MIGRATIONS:

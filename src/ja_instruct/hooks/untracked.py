@@ -45,8 +45,8 @@ def shortened(path: Path) -> Path:
 
 def without_password(uri: str) -> str:
     """Return a URI without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    user, _, host = urlsplit(uri).netloc.rpartition("@")
+    return uri.replace(f"{user}@{host}", host, 1) if user else uri
 
 
 @dataclass
