@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from kedro.framework import project
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -42,6 +43,9 @@ def this_command(option: str) -> str:
 
 
 def _arguments_of_kedro_run(argv: Sequence[str]) -> list[str]:
-    program = Path(argv[0])
-    is_kedro = program.name == "kedro" or program.parent.name == "kedro"
-    return list(argv[1:]) if is_kedro and "run" in argv[1:] else ["run"]
+    program, arguments = Path(argv[0]), list(argv[1:])
+    if program.name == "__main__.py" and program.parent.name == project.PACKAGE_NAME:
+        return ["run", *arguments]  # python -m my_project
+    # Kedro replaces the path of its __main__.py
+    is_kedro = program.name in ("kedro", "python -m kedro")
+    return arguments if is_kedro and "run" in arguments else ["run"]

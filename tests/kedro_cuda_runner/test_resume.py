@@ -52,14 +52,19 @@ def test_start(command, done, start):
 class TestCommandLines:
     @pytest.mark.parametrize(
         "program",
-        ["kedro", "/usr/local/bin/kedro", "/lib/python3.11/site-packages/kedro/__main__.py"],
-        ids=["by name", "by path", "python -m kedro"],
+        ["kedro", "/usr/local/bin/kedro", "python -m kedro"],
+        ids=["by name", "by path", "as a module"],
     )
     def test_kedro(self, command, program):
         argv = [program, "run", "--env=demo", "--params", "sft.epochs=2,sft.name=a b"]
         assert command(argv, "clean") == (
             "kedro run --env=demo --params 'sft.epochs=2,sft.name=a b' --from-nodes=count,other"
         )
+
+    def test_packaged_project(self, command, monkeypatch):
+        monkeypatch.setattr("kedro.framework.project.PACKAGE_NAME", "my_project")
+        argv = ["/src/my_project/__main__.py", "--env=demo"]
+        assert command(argv, "clean") == "kedro run --env=demo --from-nodes=count,other"
 
     @pytest.mark.parametrize(
         "argv",
