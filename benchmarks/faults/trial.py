@@ -238,6 +238,6 @@ def store_problems(trial: Trial, project: Path, finished: int) -> list[str]:
         problems.append(
             f"{count} runs are FINISHED in the tracking store, {finished} have ended well"
         )
-    if trial.signal == "INT" and "RUNNING" in statuses:
+    if trial.signal != "KILL" and "RUNNING" in statuses:
         problems.append("a run that was stopped is still RUNNING in the tracking store")
     return problems
