@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM)
 KINDS = (*FULL, *DENIED, errno.EROFS, errno.EFBIG)
-# as Python and Rust write the number of an error into its text
-NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
+# as Python and Rust write the number of an error, and Python the file, into its text
+NUMBER = re.compile(r"\[Errno (\d+)\][^'\n]*(?:'([^'\n]+)')?|\(os error (\d+)\)")
 # errors without a number: of C++ libraries, torch.save and SQLite
 TEXTS = {
     "No space left on device": errno.ENOSPC,
@@ -72,7 +72,7 @@ def explain_disk_error(
     is_read = path is not None and number in DENIED and path.exists() and not _is_readable(path)
     return (
         f"{place} cannot be {'read' if is_read else 'written'}: {_reason(number, path, part)}; "
-        f"{_remedy(number, None if path == target else path)}, {CONTINUE}"
+        f"{_remedy(number, path, is_target=path == target)}, {CONTINUE}"
     )
 
 
@@ -80,23 +80,23 @@ def _find(error: BaseException, *, has_target: bool) -> tuple[int, Path | None] 
     """Return number and file of the first such error in a chain."""
     one: BaseException | None = error
     while one is not None and not isinstance(one, InputError):
-        name = getattr(one, "filename", None)
-        path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
-        number = _number(one)
+        number, name = _parse(one)
         # a process or a socket may be denied, too
-        if number in KINDS and (number not in DENIED or path or has_target):
-            return number, path
+        if number in KINDS and (number not in DENIED or name or has_target):
+            return number, Path(name) if name else None
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     return None
 
 
-def _number(error: BaseException) -> int:
+def _parse(error: BaseException) -> tuple[int, str]:
+    """Return the number of an error, 0 without one, and the name of the file, if it has one."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
+        name = error.filename
+        return error.errno, os.fsdecode(name) if isinstance(name, str | bytes) else ""
     text = str(error)
     if match := NUMBER.search(text):
-        return int(match[1] or match[2])
-    return next((number for part, number in TEXTS.items() if part in text), 0)
+        return int(match[1] or match[3]), match[2] or ""
+    return next((number for part, number in TEXTS.items() if part in text), 0), ""
 
 
 def _is_readable(path: Path) -> bool:
@@ -122,8 +122,10 @@ def _reason(number: int, path: Path | None, part: Path | None) -> str:
     return f"{reason}, {gigabytes(free)} of {gigabytes(total)} are free{written}"
 
 
-def _remedy(number: int, path: Path | None) -> str:
+def _remedy(number: int, path: Path | None, *, is_target: bool) -> str:
     folders = {} if _is_in(path, Path.cwd()) else variables()
+    if is_target:  # a catalog entry may name a folder there
+        folders.pop("TMPDIR", None)
     around = [name for name, folder in folders.items() if _is_in(path, folder)]
     variable = max(around, key=lambda name: len(folders[name].parts), default=None)
     elsewhere = f"set {variable} to" if variable else "point it (catalog or parameters) to"
@@ -135,12 +137,17 @@ def _remedy(number: int, path: Path | None) -> str:
 
 
 def variables() -> dict[str, Path]:
-    """Return the environment variables of folders outside of the project, with their folders."""
-    home = Path(os.environ.get("HOME") or "/")
+    """Return the environment variables of folders outside of the project, with their folders.
+
+    Those that are unset and whose folder is in that of another variable are left out.
+    """
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's method raises without a home
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     defaults = {
         "HF_HOME": cache / "huggingface",
-        "TRITON_CACHE_DIR": home / ".triton" / "cache",
+        "HF_HUB_CACHE": None,
+        "HF_DATASETS_CACHE": None,
+        "TRITON_CACHE_DIR": Path(os.environ.get("TRITON_HOME") or home) / ".triton" / "cache",
         "TORCHINDUCTOR_CACHE_DIR": None,
         "MPLCONFIGDIR": None,
     }

@@ -17,6 +17,7 @@ from ja_instruct.disk_errors import explain_disk_error, writing
 from ja_instruct.errors import InputError
 from ja_instruct.tables.answer_store import AnswerStore
 from ja_instruct.tables.atomic import replacing
+from kedro_cuda_runner.worker import _is_usage_error
 
 CONTINUE = (
     ", then repeat the command with --only-missing-outputs to continue. What was there before is "
@@ -49,6 +50,7 @@ def numbered(number, name=None):
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write fail"), NO_ROOM),
         (sqlite3.OperationalError("database or disk is full"), NO_ROOM),
         (sqlite3.OperationalError("attempt to write a readonly database"), READ_ONLY),
+        (DatasetError("adapter: [Errno 28] No space left on device"), NO_ROOM),
         (RuntimeError("std::ios_base::failure: No space left on device"), NO_ROOM),
     ],
 )
@@ -79,6 +81,11 @@ def test_other_errors_are_left_alone(error):
 
 def test_denied_socket_or_process_is_left_alone():
     assert explain_disk_error(numbered(errno.EACCES)) == ""
+
+
+def test_file_that_the_text_names():
+    error = RuntimeError("node 'train' failed: [Errno 30] Read-only file system: '/there/a b'")
+    assert explain_disk_error(error).startswith("/there/a b cannot be written: the file system is")
 
 
 def test_message_is_kept():
@@ -136,6 +143,26 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     message = explain_disk_error(numbered(errno.EACCES, str(path)), tmp_path / "adapter")
     assert message.startswith(f"{path} cannot be read: the user with the id ")
+
+
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_enough"),
+    [
+        (InputError("the disk is full"), True),
+        (raised_from(DatasetError("adapter: the disk is full"), InputError("")), True),
+        (raised_from(DatasetError("adapter"), numbered(errno.ENOSPC)), True),
+        (numbered(errno.EROFS), True),
+        (raised_from(DatasetError("adapter"), ValueError("a slip")), False),
+        (numbered(errno.ENOENT), False),
+    ],
+)
+def test_message_of_a_process_of_its_own_is_enough_without_a_traceback(error, is_enough):
+    assert _is_usage_error(error) is is_enough
 
 
 # A limit on the size of files stops a write halfway, wherever a file system cannot be mounted.

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from ja_instruct.disk_errors import writing
 from ja_instruct.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -73,12 +74,14 @@ def download_model(repo_id: str, revision: str | None) -> Path:
     """Download a model's safetensors, configuration and tokenizer; return the local snapshot.
 
     Raises:
-        InputError: The repository is not accessible; the message says how to get access.
+        InputError: The repository is not accessible, or the cache cannot be written to; the message
+            names the remedy.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOADED))
+        with writing(Path(constants.HF_HUB_CACHE)):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOADED))
     except hub_errors() as error:
         check_repository(repo_id, revision, "model")
         raise InputError(

@@ -14,6 +14,7 @@ from ja_instruct.memory.estimates import cpu_memory_bytes
 from ja_instruct.memory.resources import parameter_count_of
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.preflight.caches import cache_problems
 from kedro_cuda_runner.devices import default_layer
 from kedro_cuda_runner.formatting import gigabytes
 from kedro_cuda_runner.preflight import device_problems, disk_problems, free_disk_problems
@@ -105,17 +106,22 @@ def environments_without_gpu(context: KedroContext) -> list[str]:
 def space_problems(
     resources: Mapping[Node, Resources], catalog: DataCatalog, inputs: Iterable[str]
 ) -> list[str]:
-    """Compare free host memory and free disk with what the run takes.
+    """Compare free host memory and free disk with what the run takes; check its cache folders.
 
     Args:
         resources: The GPU nodes of the run, which may compute on the CPU.
         catalog: With their inputs and outputs.
         inputs: Names of the run's inputs, which may have to be downloaded.
     """
+    from huggingface_hub import constants
+
+    downloads = _pending_downloads(inputs, catalog)
+    remedy = "set HF_HOME to a folder on a larger disk"
     return [
         *_memory_problems(resources, catalog),
         *disk_problems(resources, catalog),
-        *_download_problems(inputs, catalog),
+        *free_disk_problems(downloads, Path(constants.HF_HUB_CACHE), remedy),
+        *cache_problems(resources, is_downloading=any(downloads.values())),
     ]
 
 
@@ -134,13 +140,10 @@ def _memory_problems(resources: Mapping[Node, Resources], catalog: DataCatalog) 
     ]
 
 
-def _download_problems(inputs: Iterable[str], catalog: DataCatalog) -> list[str]:
-    from huggingface_hub import constants
-
+def _pending_downloads(inputs: Iterable[str], catalog: DataCatalog) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name in inputs:
         dataset = catalog.get(name)
         if isinstance(dataset, Downloads):
             sizes[f"the download of {name}"] = dataset.pending_download_bytes()
-    remedy = "set HF_HOME to a folder on a larger disk"
-    return free_disk_problems(sizes, Path(constants.HF_HUB_CACHE), remedy)
+    return sizes

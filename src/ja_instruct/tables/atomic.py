@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ja_instruct.disk_errors import writing
@@ -97,7 +97,8 @@ def replacing(target: Path) -> Iterator[Path]:
                     target.rename(old)
                 new.replace(target)
         except BaseException:
-            _remove(new)
+            with suppress(OSError):  # on a read-only file system even if there is nothing
+                _remove(new)
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
