@@ -18,7 +18,8 @@ from benchmarks.harness.kedro_runs import overridden, read_configuration
 from benchmarks.harness.memory import PeakMemory, limit_memory
 from benchmarks.harness.sides import run_job, write_result
 from ja_instruct.engine.backends import load_engine
-from ja_instruct.models.directory import ModelDirectory, read_provenance
+from ja_instruct.models.directory import ModelDirectory
+from ja_instruct.models.json_files import read_provenance
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from benchmarks.harness.recording import PROJECT
-from ja_instruct.models.directory import read_provenance, write_provenance
+from ja_instruct.models.directory import write_provenance
+from ja_instruct.models.json_files import read_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

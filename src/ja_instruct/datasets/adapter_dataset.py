@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import PROVENANCE_FILE, read_provenance
+from ja_instruct.models.json_files import (
+    ADAPTER_CONFIG_FILE,
+    PROVENANCE_FILE,
+    read_adapter_config,
+    read_provenance,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,10 +55,11 @@ class AdapterDataset(ModelArtifactDataset):
         An adapter without ``ja_instruct.json``, trained elsewhere, is accepted with a
         warning.
         """
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (self._filepath / name).is_file():
+        for name in (ADAPTER_CONFIG_FILE, "adapter_model.safetensors"):
+            if not (self._filepath / name).exists():
                 raise InputError(f"{self._filepath}: no {name}; {self._remedy}")
-        provenance = read_provenance(self._filepath)
+        read_adapter_config(self._filepath, self._remedy)
+        provenance = read_provenance(self._filepath, self._remedy)
         if provenance.get("files"):
             self._check_files(provenance)
         else:

@@ -34,7 +34,11 @@ class AnswerStoreDataset(InputPathDataset[AnswerStore]):
     SAVE_ERROR = "append answers to what load() returns instead"
 
     def check(self) -> None:
-        """Raise ``InputError`` if the path exists but is not a file."""
+        """Raise ``InputError`` if the path is not a file, or the file holds no answers."""
+        self._require_file()
+        AnswerStore(self._filepath)
+
+    def _require_file(self) -> None:
         if self._filepath.exists() and not self._filepath.is_file():
             raise InputError(
                 f"{self._filepath}: not a file, so answers cannot be appended to it; move it away, "
@@ -45,7 +49,7 @@ class AnswerStoreDataset(InputPathDataset[AnswerStore]):
         """Read the stored answers.
 
         Raises:
-            InputError: The path is not a file.
+            InputError: The path is not a file, or the file holds no answers.
         """
-        self.check()
+        self._require_file()
         return AnswerStore(self._filepath)

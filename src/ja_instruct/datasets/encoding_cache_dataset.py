@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ja_instruct.datasets.base import InputPathDataset
+from ja_instruct.errors import InputError
 from ja_instruct.retrieval.index_files import EncodingCache
 
 
@@ -30,7 +31,12 @@ class EncodingCacheDataset(InputPathDataset[EncodingCache]):
     SAVE_ERROR = "the node that encodes writes to what load() returns instead"
 
     def check(self) -> None:
-        """Accept a missing directory."""
+        """Accept a missing directory; raise ``InputError`` for a file in its place."""
+        if self._filepath.exists() and not self._filepath.is_dir():
+            raise InputError(
+                f"{self._filepath}: not a directory, so encodings cannot be kept in it; remove it, "
+                f"or set another filepath in the catalog"
+            )
 
     def load(self) -> EncodingCache:
         """Return the handle."""

@@ -8,7 +8,7 @@ from typing import Any
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.models.directory import (
     ModelDirectory,
-    read_config,
+    check_json_files,
     refuse_quantized,
     refuse_quantized_config,
     refuse_quantized_types,
@@ -21,6 +21,7 @@ from ja_instruct.models.hub import (
     pending_download_bytes,
     weights_by_type,
 )
+from ja_instruct.models.json_files import read_config
 
 
 class HubModelDataset(InputDataset[ModelDirectory]):
@@ -96,11 +97,16 @@ class HubModelDataset(InputDataset[ModelDirectory]):
     @cached_property
     def _config(self) -> dict[str, Any] | None:
         path = fetch_file(self._repo_id, self._revision, "config.json")
-        return None if path is None else read_config(path.parent)
+        return None if path is None else read_config(path.parent, self._remedy)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run 'hf cache rm model/{self._repo_id}', and run again to download it anew"
 
     def load(self) -> ModelDirectory:
         """Download the missing files and return a handle on the snapshot."""
         snapshot = download_model(self._repo_id, self._revision)
+        check_json_files(snapshot, self._remedy)
         # the cache names the folder of a snapshot after its commit
         model = ModelDirectory(snapshot, self._repo_id, revision=snapshot.name)
         refuse_quantized(model)

@@ -9,13 +9,13 @@ from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import require_files
 from ja_instruct.models.directory import (
     CARD_FILE,
-    PROVENANCE_FILE,
     ModelArtifact,
     ModelDirectory,
-    read_provenance,
+    check_json_files,
     require_model_files,
     write_provenance,
 )
+from ja_instruct.models.json_files import PROVENANCE_FILE, read_provenance, remedy_of
 from ja_instruct.tables.atomic import replacing
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class ModelArtifactDataset(DirectoryDataset[ModelArtifact, ModelDirectory]):
 
     @property
     def _remedy(self) -> str:
-        return f"make it with 'kedro run --pipeline={self.STAGE}' (and the same --env)"
+        return remedy_of(self.STAGE)
 
     def check(self) -> None:
         """Raise ``InputError`` unless the directory is complete, of this stage and unchanged."""
         require_model_files(self._filepath, self._remedy)
-        provenance = read_provenance(self._filepath)
+        provenance = read_provenance(self._filepath, self._remedy)
         if provenance.get("stage") != self.STAGE:
             found = f"{PROVENANCE_FILE} says stage '{provenance.get('stage')}'"
             raise InputError(
@@ -53,6 +53,7 @@ class ModelArtifactDataset(DirectoryDataset[ModelArtifact, ModelDirectory]):
                 f"directory was not written by '{self.STAGE}'; {self._remedy}"
             )
         self._check_files(provenance)
+        check_json_files(self._filepath, self._remedy)
 
     def _check_files(self, provenance: dict[str, Any]) -> None:
         description = f"{self.STAGE}: checking {self._filepath.name}"
@@ -61,7 +62,7 @@ class ModelArtifactDataset(DirectoryDataset[ModelArtifact, ModelDirectory]):
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; a node that uses it reads the weights."""
         self.check()
-        provenance = read_provenance(self._filepath)
+        provenance = read_provenance(self._filepath, self._remedy)
         source = provenance.get(self.SOURCE, {})
         return ModelDirectory(
             # unsloth and transformers would take a relative path for a hub name

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.base import InputPathDataset
 from ja_instruct.models.directory import (
-    CONFIG_FILE,
     ModelDirectory,
+    check_json_files,
     parameter_count,
-    read_config,
-    read_provenance,
     refuse_quantized,
     require_model_files,
 )
+from ja_instruct.models.json_files import CONFIG_FILE, read_config, read_provenance
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+REMEDY = "correct 'filepath' of this catalog entry, or download the model to it"
 
 
 class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
@@ -58,10 +59,9 @@ class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
 
     def check(self) -> None:
         """Raise ``InputError`` if the directory holds no model, or a quantized one."""
-        require_model_files(
-            self._filepath, "correct 'filepath' of this catalog entry, or download the model to it"
-        )
-        refuse_quantized(ModelDirectory(self._filepath, self._model_id))
+        require_model_files(self._filepath, REMEDY)
+        check_json_files(self._filepath, REMEDY)
+        refuse_quantized(self._handle())
 
     def parameter_count(self) -> int:
         """Return the number of weights, for the check of free memory."""
@@ -69,14 +69,16 @@ class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
 
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None if it is missing; nothing is checked or loaded."""
-        return read_config(self._filepath)
+        return read_config(self._filepath, REMEDY) if self._exists() else None
 
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; a node that uses it reads the weights."""
         self.check()
-        return ModelDirectory(
-            self._filepath, self._model_id, provenance=read_provenance(self._filepath)
-        )
+        return self._handle()
+
+    def _handle(self) -> ModelDirectory:
+        provenance = read_provenance(self._filepath, REMEDY)
+        return ModelDirectory(self._filepath, self._model_id, provenance=provenance)
 
     def _exists(self) -> bool:
         return (self._filepath / CONFIG_FILE).is_file()

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import (
-    CONFIG_FILE,
-    parameter_count,
-    read_config,
-)
+from ja_instruct.models.directory import parameter_count
+from ja_instruct.models.json_files import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +44,8 @@ class QuantizedModelDataset(ModelArtifactDataset):
 
     def _check_files(self, provenance: dict[str, Any]) -> None:
         quant_type = provenance.get("settings", {}).get("quant_type", "nf4")
-        quantization = (read_config(self._filepath) or {}).get("quantization_config") or {}
+        config = read_config(self._filepath, self._remedy)
+        quantization = config.get("quantization_config") or {}
         found = (quantization.get("load_in_4bit"), quantization.get("bnb_4bit_quant_type"))
         if found != (True, quant_type):
             raise InputError(
@@ -66,4 +64,5 @@ class QuantizedModelDataset(ModelArtifactDataset):
 
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None before the model exists; no weights are read."""
-        return read_config(self._filepath) if self._exists() else None
+        exists = self._exists() and (self._filepath / CONFIG_FILE).exists()
+        return read_config(self._filepath, self._remedy) if exists else None

@@ -7,8 +7,15 @@ import json
 from kedro_datasets._typing import JSONPreview
 
 from ja_instruct.datasets.base import DirectoryDataset
+from ja_instruct.errors import InputError
 from ja_instruct.retrieval.index import RetrievalIndex
-from ja_instruct.retrieval.index_files import DESCRIPTION, read_index, write_index
+from ja_instruct.retrieval.index_files import (
+    DESCRIPTION,
+    check_index,
+    read_description,
+    read_index,
+    write_index,
+)
 
 
 class RetrievalIndexDataset(DirectoryDataset[RetrievalIndex, RetrievalIndex]):
@@ -33,6 +40,12 @@ class RetrievalIndexDataset(DirectoryDataset[RetrievalIndex, RetrievalIndex]):
 
     MARKER = DESCRIPTION
 
+    def check(self) -> None:
+        """Raise ``InputError`` if a file is missing or cannot be read."""
+        if not self._filepath.exists():
+            raise InputError(f"{self._filepath} does not exist")
+        check_index(self._filepath)
+
     def load(self) -> RetrievalIndex:
         """Read the index; its embeddings are on the CPU.
 
@@ -47,6 +60,6 @@ class RetrievalIndexDataset(DirectoryDataset[RetrievalIndex, RetrievalIndex]):
 
     def preview(self, nrows: int = 5) -> JSONPreview:
         """Return the retriever, the encoder and the first questions, for kedro-viz."""
-        content = json.loads((self._filepath / DESCRIPTION).read_text(encoding="utf-8"))
+        content = read_description(self._filepath)
         content["questions"] = content["questions"][:nrows]
         return JSONPreview(json.dumps(content, ensure_ascii=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from kedro.io import AbstractVersionedDataset, DatasetError
 from ja_instruct.datasets.base import CatalogDataset, require_no_directory
 from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.json_objects import describe_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,9 +79,9 @@ class WholeFile(CatalogDataset[Any, Any], AbstractVersionedDataset[Any, Any]):
             return super().load()  # type: ignore[safe-super]  # the library's
         except DatasetError as error:
             if isinstance(error.__cause__, ValueError | TypeError):
-                path = self._get_load_path()
+                path = Path(self._get_load_path())
                 raise InputError(
-                    f"{path}: {_fault(error.__cause__, Path(path))}; it was cut off or edited: "
+                    f"{path}: {describe_fault(error.__cause__, path)}; it was cut off or edited: "
                     f"remove it, and run its pipeline again"
                 ) from error
             raise
@@ -96,13 +96,3 @@ class WholeFile(CatalogDataset[Any, Any], AbstractVersionedDataset[Any, Any]):
             discard_unfinished(version / path.name)
             if not any(version.iterdir()):
                 version.rmdir()
-
-
-def _fault(error: BaseException, path: Path) -> str:
-    if path.is_file() and not path.stat().st_size:
-        return "the file is empty"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 (byte {error.start:,}: {error.reason})"
-    return f"cannot be read ({str(error).strip().partition(chr(10))[0]})"

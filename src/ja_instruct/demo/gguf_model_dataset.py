@@ -12,7 +12,8 @@ from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import sha256_of
-from ja_instruct.models.directory import ModelDirectory, read_provenance, write_provenance
+from ja_instruct.models.directory import ModelDirectory, write_provenance
+from ja_instruct.models.json_files import read_provenance
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
 if TYPE_CHECKING:
@@ -220,8 +221,12 @@ class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
         raise DatasetError(f"{self._filepath} is converted from a GGUF file, not saved to")
 
     def _exists(self) -> bool:
-        source: dict[str, str] = read_provenance(self._filepath).get("source", {})
-        return source.get("revision") == self._revision
+        try:
+            source = read_provenance(self._filepath).get("source", {})
+        except InputError as error:
+            logger.info("The model is converted again: %s", error)
+            return False
+        return bool(source.get("revision") == self._revision)
 
     def _describe(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,12 @@ from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batched import Batched
 from ja_instruct.engine.parameters import EngineParameters
 from ja_instruct.engine.vllm import VllmEngine
-from ja_instruct.models.directory import ModelDirectory, read_provenance, require_model_files
+from ja_instruct.models.directory import (
+    ModelDirectory,
+    check_json_files,
+    require_model_files,
+)
+from ja_instruct.models.json_files import read_provenance
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
 if TYPE_CHECKING:
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "give the directory of a quantized model"
 
 
 class Backend(Protocol):
@@ -37,11 +44,10 @@ def _load_with_unsloth(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     loaded: Any
     loaded, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
-    from peft import PeftModel
     from unsloth import FastLanguageModel
 
     if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, str(adapter.path))
+        loaded = adapter.load_adapter(loaded)
     FastLanguageModel.for_inference(loaded)
     return loaded, tokenizer
 
@@ -51,9 +57,7 @@ def _load_with_transformers(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     loaded: Any = load_nf4_model(model, parameters.device)
     if adapter is not None:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, str(adapter.path))
+        loaded = adapter.load_adapter(loaded)
         if parameters.device == "cpu":
             # the weights are float32 there: merging is free and makes every step faster
             loaded = loaded.merge_and_unload()
@@ -159,7 +163,8 @@ def load_engine(
             the adapter, or the tokenizer lacks the chat template that gives the end of turn.
     """
     if not isinstance(model, ModelDirectory):
-        require_model_files(Path(model), "give the directory of a quantized model")
+        require_model_files(Path(model), _REMEDY)
+        check_json_files(Path(model), _REMEDY)
     model = _directory_of(model)
     adapter = None if adapter is None else _directory_of(adapter)
     parameters = parameters or EngineParameters()

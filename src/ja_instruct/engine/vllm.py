@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -12,6 +11,11 @@ from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
 from ja_instruct.errors import InputError
 from ja_instruct.memory.estimates import CONTEXT_BYTES
+from ja_instruct.models.json_files import (
+    ADAPTER_CONFIG_FILE,
+    DEFAULT_RANK,
+    read_adapter_config,
+)
 from ja_instruct.models.loading import free_gpu_memory
 
 if TYPE_CHECKING:
@@ -199,13 +203,13 @@ def _adapter_arguments(adapter: ModelDirectory | None) -> dict[str, Any]:
     """Return vLLM's arguments for an adapter, whose rank it must support."""
     if adapter is None:
         return {}
-    path = adapter.path / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    config = read_adapter_config(adapter.path, adapter.remedy)
+    rank = max([config.get("r", DEFAULT_RANK), *(config.get("rank_pattern") or {}).values()])
     fitting = [most for most in MAX_LORA_RANKS if most >= rank]
     if not fitting:
         raise InputError(
-            f"{path}: the adapter's rank is {rank}, vLLM supports at most {MAX_LORA_RANKS[-1]}; "
-            f"set inference.backend: transformers, or lower sft.lora.lora_r"
+            f"{adapter.path / ADAPTER_CONFIG_FILE}: the adapter's rank is {rank}, vLLM supports at "
+            f"most {MAX_LORA_RANKS[-1]}; set inference.backend: transformers, or lower "
+            f"sft.lora.lora_r"
         )
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": fitting[0]}

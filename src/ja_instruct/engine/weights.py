@@ -54,10 +54,8 @@ def merge_adapter(model: PreTrainedModel, adapter: ModelDirectory | None) -> Pre
     """Merge an adapter into the 16- or 32-bit matrices of a model, and return the model."""
     if adapter is None:
         return model
-    from peft import PeftModel
-
     # PEFT keeps the factors in float32, and so their product and the sum
-    merged: Any = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
+    merged: Any = adapter.load_adapter(model).merge_and_unload()
     return merged  # type: ignore[no-any-return]
 
 
@@ -72,9 +70,7 @@ def keep_adapter_unmerged(
 
     adapted: PreTrainedModel | PeftModel = model
     if adapter is not None:
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(model, str(adapter.path), autocast_adapter_dtype=False)
+        adapted = adapter.load_adapter(model, autocast_adapter_dtype=False)
         use_lean_lora(adapted)
     use_fused_nf4(adapted)
     return adapted

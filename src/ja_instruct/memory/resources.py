@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ja_instruct.checks import DescribesModel
+from ja_instruct.errors import InputError
 from ja_instruct.memory.estimates import ModelShape
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def _describe_model(
     base_model = name.removesuffix(_last_part(name)) + "base_model"
     for source in dict.fromkeys((name, base_model, "base_model")):
         dataset = catalog.get(source) if source in catalog else None
-        described = describe(dataset) if isinstance(dataset, DescribesModel) else None
+        try:
+            described = describe(dataset) if isinstance(dataset, DescribesModel) else None
+        except InputError:  # which the dataset's own check reports
+            described = None
         if described is not None:
             return described
     return None

@@ -14,10 +14,13 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+from pydantic import Strict
 
 from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -59,10 +62,22 @@ def file_checksums(
     """Return the SHA-256 and the size in bytes of files by their paths in the directory.
 
     Symbolic links, as in the hub's cache, are followed. The description labels the progress bar.
+
+    Raises:
+        InputError: A file cannot be read.
     """
+    try:
+        return _file_checksums({name: directory / name for name in names}, description)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or directory}: cannot be read ({error.strerror or error}); make its "
+            f"files readable, or copy them there again"
+        ) from error
+
+
+def _file_checksums(paths: Mapping[str, Path], description: str) -> dict[str, FileRecord]:
     from tqdm import tqdm
 
-    paths = {name: directory / name for name in names}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     cache = _DigestCache()
     with (
@@ -82,6 +97,12 @@ def file_checksums(
         name: {"sha256": digest, "bytes": sizes[name]}
         for name, digest in zip(paths, digests, strict=True)
     }
+
+
+class _CachedDigests(JSONObject):
+    """For each version of a file its digest, and when it was computed."""
+
+    __pydantic_extra__: dict[str, Annotated[tuple[str, float], Strict(strict=False)]]
 
 
 class _DigestCache:
@@ -121,16 +142,19 @@ class _DigestCache:
             discard_unfinished(self._path)
             with replacing(self._path) as new:
                 new.write_text(json.dumps({**self._read(), **self._new}), "utf-8")
-        except (InputError, OSError) as error:
+        except (OSError, InputError) as error:
             logger.debug("Digests are not cached: %s", error)
 
     def _read(self) -> dict[str, tuple[str, float]]:
-        oldest = time.time() - CACHED_SECONDS_MAX
-        try:
-            entries = json.loads(self._path.read_text("utf-8"))
-            return {key: (digest, at) for key, (digest, at) in entries.items() if at >= oldest}
-        except (OSError, ValueError, TypeError, AttributeError):  # none, or cut off or edited
+        if not self._path.exists():
             return {}
+        try:
+            entries = read_json_object(self._path, "digests are computed again", _CachedDigests)
+        except InputError as error:
+            logger.info("%s", error)
+            return {}
+        oldest = time.time() - CACHED_SECONDS_MAX
+        return {key: (digest, at) for key, (digest, at) in entries.items() if at >= oldest}
 
 
 def require_files(

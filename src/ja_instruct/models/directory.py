@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import FileRecord, file_checksums
+from ja_instruct.models.json_files import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    PROVENANCE_FILE,
+    read_config,
+    read_generation_config,
+    read_provenance,
+    read_weight_map,
+    remedy_of,
+)
 from ja_instruct.models.safetensors import SIXTEEN_BITS_OR_MORE, read_headers
+from ja_instruct.models.vocabulary import (
+    TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    check_tokenizer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG_FILE = "config.json"
-PROVENANCE_FILE = "ja_instruct.json"
 CARD_FILE = "README.md"
 # The card may be edited; the provenance cannot contain its own checksum.
 _NOT_HASHED = frozenset((PROVENANCE_FILE, CARD_FILE))
@@ -44,6 +61,11 @@ class ModelDirectory:
     revision: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def remedy(self) -> str:
+        """How to replace a file of the directory that cannot be read."""
+        return remedy_of(self.provenance.get("stage"))
+
     def checksums(self, description: str) -> dict[str, FileRecord]:
         """Return the SHA-256 and the size of every file: weights, configuration, tokenizer."""
         names = sorted(path.name for path in self.path.iterdir() if path.is_file())
@@ -51,26 +73,63 @@ class ModelDirectory:
 
     def load_config(self) -> dict[str, Any]:
         """Return ``config.json``."""
-        config: dict[str, Any] = json.loads((self.path / CONFIG_FILE).read_text("utf-8"))
-        return config
+        return read_config(self.path, self.remedy)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer saved with the weights."""
+        """Return the tokenizer saved with the weights.
+
+        Raises:
+            InputError: Its files cannot be read.
+        """
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self.path, local_files_only=True
-        )
+        with self._naming(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.path, local_files_only=True
+            )
         return tokenizer
 
     def load_model(self, **kwargs: Any) -> PreTrainedModel:
-        """Return the causal language model; ``kwargs`` are passed to ``from_pretrained``."""
-        from transformers import AutoModelForCausalLM
+        """Return the causal language model; ``kwargs`` are passed to ``from_pretrained``.
 
+        Raises:
+            InputError: Its configuration cannot be read.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+        with self._naming(CONFIG_FILE):
+            AutoConfig.from_pretrained(self.path, local_files_only=True)
+        if (self.path / GENERATION_FILE).exists():
+            # transformers would use its defaults in place of a file that it cannot read
+            with self._naming(GENERATION_FILE):
+                GenerationConfig.from_pretrained(self.path, local_files_only=True)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.path, local_files_only=True, **kwargs
         )
         return model
+
+    def load_adapter(self, model: PreTrainedModel, **kwargs: Any) -> PeftModel:
+        """Return ``model`` with this adapter; ``kwargs`` are passed to ``from_pretrained``.
+
+        Raises:
+            InputError: The adapter's configuration cannot be read.
+        """
+        from peft import PeftConfig, PeftModel
+
+        with self._naming(ADAPTER_CONFIG_FILE):
+            PeftConfig.from_pretrained(str(self.path))
+        return PeftModel.from_pretrained(model, str(self.path), **kwargs)
+
+    @contextmanager
+    def _naming(self, *names: str) -> Iterator[None]:
+        """Name the files in the error of a library that loads them."""
+        try:
+            yield
+        except Exception as error:  # tokenizers raises nothing narrower
+            found = [name for name in names if (self.path / name).exists()] or names
+            files = " or ".join(str(self.path / name) for name in found)
+            fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            raise InputError(f"{files} cannot be loaded ({fault}); {self.remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -107,10 +166,21 @@ def require_model_files(directory: Path, remedy: str) -> None:
     """Raise ``InputError``, which ends with ``remedy``, without configuration or safetensors."""
     if not directory.is_dir():
         raise InputError(f"{directory}: no such model directory; {remedy}")
-    if not (directory / CONFIG_FILE).is_file():
+    if not (directory / CONFIG_FILE).exists():
         raise InputError(f"{directory}: no {CONFIG_FILE}, so not a model directory; {remedy}")
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
+
+
+def check_json_files(directory: Path, remedy: str) -> None:
+    """Raise ``InputError``, which ends with ``remedy``, for a JSON file that cannot be used.
+
+    The ids of the tokenizer must have rows in the model's embedding.
+    """
+    config = read_config(directory, remedy)
+    read_generation_config(directory, remedy)
+    read_weight_map(directory, remedy)
+    check_tokenizer(directory, config, remedy)
 
 
 def refuse_quantized_config(config: Mapping[str, Any], where: str) -> None:
@@ -144,21 +214,6 @@ def refuse_quantized(model: ModelDirectory) -> None:
     refuse_quantized_config(model.load_config(), f"'{model.model_id}' at {model.path}")
     for name, tensor in read_headers(model.path).items():
         refuse_quantized_types([tensor.dtype], f"'{model.model_id}': '{name}' in {tensor.path}")
-
-
-def read_config(directory: Path) -> dict[str, Any] | None:
-    """Return ``config.json`` of a directory, or None if it has none."""
-    return _read_json(directory / CONFIG_FILE)
-
-
-def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return ``ja_instruct.json`` of a directory, or an empty dictionary if it has none."""
-    return _read_json(directory / PROVENANCE_FILE) or {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
-    return content
 
 
 def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:

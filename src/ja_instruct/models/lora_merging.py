@@ -6,7 +6,6 @@ itself is our own; the tests compare every weight with PEFT's.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -14,6 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.json_files import (
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    INDEX_FILE,
+    read_adapter_config,
+    read_weight_map,
+)
 from ja_instruct.models.safetensors import read_headers
 
 if TYPE_CHECKING:
@@ -132,7 +138,7 @@ def lora_scaling(adapter: ModelDirectory) -> float:
     Raises:
         InputError: The adapter is not plain LoRA, or weights besides its factors were trained.
     """
-    config = json.loads((adapter.path / "adapter_config.json").read_text("utf-8"))
+    config = read_adapter_config(adapter.path, adapter.remedy)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"adapter_config.json: peft_type is {kind!r}; only LORA can be merged")
@@ -147,8 +153,11 @@ def lora_scaling(adapter: ModelDirectory) -> float:
                 f"adapter_config.json: {name} is {config[name]!r}, which is merged by another "
                 f"formula than W + scaling · B A; merge this adapter with PEFT's merge_and_unload"
             )
-    rank = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    rank = config.get("r", DEFAULT_RANK)
+    return float(
+        config.get("lora_alpha", DEFAULT_ALPHA)
+        / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    )
 
 
 def checkpoint_shards(model: ModelDirectory) -> list[str]:
@@ -157,14 +166,14 @@ def checkpoint_shards(model: ModelDirectory) -> list[str]:
     Raises:
         InputError: A file that the index names is missing.
     """
-    index = model.path / "model.safetensors.index.json"
-    if not index.is_file():
+    weight_map = read_weight_map(model.path, model.remedy)
+    if weight_map is None:
         return sorted(path.name for path in model.path.glob("*.safetensors"))
-    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    names = sorted(set(weight_map.values()))
     for name in names:
         if not (model.path / name).is_file():
             raise InputError(
-                f"{model.path}: {name} is missing, which {index.name} names; download it again"
+                f"{model.path}: {name} is missing, which {INDEX_FILE} names; download it again"
             )
     return names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.errors import InputError
 from ja_instruct.models.cards import is_hub_name
 from ja_instruct.models.checksums import sha256_of
-from ja_instruct.models.directory import CARD_FILE, PROVENANCE_FILE, as_json, read_provenance
+from ja_instruct.models.directory import CARD_FILE, as_json
+from ja_instruct.models.json_files import PROVENANCE_FILE, read_provenance
+from ja_instruct.tables.json_objects import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +90,7 @@ class Publication:
             source, target = self.directory / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in self.json_changes:
-                content = json.loads(source.read_text("utf-8"))
+                content = read_json_object(source, "make or download the model again")
                 target.write_text(as_json({**content, **self.json_changes[name]}), "utf-8")
             else:
                 target.symlink_to(source.resolve())

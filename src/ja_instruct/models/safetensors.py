@@ -54,7 +54,7 @@ def read_headers(directory: Path) -> dict[str, TensorHeader]:
                     tensor = weights.get_slice(name)
                     shape = tuple(tensor.get_shape())
                     headers[name] = TensorHeader(path, name, tensor.get_dtype(), shape)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     return headers
 

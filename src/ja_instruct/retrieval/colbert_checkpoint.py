@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.vocabulary import check_tokenizer
+from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "fetch the checkpoint again, or choose another"
+
+
+class _Config(JSONObject):
+    model_type: str
+    vocab_size: int
+
+
+class _Metadata(JSONObject):
+    """ColBERT's own settings, of which these are read for the sizes of tensors."""
+
+    dim: int
+    query_maxlen: int
+    doc_maxlen: int
 
 
 @contextlib.contextmanager
@@ -63,11 +79,12 @@ def hash_weights(directory: Path) -> str:
 def check_checkpoint(directory: Path) -> None:
     """Raise ``InputError`` when colbert-ai would load wrongly, unsafely or from the network.
 
-    That is so without configuration, ``artifact.metadata`` or safetensors weights, and when the
-    checkpoint contains Python code, as colbert-ai passes ``trust_remote_code``.
+    That is so without configuration, ``artifact.metadata`` or safetensors weights, when one of its
+    JSON files is damaged, and when the checkpoint contains Python code, as colbert-ai passes
+    ``trust_remote_code``.
     """
     for name in ("config.json", "artifact.metadata"):
-        if not (directory / name).is_file():
+        if not (directory / name).exists():
             raise InputError(
                 f"{directory} is not a ColBERT checkpoint: '{name}' is missing. Point "
                 f"'retriever_checkpoint' at a directory saved by ColBERT or at its hub repository"
@@ -77,12 +94,14 @@ def check_checkpoint(directory: Path) -> None:
             f"{directory} has no .safetensors file; other formats can run code when they are "
             f"loaded. Convert it: load it and call save_pretrained, or choose another checkpoint"
         )
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(directory / "config.json", _REMEDY, _Config)
+    read_json_object(directory / "artifact.metadata", _REMEDY, _Metadata)
     if "auto_map" in config or any(directory.glob("*.py")):
         raise InputError(
             f"{directory} contains Python code, which would run when it is loaded; "
             f"choose a ColBERT checkpoint of an architecture that transformers has"
         )
+    check_tokenizer(directory, config, _REMEDY)
 
 
 def prove_weights(model: nn.Module, directory: Path) -> None:
@@ -147,7 +166,11 @@ def _class_for_transformers_5(directory: Path) -> Iterator[None]:
 
 
 def load_retriever(directory: Path) -> RAGPretrainedModel:
-    """Load a checkpoint in float32, on the GPU if there is one."""
+    """Load a checkpoint in float32, on the GPU if there is one.
+
+    Raises:
+        InputError: The checkpoint cannot be used.
+    """
     from safetensors import SafetensorError
 
     # a relative path of two parts would be read as a hub repository
@@ -164,6 +187,13 @@ def load_retriever(directory: Path) -> RAGPretrainedModel:
     except SafetensorError as error:
         raise InputError(
             f"the weights in {directory} cannot be read ({error}); fetch the checkpoint again"
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(
+            f"{directory}: the checkpoint cannot be loaded ({type(error).__name__}: {error}); its "
+            f"config.json, artifact.metadata or tokenizer may be damaged: {_REMEDY}"
         ) from error
     encoder.float()
     return retriever

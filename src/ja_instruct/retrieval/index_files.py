@@ -14,16 +14,32 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import Field
+
 from ja_instruct.errors import InputError
+from ja_instruct.models.safetensors import read_headers
 from ja_instruct.retrieval.colbert import EncodedQuestions
 from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex, Retriever
 from ja_instruct.tables.atomic import discard_unfinished, replacing
+from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 logger = logging.getLogger(__name__)
 
 TENSORS = "embeddings.safetensors"
 DESCRIPTION = "index.json"
 ENCODER_FIELDS = ("model_id", "checkpoint_sha256", "max_document_tokens", "versions")
+_REMEDY = "delete the directory and make the index again with 'kedro run --pipelines=rag_index'"
+
+
+class _Description(JSONObject):
+    retriever: str
+    questions: list[str]
+    model_id: str | None
+    checkpoint_sha256: str | None
+    max_document_tokens: int | None
+    versions: dict[str, str]
+    padded_length: int = 0
+    truncated: list[int] = Field([])
 
 
 class EncodingCache:
@@ -73,16 +89,31 @@ def read_index(directory: Path) -> RetrievalIndex:
     Raises:
         InputError: A file cannot be read, or the two files do not belong together.
     """
-    try:
-        content = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        retriever, questions = content["retriever"], tuple(content["questions"])
-        encoder = {name: content[name] for name in ENCODER_FIELDS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(directory, error) from error
+    content = read_description(directory)
+    encoded = None if content["retriever"] == "bm25" else _read_encoded(directory, content)
+    encoder = {name: content[name] for name in ENCODER_FIELDS}
+    return RetrievalIndex(content["retriever"], tuple(content["questions"]), encoded, **encoder)
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Return ``index.json``; it raises ``InputError`` like ``read_index``."""
+    content = read_json_object(directory / DESCRIPTION, _REMEDY, _Description)
+    retriever = content["retriever"]
     if retriever not in get_args(Retriever):
         raise _unusable(directory, f"'{DESCRIPTION}' is for the unknown retriever '{retriever}'")
-    encoded = None if retriever == "bm25" else _read_encoded(directory, content)
-    return RetrievalIndex(retriever, questions, encoded, **encoder)
+    return content
+
+
+def check_index(directory: Path) -> None:
+    """Raise ``InputError`` if a file cannot be read; the embeddings' header alone is read."""
+    if read_description(directory)["retriever"] == "bm25":
+        return
+    try:
+        tensors = read_headers(directory)
+    except InputError as error:
+        raise _unusable(directory, str(error)) from error
+    if not {"embeddings", "lengths"} <= tensors.keys():
+        raise _unusable(directory, f"no '{TENSORS}' with 'embeddings' and 'lengths'")
 
 
 def write_index(index: RetrievalIndex, directory: Path) -> None:
@@ -156,7 +187,4 @@ def _unreadable(directory: Path, error: Exception) -> InputError:
 
 
 def _unusable(directory: Path, fault: str) -> InputError:
-    return InputError(
-        f"{directory}: {fault}; delete the directory and make the index again with "
-        f"'kedro run --pipelines=rag_index'"
-    )
+    return InputError(f"{directory}: {fault}; {_REMEDY}")

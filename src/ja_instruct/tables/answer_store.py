@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.disk_errors import writing
+from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import sync
 from ja_instruct.tables.json_lines import BadRecordError, parse_record
 
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+# of every line: what a process that is killed while it writes its first answer leaves
+_BEGINNING = b'{"key": "'
+_REMEDY = (
+    "restore the file, or move it away: the answers that are not in the store are generated again"
+)
 
 
 class AnswerStore:
@@ -34,11 +42,17 @@ class AnswerStore:
 
         A line that cannot be parsed, left by a process that was killed while it wrote, is skipped
         with a warning: its answer is generated again.
+
+        Raises:
+            InputError: The file cannot be read, or none of its lines is an answer.
         """
         self.path = path
         self._answers: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            self._read()
+        if path.exists():
+            try:
+                self._read()
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
 
     def __len__(self) -> int:
         """Return the number of answers."""
@@ -88,23 +102,32 @@ class AnswerStore:
             sync(self.path.parent)
 
     def _read(self) -> None:
-        torn = []
+        torn, fault, first = [], "", b""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                first = first or line.removeprefix(codecs.BOM_UTF8)
                 try:
-                    record = parse_record(line)
+                    record = parse_record(first if number == 1 else line)
                     key, answer = record["key"], record["answer"]
-                except (BadRecordError, KeyError):
+                    if not isinstance(key, str) or not isinstance(answer, dict):
+                        raise BadRecordError("'key' is not text, or 'answer' is not an object")
+                except (BadRecordError, KeyError) as error:
                     torn.append(number)
-                    continue
-                if isinstance(key, str) and isinstance(answer, dict):
-                    self._answers[key] = answer
+                    fault = fault or str(error)
                 else:
-                    torn.append(number)
+                    self._answers[key] = answer
+        is_beginning = len(torn) == 1 and first.startswith(_BEGINNING[: len(first)])
+        if torn and not self._answers and not is_beginning:
+            raise InputError(
+                f"{self.path}: none of {len(torn)} line(s) is an answer (line {torn[0]}: {fault}); "
+                f"{_REMEDY}"
+            )
         if torn:
             logger.warning(
-                "%s: skipping line(s) %s, which a killed run may have left incomplete; their "
-                "answers are generated again",
+                "%s: skipping line(s) %s, which a killed run may have left incomplete (line %d: "
+                "%s); their answers are generated again",
                 self.path,
                 ", ".join(map(str, torn[:10])) + (", …" if len(torn) > 10 else ""),
+                torn[0],
+                fault,
             )

@@ -83,7 +83,7 @@ class TestAdapter:
 
     def test_product_accepts_it(self, model, adapter):
         from ja_instruct.datasets import AdapterDataset
-        from ja_instruct.models.directory import read_provenance
+        from ja_instruct.models.json_files import read_provenance
 
         provenance = AdapterDataset(filepath=adapter).load().provenance
         assert provenance["stage"] == "sft"

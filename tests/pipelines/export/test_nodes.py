@@ -21,7 +21,7 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 DOWN_PROJ = "model.layers.2.mlp.down_proj.weight"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 SMALL = {
-    "vocab_size": 192,
+    "vocab_size": 2048,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,

@@ -28,6 +28,7 @@ from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters
 from ja_instruct.tables.answer_store import AnswerStore
 
+WHOLE = {"text": "答", "prompt_tokens": 3, "new_tokens": 2, "finished": True, "seconds": 0.5}
 KILLED = Path(__file__).parents[2] / "answers_to_be_killed.py"
 QUESTIONS = ["日本の首都は", "富士山の高さを教えてください。", "春", "季節は四つあります。", "川"]
 PROMPTS = [
@@ -219,7 +220,7 @@ class TestKeys:
 def test_weights_of_stored_answers(tmp_path, kept, expected):
     store = AnswerStore(tmp_path / "answers.jsonl")
     for name, answer in kept.items():
-        store.append(name, answer)
+        store.append(name, {**WHOLE, **answer})
     assert weights_of_answers(store, ["key0", "key1", "key2"]) == expected
 
 
@@ -246,6 +247,17 @@ class TestAnswerAll:
         answers, store = ask((i, self.said(f"答{i}")) for i in (2, 0, 1))
         assert [answer.text for answer in answers] == ["答0", "答1", "答2"]
         assert [store.get(f"key{i}")["text"] for i in range(3)] == ["答0", "答1", "答2"]
+
+    @pytest.mark.parametrize(
+        "edited", [{"text": 5}, {"finished": 1}, {"seconds": None}, {"words": 3}], ids=str
+    )
+    def test_answer_of_other_types_is_generated_again(self, ask, tmp_path, caplog, edited):
+        AnswerStore(tmp_path / "answers.jsonl").append("key1", {**WHOLE, **edited})
+        AnswerStore(tmp_path / "answers.jsonl").append("key0", WHOLE)
+        answers, store = ask((i, self.said(f"新{i}")) for i in (0, 1))
+        assert [answer.text for answer in answers] == ["答", "新0", "新1"]
+        assert f"{store.path}: key1 is not an answer's record; it is generated again" in caplog.text
+        assert store.get("key1")["text"] == "新0"
 
     def test_failed_prompt_is_retried(self, ask):
         first = [self.said("答0"), self.said("", "out of memory"), self.said("答2")]

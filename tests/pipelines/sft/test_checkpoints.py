@@ -1,7 +1,10 @@
 import dataclasses
 import json
+from zipfile import ZipFile
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ja_instruct.pipelines.sft.checkpoints import (
     FILES,
@@ -19,9 +22,17 @@ def checkpoint(tmp_path):
     def write(step, name=None):
         directory = tmp_path / (name or f"checkpoint-{step}")
         directory.mkdir()
-        for file in FILES:
-            (directory / file).write_bytes(b"{}")
-        state = {"global_step": step, "max_steps": 20, "log_history": []}
+        (directory / "adapter_config.json").write_text("{}", "utf-8")
+        save_file({"a": np.zeros(3)}, directory / "adapter_model.safetensors")
+        for file in ("optimizer.pt", "scheduler.pt"):
+            with ZipFile(directory / file, "w"):
+                pass
+        state = {
+            "global_step": step,
+            "max_steps": 20,
+            "log_history": [],
+            "stateful_callbacks": {},
+        }
         (directory / STATE_FILE).write_text(json.dumps(state), "utf-8")
         return directory
 

@@ -7,7 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.engine.answer import Answer
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ja_instruct.tables.answer_store import AnswerStore
 
 logger = logging.getLogger(__name__)
+
+_EMPTY = Answer("", 0, 0, finished=False, seconds=0.0)
 
 # Parameters that do not change the answer to a given prompt; all others are assumed to
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -71,9 +73,26 @@ def _checksums(model: ModelDirectory) -> dict[str, str]:
 
 def weights_of_answers(store: AnswerStore, keys: Sequence[str]) -> str:
     """Return the kind of weights of most stored answers, or an empty string if it is unknown."""
-    kept = (store.get(key) or {} for key in keys)
-    found = Counter(answer["weights"] for answer in kept if answer.get("weights"))
+    kept = (_stored(store, key) for key in keys)
+    found = Counter(answer.weights for answer in kept if answer is not None and answer.weights)
     return found.most_common(1)[0][0] if found else ""
+
+
+def _stored(store: AnswerStore, key: str) -> Answer | None:
+    """Return a stored answer; None without one, or if it was edited to something else."""
+    kept = store.get(key)
+    if kept is None:
+        return None
+    try:
+        answer = Answer(**kept)
+    except TypeError:
+        answer = None
+    if answer is None or any(
+        type(value) is not type(getattr(_EMPTY, name)) for name, value in vars(answer).items()
+    ):
+        logger.warning("%s: %s is not an answer's record; it is generated again", store.path, key)
+        return None
+    return answer
 
 
 def answer_all(
@@ -96,11 +115,11 @@ def answer_all(
 
     answers: dict[int, Answer] = {}
     for position, (task, key) in enumerate(zip(tasks, keys, strict=True)):
-        kept = store.get(key)
+        kept = _stored(store, key)
         if not task["input"].strip():
-            answers[position] = Answer("", 0, 0, False, 0.0, error="the task is empty")
+            answers[position] = replace(_EMPTY, error="the task is empty")
         elif kept is not None:
-            answers[position] = Answer(**kept)
+            answers[position] = kept
     missing = [position for position in range(len(tasks)) if position not in answers]
     found = sum(not answer.error for answer in answers.values())
     if found:

@@ -11,6 +11,7 @@ from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.cards import quantized_card
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
 from ja_instruct.models.loading import Device, free_gpu_memory, load_nf4_model
+from ja_instruct.models.vocabulary import check_tokenizer
 from ja_instruct.pipelines.quantization.gpu_resources import (
     estimate_measurement,
     estimate_quantization,
@@ -56,9 +57,11 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
         file and the memory used (10⁹ bytes).
 
     Raises:
-        InputError: The source is quantized already.
+        InputError: The source is quantized already, or its tokenizer has ids without a row in the
+            embedding.
     """
     refuse_quantized(base_model)
+    check_tokenizer(base_model.path, base_model.load_config(), base_model.remedy)
     files = base_model.checksums("quantization: hashing the source")
     model, memory_gb = _load_in_4_bits(base_model, parameters)
     tokenizer = base_model.load_tokenizer()

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
+
+from ja_instruct.errors import InputError
+from ja_instruct.models.json_files import read_adapter_config
+from ja_instruct.models.safetensors import read_headers
+from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
 
     from ja_instruct.models.directory import ModelDirectory
     from ja_instruct.pipelines.sft.parameters import SftParameters
+
+logger = logging.getLogger(__name__)
 
 # Parameters that do not change the adapter's weights
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -28,6 +37,16 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "training": {"report_to", "save_total_limit", "divergence_nats", "auto_find_batch_size"},
 }
 STATE_FILE = "trainer_state.json"
+
+
+class _StateFields(JSONObject):
+    global_step: int
+    max_steps: int
+    log_history: list[dict[str, float]]
+    stateful_callbacks: dict[str, dict[str, Any] | list[Any]]
+    best_model_checkpoint: str | None = None
+
+
 # the state is written last
 FILES = (
     STATE_FILE,
@@ -53,18 +72,23 @@ def fingerprint(model: ModelDirectory, train_dataset: Dataset, parameters: SftPa
 
 def last_checkpoint(directory: Path) -> Path | None:
     """Return the latest complete checkpoint below ``directory``; None without one."""
-    found = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in directory.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and is_complete(path)
-    ]
+    found = []
+    for path in directory.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if not step.isdigit():
+            continue
+        fault = _find_fault(path)
+        if fault:  # the process was killed, or the power failed, while it was written
+            logger.warning("sft: skipping the incomplete checkpoint %s (%s)", path, fault)
+        else:
+            found.append((int(step), path))
     return max(found)[1] if found else None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return the trainer's state: ``global_step``, ``max_steps``, ``log_history``."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
-    return state
+    remedy = "remove the checkpoint"
+    return read_json_object(checkpoint / STATE_FILE, remedy, _StateFields)
 
 
 def has_ended(state: Mapping[str, Any]) -> bool:
@@ -74,11 +98,22 @@ def has_ended(state: Mapping[str, Any]) -> bool:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether all files that a training resumes from are there."""
-    if not all((checkpoint / name).is_file() for name in FILES):
-        return False
+    """Return whether all files that a training resumes from are there and can be read."""
+    return not _find_fault(checkpoint)
+
+
+def _find_fault(checkpoint: Path) -> str:
+    """Return which file of a checkpoint is missing or cannot be read, or an empty string."""
+    missing = [name for name in FILES if not (checkpoint / name).is_file()]
+    if missing:
+        return f"no {', '.join(missing)}"
     try:
         read_state(checkpoint)
-    except ValueError:  # the process was killed while it wrote the file
-        return False
-    return True
+        read_adapter_config(checkpoint, "remove the checkpoint")
+        read_headers(checkpoint)
+    except InputError as error:
+        return str(error)
+    for path in (path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")):
+        if not is_zipfile(path):
+            return f"{path}: not what torch.save writes"
+    return ""
