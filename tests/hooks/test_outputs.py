@@ -31,9 +31,10 @@ import sys
 from pathlib import Path
 from ja_instruct.hooks.outputs import RunningRun
 
-folder, name = map(Path, sys.argv[1:])
+folder, name = map(Path, sys.argv[1:3])
 run = RunningRun(folder / "data", "demo")
-run.claim({str(folder / name): name.name}, {})
+used = {str(folder / name): name.name}
+run.claim(*(({}, used) if "reading" in sys.argv else (used, {})))
 print(flush=True)
 sys.stdin.read()
 """
@@ -94,12 +95,12 @@ def hooked(tmp_path, catalog):
 
 @pytest.fixture
 def other_run(tmp_path):
-    """Return a function that starts a process whose run writes one path."""
+    """Return a function that starts a process whose run writes, or reads, one path."""
     started = []
 
-    def start(name):
+    def start(*arguments):
         process = subprocess.Popen(
-            [sys.executable, "-c", OTHER_RUN, str(tmp_path), name],
+            [sys.executable, "-c", OTHER_RUN, str(tmp_path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -135,6 +136,15 @@ class TestTwoRuns:
         assert "environment 'demo', command '-c " in message
         assert message.endswith("Wait until it has ended, or stop it, and run this command again")
         assert sorted(tmp_path.rglob("*")) == before
+
+    def test_what_another_run_reads_is_not_written(self, hooked, other_run):
+        other_run("models/adapter", "reading")
+        with pytest.raises(InputError, match=r"is reading outputs of this run .adapter.: process"):
+            hooked.begin()
+
+    def test_both_may_read(self, hooked, other_run):
+        other_run("pairs.jsonl", "reading")
+        hooked.begin()
 
     def test_other_outputs_are_free(self, hooked, other_run):
         other_run("reports/unused.json")

@@ -100,7 +100,9 @@ def test_full_disk(problems, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=12_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (problem,) = problems()
-    assert problem.endswith(f"the disk of {tmp_path}/data is full (0.0 MB are free); make room")
+    assert problem.endswith(
+        f"the disk of {tmp_path}/data has 0.0 MB left; make room for at least 4 MB"
+    )
 
 
 def test_other_file_systems_are_not_checked(problems, tmp_path):

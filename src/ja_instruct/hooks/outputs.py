@@ -47,6 +47,7 @@ class RunRecord:
         environment: Kedro's environment.
         command: The command line.
         outputs: Names of the datasets that the run writes, by path.
+        inputs: Names of the datasets that it reads and does not make, by path.
     """
 
     pid: int
@@ -55,6 +56,7 @@ class RunRecord:
     environment: str
     command: str
     outputs: Mapping[str, str]
+    inputs: Mapping[str, str]
 
     def __str__(self) -> str:
         """Return the words that identify the run."""
@@ -85,29 +87,30 @@ class RunningRun:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / MUTEX):
             self._lock = LockFile(folder / f".run-{os.getpid()}-{uuid.uuid4().hex[:8]}.json")
-            self._write({})
+            self._write({}, {})
 
     def claim(self, outputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
-        """Reserve outputs for this run.
+        """Reserve outputs for this run, and keep other runs from writing its inputs.
 
         Args:
             outputs: Names of the datasets that it writes, by path.
-            inputs: Names of the datasets that it reads, by path.
+            inputs: Names of the datasets that it reads and does not make, by path.
 
         Raises:
-            InputError: Another run is writing one of them.
+            InputError: Another run is writing one of them, or reading one of the outputs.
         """
         with locked(self._folder / MUTEX):
             for other in self._others():
-                _refuse(other, outputs, "writing outputs of this run")
-                _refuse(other, inputs, "writing inputs of this run")
-            self._write(outputs)
+                _refuse(other, other.outputs, outputs, "writing outputs of this run")
+                _refuse(other, other.outputs, inputs, "writing inputs of this run")
+                _refuse(other, other.inputs, outputs, "reading outputs of this run")
+            self._write(outputs, inputs)
 
     def end(self) -> None:
         """Release the outputs."""
         self._lock.release()
 
-    def _write(self, outputs: Mapping[str, str]) -> None:
+    def _write(self, outputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
         record = RunRecord(
             os.getpid(),
             socket.gethostname(),
@@ -115,6 +118,7 @@ class RunningRun:
             self._environment,
             shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             outputs,
+            inputs,
         )
         self._lock.path.write_text(json.dumps(asdict(record), ensure_ascii=False), "utf-8")
 
@@ -138,8 +142,8 @@ class RunningRun:
         return running
 
 
-def _refuse(other: RunRecord, paths: Mapping[str, str], what: str) -> None:
-    names = sorted(name for path, name in paths.items() if path in other.outputs)
+def _refuse(other: RunRecord, used: Mapping[str, str], paths: Mapping[str, str], what: str) -> None:
+    names = sorted(name for path, name in paths.items() if path in used)
     if names:
         listed = ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
         raise InputError(

@@ -68,5 +68,8 @@ def _find_reason(folder: Path) -> str:
         return f"this user may not write to {existing}; change its permissions or its owner"
     free = shutil.disk_usage(existing).free
     if free < FREE_BYTES_MIN:
-        return f"the disk of {existing} is full ({free / 1e6:.1f} MB are free); make room"
+        return (
+            f"the disk of {existing} has {free / 1e6:.1f} MB left; make room for at least "
+            f"{FREE_BYTES_MIN / 1e6:.0f} MB"
+        )
     return ""

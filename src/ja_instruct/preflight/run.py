@@ -35,6 +35,16 @@ REQUIRED_COLUMNS = {
     "perplexity_texts": ("text",),
 }
 
+# what the nodes that read these reports take from them
+REQUIRED_KEYS = {
+    "filter_report": ("summary", "rejected_by_first_rule"),
+    "quantization_report": ("summary", "source"),
+    "train_metrics": ("summary",),
+    "rag_index_report": ("summary",),
+    "inference_report": ("summary",),
+    "export_report": ("weights_sha256",),
+}
+
 # A large input that is read first. Without GPU nodes, reading it twice only delays its errors.
 READ_BEFORE_LONG_RUNS = {"raw_conversations"}
 
@@ -115,6 +125,7 @@ def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[s
             dataset.check_records(columns, bad_records_max)
         elif isinstance(dataset, ChecksInput):
             dataset.check()
+            _check_keys(name, dataset)
         elif path is not None:
             _check_file(path, dataset, columns)
     except InputError as error:
@@ -122,6 +133,21 @@ def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[s
         needs_remedy = must_be_made and "--pipeline=" not in str(error)
         return [f"'{name}': {error}{_remedy_to_make(name) if needs_remedy else ''}"]
     return []
+
+
+def _check_keys(name: str, dataset: AbstractDataset[Any, Any]) -> None:
+    """Raise ``InputError`` if a report lacks what is read from it."""
+    if name not in REQUIRED_KEYS:
+        return
+    report = dataset.load()
+    missing = [
+        key for key in REQUIRED_KEYS[name] if not isinstance(report, dict) or key not in report
+    ]
+    if missing:
+        raise InputError(
+            f"{filepath_of(dataset)}: lacks {', '.join(map(repr, missing))}, so it is not the "
+            f"report that this project writes; remove it, and run its pipeline again"
+        )
 
 
 def _check_file(path: Path, dataset: AbstractDataset[Any, Any], columns: Sequence[str]) -> None:
