@@ -9,8 +9,10 @@ import pytest
 from corruptions import BYTES, CORRUPTIONS
 from kedro.io import DataCatalog
 
+from ja_instruct.datasets import AdapterDataset, ModelDirectoryDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import file_checksums, sha256_of
+from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.sft.checkpoints import last_checkpoint
 from ja_instruct.retrieval.colbert_checkpoint import load_retriever
@@ -153,6 +155,71 @@ def test_every_file_of_a_directory_is_tested(catalog):
         for path in Path(catalog.get(dataset)._filepath).iterdir():
             if path.suffix in (".json", ".metadata"):
                 assert f"{dataset}/{path.name}" in known
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "pipeline"),
+    [
+        ("base_model", "config.json", "quantization"),
+        ("base_model", "tokenizer.json", "quantization"),
+        ("quantized_model", "config.json", "sft"),
+        ("quantized_model", "ja_instruct.json", "inference"),
+        ("adapter", "adapter_config.json", "inference"),
+        ("adapter", "ja_instruct.json", "inference"),
+        ("retriever_checkpoint", "artifact.metadata", "rag_index"),
+        ("retrieval_index", "index.json", "inference"),
+        ("answer_store", "", "inference"),
+    ],
+)
+@pytest.mark.parametrize("corruption", ["UTF-16", "other types"])
+def test_run_does_not_start(
+    finished, catalog, corrupt, invoke_kedro, dataset, name, pipeline, corruption
+):
+    path = Path(catalog.get(dataset)._filepath) / name
+    corrupt(path, corruption)
+    result = invoke_kedro("--env=test", f"--pipeline={pipeline}", cwd=finished)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    (problem,) = [line for line in result.output.splitlines() if line.startswith("  - ")]
+    assert problem.startswith(f"  - '{dataset}': ")
+    assert str(path) in problem
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_adapter_of_another_program(catalog, corrupt, tmp_path, name):
+    """Without the checksums of ``ja_instruct.json``."""
+    directory = shutil.copytree(catalog.get("adapter")._filepath, tmp_path / "adapter")
+    (directory / "ja_instruct.json").unlink()
+    dataset = AdapterDataset(filepath=directory)
+    dataset.check()
+    corrupt(directory / "adapter_config.json", name)
+    with pytest.raises(InputError, match=rf"{directory}/adapter_config\.json.*--pipeline=sft"):
+        dataset.check()
+
+
+def test_field_that_peft_refuses(catalog, tmp_path):
+    directory = shutil.copytree(catalog.get("adapter")._filepath, tmp_path / "adapter")
+    path = directory / "adapter_config.json"
+    path.write_text(path.read_text("utf-8").replace('"LORA"', '"LARO"'), "utf-8")
+    adapter = ModelDirectory(directory, "adapter")
+    with pytest.raises(InputError, match=f"{path} cannot be loaded .*LARO"):
+        use_adapter(adapter, catalog)
+
+
+@pytest.mark.parametrize("name", [*CORRUPTIONS, "no weights"])
+def test_index_of_the_weights(catalog, corrupt, tmp_path, name):
+    directory = shutil.copytree(catalog.get("base_model")._filepath, tmp_path / "model")
+    path = directory / "model.safetensors.index.json"
+    path.write_text('{"metadata": {"total_size": 5}, "weight_map": {"a": "b"}}', "utf-8")
+    dataset = ModelDirectoryDataset(filepath=directory)
+    dataset.check()
+    if name == "no weights":
+        path.write_text("{}", "utf-8")
+    else:
+        corrupt(path, name)
+    with pytest.raises(InputError, match=rf"{path}: .*download the model"):
+        dataset.check()
 
 
 class TestWithoutLoss:
