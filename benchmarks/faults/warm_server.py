@@ -146,46 +146,61 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def serve(path: str) -> None:
-    """Fork what clients ask for, until the process is ended."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
-    listener.listen(64)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    clients: dict[int, tuple[int, socket.socket]] = {}
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is listener:
-                client = listener.accept()[0]
-                message, outputs, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
-                if not message:
-                    client.close()
-                    continue
-                pid = os.fork()
-                if pid == 0:
-                    selector.close()
-                    listener.close()
-                    client.close()
-                    for pidfd, (_, other) in clients.items():
-                        os.close(pidfd)
-                        other.close()
-                    become(**json.loads(message), outputs=outputs)
-                for output in outputs:
-                    os.close(output)
-                client.send(str(pid).encode())
-                pidfd = os.pidfd_open(pid)
-                clients[pidfd] = (pid, client)
-                selector.register(pidfd, selectors.EVENT_READ)
-            else:
-                pidfd = key.fd
-                pid, client = clients.pop(pidfd)
-                selector.unregister(pidfd)
-                os.close(pidfd)
-                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with contextlib.suppress(OSError):  # the client was killed
-                    client.send(str(status).encode())
-                client.close()
+class Server:
+    """Forks what clients ask for, and tells them how it ended."""
+
+    def __init__(self, path: str) -> None:
+        """Listen at a socket."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(f"{path}.new")
+        self._listener.listen(64)
+        # clients connect as soon as it exists
+        Path(f"{path}.new").rename(path)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._clients: dict[int, tuple[int, socket.socket]] = {}
+
+    def serve(self) -> None:
+        """Answer requests until this process is ended."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    self._fork(self._listener.accept()[0])
+                else:
+                    self._report_end(key.fd)
+
+    def _fork(self, client: socket.socket) -> None:
+        message, outputs, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
+        if not message:  # the client was killed
+            client.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            client.close()
+            self._close()
+            become(**json.loads(message), outputs=outputs)
+        for output in outputs:
+            os.close(output)
+        client.send(str(pid).encode())
+        pidfd = os.pidfd_open(pid)
+        self._clients[pidfd] = (pid, client)
+        self._selector.register(pidfd, selectors.EVENT_READ)
+
+    def _close(self) -> None:
+        self._selector.close()
+        self._listener.close()
+        for pidfd, (_, client) in self._clients.items():
+            os.close(pidfd)
+            client.close()
+
+    def _report_end(self, pidfd: int) -> None:
+        pid, client = self._clients.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(OSError):  # the client was killed
+            client.send(str(status).encode())
+        client.close()
 
 
 def main() -> None:
@@ -195,7 +210,7 @@ def main() -> None:
     for name, attributes in LAZY.items():
         for attribute in attributes:
             getattr(sys.modules[name], attribute)
-    serve(sys.argv[1])
+    Server(sys.argv[1]).serve()
 
 
 if __name__ == "__main__":
