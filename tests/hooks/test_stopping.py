@@ -201,18 +201,24 @@ def test_a_later_run_ends_those_of_killed_processes(begin_to_hang, begin, bare):
     process.kill()
     process.wait()
     assert runs_of(bare) == [("hang", "RUNNING")]
-    # runs that must not be touched: on another host, of a living process, of an unknown one
     client = MlflowClient(f"sqlite:///{bare}/data/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("ja-instruct").experiment_id
-    this = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
-    for name, tag in (("elsewhere", "another-host 1 1"), ("living", this), ("unknown", None)):
+    here = f"{socket.gethostname()} {os.getpid()}"
+    tags = {
+        "elsewhere": "another-host 1 1",
+        "living": f"{here} {psutil.Process().create_time():.0f}",
+        "unknown": None,
+        "of an earlier process with the same id": f"{here} 1",
+    }
+    for name, tag in tags.items():
         run_id = client.create_run(experiment, run_name=name).info.run_id
         if tag is not None:
-            client.log_batch(run_id, tags=[RunTag("process", tag)])
+            client.log_batch(run_id, tags=[RunTag("ja_instruct.process", tag)])
     begin("-m", "kedro", "run", "--pipeline=short").communicate(timeout=60)
     assert runs_of(bare) == [
         ("hang", "KILLED"),
         *((name, "RUNNING") for name in ("elsewhere", "living", "unknown")),
+        ("of an earlier process with the same id", "KILLED"),
         ("short", "FINISHED"),
     ]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # the tag of a run: the host, the process and the start of the process
-PROCESS_TAG = "process"
+PROCESS_TAG = "ja_instruct.process"
 # the clock may have been set since a process was recorded
 START_TOLERANCE_SECONDS = 60
 # they log an error that is handled here, with its traceback, and each try of a request
@@ -100,14 +100,18 @@ def _end_runs_of_killed_processes(experiment_id: str) -> None:
     """Set the runs to KILLED that are RUNNING, and whose process on this host has ended."""
     client = mlflow.MlflowClient()
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        host, _, process = run.data.tags.get(PROCESS_TAG, "").partition(" ")
-        if host == socket.gethostname() and not _is_alive(*process.split()):
+        if _has_ended(run.data.tags.get(PROCESS_TAG, "")):
             client.update_run(run.info.run_id, status="KILLED")
 
 
-def _is_alive(pid: str, started: str) -> bool:
+def _has_ended(tag: str) -> bool:
+    """Return whether the tag is that of a process of this host that has ended."""
+    host, _, process = tag.partition(" ")
+    if host != socket.gethostname():
+        return False
+    pid, started = process.split()
     try:
         age = psutil.Process(int(pid)).create_time() - float(started)
     except psutil.NoSuchProcess:
-        return False
-    return bool(abs(age) < START_TOLERANCE_SECONDS)
+        return True
+    return bool(abs(age) > START_TOLERANCE_SECONDS)
