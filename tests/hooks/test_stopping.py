@@ -1,5 +1,6 @@
 """A run that a signal ends is KILLED in MLflow, and its last line is the command that goes on."""
 
+import json
 import os
 import shutil
 import signal
@@ -196,7 +197,7 @@ def test_a_session_that_goes_on_after_ctrl_c(begin, bare):
     assert runs_of(bare) == [("interrupt", "KILLED"), ("short", "FINISHED")]
 
 
-def test_a_later_run_ends_those_of_killed_processes(begin_to_hang, begin, bare):
+def test_a_later_run_ends_those_of_ended_processes(begin_to_hang, begin, bare):
     process = begin_to_hang()
     process.kill()
     process.wait()
@@ -209,16 +210,22 @@ def test_a_later_run_ends_those_of_killed_processes(begin_to_hang, begin, bare):
         "living": f"{here} {psutil.Process().create_time():.0f}",
         "unknown": None,
         "of an earlier process with the same id": f"{here} 1",
+        "that could not store its end": f"{here} 1",
     }
     for name, tag in tags.items():
         run_id = client.create_run(experiment, run_name=name).info.run_id
         if tag is not None:
             client.log_batch(run_id, tags=[RunTag("ja_instruct.process", tag)])
+    untracked = bare / "data/08_reporting/earlier/untracked_0101_000000.jsonl"
+    untracked.parent.mkdir(parents=True)
+    other, last = ({"run_id": one, "status": "FINISHED"} for one in ("1f" * 16, run_id))
+    untracked.write_text(f"{json.dumps(other)}\n{json.dumps(last)}\n")
     begin("-m", "kedro", "run", "--pipeline=short").communicate(timeout=60)
     assert runs_of(bare) == [
         ("hang", "KILLED"),
         *((name, "RUNNING") for name in ("elsewhere", "living", "unknown")),
         ("of an earlier process with the same id", "KILLED"),
+        ("that could not store its end", "FINISHED"),
         ("short", "FINISHED"),
     ]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ja_instruct.hooks.forgiving_store import forgive
 from ja_instruct.hooks.tracking_store import SQLITE, prepare_store
-from ja_instruct.hooks.untracked import Untracked, shortened, without_password
+from ja_instruct.hooks.untracked import Untracked, read_status, shortened, without_password
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # the tag of a run: the host, the process and the start of the process
 PROCESS_TAG = "ja_instruct.process"
+# the files of what was not tracked, below the folder of the reports
+PATTERN = "*/untracked_*.jsonl"
 # the clock may have been set since a process was recorded
 START_TOLERANCE_SECONDS = 60
 # they log an error that is handled here, with its traceback, and each try of a request
@@ -48,7 +50,8 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
         config = dict(context.config_loader["mlflow"])
         server = dict(config.get("server") or {})
         uri = str(server.get("mlflow_tracking_uri") or "")
-        untracked = Untracked(without_password(uri), _path_of_untracked(context))
+        self._reports = context.project_path / "data/08_reporting"
+        untracked = Untracked(without_password(uri), _path_of_untracked(context, self._reports))
         if uri.startswith(SQLITE):
             path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
@@ -66,12 +69,12 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Start a run with the tag of this process; end those whose processes were killed."""
+        """Start a run with the tag of this process; end those whose processes have ended."""
         params = {**run_params, PROCESS_TAG: _tag_of(psutil.Process())}
         super().before_pipeline_run(params, pipeline, catalog)
         run = mlflow.active_run()
         if run is not None:
-            _end_runs_of_killed_processes(run.info.experiment_id)
+            _end_runs_of_ended_processes(run.info.experiment_id, self._reports)
 
     @hook_impl
     def before_node_run(
@@ -85,23 +88,28 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
         super().before_node_run(node, catalog, plain, is_async)
 
 
-def _path_of_untracked(context: KedroContext) -> Path:
+def _path_of_untracked(context: KedroContext, reports: Path) -> Path:
     names = context.config_loader["globals"]
     begun = time.strftime("%m%d_%H%M%S")
-    folder = context.project_path / "data/08_reporting" / names.get("run_name", context.env)
-    return Path(folder / f"untracked_{begun}.jsonl")
+    return Path(reports, names.get("run_name", context.env), f"untracked_{begun}.jsonl")
 
 
 def _tag_of(process: psutil.Process) -> str:
     return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
 
 
-def _end_runs_of_killed_processes(experiment_id: str) -> None:
-    """Set the runs to KILLED that are RUNNING, and whose process on this host has ended."""
+def _end_runs_of_ended_processes(experiment_id: str, reports: Path) -> None:
+    """End the runs that are RUNNING though their process on this host has ended.
+
+    A process that was killed has left no status, one that could not store it has written it to its
+    file of what was not tracked.
+    """
     client = mlflow.MlflowClient()
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         if _has_ended(run.data.tags.get(PROCESS_TAG, "")):
-            client.update_run(run.info.run_id, status="KILLED")
+            written = (read_status(path, run.info.run_id) for path in reports.glob(PATTERN))
+            status = next(filter(None, written), "KILLED")
+            client.update_run(run.info.run_id, status=status)
 
 
 def _has_ended(tag: str) -> bool:

@@ -146,3 +146,11 @@ class Untracked:
             self.reason,
             fate,
         )
+
+
+def read_status(path: Path, run_id: str) -> str | None:
+    """Return the status with which a run ended, if the file at ``path`` holds it."""
+    for line in reversed(path.read_text("utf-8").splitlines()):
+        if '"status"' in line and (record := json.loads(line)).get("run_id") == run_id:
+            return str(record["status"])
+    return None
