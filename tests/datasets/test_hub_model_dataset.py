@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 
 import httpx
@@ -34,6 +35,18 @@ def test_configuration_comes_from_the_cache(repository, revision, expected):
 @pytest.mark.parametrize(("repo_id", "revision"), [("owner/name", "v3"), ("owner/other", None)])
 def test_offline_without_a_cache_there_is_no_configuration(repository, repo_id, revision):
     assert HubModelDataset(repo_id=repo_id, revision=revision).peek_config() is None
+
+
+def test_damaged_file_of_the_cache_is_named_with_its_remedy(repository, hub_cache, tiny_gemma2):
+    dataset = HubModelDataset(repo_id=repository)
+    snapshot = hub_cache / "models--owner--name/snapshots" / COMMITS["main"]
+    shutil.copytree(tiny_gemma2.path, snapshot, dirs_exist_ok=True)
+    remedy = f"run 'hf cache rm model/{repository}', and run again to download it anew"
+    assert dataset.load().path == snapshot
+    for name, read in (("tokenizer.json", dataset.load), ("config.json", dataset.check)):
+        (snapshot / name).write_text("{", "utf-8")
+        with pytest.raises(InputError, match=f"{snapshot / name}: not valid JSON .*; {remedy}"):
+            read()
 
 
 @pytest.mark.usefixtures("repository")
