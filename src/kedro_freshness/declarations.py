@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -40,6 +39,9 @@ def unaffected_by(*names: str, but: tuple[str, ...] = ()) -> Callable[[Function]
             parameters. Without the node's namespace.
         but: Parameters in these sections that do count.
 
+    Raises:
+        TypeError: ``but`` is a string, or the function takes no attribute, as a built-in one.
+
     Examples:
         >>> @unaffected_by("cache", "params:training.device", "params:training.gpu")
         ... def train(data, cache, training): ...
@@ -48,6 +50,8 @@ def unaffected_by(*names: str, but: tuple[str, ...] = ()) -> Callable[[Function]
         >>> train.unaffected_by.covers("params:training.epochs")
         False
     """
+    if isinstance(but, str):
+        raise TypeError(f"but={but!r} must be a tuple: but=({but!r},)")
 
     def attach(function: Function) -> Function:
         vars(function)[NAMES] = WithoutEffect(names, but)
@@ -56,11 +60,14 @@ def unaffected_by(*names: str, but: tuple[str, ...] = ()) -> Callable[[Function]
     return attach
 
 
-def without_effect(function: Callable[..., Any]) -> WithoutEffect:
-    """Return what ``unaffected_by`` declares for a function, also below ``functools.partial``."""
-    unwrapped = inspect.unwrap(getattr(function, "func", function))
-    declared: WithoutEffect = getattr(unwrapped, NAMES, WithoutEffect())
-    return declared
+def without_effect(function: Callable[..., Any] | None) -> WithoutEffect:
+    """Return what ``unaffected_by`` declares for a function, also below partials and wrappers."""
+    while function is not None:
+        declared = getattr(function, NAMES, None)
+        if isinstance(declared, WithoutEffect):
+            return declared
+        function = getattr(function, "func", None) or getattr(function, "__wrapped__", None)
+    return WithoutEffect()
 
 
 def _is_below(name: str, sections: tuple[str, ...]) -> bool:

@@ -17,24 +17,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object; None if there is no such file, or if it holds something else."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], *, is_durable: bool = True) -> None:
     """Replace a file by a temporary sibling; its folder is created.
+
+    Args:
+        path: The file.
+        content: A JSON object.
+        is_durable: Whether the file must survive a power failure, not only the end of the process.
 
     Raises:
         OSError: The folder is read-only or the disk is full; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
+    new = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
     try:
-        with new.open("w", encoding="utf-8") as file:
+        # names of files may hold bytes that are not UTF-8, which JSON can only escape
+        with new.open("w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)

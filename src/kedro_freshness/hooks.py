@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines, settings
-from kedro.runner import SequentialRunner
 
 from kedro_freshness import messages
 from kedro_freshness.errors import FreshnessError
-from kedro_freshness.fingerprints import fingerprint_dataset, location_of
+from kedro_freshness.files import discard_unfinished
+from kedro_freshness.fingerprints import (
+    FOLDER,
+    fingerprint_dataset,
+    has_own_fingerprint,
+    location_of,
+)
 from kedro_freshness.inspection import Inspection, Settings
-from kedro_freshness.recipes import code_of
-from kedro_freshness.records import Record, begin_record, complete_record, settle_record
+from kedro_freshness.recipes import code_of, stored
+from kedro_freshness.records import (
+    Record,
+    begin_record,
+    complete_record,
+    finish_record,
+    is_recorded,
+    settle_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from kedro.framework.context import KedroContext
     from kedro.io import AbstractDataset, CatalogProtocol
@@ -60,7 +75,10 @@ class FreshnessHook:
         self.libraries = tuple(libraries)
         self._parameters: Mapping[str, Any] = {}
         self._environment = ""
+        # outputs that this process saves, by name
         self._drafts: dict[str, tuple[AbstractDataset[Any, Any], Record]] = {}
+        # fingerprints of what this process has saved; None while it saves
+        self._made: dict[Path, str | None] = {}
 
     @hook_impl(trylast=True)  # the project's own checks of its configuration have better messages
     def after_context_created(self, context: KedroContext) -> None:
@@ -72,6 +90,9 @@ class FreshnessHook:
         self._parameters = context.config_loader["parameters"]
         Settings.from_parameters(self._parameters)
         self._environment = environment_name(context.env)
+        package = logging.getLogger(__package__)
+        if package.level == logging.NOTSET:  # conf/logging.yml does not name it
+            package.setLevel(logging.INFO)
 
     @hook_impl(tryfirst=True)  # checks of the run ask which nodes it will run
     def before_pipeline_run(
@@ -85,7 +106,8 @@ class FreshnessHook:
         Raises:
             FreshnessError: The run would rewrite what another environment made.
         """
-        self._drafts = {}  # of an earlier run in this process
+        self._drafts.clear()  # of an earlier run in this process
+        self._made.clear()
         inspection = Inspection(
             [pipeline, *(pipelines[name] for name in sorted(pipelines))],
             catalog,
@@ -93,25 +115,19 @@ class FreshnessHook:
             self._parameters,
             self.libraries,
         )
-        own = [
-            name for name in sorted(pipeline.all_outputs()) if inspection.recipes.is_persisted(name)
-        ]
-        for name in own:
-            path = location_of(catalog[name])
-            if path is not None:
-                settle_record(path)
-        nodes = pipeline.nodes
-        remakes = None
+        _settle(pipeline, inspection)
+        nodes, remakes = pipeline.nodes, None
         if run_params["only_missing_outputs"]:
             remakes = inspection.remakes(pipeline)
-            for name in remakes.outputs:
-                catalog[name].exists = _is_stale
-            nodes = SequentialRunner()._filter_pipeline_for_missing_outputs(pipeline, catalog).nodes
+            nodes = remakes.nodes
         _refuse_rewriting(nodes, inspection)
         if remakes is not None:
             messages.log_remakes(logger, inspection, pipeline, remakes)
+            for name in remakes.outputs:
+                catalog[name].exists = _is_stale
         messages.log_stale_inputs(logger, inspection, nodes)
-        self._attach_drafts(nodes, inspection)
+        _attach_drafts(nodes, inspection, run_params.get("run_id") or "")
+        inspection.release()
 
     @hook_impl
     def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
@@ -119,69 +135,115 @@ class FreshnessHook:
         for name in node.outputs:
             dataset = catalog[name]
             draft: _Draft | None = getattr(dataset, DRAFT, None)
-            if draft is None:
-                continue
-            made = {one: fingerprint_dataset(catalog[one]) for one in draft.pending_inputs}
-            record = replace(draft.record, inputs={**draft.record.inputs, **made})
-            self._drafts[name] = (dataset, record)
+            if draft is not None:
+                self._drafts[name] = (dataset, self._record_of(draft, catalog))
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:
-        """Write a pending record, which holds if the process is killed while it saves."""
+        """Write a pending record, which says that the output may be half-written."""
         if dataset_name in self._drafts:
             dataset, record = self._drafts[dataset_name]
             path = location_of(dataset, saving=True)
-            if path is not None:
-                begin_record(path, record)
+            # a generator's output is saved in chunks, and incomplete until its node has ended
+            if path is not None and path not in self._made:
+                self._made[path] = None
+                begin_record(path, _dated(record), saved=False)
 
     @hook_impl
-    def after_dataset_saved(self, dataset_name: str) -> None:
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
         """Complete the record by the fingerprint of the saved output."""
         if dataset_name in self._drafts:
             dataset, record = self._drafts[dataset_name]
             _restore(dataset)
-            path = location_of(dataset, saving=True)
-            if path is not None and path.exists():
-                made_at = datetime.now().astimezone().isoformat(timespec="seconds")
-                output = fingerprint_dataset(dataset)
-                complete_record(path, replace(record, output=output, made_at=made_at))
+            path = _saved_to(dataset)
+            if path is not None and not inspect.isgeneratorfunction(node.func):
+                begin_record(path, _dated(record), saved=True)
+                self._made[path] = fingerprint_dataset(dataset, path)
+                complete_record(path, replace(_dated(record), output=self._made[path]))
 
     @hook_impl(tryfirst=True)  # other hooks ask whether outputs exist
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Let datasets tell again whether they exist."""
-        _restore_all(pipeline, catalog)
+        """Let datasets tell again whether they exist, and write the records that are missing.
+
+        These are the records of generators, and of all outputs if Kedro has called no hooks in
+        the processes of ``ParallelRunner``, as with the start method ``spawn``.
+        """
+        for name in pipeline.all_outputs():
+            dataset = catalog.get(name)
+            draft: _Draft | None = getattr(dataset, DRAFT, None)
+            path = None if dataset is None or draft is None else _saved_to(dataset)
+            if dataset is None or draft is None or path is None:
+                continue
+            fingerprint = partial(fingerprint_dataset, dataset, path)
+            finish_record(path, fingerprint)
+            if path not in self._made and not is_recorded(path, draft.record.run):
+                record = self._record_of(draft, catalog)
+                complete_record(path, replace(_dated(record), output=fingerprint()))
+        _detach(pipeline, catalog)
 
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Let datasets tell again whether they exist."""
-        _restore_all(pipeline, catalog)
+        _detach(pipeline, catalog)
 
-    def _attach_drafts(self, nodes: Sequence[Node], inspection: Inspection) -> None:
-        made = {name for node in nodes for name in node.outputs}
-        for node in nodes:
-            recipe = inspection.recipes.of(node)
-            # an input that is downloaded when it is loaded has no fingerprint yet
-            pending = [
-                name
-                for name in recipe.inputs
-                if name in made or inspection.fingerprint(name) is None
-            ]
-            known = {
-                name: inspection.fingerprint(name) for name in recipe.inputs if name not in pending
-            }
-            for name in node.outputs:
-                if inspection.recipes.is_persisted(name):
-                    record = Record(
-                        name,
-                        node.name,
-                        self._environment,
-                        recipe.parameters,
-                        known,
-                        code=code_of(node),
-                        libraries=inspection.libraries,
-                    )
-                    dataset = inspection.catalog[name]
-                    setattr(dataset, DRAFT, _Draft(record, tuple(pending)))
+    def _record_of(self, draft: _Draft, catalog: CatalogProtocol[Any, Any]) -> Record:
+        made = {name: self._fingerprint_made(catalog[name]) for name in draft.pending_inputs}
+        return replace(draft.record, inputs={**draft.record.inputs, **made})
+
+    def _fingerprint_made(self, dataset: AbstractDataset[Any, Any]) -> str | None:
+        """Return the fingerprint of what a node that has ended has made."""
+        path = location_of(dataset)
+        made = None if path is None or has_own_fingerprint(dataset) else self._made.get(path)
+        if made is None:
+            made = fingerprint_dataset(dataset)
+            if path is not None:
+                finish_record(path, lambda: made)
+                self._made[path] = made
+        return made
+
+
+def _saved_to(dataset: AbstractDataset[Any, Any]) -> Path | None:
+    return location_of(dataset, saving=True) or location_of(dataset)
+
+
+def _settle(pipeline: Pipeline, inspection: Inspection) -> None:
+    """Settle what killed runs left of the records of a pipeline's outputs."""
+    folders = set()
+    for name in filter(inspection.recipes.is_persisted, pipeline.all_outputs()):
+        path = location_of(inspection.catalog[name])
+        if path is not None:
+            settle_record(path, partial(inspection.fingerprint, name))
+            folders.add(path.parent / FOLDER)
+    for folder in folders:
+        discard_unfinished(folder)
+
+
+def _attach_drafts(nodes: Sequence[Node], inspection: Inspection, run: str) -> None:
+    made = {stored(name) for node in nodes for name in node.outputs}
+    for node in nodes:
+        outputs = [name for name in node.outputs if inspection.recipes.is_persisted(name)]
+        if not outputs:
+            continue
+        recipe = inspection.recipes.of(node)
+        known = {
+            name: inspection.fingerprint(name)
+            for name in sorted(recipe.inputs)
+            if stored(name) not in made
+        }
+        # an input that is downloaded when it is loaded has no fingerprint yet
+        pending = tuple(name for name in sorted(recipe.inputs) if known.get(name) is None)
+        for name in outputs:
+            record = Record(
+                name,
+                node.name,
+                inspection.environment,
+                recipe.parameters,
+                known,
+                run=run,
+                code=code_of(node),
+                libraries=inspection.libraries,
+            )
+            setattr(inspection.catalog[name], DRAFT, _Draft(record, pending))
 
 
 def environment_name(env: str | None) -> str:
@@ -211,12 +273,18 @@ def _refuse_rewriting(nodes: Sequence[Node], inspection: Inspection) -> None:
         )
 
 
+def _dated(record: Record) -> Record:
+    return replace(record, made_at=datetime.now().astimezone().isoformat(timespec="seconds"))
+
+
 def _restore(dataset: AbstractDataset[Any, Any]) -> None:
-    vars(dataset).pop("exists", None)
+    if vars(dataset).get("exists") is _is_stale:
+        del dataset.exists
 
 
-def _restore_all(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+def _detach(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
     for name in pipeline.all_outputs():
         dataset = catalog.get(name)
-        if dataset is not None and vars(dataset).get("exists") is _is_stale:
+        if dataset is not None:
             _restore(dataset)
+            vars(dataset).pop(DRAFT, None)

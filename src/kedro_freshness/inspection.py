@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kedro_freshness.errors import FreshnessError
 from kedro_freshness.fingerprints import fingerprint_dataset, location_of, unwrapped
-from kedro_freshness.recipes import Recipes, code_of, differences, library_versions
+from kedro_freshness.recipes import (
+    Recipes,
+    code_of,
+    differences,
+    in_order,
+    library_versions,
+    stored,
+)
 from kedro_freshness.records import Record, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from kedro.io import CatalogProtocol
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
-
-logger = logging.getLogger(__name__)
 
 Kind = Literal["fresh", "stale", "missing", "unknown"]
 SECTION = "freshness"
@@ -44,6 +50,8 @@ class Settings:
             FreshnessError: A key is unknown, or a value is not true or false.
         """
         section = parameters.get(SECTION) or {}
+        if not isinstance(section, Mapping):
+            raise FreshnessError(f"'{SECTION}' = {section!r}: give a section with keys")
         known = {one.name for one in fields(cls)}
         for key, value in section.items():
             if key not in known:
@@ -87,12 +95,14 @@ class Remakes:
         dependent: Outputs that depend on others that are made again.
         missing: Missing outputs by node.
         replaced: Outputs that exist and are made again with others of the node, by node.
+        nodes: The nodes that run, in order.
     """
 
     stale: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dependent: list[str] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     replaced: dict[str, list[str]] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
 
     @property
     def outputs(self) -> set[str]:
@@ -106,7 +116,7 @@ class Inspection:
     """Compares the outputs of a project with what a run would make now.
 
     Args:
-        pipelines: The pipeline of the run first, if there is one; then those of the project.
+        pipelines: The pipeline of the run first, then those of the project.
         catalog: The catalog of the run.
         environment: Name of the configuration environment.
         parameters: All parameters, among them the section ``freshness``.
@@ -115,39 +125,57 @@ class Inspection:
 
     def __init__(
         self,
-        pipelines: Iterable[Pipeline],
+        pipelines: Sequence[Pipeline],
         catalog: CatalogProtocol[Any, Any],
         environment: str,
         parameters: Mapping[str, Any],
         libraries: Sequence[str] = (),
     ) -> None:
         self.catalog = catalog
-        self.recipes = Recipes(pipelines, catalog, parameters)
+        counted = {key: value for key, value in parameters.items() if key != SECTION}
+        self.recipes = Recipes(pipelines, catalog, counted)
         self.environment = environment
         self._settings = Settings.from_parameters(parameters)
         self.libraries = library_versions(libraries)
         self._states: dict[str, State] = {}
+        self._records: dict[str, Record | None] = {}
         self._fingerprints: dict[str, str | None] = {}
 
     def state(self, name: str) -> State:
         """Return the state of a persisted output."""
-        if name not in self._states:
-            self._states[name] = self._state(name)
+        for one in in_order(name, self._upstream, self._states):
+            self._states[one] = self._state(one)
         return self._states[name]
+
+    def record(self, name: str) -> Record | None:
+        """Return what made a dataset as it is now; None if it is missing or of unknown origin."""
+        if name not in self._records:
+            dataset = self.recipes.dataset(name)
+            path = None if dataset is None else location_of(dataset)
+            found = path is not None and path.exists()
+            self._records[name] = (
+                read_record(path, partial(self.fingerprint, name)) if path and found else None
+            )
+        return self._records[name]
 
     def fingerprint(self, name: str) -> str | None:
         """Return the fingerprint of a dataset at the start of the run; None if it holds nothing."""
         if name not in self._fingerprints:
-            dataset = self.catalog.get(name)
+            dataset = self.recipes.dataset(name)
             self._fingerprints[name] = None if dataset is None else fingerprint_dataset(dataset)
         return self._fingerprints[name]
 
     def owner(self, name: str) -> Record | None:
         """Return the record of an output that another environment made and that exists."""
-        if not self.recipes.is_persisted(name) or self._settings.rewrite_others:
+        if self._settings.rewrite_others or not self.recipes.is_persisted(name):
             return None
-        record = self.state(name).record
+        record = self.record(name)
         return None if record is None or record.environment == self.environment else record
+
+    def release(self) -> None:
+        """Have datasets forget which versions and partitions they have found."""
+        for name in self._states:
+            self.catalog[name].release()
 
     def remakes(self, pipeline: Pipeline) -> Remakes:
         """Return what ``--only-missing-outputs`` must make again in a pipeline, and why.
@@ -156,43 +184,67 @@ class Inspection:
         """
         found = Remakes()
         again: set[str] = set()
-        for node in pipeline.nodes:
-            outputs = [name for name in node.outputs if self.recipes.is_persisted(name)]
-            states = [self.state(name) for name in outputs]
-            known = [
-                state
-                for state in states
-                if state.kind in ("fresh", "stale") and self.owner(state.name) is None
-            ]
-            stale = {one.name: one.differences for one in known if one.differences}
-            missing = [state.name for state in states if state.kind == "missing"]
-            dependent = [
-                one.name
-                for one in known
-                if one.name not in stale and again.intersection(self.recipes.of(node).inputs)
-            ]
-            if not (stale or missing or dependent):
-                continue
+        replaced: set[str] = set()
+        while True:
+            for node in pipeline.nodes:
+                self._add_remakes(node, found, again, replaced)
+            found.nodes = self._nodes_to_run(pipeline, again)
+            # made once more because others need what the node makes in memory
+            rewritten = {
+                name
+                for node in found.nodes
+                for name in node.outputs
+                if stored(name) not in again and self._has_unknown_content(name)
+            }
+            if not rewritten:
+                return found
+            replaced |= rewritten
+
+    def _add_remakes(self, node: Node, found: Remakes, again: set[str], replaced: set[str]) -> None:
+        outputs = [name for name in node.outputs if self.recipes.is_persisted(name)]
+        if not outputs or stored(outputs[0]) in again:
+            return
+        states = [self.state(name) for name in outputs]
+        known = [
+            state
+            for state in states
+            if state.kind in ("fresh", "stale") and self.owner(state.name) is None
+        ]
+        stale = {one.name: one.differences for one in known if one.differences}
+        missing = [state.name for state in states if state.kind == "missing"]
+        has_new_input = not again.isdisjoint(map(stored, self.recipes.of(node).inputs))
+        dependent = [one.name for one in known if one.name not in stale] if has_new_input else []
+        if stale or missing or dependent or not replaced.isdisjoint(outputs):
             found.stale |= stale
             found.dependent += dependent
             found.missing[node.name] = missing
-            rest = {*outputs} - {*stale, *missing, *dependent}
-            found.replaced[node.name] = sorted(rest)
-            again.update(outputs)
-        return found
+            found.replaced[node.name] = sorted({*outputs} - {*stale, *missing, *dependent})
+            again.update(map(stored, outputs))
+
+    def _nodes_to_run(self, pipeline: Pipeline, again: Collection[str]) -> list[Node]:
+        """Return the nodes that Kedro's runners choose, in order."""
+        needed: set[str] = set()
+        nodes = []
+        for node in reversed(pipeline.nodes):
+            if not node.outputs or any(
+                stored(name) in again or (name in needed and not self.recipes.is_persisted(name))
+                for name in node.outputs
+            ):
+                nodes.append(node)
+                needed.update(node.inputs)
+        return nodes[::-1]
+
+    def _has_unknown_content(self, name: str) -> bool:
+        return self.recipes.is_persisted(name) and self.state(name).kind == "unknown"
 
     def _state(self, name: str) -> State:
-        dataset = unwrapped(self.catalog[name])
-        if not dataset.exists():
+        if not unwrapped(self.catalog[name]).exists():
             return State(name, "missing")
-        path = location_of(dataset)
-        record = None if path is None else read_record(path)
+        record = self.record(name)
         if record is None:
             return State(name, "unknown")
         differing, notes = self._compare(name, record)
-        # another environment's catalog may have other paths for the inputs
-        is_own = record.environment == self.environment
-        upstream = [self.state(one) for one in self._upstream(name)] if is_own else []
+        upstream = [self._states[one] for one in self._upstream(name) if one in self._states]
         stale = [one.name for one in upstream if one.kind == "stale" and not self.owner(one.name)]
         missing = [one.name for one in upstream if one.kind == "missing"]
         missing += [name for one in upstream for name in one.missing_inputs]
@@ -207,25 +259,34 @@ class Inspection:
         )
 
     def _upstream(self, name: str) -> list[str]:
-        """Return the persisted outputs that an output is made of."""
+        """Return the persisted outputs that an output of this environment is made of."""
+        record = self.record(name)
+        # another environment's catalog may have other paths for the inputs
+        if record is None or record.environment != self.environment:
+            return []
         return [
             one
-            for one in self.recipes.of(self._producer(name)).inputs
+            for one in sorted(self.recipes.of(self._producer(name)).inputs)
             if self.recipes.producer(one) is not None and self.recipes.is_persisted(one)
         ]
 
     def _producer(self, name: str) -> Node:
-        node = self.recipes.producer(name)
+        record = self.record(name)
+        node = self.recipes.producer(name, record.node if record else "")
         if node is None:
             raise ValueError(f"'{name}' is an input of the project, not an output")
         return node
 
     def _compare(self, name: str, record: Record) -> tuple[list[str], list[str]]:
         """Return what differs from the record, and what differs without making it stale."""
+        if not record.saved:
+            return ["the run that saved it was killed"], []
         node = self._producer(name)
         recipe = self.recipes.of(node)
         changed, added = differences(record.parameters, recipe)
-        changed += self._changed_inputs(recipe.inputs, record)
+        if any(record.node == one.name != node.name for one in self.recipes.producers(name)):
+            changed.append(f"it was made by node '{record.node}', not by '{node.name}'")
+        changed += self._changed_inputs(sorted(recipe.inputs), record)
         code = code_of(node)
         notes = []
         if record.code != code:
@@ -242,9 +303,10 @@ class Inspection:
     def _changed_inputs(self, inputs: Sequence[str], record: Record) -> list[str]:
         texts = []
         for name in inputs:
+            if name not in record.inputs:  # it came with new code
+                continue
             current = self.fingerprint(name)
-            # an input that was removed since cannot be compared; a new input came with new code
-            if current is None or name not in record.inputs:
+            if current is None:  # removed since, and cannot be compared
                 continue
             if record.inputs[name] is None:
                 texts.append(f"{name} was not there, is there now")

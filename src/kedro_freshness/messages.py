@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kedro_freshness.recipes import stored
+
 if TYPE_CHECKING:
     import logging
     from collections.abc import Iterable, Sequence
@@ -72,11 +74,18 @@ def log_remakes(
             ", ".join(unknown),
         )
     for state in taken:
-        if state.kind == "stale" and state.record and inspection.owner(state.name):
+        owner = inspection.owner(state.name)
+        if state.kind == "stale" and owner:
             logger.warning(
                 "%s is read as environment '%s' made it: %s",
                 state.name,
-                state.record.environment,
+                owner.environment,
+                reasons(state),
+            )
+        elif state.kind == "stale":
+            logger.warning(
+                "%s stays stale, as this run does not make its inputs again: %s",
+                state.name,
                 reasons(state),
             )
     _log_notes(logger, [state for state in taken if state.notes])
@@ -84,14 +93,17 @@ def log_remakes(
 
 def log_stale_inputs(logger: logging.Logger, inspection: Inspection, nodes: Sequence[Node]) -> None:
     """Warn of stale outputs of earlier runs that a run reads."""
-    made = {name for node in nodes for name in node.outputs}
-    read = {name for node in nodes for name in inspection.recipes.of(node).inputs} - made
-    for name in sorted(read):
-        if inspection.recipes.producer(name) is None or not inspection.recipes.is_persisted(name):
+    made = {stored(name) for node in nodes for name in node.outputs}
+    readers_by_name: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in inspection.recipes.of(node).inputs:
+            if stored(name) not in made and inspection.recipes.producer(name):
+                readers_by_name.setdefault(name, []).append(node.name)
+    for name, readers in sorted(readers_by_name.items()):
+        if inspection.record(name) is None or inspection.owner(name):
             continue
         state = inspection.state(name)
-        if state.kind == "stale" and not inspection.owner(name):
-            readers = [node.name for node in nodes if name in inspection.recipes.of(node).inputs]
+        if state.kind == "stale":
             logger.warning(
                 "%s, an input of %s, is stale: %s. To make it again, run its pipeline, or all with "
                 "--only-missing-outputs",

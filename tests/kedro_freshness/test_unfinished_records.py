@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
+from kedro_freshness.files import discard_unfinished
 from kedro_freshness.fingerprints import FOLDER
-from kedro_freshness.records import settle_record
 
 
 def test_are_removed_unless_their_process_is_alive(tmp_path):
@@ -16,5 +16,5 @@ def test_are_removed_unless_their_process_is_alive(tmp_path):
     names = [f".model.json.{pid}.0a1b2c3d.new" for pid in (ended.pid, os.getppid())]
     for name in names:
         (folder / name).write_text("{")
-    settle_record(tmp_path / "model")
+    discard_unfinished(folder)
     assert [path.name for path in folder.iterdir()] == names[1:]
