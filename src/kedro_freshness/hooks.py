@@ -168,6 +168,7 @@ class FreshnessHook:
         These are the records of generators, and of all outputs if Kedro has called no hooks in
         the processes of ``ParallelRunner``, as with the start method ``spawn``.
         """
+        saved_here = set(self._made)
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
             draft: _Draft | None = getattr(dataset, DRAFT, None)
@@ -176,7 +177,7 @@ class FreshnessHook:
                 continue
             fingerprint = partial(fingerprint_dataset, dataset, path)
             finish_record(path, fingerprint)
-            if path not in self._made and not is_recorded(path, draft.record.run):
+            if path not in saved_here and not is_recorded(path, draft.record.run):
                 record = self._record_of(draft, catalog)
                 complete_record(path, replace(_dated(record), output=fingerprint()))
         _detach(pipeline, catalog)
