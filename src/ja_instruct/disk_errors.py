@@ -36,7 +36,7 @@ CONTINUE = (
 
 
 @contextmanager
-def writing(target: Path, part: Path | None = None) -> Iterator[None]:
+def writing(target: Path | None, part: Path | None = None) -> Iterator[None]:
     """Turn an error of the disk or of permissions within the block into one message.
 
     Args:
@@ -52,6 +52,25 @@ def writing(target: Path, part: Path | None = None) -> Iterator[None]:
         if message := explain_disk_error(error, target, part):
             raise InputError(message) from error
         raise
+
+
+@contextmanager
+def reading(path: Path | None) -> Iterator[None]:
+    """Turn a lacking permission to read into one message.
+
+    Args:
+        path: A file or directory that is checked first, if there is one: to some libraries a file
+            that they may not read does not exist.
+
+    Raises:
+        InputError: Names the file and the remedy.
+    """
+    with writing(None):
+        files = [path, *path.rglob("*")] if path is not None and path.exists() else []
+        for file in files:
+            if not _is_readable(file):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        yield
 
 
 def explain_disk_error(
@@ -70,10 +89,11 @@ def explain_disk_error(
     path = target if part and (name is None or name.is_relative_to(part)) else name
     place = str(path or "a file")
     is_read = path is not None and number in DENIED and path.exists() and not _is_readable(path)
-    return (
-        f"{place} cannot be {'read' if is_read else 'written'}: {_reason(number, path, part)}; "
-        f"{_remedy(number, path, is_target=path == target)}, {CONTINUE}"
-    )
+    reason = _reason(number, path, part)
+    if is_read:
+        return f"{place} cannot be read: {reason}; give it, and repeat the command"
+    remedy = _remedy(number, path, is_target=path == target)
+    return f"{place} cannot be written: {reason}; {remedy}, {CONTINUE}"
 
 
 def _find(error: BaseException, *, has_target: bool) -> tuple[int, Path | None] | None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from kedro.io import DatasetError
 
-from ja_instruct.disk_errors import explain_disk_error, writing
+from ja_instruct.disk_errors import explain_disk_error, reading, writing
 from ja_instruct.errors import InputError
 from ja_instruct.tables.answer_store import AnswerStore
 from ja_instruct.tables.atomic import replacing
@@ -142,7 +142,20 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
     path.write_text("{}")
     monkeypatch.setattr(os, "access", lambda *_: False)
     message = explain_disk_error(numbered(errno.EACCES, str(path)), tmp_path / "adapter")
-    assert message.startswith(f"{path} cannot be read: the user with the id ")
+    assert message == (
+        f"{path} cannot be read: the user with the id {os.getuid()} has no permission; give it, "
+        f"and repeat the command"
+    )
+
+
+def test_directory_with_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with reading(tmp_path), reading(tmp_path / "missing"), reading(None):
+        pass
+    monkeypatch.setattr(os, "access", lambda path, _: path.suffix != ".safetensors")
+    with pytest.raises(InputError, match=r"/model.safetensors cannot be read: "), reading(tmp_path):
+        raise AssertionError
 
 
 def raised_from(error, cause):

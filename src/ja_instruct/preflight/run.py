@@ -11,6 +11,7 @@ from kedro.runner import SequentialRunner
 from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.datasets.whole_file import WholeFile
+from ja_instruct.disk_errors import reading
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
@@ -118,21 +119,26 @@ def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[s
     retriever = _parameter(catalog, "rag_index.retriever", "colbert")
     if name == "retriever_checkpoint" and retriever == "bm25":  # BM25 uses no checkpoint
         return []
-    columns = REQUIRED_COLUMNS.get(name, ())
     try:
-        if isinstance(dataset, ChecksRecords):
-            bad_records_max = _parameter(catalog, "data_filtering.bad_records_max", 0)
-            dataset.check_records(columns, bad_records_max)
-        elif isinstance(dataset, ChecksInput):
-            dataset.check()
-            _check_keys(name, dataset)
-        elif path is not None:
-            _check_file(path, dataset, columns)
+        with reading(path):
+            _check_input(name, dataset, catalog)
     except InputError as error:
         must_be_made = isinstance(dataset, WholeFile) or (path is not None and not path.exists())
         needs_remedy = must_be_made and "--pipeline=" not in str(error)
         return [f"'{name}': {error}{_remedy_to_make(name) if needs_remedy else ''}"]
     return []
+
+
+def _check_input(name: str, dataset: AbstractDataset[Any, Any], catalog: DataCatalog) -> None:
+    columns, path = REQUIRED_COLUMNS.get(name, ()), filepath_of(dataset)
+    if isinstance(dataset, ChecksRecords):
+        bad_records_max = _parameter(catalog, "data_filtering.bad_records_max", 0)
+        dataset.check_records(columns, bad_records_max)
+    elif isinstance(dataset, ChecksInput):
+        dataset.check()
+        _check_keys(name, dataset)
+    elif path is not None:
+        _check_file(path, dataset, columns)
 
 
 def _check_keys(name: str, dataset: AbstractDataset[Any, Any]) -> None:
