@@ -2,6 +2,7 @@ import pytest
 from kedro.io import AbstractDataset, DataCatalog, DatasetError
 
 from ja_instruct import datasets
+from ja_instruct.demo import E5ColbertDataset, GGUFModelDataset
 
 INPUT = "this catalog entry is an input and is never written to"
 
@@ -33,6 +34,17 @@ def test_inputs_are_never_saved_to(tmp_path, monkeypatch, name, arguments, messa
 def test_remains_of_a_killed_process_are_removed(tmp_path, name):
     (tmp_path / ".a.0123abcd.new").touch()
     getattr(datasets, name)(filepath=tmp_path / "a").discard_unfinished()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remains_of_a_killed_conversion_are_removed(tmp_path):
+    source = {"package": "x", "sha256": ""}
+    for name in ("m", "m.gguf", "e5"):
+        (tmp_path / f".{name}.0123abcd.new").touch()
+    GGUFModelDataset(
+        **source, gguf_filepath=tmp_path / "m.gguf", filepath=tmp_path / "m", model_id="owner/name"
+    ).discard_unfinished()
+    E5ColbertDataset(**source, filepath=tmp_path / "e5", file="e5.bin").discard_unfinished()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -313,7 +313,10 @@ class TestRemains:
         assert message.startswith("'adapter': what a killed run left cannot be removed: ")
 
 
-@pytest.mark.parametrize("runner", ["SequentialRunner", "ThreadRunner", "ParallelRunner"])
+@pytest.mark.parametrize(
+    "runner",
+    ["SequentialRunner", "ThreadRunner", "ParallelRunner", "kedro_cuda_runner.CudaRunner"],
+)
 def test_run_of_the_project(invoke_kedro, finished_project, tmp_path, other_run, runner):
     """A refused run changes nothing, and a run removes remains under every runner."""
     copied = shutil.copytree(finished_project, tmp_path, symlinks=True, dirs_exist_ok=True)
