@@ -17,6 +17,7 @@ arguments.outfile.write_text("GGUF" + " ".join(words))
 """
 FAILS = "print('loading'); raise SystemExit('Model Gemma9 is not supported')"
 HALF = "import sys; open(sys.argv[3], 'w').write('GG'); raise SystemExit(3)"
+FULL = "import errno; raise OSError(errno.ENOSPC, 'No space left on device')"
 NOTHING = "print('done')"
 
 
@@ -52,6 +53,7 @@ def test_converter_writes_the_file(dataset, conversion, tmp_path):
         (FAILS, r"exit status 1.*(?s:.)*loading\nModel Gemma9 is not supported"),
         (HALF, "exit status 3"),
         (NOTHING, "exit status 0"),
+        (FULL, r"/model\.gguf cannot be written: no room is left on the disk, "),
     ],
 )
 def test_failure_shows_the_output_and_keeps_the_old(dataset, conversion, code, message, tmp_path):

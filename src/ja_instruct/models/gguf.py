@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ja_instruct.disk_errors import explain_disk_error
 from ja_instruct.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class GGUFConversion:
 
         Raises:
             InputError: The converter failed; the message shows its last lines.
+            OSError: The disk is full.
         """
         logger.info("Converting %s to GGUF (%s)", self.model, self.outtype)
         command = [sys.executable, str(self.converter), str(self.model)]
@@ -45,6 +47,8 @@ class GGUFConversion:
         )
         if done.returncode or not target.is_file():
             output = "\n".join((done.stdout + done.stderr).strip().split("\n")[-_LINES_SHOWN:])
+            if explain_disk_error(OSError(output)):
+                raise OSError(output)  # the dataset names the file and the free space
             raise InputError(
                 f"{self.converter} could not convert {self.model} (exit status {done.returncode}); "
                 f"a newer copy of llama.cpp may support this model. Its output:\n{output}"
