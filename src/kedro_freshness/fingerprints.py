@@ -69,8 +69,11 @@ def fingerprint_path(path: Path) -> str:
     is_file = path.is_file()
     names = [""] if is_file else sorted(_names_in(path))
     cache = _DigestCache(path, names)
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(cache.digest, names))
+    if cache.is_large:
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = list(pool.map(cache.digest, names))
+    else:  # sooner done than threads are started
+        digests = [cache.digest(name) for name in names]
     cache.write()
     if is_file:
         return f"xxh3:{digests[0]}"
@@ -210,6 +213,9 @@ class _DigestCache:
     Args:
         path: The file or directory.
         names: The files, relative to ``path``.
+
+    Attributes:
+        is_large: Whether the digests are kept.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
@@ -217,8 +223,8 @@ class _DigestCache:
         self._file = path.parent / FOLDER / DIGESTS
         self._versions = {name: _version_of(path / name) for name in names}
         self._size = sum(version[0] for version in self._versions.values())
-        self._is_kept = self._size >= CACHED_BYTES_MIN
-        self._known = (read_json(self._file) or {}) if self._is_kept else {}
+        self.is_large = self._size >= CACHED_BYTES_MIN
+        self._known = (read_json(self._file) or {}) if self.is_large else {}
         self._used: dict[str, list[Any]] = {}
         self._is_logged = self._size < LOGGED_BYTES_MIN
 
@@ -239,13 +245,13 @@ class _DigestCache:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
-        if self._is_kept and _has_settled(path, version):
+        if self.is_large and _has_settled(path, version):
             self._used[key] = [version, digest.hexdigest()]
         return digest.hexdigest()
 
     def write(self) -> None:
         """Keep the digests of large datasets; drop those of files that are gone."""
-        if not self._is_kept:
+        if not self.is_large:
             return
         own = f"{self._path.name}/"
         others = {

@@ -182,12 +182,11 @@ def test_parallel_runner(run_sessions):
 def test_parallel_runner_that_calls_no_hooks(run_sessions):
     """Kedro calls none in processes that it spawns."""
     parallel = {"runner": "ParallelRunner", "only_missing_outputs": True}
-    made, text = run_sessions(
-        parallel, {**parallel, "params": RATE}, {"only_missing_outputs": True}, context="spawn"
-    )
+    made, text = run_sessions(parallel, {**parallel, "params": RATE}, context="spawn")
     changed = ["metrics", "model", "report"]
-    assert made == [["cleaned", *changed], changed, changed]
-    assert text.splitlines()[-1] == "4 fresh, 2 missing", text
+    assert made == [["cleaned", *changed], changed]
+    assert text.splitlines()[-1] == "1 fresh, 3 stale, 2 missing", text
+    assert "stale    model    training.rate was 0.5, is 0.1\n" in text
 
 
 def test_sessions_in_one_process(run_sessions):
