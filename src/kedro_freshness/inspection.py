@@ -280,7 +280,7 @@ class Inspection:
     def _compare(self, name: str, record: Record) -> tuple[list[str], list[str]]:
         """Return what differs from the record, and what differs without making it stale."""
         if not record.saved:
-            return ["the run that saved it was killed"], []
+            return ["its save did not finish"], []
         node = self._producer(name)
         recipe = self.recipes.of(node)
         changed, added = differences(record.parameters, recipe)

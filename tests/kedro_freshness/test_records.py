@@ -12,7 +12,7 @@ from kedro.pipeline import node
 
 from kedro_freshness import fingerprint_path
 
-KILLED = "the run that saved it was killed"
+UNFINISHED = "its save did not finish"
 RATE = {"training": {"rate": 0.5}}
 
 
@@ -65,12 +65,17 @@ def test_failed_node(project):
 
 
 def test_failed_save(project):
-    """The output is as before: nothing was written."""
-    project.set("__default__", node(lambda _: object(), "raw", "model", name="train"))
-    project.write("model", [])
+    """What a failed save leaves is made again, even with the same parameters."""
+    project.set("__default__", node(nodes.as_list, "raw", "model", name="train"))
+    project.run()
+    project.set("__default__", node(lambda _: [1, object()], "raw", "model", name="train"))
     with pytest.raises(Exception, match="not JSON serializable"):
         project.run()
-    assert project.states()["model"] in ("stale", "missing")
+    assert project.path("model").read_text() != "[[3, 1, 2]]"
+    project.set("__default__", node(nodes.as_list, "raw", "model", name="train"))
+    assert project.reasons("model") == [UNFINISHED]
+    assert project.again().nodes == ["train"]
+    assert project.read("model") == [[3, 1, 2]]
 
 
 class TestKills:
@@ -142,17 +147,17 @@ class TestKills:
     def test_half_written(self, project, before, monkeypatch):
         self.kill(project, monkeypatch, 3)
         assert (project.folder / "data/text").read_text() == "[3,"
-        assert project.reasons("text", params=RATE) == [KILLED]
+        assert project.reasons("text", params=RATE) == [UNFINISHED]
         # even a run with the same parameters does not trust it
         again = project.again(params=RATE)
         assert again.nodes == ["write", "copy"]
-        assert f"Made again: text: {KILLED}" in again.messages
+        assert f"Made again: text: {UNFINISHED}" in again.messages
         assert set(project.states(params=RATE).values()) == {"fresh"}
         assert not list(project.folder.rglob("*.pending.json"))
 
     def test_saved_but_not_marked(self, project, before, monkeypatch):
         self.kill(project, monkeypatch, ("begin_record", True))
-        assert project.reasons("text", params=RATE) == [KILLED]
+        assert project.reasons("text", params=RATE) == [UNFINISHED]
         assert project.again(params=RATE).nodes == ["write", "copy"]
 
     def test_saved_and_marked(self, project, before, monkeypatch):
@@ -180,7 +185,7 @@ class TestKills:
     def test_reader_of_a_half_written_text(self, project, monkeypatch):
         self.kill(project, monkeypatch, 3)
         run = project.run(node_names=["copy"], params=RATE)
-        assert f"text, an input of copy, is stale: {KILLED}" in run.text
+        assert f"text, an input of copy, is stale: {UNFINISHED}" in run.text
 
     def test_removed_after_a_kill(self, project, monkeypatch):
         self.kill(project, monkeypatch, 3)
@@ -249,7 +254,7 @@ class TestGenerators:
         with pytest.raises(Killed):
             project.run()
         project.pipelines["__default__"] = whole
-        assert project.reasons("text") == [KILLED]
+        assert project.reasons("text") == [UNFINISHED]
         (project.folder / "data/text").unlink()
         assert project.again().nodes == ["write", "copy"]
 
