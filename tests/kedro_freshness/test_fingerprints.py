@@ -9,8 +9,14 @@ from kedro.io import CachedDataset, MemoryDataset, Version
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.partitions import PartitionedDataset
 
-from kedro_freshness import fingerprint_path, fingerprint_value, fingerprints
-from kedro_freshness.fingerprints import fingerprint_dataset, has_path, location_of
+from kedro_freshness import fingerprints
+from kedro_freshness.fingerprints import (
+    fingerprint_dataset,
+    fingerprint_path,
+    fingerprint_value,
+    has_path,
+    location_of,
+)
 
 MIB = 1 << 20
 

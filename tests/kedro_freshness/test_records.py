@@ -10,7 +10,7 @@ import pytest
 from freshness_datasets import InPlaceDataset, Killed
 from kedro.pipeline import node
 
-from kedro_freshness import fingerprint_path
+from kedro_freshness.fingerprints import fingerprint_path
 
 UNFINISHED = "its save did not finish"
 RATE = {"training": {"rate": 0.5}}
