@@ -98,7 +98,7 @@ TABLE = (
     # the tracking store: times and random ids
     Rule("mlflow/*", read=None),
     # the contents of inputs and outputs follow the other rows of this table
-    Rule("*/.freshness/*.json", _json, ("made_at", "code", "output", "inputs.*")),
+    Rule("*/.freshness/*.json", _json, ("made_at", "run", "code", "output", "inputs.*")),
     # working files of a training, from which an interrupted one resumes
     Rule("06_models/*/checkpoints/*", read=None),
     Rule("03_primary/*.jsonl", is_result=True),
