@@ -161,7 +161,7 @@ def test_section(base, section):
 
 
 def test_sections(base):
-    assert set(base) == {*SECTIONS, "prompts"}
+    assert set(base) == {*SECTIONS, "prompts", "freshness"}
 
 
 def test_texts(base, texts):

@@ -7,7 +7,7 @@ def gigabytes(size: float) -> str:
     >>> gigabytes(23_456_000_000), gigabytes(12_000_000), gigabytes(123_000)
     ('23.5 GB', '0.01 GB', '0.12 MB')
     """
-    if size < 1e7:
+    if 0 < size < 1e7:
         return f"{size / 1e6:.2f} MB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e9:.2f} GB"
 
