@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -49,6 +50,8 @@ LAZY = {
     "peft": ("LoraConfig", "PeftModel"),
 }
 MESSAGE_BYTES = 1 << 20
+# <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
 
 
 class Process:
@@ -205,6 +208,8 @@ class Server:
 
 def main() -> None:
     """Import everything, then serve."""
+    # end with the harness, also if that is killed
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in MODULES:
         importlib.import_module(name)
     for name, attributes in LAZY.items():
