@@ -63,7 +63,7 @@ def log_remakes(
                 ", ".join(replaced),
             )
     if remakes.dependent:
-        logger.info("Made again, because inputs are: %s", ", ".join(remakes.dependent))
+        logger.info("Made again, because their inputs are: %s", ", ".join(remakes.dependent))
     again = remakes.outputs
     taken = [state for state in states if state.name not in again]
     unknown = [state.name for state in taken if state.kind == "unknown"]
@@ -71,7 +71,7 @@ def log_remakes(
         logger.info(
             "Of unknown origin, taken as they are: %s. To make them again, remove them, or run "
             "without --only-missing-outputs",
-            ", ".join(unknown),
+            _counted(unknown),
         )
     for state in taken:
         owner = inspection.owner(state.name)

@@ -161,7 +161,7 @@ def test_transcoded_dataset(project):
     assert project.again().nodes == []
     again = project.again(params=RATE)
     assert again.nodes == ["train", "report"]
-    assert "Made again, because inputs are: report" in again.messages
+    assert "Made again, because their inputs are: report" in again.messages
     assert set(project.states(params=RATE).values()) == {"fresh"}
     run = project.run(node_names=["report"])
     assert "model@text, an input of report, is stale" in run.text

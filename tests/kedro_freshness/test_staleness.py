@@ -54,7 +54,7 @@ def test_messages_of_a_changed_parameter(project):
     assert again.messages == [
         "Outputs: 1 fresh, 3 stale",
         "Made again: model, metrics: training.rate was 0.1, is 0.5",
-        "Made again, because inputs are: report",
+        "Made again, because their inputs are: report",
     ]
     assert project.read("model")["rate"] == 0.5
 
@@ -151,7 +151,7 @@ def test_missing_output_and_its_dependants(project):
     project.path("cleaned").unlink()
     again = project.again()
     assert again.nodes == ALL
-    assert "Made again, because inputs are: model, metrics, report" in again.messages
+    assert "Made again, because their inputs are: model, metrics, report" in again.messages
 
 
 def test_only_dependants_are_made_again(project):
