@@ -11,7 +11,7 @@ TEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loads
 DEMO_FLAGS := $(if $(FORCE),,--only-missing-outputs)
 DEMO_OUTPUTS := $(foreach layer,03_primary 04_feature 05_model_input 06_models 07_model_output 08_reporting,data/$(layer)/demo)
 
-.PHONY: help demo test faults check lint format clean-demo requirements tiny-models viz mlflow
+.PHONY: help demo test test-slow faults check lint format clean-demo requirements tiny-models viz mlflow
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,13 +26,16 @@ $(INSTALLED): pyproject.toml requirements.txt
 demo: $(INSTALLED) ## Run everything on the CPU with the embedded model and data
 	$(BIN)/kedro run --env=demo $(DEMO_FLAGS)
 
-test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+test: $(INSTALLED) ## Run the tests but the slow ones
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow"
+
+test-slow: $(INSTALLED) ## Run the slow tests: kills, full disks, damaged files
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m slow
 
 faults: $(INSTALLED) ## Kill 240 runs at random moments, resume them and compare their outputs (nightly)
 	$(BIN)/python benchmarks/faults/kill_runs.py --trials 240
 
-check: lint test ## Everything CI runs: style, types, import rules, tests
+check: lint test test-slow ## Everything CI runs: style, types, import rules, tests
 
 lint: $(INSTALLED) ## Check style, types and import rules
 	$(BIN)/ruff check .

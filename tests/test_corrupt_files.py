@@ -17,6 +17,8 @@ from ja_instruct.models.loading import load_nf4_model
 from ja_instruct.pipelines.sft.checkpoints import last_checkpoint
 from ja_instruct.retrieval.colbert_checkpoint import load_retriever
 
+pytestmark = pytest.mark.slow
+
 MODEL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 OF_STAGE = "kedro run --pipeline={}' "
 

@@ -313,6 +313,7 @@ class TestRemains:
         assert message.startswith("'adapter': what a killed run left cannot be removed: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runner",
     ["SequentialRunner", "ThreadRunner", "ParallelRunner", "kedro_cuda_runner.CudaRunner"],

@@ -80,6 +80,8 @@ from pathlib import Path
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
+pytestmark = pytest.mark.slow
+
 bootstrap_project(Path.cwd())
 for name in ("interrupt", "short"):
     try:

@@ -179,6 +179,7 @@ def test_parallel_runner(run_sessions):
     assert text.splitlines()[-1] == "6 fresh", text
 
 
+@pytest.mark.slow
 def test_parallel_runner_that_calls_no_hooks(run_sessions):
     """Kedro calls none in processes that it spawns."""
     parallel = {"runner": "ParallelRunner", "only_missing_outputs": True}

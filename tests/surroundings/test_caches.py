@@ -102,6 +102,7 @@ def test_download_that_cannot_be_stored(hub, closed, monkeypatch):
 FOLDERS = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
+@pytest.mark.slow
 def test_run_goes_through(clean_project, subprocess_environment, closed, tmp_path):
     """Caches that are not needed cannot be written to; Python finds another TMPDIR."""
     project = shutil.copytree(clean_project, tmp_path / "project", symlinks=True)

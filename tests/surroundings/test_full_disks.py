@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Case:

@@ -41,6 +41,7 @@ def last_status(data):
     return client.search_runs([experiment.experiment_id])[0].info.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), (RUNNER,)], ids=["SequentialRunner", "CudaRunner"])
 def test_run_ends_with_a_list_after_everything_is_saved(failing, run_kedro, options):
     output = failing / "07_model_output/test/output.jsonl"

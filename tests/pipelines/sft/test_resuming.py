@@ -360,6 +360,7 @@ def test_process_that_is_killed_while_it_saves(train_in_process, train_tiny, unt
     assert_same(train_tiny(**SAVED), untouched(**SAVED), 2)
 
 
+@pytest.mark.slow
 def test_adapter_has_the_same_bytes_in_every_process(
     train_in_process, interrupted, train_tiny, tmp_path
 ):
