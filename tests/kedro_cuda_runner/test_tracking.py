@@ -72,6 +72,7 @@ def test_nodes_build_the_store_as_the_runner_does(tmp_path, layer, monkeypatch):
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry as registry
 
     monkeypatch.setitem(registry._registry, "sqlite", gpu_nodes.build_watched_store)
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # of other tests
     with mlflow.start_run(experiment_id="0"):
         run([gpu(gpu_nodes.log_loss, "params:loss", "run_id")], {"params:loss": 0.25}, layer)
     here, there = (tmp_path / "mlflow.db.builders").read_text().split()
