@@ -15,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {
     "pyproject.toml": """
@@ -79,8 +81,6 @@ from pathlib import Path
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-
-pytestmark = pytest.mark.slow
 
 bootstrap_project(Path.cwd())
 for name in ("interrupt", "short"):
