@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -64,6 +64,18 @@ def check_devices(gpu: GpuParameters, device: str, *, refuse_several: str = "") 
         )
     if gpu.devices > 1 and refuse_several:
         raise ValueError(f"gpu.devices = {gpu.devices}, but {refuse_several}")
+
+
+def parameter_names(section: str, selected: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return Kedro's names of parameters that are selected as for pydantic's ``exclude``.
+
+    >>> parameter_names("sft", {"resume": True, "gpu": {"memory_gb", "disk_gb"}})
+    ('params:sft.resume', 'params:sft.gpu.disk_gb', 'params:sft.gpu.memory_gb')
+    """
+    names: list[str] = []
+    for key, value in selected.items():
+        names += [key] if value is True else [f"{key}.{name}" for name in sorted(value)]
+    return tuple(f"params:{section}.{name}" for name in names)
 
 
 def explain_errors(error: ValidationError, model: type[BaseModel], section: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.config import parameter_names
 from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
@@ -14,6 +15,7 @@ from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.pipelines.inference.answer_figures import report_answers
 from ja_instruct.pipelines.inference.answering import (
+    WITHOUT_EFFECT,
     answer_all,
     answer_keys,
     find_failure,
@@ -39,27 +41,12 @@ else:  # Kedro resolves the hints of a node; these libraries take seconds to imp
 logger = logging.getLogger(__name__)
 
 NAMED_IN_MESSAGES = 10
-# of an answer: the prompt has the examples, and the batch size changes no answer
-WITHOUT_EFFECT = (
+# of an answer: its prompt has the texts and examples
+WITHOUT_EFFECT_ON_ANSWERS = (
     "answer_store",
     "params:prompts",
-    *(
-        f"params:inference.{name}"
-        for name in (
-            "batching.cuda_graphs",
-            "batching.max_num_seqs",
-            "batching.memory_gb",
-            "batching.prefill_chunk_size",
-            "device",
-            "example_diversity",
-            "exclude_same_task",
-            "fail_on_failed_tasks",
-            "fit_prompt",
-            "gpu",
-            "max_query_tokens",
-            "top_k",
-        )
-    ),
+    "params:inference.device",
+    *parameter_names("inference", WITHOUT_EFFECT),
 )
 
 
@@ -208,7 +195,10 @@ def _generate(
     return answer_all(list(prompts), keys, store, load, description)
 
 
-@unaffected_by(*WITHOUT_EFFECT, "params:inference.compare_tasks", but=("params:prompts.format",))
+@unaffected_by(
+    *WITHOUT_EFFECT_ON_ANSWERS,
+    but=("params:prompts.format", "params:inference.cut_off_is_failure"),
+)
 @gpu_resources(estimate_inference)
 def answer_tasks(
     prompts: Dataset,
@@ -269,7 +259,7 @@ def _warn_of_cut_off(report: dict[str, Any]) -> None:
 
 
 @unaffected_by(
-    *WITHOUT_EFFECT, "params:inference.cut_off_is_failure", but=("params:prompts.format",)
+    *WITHOUT_EFFECT_ON_ANSWERS, but=("params:prompts.format", "params:inference.compare_tasks")
 )
 @gpu_resources(estimate_inference)
 def answer_with_base_model(

@@ -8,11 +8,12 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.config import parameter_names
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS
-from ja_instruct.pipelines.sft.checkpoints import fingerprint, last_checkpoint
+from ja_instruct.pipelines.sft.checkpoints import WITHOUT_EFFECT, fingerprint, last_checkpoint
 from ja_instruct.pipelines.sft.gpu_resources import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
@@ -77,15 +78,10 @@ def build_datasets(
 
 @unaffected_by(
     "params:sft.device",
-    "params:sft.gpu.memory_gb",
-    "params:sft.gpu.disk_gb",
-    "params:sft.checkpoint_dir",
-    "params:sft.resume",
-    "params:sft.training.report_to",
-    "params:sft.training.save_total_limit",
-    "params:sft.training.auto_find_batch_size",
     "params:sft.training.gradient_checkpointing",
     "params:sft.training.per_device_eval_batch_size",
+    *parameter_names("sft", WITHOUT_EFFECT),
+    but=("params:sft.model_card", "params:sft.training.divergence_nats"),
 )
 @gpu_resources(estimate_training)
 def train(
