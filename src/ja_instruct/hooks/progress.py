@@ -11,9 +11,10 @@ import mlflow
 from kedro.framework.hooks import hook_impl
 
 from ja_instruct.hooks.forgiving_store import path_of_untracked
-from ja_instruct.hooks.untracked import shortened, without_password
+from ja_instruct.hooks.untracked import without_password
 from ja_instruct.preflight.run import filepath_of, nodes_to_run
 from kedro_cuda_runner.formatting import duration
+from kedro_freshness.messages import shortened
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog

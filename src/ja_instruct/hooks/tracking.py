@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from ja_instruct.hooks.forgiving_store import forgive
 from ja_instruct.hooks.tracking_store import SQLITE, prepare_store
-from ja_instruct.hooks.untracked import Untracked, read_status, shortened, without_password
+from ja_instruct.hooks.untracked import Untracked, read_status, without_password
+from kedro_freshness.messages import shortened
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -56,7 +57,7 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
             path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
             context.config_loader["mlflow"] = {**config, "server": server}
-            untracked.store, untracked.file = str(shortened(path)), path
+            untracked.store, untracked.file = shortened(path), path
             problem = prepare_store(path)
             if problem is not None:
                 untracked.give_up(problem)

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from kedro_freshness.messages import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -35,12 +37,6 @@ def describe(cause: BaseException) -> str:
     """Return the first line of an exception's message."""
     text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
     return str(text).splitlines()[0]
-
-
-def shortened(path: Path) -> Path:
-    """Return ``path`` as seen from the working directory, if it is below it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def without_password(uri: str) -> str:
@@ -95,7 +91,7 @@ class Untracked:
             self.retry_at = max(self.retry_at, time.monotonic() + RETRY_SECONDS)
 
     def give_up(self, reason: str | None = None) -> None:
-        """Do not try MLflow again: there is no store, or it does not know the run."""
+        """Stop trying MLflow: the store is missing, or does not know the run."""
         self.reason = reason or self.reason
         self.retry_at = math.inf
 
