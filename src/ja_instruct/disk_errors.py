@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
 from kedro_cuda_runner.formatting import gigabytes
+from kedro_cuda_runner.outputs import existing_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,7 @@ def _reason(number: int, path: Path | None, part: Path | None) -> str:
     reason = "no room is left on the disk" if number == errno.ENOSPC else "your quota is used up"
     if path is None:
         return reason
-    state = os.statvfs(existing_folder(path))
+    state = os.statvfs(existing_parent(path))
     if state.f_files and not state.f_favail:
         return "the disk has no room for another file (no free inodes)"
     done = _bytes_of(part) if part else 0
@@ -178,11 +179,6 @@ def variables() -> dict[str, Path]:
 
 def _is_in(path: Path | None, folder: Path) -> bool:
     return path is not None and path.absolute().is_relative_to(folder.absolute())
-
-
-def existing_folder(path: Path) -> Path:
-    """Return the nearest folder that exists, which is on the disk that ``path`` will be on."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def _bytes_of(path: Path) -> int:

@@ -29,6 +29,14 @@ def output_path(dataset: Any) -> Path | None:
     return Path(str(filepath))
 
 
+def existing_parent(path: Path) -> Path:
+    """Return ``path`` or its nearest parent that exists: the disk that ``path`` will be on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def _is_versioned(dataset: Any) -> bool:
     return isinstance(dataset, AbstractVersionedDataset) and bool(dataset._version)
 

@@ -13,7 +13,7 @@ from kedro.pipeline.node import Node
 from kedro_cuda_runner.devices import Device, DeviceLayer, NoDevicesError
 from kedro_cuda_runner.errors import PreflightError
 from kedro_cuda_runner.formatting import gigabytes
-from kedro_cuda_runner.outputs import output_path
+from kedro_cuda_runner.outputs import existing_parent, output_path
 from kedro_cuda_runner.placement import Placement
 from kedro_cuda_runner.resources import Resources, is_gpu_node, resources_of
 from kedro_cuda_runner.transfer import NotTransferableError, dumps
@@ -135,11 +135,3 @@ def free_disk_problems(sizes: Mapping[str, int], folder: Path, remedy: str) -> l
         f"about {gigabytes(total)} of disk are needed at {folder} ({listed}), {gigabytes(free)} "
         f"are free; make room, or {remedy}"
     ]
-
-
-def existing_parent(path: Path) -> Path:
-    """Return the nearest existing folder, which is on the disk that ``path`` will be on."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

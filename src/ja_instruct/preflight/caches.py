@@ -6,7 +6,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from ja_instruct.disk_errors import existing_folder, variables
+from ja_instruct.disk_errors import variables
+from kedro_cuda_runner.outputs import existing_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,4 +46,4 @@ def cache_problems(resources: Mapping[Node, Resources], *, is_downloading: bool)
 
 
 def _is_writable(path: Path) -> bool:
-    return os.access(existing_folder(path), os.W_OK | os.X_OK)
+    return os.access(existing_parent(path), os.W_OK | os.X_OK)

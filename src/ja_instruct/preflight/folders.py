@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.answer_store_dataset import AnswerStoreDataset
 from ja_instruct.datasets.encoding_cache_dataset import EncodingCacheDataset
-from kedro_cuda_runner.outputs import output_path
-from kedro_cuda_runner.preflight import existing_parent
+from kedro_cuda_runner.outputs import existing_parent, output_path
 from kedro_cuda_runner.resources import is_gpu_node
 
 if TYPE_CHECKING:
