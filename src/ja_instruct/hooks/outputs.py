@@ -38,7 +38,7 @@ LISTED = 3
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What others are told of a run.
+    """What other runs read about a run.
 
     Attributes:
         pid: Process ID.

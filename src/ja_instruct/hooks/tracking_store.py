@@ -54,7 +54,7 @@ class _UnusableStoreError(Exception):
 
 
 def _is_to_be_made(path: Path) -> bool:
-    """Return whether there is no store, or one that holds nothing and is not fully migrated."""
+    """Return whether the store is missing, or is empty and only partly migrated."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     if not path.exists() or (path.is_file() and not path.stat().st_size):
