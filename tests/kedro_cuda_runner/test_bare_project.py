@@ -5,22 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from package_readme import PYPROJECT, Examples
 
 import kedro_cuda_runner
 
-README = (Path(kedro_cuda_runner.__file__).with_name("README.md")).read_text("utf-8")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PYPROJECT = """
-[tool.kedro]
-package_name = "my_project"
-project_name = "my-project"
-kedro_init_version = "1.7.0"
-source_dir = "src"
-"""
+EXAMPLES = Examples(kedro_cuda_runner)
 SITECUSTOMIZE = """
 import no_network, hidden_libraries
 no_network.block()
@@ -35,13 +27,6 @@ devices._layer = FakeDevices(Path(__file__).parents[2] / "devices", count={count
 """
 
 
-def example(language, *, containing=""):
-    (text,) = [
-        text for name, text in BLOCK.findall(README) if name == language and containing in text
-    ]
-    return text
-
-
 def json_entry(path):
     return {"type": "json.JSONDataset", "filepath": str(path)}
 
@@ -50,7 +35,7 @@ def json_entry(path):
 def run(tmp_path, subprocess_environment):
     """Return a function that makes the project and runs README.md's command in it."""
     entries = {name: json_entry(tmp_path / f"{name}.json") for name in ("texts", "model")}
-    *_, command = example("bash").splitlines()
+    *_, command = EXAMPLES.one("bash").splitlines()
     assert command.startswith("kedro run --runner=")
 
     def run(*, device_count):
@@ -59,7 +44,7 @@ def run(tmp_path, subprocess_environment):
             "startup/sitecustomize.py": SITECUSTOMIZE,
             "src/my_project/__init__.py": "",
             "src/my_project/settings.py": SETTINGS.format(count=device_count),
-            "src/my_project/pipeline_registry.py": example("python"),
+            "src/my_project/pipeline_registry.py": EXAMPLES.one("python"),
             "conf/local/.gitkeep": "",
             "conf/base/parameters.yml": "training: {batch_size: 8}",
             "conf/base/catalog.yml": yaml.safe_dump(entries),
@@ -96,7 +81,7 @@ def test_run(tmp_path, run):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "model.json").read_text()) == {"texts": 2, "batch_size": 8}
     table = headings_and_names(done.stdout)
-    assert table == headings_and_names(example("text"))
+    assert table == headings_and_names(EXAMPLES.one("text"))
     assert table[1] == [["clean", "CPU"], ["train", "cuda:0"]]
     assert re.search(r"^ *train +cuda:0 +[\d.]+ s +0\.00 GB +20\.0 GB", done.stdout, re.MULTILINE)
 

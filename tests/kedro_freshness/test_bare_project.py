@@ -4,23 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from package_readme import PYPROJECT, Examples
 
 import kedro_freshness
 from kedro_freshness.inspection import Settings
 
-README = (Path(kedro_freshness.__file__).with_name("README.md")).read_text("utf-8")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PYPROJECT = """
-[tool.kedro]
-package_name = "my_project"
-project_name = "my-project"
-kedro_init_version = "1.7.0"
-source_dir = "src"
-"""
+EXAMPLES = Examples(kedro_freshness)
 # what the hook does not need is not there
 SITECUSTOMIZE = """
 import sys
@@ -29,15 +21,6 @@ no_network.block()
 hidden_libraries.hide()
 sys.modules["kedro_cuda_runner"] = None
 """
-
-
-def examples(language, *, containing=""):
-    return [text for name, text in BLOCK.findall(README) if name == language and containing in text]
-
-
-def example(language, *, containing=""):
-    (text,) = examples(language, containing=containing)
-    return text
 
 
 @pytest.fixture
@@ -51,8 +34,10 @@ def run(tmp_path, subprocess_environment):
         "pyproject.toml": PYPROJECT,
         "startup/sitecustomize.py": SITECUSTOMIZE,
         "src/my_project/__init__.py": "",
-        "src/my_project/settings.py": example("python", containing="HOOKS"),
-        "src/my_project/pipeline_registry.py": example("python", containing="register_pipelines"),
+        "src/my_project/settings.py": EXAMPLES.one("python", containing="HOOKS"),
+        "src/my_project/pipeline_registry.py": EXAMPLES.one(
+            "python", containing="register_pipelines"
+        ),
         "conf/local/.gitkeep": "",
         "conf/trial/.gitkeep": "",
         "conf/base/parameters.yml": "training: {epochs: 2, device: cpu}",
@@ -96,18 +81,18 @@ def messages(done):
 
 
 def test_example(run):
-    first, second = examples("bash")
+    first, second = EXAMPLES.all("bash")
     kedro_run, status = first.splitlines()
     done = run(kedro_run)
     assert done.returncode == 0, done.stderr
     done = run(status)
     assert done.returncode == 0, done.stderr
     # Kedro names its logging configuration first
-    assert done.stdout.endswith("\n" + example("text", containing="stale    model"))
+    assert done.stdout.endswith("\n" + EXAMPLES.one("text", containing="stale    model"))
     done = run(second)
     assert done.returncode == 0, done.stderr
     shown = messages(done)
-    for line in example("text", containing="Made again").splitlines():
+    for line in EXAMPLES.one("text", containing="Made again").splitlines():
         assert line in shown
     done = run(status)
     assert done.stdout.splitlines()[-1] == "2 fresh"
@@ -115,7 +100,7 @@ def test_example(run):
     refused = run("kedro run --env=trial --nodes=train")
     assert refused.returncode == 1
     time = r"\d{4}-\d\d-\d\dT[\d:+-]+"
-    expected = example("text", containing="would rewrite")
+    expected = EXAMPLES.one("text", containing="would rewrite")
     assert re.sub(time, "", refused.stderr[-len(expected) :]) == re.sub(time, "", expected)
     # an environment reads what another one made, and says so
     done = run("kedro_freshness", KEDRO_ENV="trial")
@@ -151,12 +136,12 @@ def test_status_outside_a_project(tmp_path, monkeypatch):
 
 
 def test_settings_in_the_readme():
-    section = yaml.safe_load(example("yaml"))
+    section = yaml.safe_load(EXAMPLES.one("yaml"))
     assert Settings.from_parameters(section) == Settings(count_code=True, rewrite_others=True)
 
 
 def test_declaration_in_the_readme():
-    code = example("python", containing="but=")
+    code = EXAMPLES.one("python", containing="but=")
     space = {"unaffected_by": kedro_freshness.unaffected_by}
     exec(code, space)
     declared = space["train"].unaffected_by
