@@ -72,6 +72,7 @@ quantization.gpu.memory_gb: none
 quantization.gpu.disk_gb: none
 quantization.quant_type: quantize
 quantization.double_quantization: quantize
+quantization.load_dtype: quantize
 quantization.compute_dtype: quantize
 quantization.perplexity_max_tokens: measure_quantization
 quantization.chat_template: quantize

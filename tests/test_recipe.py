@@ -32,6 +32,7 @@ SECTIONS = {
         "device": "cuda",
         "quant_type": "nf4",
         "double_quantization": True,
+        "load_dtype": "float16",
         "compute_dtype": "bfloat16",
         # beyond the recipe: the weights are the same
         "perplexity_max_tokens": 20000,

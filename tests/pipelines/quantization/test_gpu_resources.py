@@ -47,7 +47,9 @@ def test_weights_disk_and_parts_of_gemma_2_27b(resources):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"double_quantization": False}, {"compute_dtype": "float32"}], ids=str
+    "changes",
+    [{"double_quantization": False}, {"compute_dtype": "float32"}, {"load_dtype": "float32"}],
+    ids=str,
 )
 def test_larger_formats_take_more_memory(resources, changes):
     assert resources(**changes)["memory_gb"] > resources()["memory_gb"] + 1

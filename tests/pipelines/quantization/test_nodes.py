@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
@@ -33,6 +34,34 @@ def reloaded(tiny_nf4):
     return tiny_nf4.load_model(device_map="cpu", dtype=torch.bfloat16)
 
 
+@pytest.fixture
+def save_quantized(tmp_path):
+    """A function that quantizes a model and returns the saved directory."""
+
+    def save(model, parameters):
+        from ja_instruct.datasets import QuantizedModelDataset
+
+        dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
+        dataset.save(quantize(model, parameters))
+        return dataset.load().path
+
+    return save
+
+
+@pytest.fixture
+def changed_copy(tmp_path):
+    """A function to a copy of a model in which one weight is changed in place."""
+
+    def make(model, name, change):
+        copy = shutil.copytree(model.path, tmp_path / "changed")
+        weights = load_file(copy / "model.safetensors")
+        change(weights[name])
+        save_file(weights, copy / "model.safetensors", {"format": "pt"})
+        return ModelDirectory(copy, model.model_id)
+
+    return make
+
+
 def test_saved_settings_are_the_recipes(tiny_nf4):
     expected = {
         "quant_method": "bitsandbytes",
@@ -57,10 +86,55 @@ def test_every_linear_layer_is_loaded_back_in_4_bits(reloaded):
     assert reloaded.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
-def test_unquantized_weights_are_the_original(reloaded, tiny_gemma2):
-    original = dict(tiny_gemma2.load_model(dtype=torch.bfloat16).named_parameters())
-    for name in ("model.embed_tokens.weight", "model.norm.weight"):
-        assert reloaded.get_parameter(name).equal(original[name]), name
+MATRIX, EMBEDDING = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"
+
+
+class TestLoadDtype:
+    @pytest.mark.parametrize("load_dtype", ["float16", "bfloat16", "float32"])
+    def test_every_weight_passes_through_it(
+        self, load_dtype, tiny_gemma2, parameters, save_quantized
+    ):
+        from bitsandbytes.functional import quantize_4bit
+
+        changed = parameters.model_copy(update={"load_dtype": load_dtype})
+        found = load_file(save_quantized(tiny_gemma2, changed) / "model.safetensors")
+        source = load_file(tiny_gemma2.path / "model.safetensors")
+        read = {name: weight.to(getattr(torch, load_dtype)) for name, weight in source.items()}
+        packed, state = quantize_4bit(read[MATRIX], quant_type="nf4", compress_statistics=True)
+        assert found[MATRIX].equal(packed)
+        assert found[f"{MATRIX}.absmax"].equal(state.absmax)
+        for name in (EMBEDDING, "model.norm.weight"):
+            assert found[name].equal(read[name].to(torch.bfloat16)), name
+
+    def test_saved_types_do_not_depend_on_it(self, tiny_nf4, parameters):
+        from bitsandbytes.utils import unpack_tensor_to_dict
+
+        assert parameters.load_dtype == "float16"
+        saved = load_file(tiny_nf4.path / "model.safetensors")
+        assert tiny_nf4.load_config()["dtype"] == "bfloat16"
+        assert {one.dtype for key, one in saved.items() if "_proj" not in key} == {torch.bfloat16}
+        state = unpack_tensor_to_dict(saved[f"{MATRIX}.quant_state.bitsandbytes__nf4"])
+        assert state["dtype"] == "bfloat16"
+
+    @pytest.mark.parametrize("name", [MATRIX, EMBEDDING])
+    @pytest.mark.parametrize("double_quantization", [True, False])
+    def test_overflow_is_refused(
+        self, name, double_quantization, tiny_gemma2, parameters, changed_copy
+    ):
+        def spoil(weight):
+            weight[3, 5] = 1e5  # the largest number of float16 is 65,504
+
+        model = changed_copy(tiny_gemma2, name, spoil)
+        changed = parameters.model_copy(update={"double_quantization": double_quantization})
+        message = rf"'{name}' is not finite in float16; set quantization\.load_dtype to bfloat16"
+        with pytest.raises(InputError, match=message):
+            quantize(model, changed)
+        quantize(model, changed.model_copy(update={"load_dtype": "bfloat16"}))
+
+    def test_damaged_weight_is_refused(self, tiny_gemma2, parameters, changed_copy):
+        model = changed_copy(tiny_gemma2, MATRIX, lambda weight: weight[0].fill_(torch.nan))
+        with pytest.raises(InputError, match=r"not finite in float32; its files are damaged"):
+            quantize(model, parameters.model_copy(update={"load_dtype": "float32"}))
 
 
 def test_chat_template_is_added_where_there_is_none(tiny_gemma2, quantized, tiny_nf4, parameters):

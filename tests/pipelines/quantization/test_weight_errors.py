@@ -56,6 +56,16 @@ def test_a_worse_matrix_is_detected(tiny_gemma2, tiny_nf4, tmp_path, errors):
     assert found == {key: value for key, value in errors.items() if key != name}
 
 
+def test_a_value_that_is_not_finite_is_refused(tiny_gemma2, tiny_nf4, tmp_path):
+    copy = shutil.copytree(tiny_gemma2.path, tmp_path / "damaged")
+    weights = load_file(copy / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][0, 0] = torch.nan
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(InputError, match=rf"{copy}/model.safetensors: '{name}' holds values"):
+        relative_errors(copy, tiny_nf4.path, "cpu")
+
+
 def test_another_models_directory_is_refused(tiny_nf4, tmp_path):
     save_file({"model.other.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"is not in {tmp_path}, so it was not made from"):

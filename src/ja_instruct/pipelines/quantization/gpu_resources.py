@@ -51,13 +51,21 @@ def estimate_measurement(node: Node, catalog: CatalogProtocol[Any, Any]) -> dict
 
 def quantization_parts(shape: ModelShape, parameters: QuantizationParameters) -> dict[str, int]:
     """Return the peak memory of quantizing a model while it is loaded, in bytes, by part."""
-    compute_bytes = 4 if parameters.compute_dtype == "float32" else 2
+    load_bytes, compute_bytes = (
+        4 if dtype == "float32" else 2
+        for dtype in (parameters.load_dtype, parameters.compute_dtype)
+    )
     quantized = replace(shape, is_double_quantized=parameters.double_quantization)
+    embedding = shape.vocab_size * shape.hidden_size
     return {
-        "weights": nf4_bytes(quantized, other_bytes=compute_bytes),
+        "weights": nf4_bytes(quantized, other_bytes=max(load_bytes, compute_bytes)),
         # as it is read, and the contiguous copy that is quantized; the embedding is among the
         # weights already
-        "matrix in flight": 2 * shape.largest_matrix * compute_bytes,
+        "matrix in flight": max(
+            2 * shape.largest_matrix * load_bytes,
+            # types of the same size are cast in place
+            min(load_bytes, compute_bytes) * embedding * (load_bytes != compute_bytes),
+        ),
         "cuda context": CONTEXT_BYTES,
     }
 

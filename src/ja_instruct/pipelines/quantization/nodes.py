@@ -10,13 +10,14 @@ from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.cards import quantized_card
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
-from ja_instruct.models.loading import Device, free_gpu_memory, load_nf4_model
+from ja_instruct.models.loading import Device, load_nf4_model
 from ja_instruct.models.vocabulary import check_tokenizer
 from ja_instruct.pipelines.quantization.gpu_resources import (
     estimate_measurement,
     estimate_quantization,
 )
 from ja_instruct.pipelines.quantization.layer_streaming import StreamedModel
+from ja_instruct.pipelines.quantization.loading import load_in_4_bits
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.pipelines.quantization.perplexity import Sample, Score, make_samples, score
 from ja_instruct.pipelines.quantization.weight_errors import relative_errors, summarize_errors
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets import Dataset
-    from transformers import PreTrainedModel
 
     from ja_instruct.models.checksums import FileRecord
 else:  # Kedro resolves the hints of a node; the library takes seconds to import
@@ -47,23 +47,23 @@ PERPLEXITY = (
 )
 @gpu_resources(estimate_quantization)
 def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> ModelArtifact:
-    """Quantize the linear layers of a 16-bit model to 4 bits (QLoRA, arXiv:2305.14314).
+    """Quantize the linear layers of a 16- or 32-bit model to 4 bits (QLoRA, arXiv:2305.14314).
 
     transformers reads, casts and quantizes one matrix at a time, so neither the device nor the
-    host ever holds the whole 16-bit model.
+    host ever holds the whole unquantized model.
 
     Returns:
         The quantized model with its tokenizer. Its provenance lists the checksums of every source
         file and the memory used (10⁹ bytes).
 
     Raises:
-        InputError: The source is quantized already, or its tokenizer has ids without a row in the
-            embedding.
+        InputError: The source is quantized already, its tokenizer has ids without a row in the
+            embedding, or a weight is not finite in ``load_dtype``.
     """
     refuse_quantized(base_model)
     check_tokenizer(base_model.path, base_model.load_config(), base_model.remedy)
     files = base_model.checksums("quantization: hashing the source")
-    model, memory_gb = _load_in_4_bits(base_model, parameters)
+    model, memory_gb = load_in_4_bits(base_model, parameters)
     tokenizer = base_model.load_tokenizer()
     added_template = bool(parameters.chat_template) and not tokenizer.chat_template
     if added_template:
@@ -87,34 +87,6 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
         },
     }
     return ModelArtifact(model, tokenizer, provenance, quantized_card(provenance))
-
-
-def _load_in_4_bits(
-    base_model: ModelDirectory, parameters: QuantizationParameters
-) -> tuple[PreTrainedModel, dict[str, float]]:
-    """Return the quantized model, and the memory of the model and at the peak."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    free_gpu_memory()
-    on_gpu = parameters.device == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    compute_dtype = getattr(torch, parameters.compute_dtype)
-    model = base_model.load_model(
-        device_map={"": 0} if on_gpu else "cpu",
-        dtype=compute_dtype,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=parameters.quant_type,
-            bnb_4bit_use_double_quant=parameters.double_quantization,
-            bnb_4bit_compute_dtype=compute_dtype,
-        ),
-    )
-    memory = {"model": model.get_memory_footprint()}
-    if on_gpu:
-        memory["gpu_peak"] = torch.cuda.max_memory_allocated()
-    return model, {name: round(used / 1e9, 3) for name, used in memory.items()}
 
 
 @unaffected_by("params:quantization", but=("params:quantization.perplexity_max_tokens",))

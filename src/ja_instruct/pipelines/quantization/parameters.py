@@ -15,8 +15,11 @@ class QuantizationParameters(Parameters):
     gpu: GpuParameters = Field(description="At most one device")
     quant_type: Literal["nf4", "fp4"] = Field(description="4-bit data type (QLoRA: nf4)")
     double_quantization: bool = Field(description="Quantize the quantization constants too")
+    load_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        description="Type the weights are read in, from which they are quantized"
+    )
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        description="Type the layers compute in after dequantization"
+        description="Type the matrices compute in; the other weights are saved in it"
     )
     chat_template: str = Field(
         description="Jinja chat template for a tokenizer that has none; empty adds none"

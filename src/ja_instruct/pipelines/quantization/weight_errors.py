@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
@@ -26,7 +27,8 @@ def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, 
     are read one by one, so memory for three of the largest is enough.
 
     Raises:
-        InputError: The 4-bit directory was not made from the source.
+        InputError: The 4-bit directory was not made from the source, or a matrix of the source
+            holds values that are not finite.
     """
     from tqdm import tqdm
 
@@ -43,6 +45,12 @@ def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, 
         weight = originals[name].load().to(device).float()
         dequantized = _dequantize(headers, name, device)
         errors[name] = float((weight - dequantized).norm() / weight.norm())
+        # on a GPU a value that is not a number is quantized like any other
+        if not math.isfinite(errors[name]) and not weight.isfinite().all():
+            raise InputError(
+                f"{originals[name].path}: '{name}' holds values that are not finite; download the "
+                f"file again"
+            )
     return errors
 
 
