@@ -60,7 +60,7 @@ inference.bad_words_in: answer_tasks answer_with_base_model
 inference.compare_tasks: answer_with_base_model
 inference.fail_on_failed_tasks: none
 inference.cut_off_is_failure: answer_tasks
-prompts.format: build_datasets build_prompts answer_tasks answer_with_base_model
+prompts.format: build_datasets build_prompts answer_tasks answer_with_base_model merge_adapter
 prompts.train_prompt: build_datasets build_prompts
 prompts.few_shot_header: build_datasets build_prompts
 prompts.few_shot_example: build_datasets build_prompts

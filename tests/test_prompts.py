@@ -191,6 +191,12 @@ class TestChatTemplate:
         tokenizer.chat_template = WRITES_EOS
         assert end_of_turn(tokenizer) is None
 
+    def test_end_of_turn_need_not_be_special(self, tokenizer):
+        tokenizer.add_tokens(["[END]"])
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n[END]{% endfor %}"
+        assert "[END]" not in tokenizer.all_special_tokens
+        assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("[END]")
+
     def test_needs_the_tokenizer(self, in_format):
         with pytest.raises(ValueError, match="needs the tokenizer"):
             training_sample(in_format("chat_template"), QUESTION, "答え")

@@ -50,8 +50,9 @@ class EndlessModel(ModelDirectory):
         return model
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer, which decodes to numbers."""
+        """Return the tokenizer, which decodes to numbers and has no EOS to end an answer with."""
         tokenizer: Any = super().load_tokenizer()
+        tokenizer.eos_token = None
         tokenizer.decode = lambda ids, **_: " ".join(str(int(token)) for token in ids)
         return tokenizer  # type: ignore[no-any-return]
 

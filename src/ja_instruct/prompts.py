@@ -116,10 +116,23 @@ def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.eos_token)
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the special token with which the chat template ends the model's turn.
+def answer_ends(
+    tokenizer: PreTrainedTokenizerBase, *, stop_at_end_of_turn: bool
+) -> tuple[int, ...]:
+    """Return the ids of the tokens with which training ends an answer: EOS, and an end of turn.
 
-    It is None if the turn ends with EOS or without a special token: then EOS alone ends an answer.
+    Raises:
+        InputError: ``stop_at_end_of_turn`` is set, but the chat template is missing or unusable.
+    """
+    turn = end_of_turn(tokenizer) if stop_at_end_of_turn else None
+    return tuple(token for token in (tokenizer.eos_token_id, turn) if token is not None)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the token with which the chat template ends the model's turn.
+
+    It is an added token, special or not. It is None if the turn ends with EOS or with ordinary
+    text: then EOS alone ends an answer.
 
     Raises:
         InputError: There is no template, or it cannot be used.
@@ -128,8 +141,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     _, completion = _chat_sample(tokenizer, "質問", answer)
     after = completion[completion.index(answer) + len(answer) :]
     ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
-    special = [token for token in ids if token in tokenizer.all_special_ids]
-    return special[0] if special and special[0] != tokenizer.eos_token_id else None
+    # Gemma's tokenizer has line breaks and spaces among its added tokens
+    added = {token for text, token in tokenizer.get_added_vocab().items() if text.strip()}
+    first = next((token for token in ids if token in added), None)
+    return None if first == tokenizer.eos_token_id else first
 
 
 def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[str, str]:

@@ -200,9 +200,12 @@ def test_bad_words_in_text_never_appear(generate_answers, tiny_nf4, parameters, 
 
 @pytest.fixture
 def model_that_says(tiny_gemma2, tmp_path, read_parameters):
-    """A function that makes a model that, after a prompt, says a token before anything else."""
+    """A function that makes a model that, after a prompt, says a token before anything else.
 
-    def make(token, prompt):
+    ``changes`` are those of its tokenizer.
+    """
+
+    def make(token, prompt, **changes):
         tokenizer = tiny_gemma2.load_tokenizer()
         model = tiny_gemma2.load_model()
         (first, *_) = decode_slowly(model.eval(), tokenizer, prompt)
@@ -211,6 +214,9 @@ def model_that_says(tiny_gemma2, tmp_path, read_parameters):
             embeddings[tokenizer.convert_tokens_to_ids(token)] = 3 * embeddings[first]
         shutil.copytree(tiny_gemma2.path, tmp_path / "ending")
         model.save_pretrained(tmp_path / "ending")
+        for name, value in changes.items():
+            setattr(tokenizer, name, value)
+        tokenizer.save_pretrained(tmp_path / "ending")
         section = QuantizationParameters(**read_parameters("test")["quantization"])
         dataset = QuantizedModelDataset(filepath=tmp_path / "quantized_model")
         dataset.save(quantize(ModelDirectory(tmp_path / "ending", "ending"), section))
@@ -221,6 +227,24 @@ def model_that_says(tiny_gemma2, tmp_path, read_parameters):
 
 def test_answer_that_the_model_ends_itself(generate_answers, model_that_says, parameters):
     model = model_that_says("<eos>", PROMPTS[0])
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
+    assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
+
+
+def test_eos_that_the_generation_config_lacks_ends_an_answer(
+    generate_answers, model_that_says, parameters
+):
+    """Training appends the tokenizer's EOS, whatever the generation config says."""
+    model = model_that_says("<end_of_turn>", PROMPTS[0], eos_token="<end_of_turn>")
+    assert model.load_model().generation_config.eos_token_id == 1
+    (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
+    assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
+
+
+def test_end_of_the_generation_config_still_ends_an_answer(
+    generate_answers, model_that_says, parameters
+):
+    model = model_that_says("<eos>", PROMPTS[0], eos_token="<end_of_turn>")
     (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
 

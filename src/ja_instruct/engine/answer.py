@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from ja_instruct.prompts import end_of_turn
+from ja_instruct.prompts import answer_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,14 +47,12 @@ class AnswerDecoder:
     """Turns token ids into answers.
 
     Attributes:
-        stop_ids: Tokens with which the model ends an answer.
-        stops_at_turn: Whether the chat template's end of turn is one of them.
+        stop_ids: Tokens with which an answer ends: those of training, and those of the model.
         bad_words_ids: Token sequences that must not be generated.
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
-    stops_at_turn: bool
     bad_words_ids: list[list[int]]
 
     @classmethod
@@ -62,20 +60,22 @@ class AnswerDecoder:
         cls,
         tokenizer: PreTrainedTokenizerBase,
         parameters: EngineParameters,
+        own_ends: Iterable[int],
         *,
         stop_at_end_of_turn: bool,
     ) -> Self:
         """Return the decoder of a model's tokenizer.
 
+        ``own_ends`` are the tokens with which the model's ``generate`` ends by default.
+
         Raises:
             InputError: ``stop_at_end_of_turn`` is set, but the tokenizer's chat template is missing
                 or unusable.
         """
-        turn = end_of_turn(tokenizer) if stop_at_end_of_turn else None
+        taught = answer_ends(tokenizer, stop_at_end_of_turn=stop_at_end_of_turn)
         return cls(
             tokenizer,
-            tuple(token for token in (tokenizer.eos_token_id, turn) if token is not None),
-            turn is not None,
+            tuple(dict.fromkeys([*taught, *own_ends])),
             [
                 tokenizer(word, add_special_tokens=False)["input_ids"]
                 for word in parameters.bad_words

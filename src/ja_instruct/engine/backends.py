@@ -16,7 +16,7 @@ from ja_instruct.models.directory import (
     check_json_files,
     require_model_files,
 )
-from ja_instruct.models.json_files import read_provenance
+from ja_instruct.models.json_files import as_ids, read_provenance
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class OneByOne:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._parameters = parameters
+        self._own_ends = as_ids(self._model.generation_config.eos_token_id)
         self._decoder = AnswerDecoder.of(
-            tokenizer, parameters, stop_at_end_of_turn=stop_at_end_of_turn
+            tokenizer, parameters, self._own_ends, stop_at_end_of_turn=stop_at_end_of_turn
         )
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
@@ -135,7 +136,7 @@ class OneByOne:
             processors.append(BannedText(self._tokenizer, parameters.bad_words, prompt_tokens))
         if processors:
             settings["logits_processor"] = processors
-        if self._decoder.stops_at_turn:
+        if set(self._decoder.stop_ids) != set(self._own_ends):
             settings["eos_token_id"] = list(self._decoder.stop_ids)
         return settings
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, EngineSizes, bytes_of_merging, free_bytes
+from ja_instruct.models.json_files import as_ids
 from ja_instruct.models.loading import free_gpu_memory
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class Batched:
         self._adapter = adapter
         self._tokenizer = tokenizer
         self._parameters = parameters
+        own_ends = as_ids(self._model.generation_config.eos_token_id)
         self._decoder = AnswerDecoder.of(
-            tokenizer, parameters, stop_at_end_of_turn=stop_at_end_of_turn
+            tokenizer, parameters, own_ends, stop_at_end_of_turn=stop_at_end_of_turn
         )
         self._weights = ""
         self._weights_before = weights_before
@@ -247,7 +249,7 @@ class Batched:
         from ja_instruct.engine.sampler import Sampler
 
         parameters = self._parameters
-        stop_ids = self._stop_ids()
+        stop_ids = self._decoder.stop_ids
         sampler = Sampler(
             vocab_size=self._model.config.get_text_config().vocab_size,
             max_num_seqs=max_num_seqs,
@@ -258,7 +260,7 @@ class Batched:
                 ids for ids in self._decoder.bad_words_ids if ids not in [[one] for one in stop_ids]
             ],
             penalized_prompt=parameters.penalty_on == "prompt_and_answer",
-            exempt_ids=self._decoder.stop_ids if parameters.penalty_spares_end else (),
+            exempt_ids=stop_ids if parameters.penalty_spares_end else (),
             device=self._model.device,
         )
         return Engine(
@@ -276,13 +278,6 @@ class Batched:
     @property
     def _is_on_cpu(self) -> bool:
         return bool(self._model.device.type == "cpu")
-
-    def _stop_ids(self) -> list[int]:
-        """Return the tokens at which generation stops: by default those of ``generate``."""
-        if self._decoder.stops_at_turn:
-            return list(self._decoder.stop_ids)
-        own = self._model.generation_config.eos_token_id
-        return [own] if isinstance(own, int) else list(own or ())
 
 
 def _max_num_seqs_of_nf4() -> int:

@@ -15,6 +15,7 @@ from ja_instruct.models.json_files import (
     ADAPTER_CONFIG_FILE,
     DEFAULT_RANK,
     read_adapter_config,
+    read_end_ids,
 )
 from ja_instruct.models.loading import free_gpu_memory
 
@@ -75,7 +76,10 @@ class VllmEngine:
         self._parameters = parameters
         self._tokenizer = model.load_tokenizer()
         self._decoder = AnswerDecoder.of(
-            self._tokenizer, parameters, stop_at_end_of_turn=stop_at_end_of_turn
+            self._tokenizer,
+            parameters,
+            read_end_ids(model.path, model.remedy),
+            stop_at_end_of_turn=stop_at_end_of_turn,
         )
         self._adapter_arguments = _adapter_arguments(adapter)
 
@@ -138,7 +142,6 @@ class VllmEngine:
             # vLLM's penalty counts prompt and answer
             repetition_penalty=parameters.repetition_penalty,
             max_tokens=parameters.max_new_tokens,
-            # in addition to those in the model's generation_config.json
             stop_token_ids=list(self._decoder.stop_ids),
             bad_words=list(parameters.bad_words),
             # the text is decoded from the ids, as in every engine

@@ -13,6 +13,7 @@ from pydantic import Field
 from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 CONFIG_FILE = "config.json"
@@ -89,6 +90,27 @@ def read_generation_config(directory: Path, remedy: str = _REMEDY) -> dict[str, 
     """Return ``generation_config.json`` of a model, or an empty dictionary if it has none."""
     path = directory / GENERATION_FILE
     return read_json_object(path, remedy) if path.exists() else {}
+
+
+def read_end_ids(directory: Path, remedy: str = _REMEDY) -> tuple[int, ...]:
+    """Return the tokens with which a model's ``generate`` ends by default.
+
+    They are those of ``generation_config.json``, or without that file those of ``config.json``.
+    """
+    config = read_config(directory, remedy)
+    config = {**config, **config.get("text_config", {})}
+    if (directory / GENERATION_FILE).exists():
+        config = read_generation_config(directory, remedy)
+    return as_ids(config.get("eos_token_id"))
+
+
+def as_ids(value: int | Iterable[int] | None) -> tuple[int, ...]:
+    """Return the token ids of a field that holds one, several or none.
+
+    >>> as_ids(1), as_ids([1, 107]), as_ids(None)
+    ((1,), (1, 107), ())
+    """
+    return (value,) if isinstance(value, int) else tuple(value or ())
 
 
 def read_adapter_config(directory: Path, remedy: str = _REMEDY) -> dict[str, Any]:

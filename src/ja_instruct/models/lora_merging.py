@@ -6,6 +6,7 @@ itself is our own; the tests compare every weight with PEFT's.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -16,8 +17,11 @@ from ja_instruct.errors import InputError
 from ja_instruct.models.json_files import (
     DEFAULT_ALPHA,
     DEFAULT_RANK,
+    GENERATION_FILE,
     INDEX_FILE,
     read_adapter_config,
+    read_end_ids,
+    read_generation_config,
     read_weight_map,
 )
 from ja_instruct.models.safetensors import read_headers
@@ -75,13 +79,15 @@ class LoraFactors:
 class MergedModel:
     """A 16-bit base model with an adapter merged into it, computed while it is saved.
 
-    ``scaling`` is the factor of B A; ``factors`` is keyed by the matrices of the base's checkpoint.
+    ``scaling`` is the factor of B A; ``factors`` is keyed by the matrices of the base's checkpoint;
+    ``end_ids`` are the tokens with which training ends an answer.
     """
 
     base: ModelDirectory
     adapter: ModelDirectory
     scaling: float
     factors: Mapping[str, LoraFactors]
+    end_ids: tuple[int, ...]
 
     def save_pretrained(self, save_directory: Path, /, **kwargs: Any) -> None:
         """Write the merged weights in the base's shards, and the base's configuration.
@@ -116,6 +122,22 @@ class MergedModel:
         for name in _COPIED_FROM_BASE:
             if (self.base.path / name).is_file():
                 shutil.copyfile(self.base.path / name, save_directory / name)
+        self._write_end_ids(save_directory)
+
+    def _write_end_ids(self, directory: Path) -> None:
+        """Add ``end_ids`` to the base's, so that other programs end answers there too."""
+        known = read_end_ids(self.base.path, self.base.remedy)
+        if set(self.end_ids) <= set(known):
+            return
+        settings = read_generation_config(self.base.path, self.base.remedy)
+        if not settings:  # without the file, transformers takes these from config.json
+            config = self.base.load_config()
+            config = {**config, **config.get("text_config", {})}
+            names = ("bos_token_id", "pad_token_id")
+            settings = {name: config[name] for name in names if config.get(name) is not None}
+        settings["eos_token_id"] = list(dict.fromkeys([*known, *self.end_ids]))
+        text = json.dumps(settings, ensure_ascii=False, indent=2)
+        (directory / GENERATION_FILE).write_text(text + "\n", "utf-8")
 
     def _merged(self, key: str, weight: Tensor, lora: Any) -> Tensor:
         """Return W + scaling · B A, computed in float32 and rounded once, as PEFT merges."""

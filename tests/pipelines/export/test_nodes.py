@@ -15,7 +15,9 @@ from ja_instruct.errors import InputError
 from ja_instruct.models import lora_merging
 from ja_instruct.models.directory import ModelDirectory, write_provenance
 from ja_instruct.models.lora_merging import ADAPTER_WEIGHTS, checkpoint_shards
-from ja_instruct.pipelines.export.nodes import check_merged_model, merge_adapter
+from ja_instruct.pipelines.export import nodes
+from ja_instruct.pipelines.export.nodes import check_merged_model
+from ja_instruct.prompts import PromptParameters
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DOWN_PROJ = "model.layers.2.mlp.down_proj.weight"
@@ -31,12 +33,23 @@ SMALL = {
 }
 FAMILIES = ("gemma2", "gemma3_text", "llama")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PROMPTS = PromptParameters(
+    format="recipe",
+    train_prompt="質問{}回答{}",
+    few_shot_header="",
+    few_shot_example="{input}{output}",
+    task_prompt="{input}",
+)
 CARD = {
     "license": "gemma",
     "license_terms": "terms",
     "filtered_pairs": {"name": "owner/pairs", "license": "MIT"},
     "qa_pairs": {"name": "mine", "license": "MIT"},
 }
+
+
+def merge_adapter(base, adapter, **changes):
+    return nodes.merge_adapter(base, adapter, PROMPTS.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +116,9 @@ def adapter(base, make_adapter):
 def export(tmp_path):
     """A function that merges and saves, and loads the handle."""
 
-    def merge(base, adapter):
+    def merge(base, adapter, **prompts):
         dataset = MergedModelDataset(filepath=tmp_path / "merged_model")
-        dataset.save(merge_adapter(base, adapter))
+        dataset.save(merge_adapter(base, adapter, **prompts))
         return dataset.load()
 
     return merge
@@ -202,7 +215,9 @@ class TestDirectory:
             assert set(old) == set(new)
             for key in old:
                 assert torch.equal(old[key], new[key]) != any(layer in key for layer in LAYERS), key
-        for name in ("config.json", "model.safetensors.index.json"):
+        # training ends answers with the EOS that the base knows
+        names = ("config.json", "generation_config.json", "model.safetensors.index.json")
+        for name in names:
             assert (merged.path / name).read_bytes() == (base.path / name).read_bytes()
 
     def test_too_little_disk_is_reported_before_anything_is_written(
@@ -219,6 +234,24 @@ class TestDirectory:
         (copy / "tokenizer.model").write_bytes(b"pieces")
         merged = export(ModelDirectory(copy, base.model_id, base.revision), adapter)
         assert (merged.path / "tokenizer.model").read_bytes() == b"pieces"
+
+    @pytest.mark.parametrize("has_settings", [True, False])
+    def test_generation_ends_where_training_ends_an_answer(
+        self, base, changed_adapter, export, tmp_path, has_settings
+    ):
+        copy = shutil.copytree(base.path, tmp_path / "base")
+        if not has_settings:
+            (copy / "generation_config.json").unlink()
+        adapter = changed_adapter()
+        end = adapter.load_tokenizer().convert_tokens_to_ids("<end_of_turn>")
+        template = "{% for m in messages %}{{ m['content'] + '<end_of_turn>' }}{% endfor %}"
+        (adapter.path / "chat_template.jinja").write_text(template)
+        same = ModelDirectory(copy, base.model_id, base.revision)
+        merged = export(same, adapter, format="chat_template")
+        settings = json.loads((merged.path / "generation_config.json").read_text("utf-8"))
+        expected = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": [1, end]}
+        assert {name: settings[name] for name in expected} == expected
+        assert merged.load_model().generation_config.eos_token_id == [1, end]
 
     def test_tokenizer_provenance_and_card(self, merged, base, adapter):
         assert merged.load_tokenizer().chat_template == "{{ messages[0]['content'] }}"

@@ -20,6 +20,8 @@ from ja_instruct.models.lora_merging import (
 )
 from ja_instruct.pipelines.export.merge_check import compare_with_base
 from ja_instruct.pipelines.export.parameters import ExportParameters
+from ja_instruct.prompts import PromptParameters, answer_ends
+from kedro_freshness import unaffected_by
 
 if TYPE_CHECKING:
     from ja_instruct.models.checksums import FileRecord
@@ -29,12 +31,16 @@ logger = logging.getLogger(__name__)
 _UPDATE_KEPT_PERCENT_MIN = 90
 
 
-def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> ModelArtifact:
+@unaffected_by("params:prompts", but=("params:prompts.format",))
+def merge_adapter(
+    base_model: ModelDirectory, adapter: ModelDirectory, prompts: PromptParameters
+) -> ModelArtifact:
     """Merge the adapter into the 16-bit base: W + scaling · B A for each adapted matrix W.
 
     Returns:
         The merged model, whose matrices are computed shard by shard while it is saved, with the
-        adapter's tokenizer.
+        adapter's tokenizer. Its ``generation_config.json`` lists the tokens with which training
+        ends an answer.
 
     Raises:
         InputError: The adapter was trained on another base, is not plain LoRA, does not fit, or
@@ -61,8 +67,10 @@ def merge_adapter(base_model: ModelDirectory, adapter: ModelDirectory) -> ModelA
     }
     known = adapter.provenance.get("model_card")
     card = merged_card(provenance, None if known is None else ModelCardParameters(**known))
-    model = MergedModel(base_model, adapter, scaling, factors)
-    return ModelArtifact(model, adapter.load_tokenizer(), provenance, card)
+    tokenizer = adapter.load_tokenizer()
+    ends = answer_ends(tokenizer, stop_at_end_of_turn=prompts.format == "chat_template")
+    model = MergedModel(base_model, adapter, scaling, factors, ends)
+    return ModelArtifact(model, tokenizer, provenance, card)
 
 
 def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> None:

@@ -13,7 +13,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             node(
                 merge_adapter,
-                inputs=["base_model", "adapter"],
+                inputs=["base_model", "adapter", "params:prompts"],
                 outputs="merged_model",
                 name="merge_adapter",
             ),
