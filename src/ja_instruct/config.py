@@ -31,7 +31,10 @@ RENAMED_PARAMETERS = {
 class Parameters(BaseModel):
     """A frozen parameter section that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # NaN and the infinities are not JSON, and no parameter has a use for them
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class GpuParameters(Parameters):

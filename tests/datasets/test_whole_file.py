@@ -1,6 +1,7 @@
 """The datasets of one file that save atomically and explain a file that they cannot read."""
 
 import inspect
+import json
 import pickle
 
 import pytest
@@ -40,7 +41,7 @@ def test_saved_and_loaded(tmp_path, kind, old, new):
 
 def test_bytes_are_those_of_the_library(tmp_path):
     mine, stock = str(tmp_path / "mine"), str(tmp_path / "stock")
-    content = {"質問": [1, None], "a": float("nan")}
+    content = {"質問": [1, None], "a": 1.5}
     JSONDataset(filepath=mine).save(content)
     StockJSON(
         filepath=stock,
@@ -159,3 +160,10 @@ def test_configuration_is_the_catalog_entry(tmp_path):
     assert {key: value for key, value in config.items() if value and key != "type"} == arguments
     dataset.save([1])
     assert (tmp_path / "a").read_text() == "[\n 1\n]"
+
+
+def test_nan_and_infinities_are_saved_as_null(tmp_path):
+    dataset = JSONDataset(filepath=tmp_path / "report.json")
+    dataset.save({"loss": [0.5, float("nan")], "best": float("-inf")})
+    text = (tmp_path / "report.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": [0.5, None], "best": None}

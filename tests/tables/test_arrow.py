@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import collect, iterate_tables
+from ja_instruct.tables.json_text import text_columns
 
 
 @pytest.fixture(autouse=True)
@@ -112,15 +113,23 @@ class TestCollect:
         source = Dataset.from_list([{"text": "一"}])
         assert collect([source.data.table]).to_list() == source.to_list()
 
-    def test_clashing_types(self):
-        with pytest.raises(InputError, match=r"disagree on the type of a column.*text"):
-            collect([pa.table({"text": ["一"]}), pa.table({"text": [1]})])
+    @pytest.mark.parametrize("memory_bytes_max", [0, 40, 2**20])
+    def test_values_of_several_types_become_json_text(self, memory_bytes_max):
+        values = ["一", 2, [3], {"a": 4}, {"a": "五", "b": None}, None, 2**53 + 1, 0.5, b"x"]
+        tables = [pa.table({"x": [value], "y": [{"z": [value]}], "n": [1]}) for value in values]
+        dataset = collect(tables, memory_bytes_max=memory_bytes_max)
+        assert text_columns(dataset.data.schema) == ["x", "y.z[]"]
+        read = ["一", 2, [3], {"a": 4}, {"a": "五"}, None, 2**53 + 1, 0.5, "eA=="]
+        assert dataset["x"][:] == read
+        assert dataset["y"][:] == [{"z": [value]} for value in read]
+        assert collect([dataset.data.table, *tables[:1]])["x"][:] == [*read, "一"]
 
     @pytest.mark.parametrize("memory_bytes_max", [0, 2**20])
-    def test_integer_too_large_for_floats(self, memory_bytes_max):
-        tables = [pa.table({"score": [2**53 + 1]}), pa.table({"score": [0.5]})]
-        with pytest.raises(InputError, match="'score' mixes values that one type cannot hold"):
-            collect(tables, memory_bytes_max=memory_bytes_max)
+    def test_integers_too_large_for_floats(self, memory_bytes_max):
+        tables = [pa.table({"score": [value]}) for value in (0.5, 2**53 + 1, 3)]
+        for order in (tables, tables[::-1]):
+            dataset = collect(order, memory_bytes_max=memory_bytes_max)
+            assert sorted(dataset["score"][:]) == [0.5, 3, 2**53 + 1]
 
     def test_full_disk(self, folder):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -29,3 +29,16 @@ def test_half_a_surrogate_pair(caplog):
     assert dataset["input"][:] == ["空は何色?", "x\ufdd0y"]
     assert dataset["turns"][1] == [{"role": "user"}, {"role": "\ufdd0"}]
     assert "'pairs' contains a lone surrogate" in caplog.text
+
+
+def test_records_of_several_types():
+    records = [
+        {"input": "一", "meta": "web"},
+        {"input": "二", "meta": {"page": 3}},
+        {"input": "三"},
+    ]
+    dataset = as_dataset(records, "pairs")
+    assert dataset.to_list() == [*records[:2], {"input": "三", "meta": None}]
+    turns = [[{"role": "user", "content": "問"}], [{"role": "user", "content": 3}]]
+    with pytest.raises(InputError, match=r"'talks', record 2: 'conversations\[\]\.content'"):
+        as_dataset([{"conversations": one} for one in turns], "talks")

@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -8,7 +9,7 @@ from pyarrow import parquet
 from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import collect
 from ja_instruct.tables.conversation_sources import find_places
-from ja_instruct.tables.conversations import SOURCE, read_places
+from ja_instruct.tables.conversations import SOURCE, decode_turns, read_places
 
 TURNS = [
     {"role": "user", "content": "日本の首都は?"},
@@ -131,16 +132,51 @@ def test_other_roles_without_roles(path):
     assert "no turn has the role 'user' or 'assistant'; the roles are human. Name" in message
 
 
-def test_clashing_columns(tmp_path):
-    first = write(tmp_path / "a.jsonl", {"conversations": TURNS, "score": 1})
-    second = write(tmp_path / "b.jsonl", {"conversations": TURNS, "score": "high"})
-    message = refusal({"files": first}, {"files": second})
-    assert f"column 'score' is int64 in source 1: {first}, but string in source 2" in message
-    assert f"{second}; rename one by 'columns: {{other_name: score}}'" in message
-    assert "'drop_columns: [score]'" in message
-    renamed = {"files": second, "columns": {"grade": "score"}}
-    assert load({"files": first}, renamed)["grade"][:] == [None, "high"]
-    assert load({"files": first}, {"files": second, "drop_columns": ["score"]}).num_rows == 2
+def test_columns_of_several_types(tmp_path):
+    """Neither within a file nor between files does another column make a record bad."""
+    values = ["web", {"origin": "book", "page": 3}, 5, ["x"], 2**64, None]
+    turns = [{**turn, "weight": value} for turn in TURNS for value in (1, "x")]
+    records = [{"conversations": turns, "meta": value} for value in values]
+    files = [
+        write(tmp_path / "a.jsonl", *records[:3]),
+        write(tmp_path / "b.jsonl", *records[3:5]),
+        write(tmp_path / "c.parquet", {"conversations": TURNS, "meta": [b"x"]}),
+    ]
+    loaded = load({"files": files})
+    assert "bad_record" not in loaded.column_names
+    assert loaded["meta"][:] == [*values[:4], str(2**64), ["eA=="]]
+    assert loaded["conversations"][:5] == [turns] * 5
+    dropped = load({"files": files, "drop_columns": ["meta"]})
+    assert dropped.to_list()[:5] == [{"conversations": turns}] * 5
+
+
+def test_turns_that_datasets_keeps_as_json_text():
+    turns = [
+        [{**TURNS[0], "n": 1}, TURNS[1]],
+        [{"content": "道具", "role": "assistant", "tool_calls": [{"arguments": {"q": "x"}}]}],
+        [{"content": None, "role": "assistant", "tool_calls": [{"arguments": "{}"}]}],
+    ]
+    for text in ("column", "turn", "content"):
+        column = as_text_at(text, turns)
+        rows = decode_turns(pa.chunked_array([column])).to_pylist()
+        mains = [[(turn["role"], turn["content"]) for turn in row] for row in rows]
+        assert mains == [[(turn["role"], turn["content"]) for turn in row] for row in turns]
+    with pytest.raises(InputError, match=r"record 2: 'conversations\[\]\.content' is a list"):
+        decode_turns(pa.chunked_array([as_text_at("turn", [TURNS, [{"content": ["x"]}]])]))
+
+
+def as_text_at(place, rows):
+    """Return conversations with the column, its turns or their contents as JSON text."""
+    if place == "column":
+        return pa.array(map(json.dumps, rows), pa.json_())
+    turns = [turn for row in rows for turn in row]
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    texts = pa.array(map(json.dumps, turns), pa.json_())
+    if place == "content":
+        contents = pa.array([json.dumps(turn["content"]) for turn in turns], pa.json_())
+        roles = pa.array([turn["role"] for turn in turns])
+        texts = pa.StructArray.from_arrays([contents, roles], names=["content", "role"])
+    return pa.ListArray.from_arrays(offsets, texts)
 
 
 def test_column_renamed_to_an_existing_one(tmp_path):

@@ -7,10 +7,13 @@ from typing import Any, ClassVar
 from kedro_datasets import json
 
 from ja_instruct.datasets.whole_file import WholeFile
+from ja_instruct.tables.json_text import portable
 
 
 class JSONDataset(WholeFile, json.JSONDataset):  # type: ignore[misc]
     """Kedro's ``json.JSONDataset`` that saves atomically: UTF-8, not escaped, indented.
+
+    NaN and the infinities, which JSON does not have, are saved as null.
 
     Examples:
         YAML API:
@@ -33,3 +36,7 @@ class JSONDataset(WholeFile, json.JSONDataset):  # type: ignore[misc]
     DEFAULT_FS_ARGS: ClassVar[dict[str, Any]] = {
         "open_args_save": {"mode": "w", "encoding": "utf-8"}
     }
+
+    def save(self, data: Any) -> None:
+        """Write the content, and replace the file."""
+        super().save(portable(data))

@@ -28,6 +28,7 @@ from ja_instruct.models.vocabulary import (
     TOKENIZER_FILE,
     check_tokenizer,
 )
+from ja_instruct.tables.json_text import portable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -237,4 +238,4 @@ def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
 
 def as_json(content: Mapping[str, Any]) -> str:
     """Return the text of a JSON file as this project writes it."""
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(portable(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -13,6 +13,7 @@ from ja_instruct.disk_errors import writing
 from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import sync
 from ja_instruct.tables.json_lines import BadRecordError, parse_record
+from ja_instruct.tables.json_text import portable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,9 +76,9 @@ class AnswerStore:
             InputError: The disk is full, or the file cannot be written to.
         """
         record = {"key": key, "answer": dict(answer)}
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        line = json.dumps(portable(record), ensure_ascii=False, allow_nan=False)
         with writing(self.path):
-            self._append(line)
+            self._append(line.encode("utf-8", "backslashreplace") + b"\n")
         self._answers[key] = record["answer"]  # type: ignore[assignment]
 
     def _append(self, line: bytes) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ja_instruct.errors import InputError
+from ja_instruct.tables.json_text import is_json, to_json_text
+from ja_instruct.tables.nested import rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,8 +40,9 @@ def collect(tables: Iterable[pa.Table], *, memory_bytes_max: int = MEMORY_BYTES_
     process is killed.
 
     Later tables may widen the columns: a new column is null in earlier rows, null becomes any type,
-    integers become floats, structs gain fields. A table without rows still adds its columns. Schema
-    metadata is dropped, so the features follow from the Arrow types.
+    integers become floats, structs gain fields; values that no such type holds become JSON text
+    (``ja_instruct.tables.json_text``). A table without rows still adds its columns. Schema metadata
+    is dropped, so the features follow from the Arrow types.
 
     The dataset's fingerprint is random, because ``datasets`` would hash every byte to compute one.
 
@@ -48,8 +51,7 @@ def collect(tables: Iterable[pa.Table], *, memory_bytes_max: int = MEMORY_BYTES_
         memory_bytes_max: Bytes of Arrow data above which a file is used.
 
     Raises:
-        InputError: Two tables give a column incompatible types, integers above 2**53 meet floats,
-            or the file cannot be written; the folder and its setting are named.
+        InputError: The file cannot be written; the folder and its setting are named.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -61,19 +63,19 @@ def collect(tables: Iterable[pa.Table], *, memory_bytes_max: int = MEMORY_BYTES_
     spill: _Spill | None = None
     for table in tables:
         schema = _widen(schema, table.schema)
-        if spill is not None:
-            spill.write(_promote(table, schema))
-            continue
         kept.append(table)
         kept_bytes += table.nbytes
-        if kept_bytes > memory_bytes_max:
+        if spill is None and kept_bytes > memory_bytes_max:
             spill = _Spill()
+        if spill is not None:
+            kept, schema = _promote_all(kept, schema)
             for one in kept:
-                spill.write(_promote(one, schema))
-            kept.clear()
+                spill.write(one)
+            kept = []
     if spill is not None:
         kept = spill.read()
-    kept = [_promote(table, schema) for table in kept] or [schema.empty_table()]
+    kept, schema = _promote_all(kept, schema)
+    kept = kept or [_promote(pa.table({}), schema)]
     return Dataset(pa.concat_tables(kept), fingerprint=generate_random_fingerprint())
 
 
@@ -157,17 +159,55 @@ def _widen(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
     other = other.remove_metadata()
     if other.equals(schema):
         return schema
+    types = dict(zip(schema.names, schema.types, strict=True))
+    for field in other:
+        known = types.get(field.name, field.type)
+        types[field.name] = _join_types(known, field.type)
+    return pa.schema(types)
+
+
+def _join_types(known: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return the type that holds values of both: JSON text where they have nothing in common."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    schemas = [pa.schema({"": known}), pa.schema({"": other})]
     try:
-        return pa.unify_schemas([schema, other], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(
-            f"the records disagree on the type of a column ({error}); give every record the same "
-            f"type there"
-        ) from error
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    if types.is_list(known) and types.is_list(other):
+        return pa.list_(_join_types(known.value_type, other.value_type))
+    if types.is_struct(known) and types.is_struct(other):
+        return pa.struct(list(_widen(pa.schema(list(known)), pa.schema(list(other)))))
+    return pa.json_()
+
+
+class _LossyColumnError(ValueError):
+    """A column that has integers above 2**53 and floats; the message is its name."""
+
+
+def _promote_all(tables: list[pa.Table], schema: pa.Schema) -> tuple[list[pa.Table], pa.Schema]:
+    """Return the tables as a schema that includes theirs, and that schema.
+
+    A column becomes JSON text if its values would lose digits.
+    """
+    import pyarrow as pa
+
+    try:
+        return [_promote(table, schema) for table in tables], schema
+    except _LossyColumnError as lossy:
+        name = str(lossy)
+        text = pa.field(name, pa.json_())
+        return _promote_all(tables, schema.set(schema.get_field_index(name), text))
 
 
 def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with the columns and types of a schema that includes its own."""
+    """Return the table with the columns and types of a schema that includes its own.
+
+    Raises:
+        _LossyColumnError: Integers cannot become floats without losing digits.
+    """
     import pyarrow as pa
 
     table = table.replace_schema_metadata(None)
@@ -178,55 +218,15 @@ def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
         is_there = field.name in table.column_names
         chunks = table[field.name].chunks if is_there else [pa.nulls(table.num_rows)]
         try:
-            chunks = [_promote_array(chunk, field.type) for chunk in chunks]
+            chunks = [rebuild(chunk, field.type, _promote_leaf) for chunk in chunks]
         except pa.ArrowInvalid as error:
-            raise InputError(
-                f"column '{field.name}' mixes values that one type cannot hold ({error}); write "
-                f"them all alike, for example as text"
-            ) from error
+            raise _LossyColumnError(field.name) from error
         columns.append(pa.chunked_array(chunks, type=field.type))
     return pa.table(columns, schema=schema)
 
 
-def _promote_array(array: pa.Array, wide: pa.DataType) -> pa.Array:
-    """Return the array as a wider type; parts that keep their type are not copied.
-
-    ``Array.cast`` of pyarrow 25 makes lists of nulls shorter than their offsets.
-    """
-    import pyarrow as pa
-    from pyarrow import types
-
-    if array.type.equals(wide):
-        return array
-    if types.is_null(array.type):
-        return pa.nulls(len(array), wide)
-    if types.is_struct(wide):
-        known = {field.name: index for index, field in enumerate(array.type)}
-        children = [
-            _promote_array(array.field(known[field.name]), field.type)
-            if field.name in known
-            else pa.nulls(len(array), field.type)
-            for field in wide
-        ]
-        mask = array.is_null() if array.null_count else None
-        return pa.StructArray.from_arrays(children, fields=list(wide), mask=mask)
-    if types.is_list(wide) and types.is_list(array.type):
-        return with_list_values(array, _promote_array(array.values, wide.value_type))
-    return array.cast(wide)
-
-
-def with_list_values(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
-    """Return lists of the same lengths with other values; the offsets are not copied."""
-    import pyarrow as pa
-
-    return pa.Array.from_buffers(
-        pa.list_(values.type),
-        len(lists),
-        lists.buffers()[:2],
-        null_count=lists.null_count,
-        offset=lists.offset,
-        children=[values],
-    )
+def _promote_leaf(array: pa.Array, wide: pa.DataType) -> pa.Array:
+    return to_json_text(array) if is_json(wide) else array.cast(wide)
 
 
 class _Spill:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.json_lines import replace_surrogates
+from ja_instruct.tables.json_lines import TURNS, replace_surrogates
+from ja_instruct.tables.json_types import JSONType, TypeClashError, build_columns, widen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,13 +22,14 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
 
     Args:
         data: A ``Dataset``, a ``DatasetDict`` with a single split (``datasets`` makes one of a
-            file), or a list of records, in whose texts U+FDD0 replaces a lone surrogate as in
-            ``ja_instruct.tables.json_lines.read_tables``.
+            file), or a list of records, which are read like lines of a file
+            (``ja_instruct.tables.json_lines.read_tables``) if they do not fit a ``Dataset``.
         name: The catalog name, for the error.
 
     Raises:
-        InputError: There are several splits.
+        InputError: There are several splits, or a turn of a listed conversation is not text.
     """
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
     if isinstance(data, DatasetDict):
@@ -43,8 +45,27 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
             return Dataset.from_list(data)
         except UnicodeEncodeError:
             logger.warning("'%s' contains a lone surrogate; U+FDD0 replaces it", name)
-            return Dataset.from_list(replace_surrogates(data))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types
+            pass
+        return _from_records([replace_surrogates(record) for record in data], name)
     return data
+
+
+def _from_records(records: list[dict[str, Any]], name: str) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    known: JSONType = {}
+    for number, record in enumerate(records, start=1):
+        try:
+            known = widen(known, record, TURNS)
+        except TypeClashError as clash:
+            raise InputError(
+                f"'{name}', record {number}: '{clash.path[1:]}' is {clash}; give every record the "
+                f"same type there"
+            ) from clash
+    types = cast("dict[str, JSONType]", known)
+    return Dataset(pa.table(build_columns(records, types), names=list(types)))
 
 
 def require_columns(data: Dataset, columns: Iterable[str], name: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.arrow import iterate_tables, with_list_values
+from ja_instruct.tables.arrow import iterate_tables
 from ja_instruct.tables.columns import as_dataset
 from ja_instruct.tables.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
 from ja_instruct.tables.json_lines import (
@@ -18,7 +18,16 @@ from ja_instruct.tables.json_lines import (
     open_lines,
     read_tables,
 )
-from ja_instruct.tables.json_types import JSONType, to_arrow
+from ja_instruct.tables.json_text import is_json, load_values
+from ja_instruct.tables.json_types import (
+    JSONType,
+    Strict,
+    TypeClashError,
+    build_columns,
+    to_arrow,
+    widen,
+)
+from ja_instruct.tables.nested import with_list_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,19 +47,16 @@ def read_places(places: Sequence[Place]) -> Iterator[pa.Table]:
 
     Raises:
         InputError: Names the source, from 1, that cannot be read, has several splits and names
-            none, lacks a column or has one that cannot be converted, has no turn with a known role
-            and a text, or gives a column another type than the sources before it.
+            none, lacks a column or has one that cannot be converted, or has no turn with a known
+            role and a text.
     """
-    types = _ColumnTypes()
     for place in places:
-        for table in _read_place(place):
-            types.add(table.schema, f"source {place.number}: {place.path}")
-            yield table
+        yield from _read_place(place)
 
 
 def _read_place(place: Place) -> Iterator[pa.Table]:
     path, source, name = place.path, place.source, str(place.path)
-    with _prefix_errors(f"source {place.number}"):
+    with prefix_errors(f"source {place.number}"):
         if isinstance(path, str):
             from datasets import load_dataset
 
@@ -62,12 +68,16 @@ def _read_place(place: Place) -> Iterator[pa.Table]:
             yield from _convert(_read_parquet(path), name, source)
         else:
             with open_lines(path) as file:
-                tables = read_tables(file, name, declared=_declared_types(source), tolerant=True)
+                declared = _declared_types(source)
+                tables = read_tables(
+                    file, name, declared=declared, strict=_strict_keys(declared), tolerant=True
+                )
                 yield from _convert(tables, name, source)
 
 
 @contextmanager
-def _prefix_errors(prefix: str) -> Iterator[None]:
+def prefix_errors(prefix: str) -> Iterator[None]:
+    """Put a prefix before the message of an ``InputError``."""
     try:
         yield
     except InputError as error:
@@ -79,6 +89,14 @@ def _declared_types(source: ConversationSource) -> dict[str, JSONType]:
         return {source.columns[field]: str for field in PAIR}
     turn: dict[str, JSONType] = {source.turn_keys.get(key, key): str for key in TURN}
     return {source.columns.get(CONVERSATIONS, CONVERSATIONS): [turn]}
+
+
+def _strict_keys(declared: JSONType) -> Strict:
+    """Return the keys of the declared types."""
+    if isinstance(declared, list):
+        return _strict_keys(declared[0])
+    items = declared.items() if isinstance(declared, dict) else ()
+    return {key: _strict_keys(inner) for key, inner in items}
 
 
 def _read_parquet(path: Path) -> Iterator[pa.Table]:
@@ -128,13 +146,13 @@ def _convert(
     turns = _SeenTurns()
     for table in tables:
         seen.update(dict.fromkeys(table.column_names))
-        with _prefix_errors(name):
+        with prefix_errors(name):
             ours = _rename_columns(table, source)
         if CONVERSATIONS in ours.column_names:
             turns.add(ours[CONVERSATIONS])
         yield ours.append_column(SOURCE, pa.repeat(name, ours.num_rows))
     seen.pop(BAD_RECORD, None)
-    with _prefix_errors(name):
+    with prefix_errors(name):
         if seen:
             _require_columns(list(seen), source)
             turns.require_known()
@@ -226,6 +244,7 @@ def convert_turns(
     import pyarrow as pa
     from pyarrow import types
 
+    column = decode_turns(column, [turn_keys.get(key, key) for key in TURN])
     if types.is_null(column.type):
         return column.cast(pa.list_(pa.struct([(key, pa.string()) for key in TURN])))
     is_list = types.is_list(column.type) or types.is_large_list(column.type)
@@ -247,6 +266,43 @@ def convert_turns(
             for lists in chunks
         ]
     return pa.chunked_array(chunks, type=pa.list_(our_turn))
+
+
+def decode_turns(
+    column: pa.ChunkedArray, keys: Sequence[str] = TURN, first_record: int = 1
+) -> pa.ChunkedArray:
+    """Return conversations that are JSON text, or whose turns or main keys are, as lists of turns.
+
+    ``datasets`` keeps them as JSON text if the turns have different keys.
+
+    Args:
+        column: Any column; one of another type is returned as it is.
+        keys: The source's keys for role and content.
+        first_record: The number of the column's first row.
+
+    Raises:
+        InputError: Names the record that is not a list of turns with texts.
+    """
+    import pyarrow as pa
+    from pyarrow import types
+
+    is_list = types.is_list(column.type) or types.is_large_list(column.type)
+    turn = column.type.value_type if is_list else column.type
+    main = [turn.field(key).type for key in keys if types.is_struct(turn) and key in turn.names]
+    if not any(map(is_json, [turn, *main])):
+        return column
+    rows = [row for chunk in column.chunks for row in load_values(chunk, nulls=False)]
+    known: JSONType = {"": [dict.fromkeys(keys, str)]}
+    strict = _strict_keys(known)
+    for number, row in enumerate(rows, start=first_record):
+        try:
+            known = widen(known, {"": row}, strict)
+        except TypeClashError as clash:
+            raise InputError(
+                f"record {number}: 'conversations{clash.path[1:]}' is {clash}"
+            ) from clash
+    (turns,) = build_columns([{"": row} for row in rows], cast("dict[str, JSONType]", known))
+    return pa.chunked_array([turns])
 
 
 def _build_turns(
@@ -351,31 +407,3 @@ class _SeenTurns:
                 f"{', '.join(list(self._roles)[:8])}. Name them by 'roles: {{user: …, "
                 f"assistant: …}}'"
             )
-
-
-class _ColumnTypes:
-    """The type of every column so far, and the place that it came from."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[pa.Field, str]] = {}
-        self._last: pa.Schema | None = None
-
-    def add(self, schema: pa.Schema, place: str) -> None:
-        import pyarrow as pa
-
-        if self._last is not None and schema.equals(self._last):
-            return
-        self._last = schema
-        for field in schema:
-            known, origin = self._known.get(field.name, (field, place))
-            try:
-                (merged,) = pa.unify_schemas(
-                    [pa.schema([known]), pa.schema([field])], promote_options="permissive"
-                )
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise InputError(
-                    f"column '{field.name}' is {known.type} in {origin}, but {field.type} in "
-                    f"{place}; rename one by 'columns: {{other_name: {field.name}}}', or leave it "
-                    f"out by 'drop_columns: [{field.name}]'"
-                ) from error
-            self._known[field.name] = (merged, origin)

@@ -11,23 +11,24 @@ import codecs
 import gzip
 import json
 import logging
+import math
 import re
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-
 from ja_instruct.errors import InputError
 from ja_instruct.tables.json_types import (
-    EXACT_INTEGER_MAX,
     JSONType,
-    JSONValue,
+    Strict,
     TypeClashError,
+    build_columns,
+    holds_text,
     to_arrow,
     widen,
 )
+from ja_instruct.tables.plain_json import parse_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,7 +54,12 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # CLD2 rejects a text with a noncharacter, as it would reject one with the surrogate itself
 SURROGATE_STAND_IN = "\ufdd0"
 
-NEWLINE, CARRIAGE_RETURN, OPENING, CLOSING = b"\n\r{}"
+# The columns of conversations, and of pairs and tasks, that are read; the others, and other keys of
+# turns, may hold anything.
+TURNS: Strict = {"conversations": {"role": {}, "content": {}}}
+PAIRS_AND_TASKS: Strict = {
+    name: {} for name in ("task_id", "input", "output", "instruction", "response", "prompt")
+}
 
 
 class BadRecordError(ValueError):
@@ -70,6 +76,7 @@ def read_tables(
     name: str,
     *,
     declared: Mapping[str, JSONType] | None = None,
+    strict: Strict = None,
     tolerant: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[pa.Table]:
@@ -78,17 +85,20 @@ def read_tables(
     The rows are the results of ``json.loads`` for each line, null where a record lacks a key. Lines
     are split at ``\n`` alone, because Japanese texts contain U+2028; blank ones are skipped. A
     column gets the type of its first value; later tables may widen it
-    (``ja_instruct.tables.json_types.widen``), so ``ja_instruct.tables.arrow.collect`` can join
-    them.
+    (``ja_instruct.tables.json_types.widen``), to JSON text where nothing else holds its values, so
+    ``ja_instruct.tables.arrow.collect`` can join them.
 
     A bad record is a line that is not UTF-8, is not a JSON object, or has a value of another type
-    than its column. A lone surrogate (``"\ud83d"``), which Arrow cannot store, becomes the
-    noncharacter U+FDD0; a warning gives the number of such records.
+    in a strict column. A lone surrogate (``"\ud83d"``), which Arrow cannot store, becomes the
+    noncharacter U+FDD0, as does U+0000 in a key; NaN and the infinities, which JSON does not have,
+    become null. Warnings give the number of such records.
 
     Args:
         file: Opened for reading bytes.
         name: The file's name in messages.
         declared: Types that columns have from the start.
+        strict: The columns, and the keys in them, that must keep their type; by default ``TURNS``,
+            or ``PAIRS_AND_TASKS`` if the first record has no conversation.
         tolerant: Return a bad record as a row that has only the column ``bad_record``, an object
             of ``source`` (the name), ``line`` (from 1), ``error`` and ``text`` (the line's first
             200 characters). Tables without a bad record do not have that column.
@@ -102,7 +112,7 @@ def read_tables(
             or invalid gzip file; a line longer than 256 MiB; a column named ``bad_record`` if
             ``tolerant``.
     """
-    reader = _Reader(name, declared or {}, tolerant)
+    reader = _Reader(name, declared or {}, strict, tolerant)
     waiting: deque[tuple[bytes, Future[pa.Table | None]]] = deque()
     with ThreadPoolExecutor(BLOCKS_AHEAD) as pool:
         for block in _blocks(file, name, block_bytes):
@@ -117,6 +127,12 @@ def read_tables(
             "%s: %d record(s) contain a lone surrogate, which is not text; U+FDD0 replaces it",
             name,
             reader.repaired,
+        )
+    if reader.not_finite:
+        logger.warning(
+            "%s: %d record(s) contain NaN or an infinity, which is not JSON; null replaces it",
+            name,
+            reader.not_finite,
         )
 
 
@@ -134,14 +150,34 @@ def read_records(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
                 raise InputError(f"{name}:{number}: {error}") from error
 
 
-def parse_record(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line.
+def _make_decoder(replaced: list[str] | None = None) -> json.JSONDecoder:
+    """Return a decoder that reads None for NaN and the infinities, also for 1e999.
+
+    It appends each of them to ``replaced``.
+    """
+
+    def replace(number: str) -> None:
+        if replaced is not None:
+            replaced.append(number)
+
+    def read_float(number: str) -> float | None:
+        value = float(number)
+        return value if math.isfinite(value) else replace(number)
+
+    return json.JSONDecoder(parse_float=read_float, parse_constant=replace)
+
+
+_DECODER = _make_decoder()
+
+
+def parse_record(line: bytes, decoder: json.JSONDecoder = _DECODER) -> dict[str, Any]:
+    """Return the JSON object of a line, by default with None for NaN and the infinities.
 
     Raises:
         BadRecordError: The line is not UTF-8, not JSON, or not an object.
     """
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = decoder.decode(_decode_line(line))
     except UnicodeDecodeError as error:
         raise BadRecordError(
             f"not UTF-8 ({error.reason} at byte {error.start}); convert the file, for example "
@@ -161,6 +197,13 @@ def parse_record(line: bytes) -> dict[str, Any]:
     return record
 
 
+def _decode_line(line: bytes) -> str:
+    text = line.decode("utf-8")
+    if text.startswith("\ufeff"):
+        raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
+    return text
+
+
 def bad_record(source: str, line: int, error: str, raw: bytes) -> dict[str, Any]:
     """Return the value of the column ``bad_record``."""
     # a character has at most four bytes
@@ -169,13 +212,19 @@ def bad_record(source: str, line: int, error: str, raw: bytes) -> dict[str, Any]
 
 
 def replace_surrogates(value: Any) -> Any:
-    """Return a JSON value with U+FDD0 in place of every surrogate, which is half a character."""
+    """Return a JSON value with U+FDD0 in place of every surrogate, which is half a character.
+
+    U+0000 in a key, which would end the name of an Arrow column, is replaced too.
+    """
     if isinstance(value, str):
         return LONE_SURROGATE.sub(SURROGATE_STAND_IN, value)
     if isinstance(value, list):
         return [replace_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+        return {
+            replace_surrogates(key).replace("\0", SURROGATE_STAND_IN): replace_surrogates(item)
+            for key, item in value.items()
+        }
     return value
 
 
@@ -204,12 +253,18 @@ def _blocks(file: BinaryIO, name: str, block_bytes: int) -> Iterator[bytes]:
 class _Reader:
     """The state of reading one file: column types, line number, repaired records."""
 
-    def __init__(self, name: str, declared: Mapping[str, JSONType], tolerant: bool) -> None:
+    def __init__(
+        self, name: str, declared: Mapping[str, JSONType], strict: Strict, tolerant: bool
+    ) -> None:
         self.repaired = 0
+        self.not_finite = 0
         self.types: dict[str, JSONType] = {}
         self._name = name
         self._declared = declared
+        self._strict = strict
         self._tolerant = tolerant
+        self._replaced: list[str] = []
+        self._decoder = _make_decoder(self._replaced)
         self._next_line = 1
 
     def read(self, block: bytes, parsed: Future[pa.Table | None]) -> Iterator[pa.Table]:
@@ -219,7 +274,8 @@ class _Reader:
             block: The block that follows the previous one.
             parsed: The result of ``parse_plain``; the types may have widened since.
         """
-        table = parsed.result()
+        # values of a column that has become JSON text are kept as the line has them
+        table = None if holds_text(self.types) else parsed.result()
         if table is None:
             table = self._read_lines(block)
         else:
@@ -246,7 +302,7 @@ class _Reader:
                 faults.append(bad_record(self._name, number, str(error), line))
         self._next_line += len(lines) - (not lines[-1])
         schema = pa.schema(to_arrow(self.types))
-        columns = pa.array(rows, type=pa.struct(schema)).flatten()
+        columns = build_columns(rows, self.types)
         if any(faults):
             schema = schema.append(pa.field(BAD_RECORD, to_arrow(BAD_RECORD_TYPE)))
             columns.append(pa.array(faults, type=schema.field(BAD_RECORD).type))
@@ -254,10 +310,10 @@ class _Reader:
 
     def _fit(self, line: bytes) -> dict[str, Any]:
         """Return the line's record after widening the types by it."""
-        record = parse_record(line)
+        self._replaced.clear()
+        record = parse_record(line, self._decoder)
+        self.not_finite += bool(self._replaced)
         if b"\\u" in line:
-            if _has_nul_key(record):
-                raise BadRecordError("a key with the character U+0000, which ends a column's name")
             repaired = replace_surrogates(record)
             self.repaired += repaired != record
             record = repaired
@@ -266,108 +322,17 @@ class _Reader:
                 f"{self._name}: has a column '{BAD_RECORD}', the name of the column for bad "
                 f"records; rename it in the file"
             )
+        if self._strict is None:
+            self._strict = TURNS if "conversations" in record else PAIRS_AND_TASKS
         known = self.types
         if not record.keys() <= known.keys():
             new = {key: self._declared.get(key) for key in record if key not in known}
             known = {**known, **new}
         try:
-            self.types = cast("dict[str, JSONType]", widen(known, record))
+            self.types = cast("dict[str, JSONType]", widen(known, record, self._strict))
         except TypeClashError as clash:
             raise BadRecordError(
                 f"the records disagree on the type of a column: '{clash.path[1:]}' is {clash}; "
                 f"give every record the same type there"
             ) from clash
         return record
-
-
-def _has_nul_key(value: JSONValue) -> bool:
-    if isinstance(value, dict):
-        return any("\0" in key or _has_nul_key(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(_has_nul_key, value))
-
-
-def parse_plain(block: bytes, types: Mapping[str, JSONType]) -> pa.Table | None:
-    """Return the records as pyarrow reads them, or None where ``json.loads`` might differ.
-
-    Without given types pyarrow turns texts into dates; it accepts bytes that are not UTF-8, rounds
-    integers in a column of floats, and reads two records on a line or one on two lines.
-
-    Args:
-        block: Whole lines; the last need not end.
-        types: The columns' types so far; a block that would widen them gives None.
-    """
-    import pyarrow as pa
-    from pyarrow import json as arrow_json
-
-    count = _count_objects(block) if types else None
-    if count is None or not _is_utf8(block):
-        return None
-    schema = pa.schema(to_arrow(dict(types)))
-    try:
-        table = arrow_json.read_json(
-            pa.BufferReader(block),
-            # one block, or pyarrow would join every text that crosses a boundary
-            read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=arrow_json.ParseOptions(
-                explicit_schema=schema, unexpected_field_behavior="error"
-            ),
-        )
-        # pyarrow 25 makes lists of nulls that are shorter than their offsets
-        table.validate()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
-    if table.num_rows != count or not table.schema.equals(schema):
-        return None
-    for column, known in zip(table.columns, types.values(), strict=True):
-        if _has_numbers(known) and not all(_is_exact(chunk, known) for chunk in column.chunks):
-            return None
-    return table
-
-
-def _count_objects(block: bytes) -> int | None:
-    """Return the number of lines if each begins and ends as an object, else None.
-
-    No JSON value continues between ``}`` and ``{``, so equal numbers of records and lines mean one
-    record a line. pyarrow 25 crashes on a block that begins with null, which gives None here.
-    """
-    data = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero(data == NEWLINE)
-    if not len(ends) or ends[-1] != len(data) - 1:
-        ends = np.append(ends, len(data))
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    if not (data[starts] == OPENING).all():
-        return None
-    lasts = ends - 1
-    lasts = lasts - (data[lasts] == CARRIAGE_RETURN)
-    return len(ends) if (data[lasts] == CLOSING).all() else None
-
-
-def _is_utf8(block: bytes) -> bool:
-    import pyarrow as pa
-
-    offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
-    text = pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(block)])
-    try:
-        text.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _has_numbers(known: JSONType) -> bool:
-    if isinstance(known, dict):
-        return any(map(_has_numbers, known.values()))
-    return _has_numbers(known[0]) if isinstance(known, list) else known in (int, float)
-
-
-def _is_exact(array: pa.Array, known: JSONType) -> bool:
-    """Return whether no number lost digits, neither as an integer nor as a float."""
-    if isinstance(known, dict):
-        fields = array.flatten()
-        return all(_is_exact(*pair) for pair in zip(fields, known.values(), strict=True))
-    if isinstance(known, list):
-        return _is_exact(array.flatten(), known[0])
-    if known is int or known is float:
-        numbers = array.drop_null().to_numpy(zero_copy_only=False)
-        return bool((np.abs(numbers) < EXACT_INTEGER_MAX).all())
-    return True

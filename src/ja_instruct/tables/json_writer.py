@@ -4,84 +4,62 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from typing import TYPE_CHECKING, BinaryIO
 
-from ja_instruct.errors import InputError
+from ja_instruct.tables.json_text import as_text, portable, to_json_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import date
 
     import pyarrow as pa
 
 WRITTEN_ROWS = 1000
 
+logger = logging.getLogger(__name__)
+
 
 def write_tables(tables: Iterable[pa.Table], file: BinaryIO) -> None:
     """Write the rows as JSON Lines: UTF-8, not escaped, compact, null where a value is missing.
 
-    Dates and times become ISO 8601 texts and are read back as texts. NaN and the infinities are
-    written as ``json.dumps`` writes them.
-
-    Raises:
-        InputError: JSON cannot represent a column's type, such as bytes; the column is named.
+    Dates and times become ISO 8601 texts and are read back as texts; other types that JSON does not
+    have become text or JSON text (``ja_instruct.tables.json_text.json_form``). NaN and the
+    infinities become null; a warning gives the number of such rows.
     """
-    import pyarrow as pa
     from arro3.io import write_ndjson
 
-    schema = pa.schema([])
+    replaced = 0
     for table in tables:
-        if table.schema is not schema:
-            schema = table.schema
-            for field in schema:
-                _require_json_form(field.name, field.type)
-        for batch in table.to_batches(max_chunksize=WRITTEN_ROWS):
+        for batch in to_json_form(table).to_batches(max_chunksize=WRITTEN_ROWS):
             # given a file, arro3 turns every OSError into a bare Exception
             lines = io.BytesIO()
             if all(map(_is_finite, batch.columns)):
                 write_ndjson(batch, lines, explicit_nulls=True)
             else:
-                lines.write(dump_rows(batch))
+                data, rows = dump_rows(batch)
+                lines.write(data)
+                replaced += rows
             file.write(lines.getbuffer())
-
-
-def dump_rows(batch: pa.RecordBatch) -> bytes:
-    """Return the rows as ``json`` writes them: slower, but with NaN and the infinities."""
-    lines = (
-        json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=_as_iso) + "\n"
-        for row in batch.to_pylist()
-    )
-    return "".join(lines).encode()
-
-
-def _as_iso(value: date) -> str:
-    return value.isoformat()
-
-
-def _require_json_form(name: str, type_: pa.DataType) -> None:
-    from pyarrow import types
-
-    for index in range(type_.num_fields):
-        _require_json_form(name, type_.field(index).type)
-    writable = (
-        types.is_null,
-        types.is_boolean,
-        types.is_integer,
-        types.is_floating,
-        types.is_string,
-        types.is_large_string,
-        types.is_date,
-        types.is_list,
-        types.is_large_list,
-        types.is_fixed_size_list,
-        types.is_struct,
-    )
-    is_naive_time = types.is_timestamp(type_) and type_.tz is None
-    if not (is_naive_time or any(is_type(type_) for is_type in writable)):
-        raise InputError(
-            f"column '{name}' holds {type_}, which JSON cannot represent; turn it into text, or "
-            f"remove it"
+    if replaced:
+        logger.warning(
+            "%d row(s) contain NaN or an infinity, which JSON does not have; null is written for "
+            "it",
+            replaced,
         )
+
+
+def dump_rows(batch: pa.RecordBatch) -> tuple[bytes, int]:
+    """Return the rows as ``json`` writes them, and how many have NaN or an infinity; slower."""
+    rows = batch.to_pylist()
+    cleaned = [portable(row) for row in rows]
+    lines = (
+        json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=as_text, allow_nan=False)
+        + "\n"
+        for row in cleaned
+    )
+    # NaN is not equal to None, and no other value is changed
+    replaced = sum(before != after for before, after in zip(rows, cleaned, strict=True))
+    return "".join(lines).encode(), replaced
 
 
 def _is_finite(array: pa.Array) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
-from ja_instruct.datasets import JSONLinesDataset
+from ja_instruct.datasets import ConversationsDataset, HubDataset, JSONLinesDataset
 from ja_instruct.pipelines.data_filtering import create_pipeline
 from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 from ja_instruct.tables.columns import as_dataset
@@ -305,3 +306,55 @@ def test_the_purpose_of_each_step() -> None:
 
 def test_nodes_are_named_as_their_functions() -> None:
     assert all(node.name == node.func.__name__ for node in create_pipeline().nodes)
+
+
+NO_BANS_BY_COUNT = {"rare_char_count_max": 0, "survivor_char_count_min": 0}
+OTHER_VALUES = ["web", {"origin": "book", "page": 3}, None, 2**64, ["x", {"y": math.nan}], {}]
+
+
+def talk_with_tools(value: Any) -> list[dict[str, Any]]:
+    call = {"name": "search", "arguments": value}
+    return [
+        {"role": "user", "content": QUESTION, "weight": value},
+        {"role": "assistant", "content": ANSWER, "tool_calls": [call]},
+    ]
+
+
+def open_source(kind: str, folder: Path) -> Any:
+    # datasets itself reads no integer beyond 64 bits
+    values = [7 if value == 2**64 and kind == "hub" else value for value in OTHER_VALUES]
+    rows = [{"meta": value, "conversations": talk_with_tools(value)} for value in values]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    filepath = str(folder / "train.jsonl")
+    return {
+        "lines": lambda: JSONLinesDataset(filepath=filepath),
+        "sources": lambda: ConversationsDataset(sources=[{"files": filepath}]),
+        "hub": lambda: HubDataset(dataset_name=str(folder), dataset_kwargs={"split": "train"}),
+        "list": lambda: MemoryDataset(rows),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["lines", "sources", "hub", "list"])
+def test_other_columns_and_keys_of_turns_may_hold_anything(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = open_source(kind, tmp_path)
+    if kind in ("lines", "sources"):
+        source.check_records(["conversations"], 0)
+    catalog = run(Case(source.load(), [], [], [], NO_BANS_BY_COUNT))
+    report = catalog.load("filter_report")
+    assert report["summary"]["kept"] == len(OTHER_VALUES)
+    assert "meta" in report["json_text_columns"]
+    assert caplog.text.count("hold values of several types, which are kept as JSON text") == 1
+    saved = JSONLinesDataset(filepath=tmp_path / "filtered_pairs.jsonl")
+    saved.save(catalog.load("filtered_pairs"))
+    for line in (tmp_path / "filtered_pairs.jsonl").read_text("utf-8").split("\n")[:-1]:
+        json.loads(line, parse_constant=pytest.fail)
+    read = saved.load()
+    assert read["response"][:] == [ANSWER] * len(OTHER_VALUES)
+    kept = [value and json.loads(value) for value in read["meta"]]
+    assert kept[:3] == OTHER_VALUES[:3]
+    assert kept[3] == (7 if kind == "hub" else str(2**64))
+    assert kept[4] == ["x", {"y": None}]
+    turns = [(turn["role"], turn["content"]) for turn in read["conversations"][0]]
+    assert turns == [("user", QUESTION), ("assistant", ANSWER)]

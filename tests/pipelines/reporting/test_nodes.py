@@ -61,6 +61,11 @@ def test_shows_the_training_loss_if_nothing_was_held_out():
     assert "Evaluation loss" not in text
 
 
+def test_figures_that_were_not_finite():
+    text = Page(build(train_metrics={"summary": {"steps": 0, "train_loss": None}})).text
+    assert "Training loss –" in text
+
+
 def test_shows_every_stage_and_the_rules_by_count():
     text = Page(build()).text
     for stage in ("data_filtering", "quantization", "sft", "rag_index", "inference"):

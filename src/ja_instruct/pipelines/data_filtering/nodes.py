@@ -24,6 +24,7 @@ from ja_instruct.pipelines.data_filtering.batches import (
 from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
+    decode_conversations,
     extract_fields,
     make_fields,
     replace_columns,
@@ -45,6 +46,7 @@ from ja_instruct.pipelines.data_filtering.violations import (
     join_violations,
 )
 from ja_instruct.tables.columns import as_dataset, require_columns
+from ja_instruct.tables.json_text import text_columns
 from ja_instruct.tables.word_lists import Replacement, read_replacements, read_substrings
 from kedro_freshness import unaffected_by
 
@@ -81,6 +83,13 @@ def extract_pairs(
     source = as_dataset(raw_conversations, "raw_conversations")
     require_columns(source, ["conversations"], "raw_conversations")
     source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
+    source = decode_conversations(source)
+    texts = text_columns(source.data.schema)
+    if texts:
+        logger.warning(
+            "raw_conversations: %s hold values of several types, which are kept as JSON text",
+            ", ".join(texts),
+        )
 
     tables = iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH)
     fields = map_in_threads(
@@ -219,7 +228,7 @@ def split_pairs(cleaned_pairs: Dataset, violations: Violations) -> tuple[Dataset
 
     rejected = violations.rejected_rows()
     kept = violations.kept_rows(len(cleaned_pairs))
-    empty = cleaned_pairs.data.table.schema.empty_table()
+    empty = cleaned_pairs.data.table.slice(0, 0)
     tables = chain([empty], iterate_tables(cleaned_pairs, rows=ROWS_PER_BATCH))
     rejected_pairs = collect(select_rows(tables, rejected, build_reasons(violations)))
     logger.info("Kept %d of %d pairs", len(kept), len(cleaned_pairs))
@@ -265,6 +274,7 @@ def report_filtering(
         },
         **report.count_rules(violations),
         "good_data": report.estimate_good_data(cleaned_pairs, violations, *language),
+        "json_text_columns": text_columns(cleaned_pairs.data.schema),
         "replacements": dict(replacement_counts),
         "banned_substrings": report.count_matches(violations, "banned_substring"),
         "banned_instruction_substrings": report.count_matches(

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array, map_in_threads
+from ja_instruct.pipelines.data_filtering.batches import (
+    FIELDS,
+    ROWS_PER_BATCH,
+    as_one_array,
+    map_in_threads,
+)
+from ja_instruct.tables.conversations import decode_turns, prefix_errors
 from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
+from ja_instruct.tables.json_text import holds_json
 from ja_instruct.tables.json_types import to_arrow
 
 if TYPE_CHECKING:
@@ -102,6 +109,33 @@ def _refusal(number: int, value: object) -> InputError:
     )
 
 
+def decode_conversations(source: Dataset) -> Dataset:
+    """Return the source with conversations that are JSON text as lists of turns.
+
+    ``datasets`` keeps them as JSON text if their turns have different keys.
+
+    Raises:
+        InputError: Names the record that is not a list of turns with texts.
+    """
+    from ja_instruct.tables.arrow import collect, iterate_tables
+
+    name = "conversations"
+
+    def decode() -> Iterator[pa.Table]:
+        first = 1
+        for table in iterate_tables(source, columns=[name], rows=ROWS_PER_BATCH):
+            with prefix_errors("'raw_conversations'"):
+                turns = decode_turns(table.column(name), first_record=first)
+            yield table.set_column(0, name, turns)
+            first += len(table)
+
+    if not holds_json(source.data.schema.field(name).type):
+        return source
+    decoded = collect(decode())
+    sources = {column: decoded if column == name else source for column in source.column_names}
+    return _join_columns(sources)
+
+
 def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dataset]:
     """Separate the readable records from the descriptions of the unreadable ones.
 
@@ -152,7 +186,7 @@ def flatten_indices(data: Dataset) -> Dataset:
     """Return the selected rows as a table of their own, without an indices mapping."""
     from ja_instruct.tables.arrow import collect, iterate_tables
 
-    none = data.data.table.schema.empty_table()
+    none = data.data.table.slice(0, 0)
     table = collect(chain([none], iterate_tables(data))).data.table
     return _make_dataset(table.replace_schema_metadata(None), data.features)
 
@@ -162,11 +196,16 @@ def replace_columns(data: Dataset, columns: Dataset) -> Dataset:
 
     Both datasets must be without an indices mapping (see ``flatten_indices``).
     """
+    sources = dict.fromkeys(columns.column_names, columns)
+    sources |= {name: data for name in data.column_names if name not in sources}
+    return _join_columns(sources)
+
+
+def _join_columns(sources: dict[str, Dataset]) -> Dataset:
+    """Return the columns of these names, each from its own dataset, without a copy."""
     import pyarrow as pa
     from datasets import Features
 
-    sources = dict.fromkeys(columns.column_names, columns)
-    sources |= {name: data for name in data.column_names if name not in sources}
     features = {name: source.features[name] for name, source in sources.items()}
     table = pa.table({name: source.data.table.column(name) for name, source in sources.items()})
     return _make_dataset(table, Features(features))
