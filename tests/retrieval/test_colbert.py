@@ -1,4 +1,5 @@
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -6,14 +7,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from kedro.io import AbstractDataset
 from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
+from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert import encode_questions, score_packed, search
 from ja_instruct.retrieval.colbert_checkpoint import (
     check_checkpoint,
     load_retriever,
+    on_cpu,
     prove_weights,
     quiet,
 )
@@ -87,22 +91,105 @@ def test_packed_scores_are_those_of_padded_texts():
     assert torch.allclose(score_packed(query[0], embeddings, lengths, window), expected)
 
 
-def test_search_equals_ragatouille_without_packing(checkpoint, encoded):
+def ask_ragatouille(checkpoint, questions, queries, top_k):
+    """Return positions and scores from RAGatouille, which is called once for each query."""
     retriever = load_retriever(checkpoint)
-    with quiet():
-        retriever.encode(list(QUESTIONS), verbose=False)
-        expected = retriever.search_encoded_docs(QUERIES, k=3)
-    results = search(checkpoint, encoded, QUERIES, top_k=3)
+    with on_cpu():
+        retriever.encode(list(questions), verbose=False)
+        found = [retriever.search_encoded_docs(query, k=top_k) for query in queries]
+    return [[(row["result_index"], row["score"]) for row in rows] for rows in found]
+
+
+def test_search_equals_ragatouille_called_once_for_each_query(checkpoint, encoded):
+    # one with more words than 32 tokens hold, which would set the length of all in one call
+    queries = [*QUERIES, "川 " * 40, ""]
+    expected = ask_ragatouille(checkpoint, QUESTIONS, queries, 3)
+    results = search(checkpoint, encoded, queries, top_k=3)
     for found, rows in zip(results, expected, strict=True):
-        assert [result.position for result in found] == [row["result_index"] for row in rows]
-        scores = [row["score"] for row in rows]
+        assert [result.position for result in found] == [position for position, _ in rows]
+        scores = [score for _, score in rows]
         assert [result.score for result in found] == pytest.approx(scores, abs=1e-5)
 
 
-def test_one_query(checkpoint, encoded):
-    (alone,) = search(checkpoint, encoded, QUERIES[:1], top_k=2)
-    together = search(checkpoint, encoded, QUERIES, top_k=2)[0]
-    assert [result.position for result in alone] == [result.position for result in together]
+@pytest.mark.slow
+@pytest.mark.demo
+def test_examples_of_real_tasks_are_those_of_ragatouille(shared_data, tmp_path, read_configuration):
+    """The 20 best of 175 questions for 100 tasks, with the demo's encoder; takes a minute."""
+    entry = read_configuration("demo")["catalog"]["retriever_checkpoint"]
+    entry = {**entry, "filepath": str(tmp_path / "encoder")}
+    directory = AbstractDataset.from_config("retriever_checkpoint", entry).load().directory
+    pool, tasks = (
+        [row["input"] for row in JSONLinesDataset(filepath=shared_data / name).load()]
+        for name in ("alpaca_jp_seed_tasks/qa.jsonl", "elyza_tasks_100/tasks.jsonl")
+    )
+    expected = ask_ragatouille(directory, pool, tasks, 20)
+    results = search(directory, encode_questions(directory, pool), tasks, top_k=20)
+    for found, rows in zip(results, expected, strict=True):
+        assert [result.position for result in found] == [position for position, _ in rows]
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Let colbert-ai find a GPU, whose tensors hold no values, as its modules do when imported."""
+    from colbert.infra.config.settings import RunSettings
+    from colbert.modeling import base_colbert
+    from colbert.modeling.tokenization import doc_tokenization, query_tokenization
+
+    for module in (base_colbert, doc_tokenization, query_tokenization):
+        monkeypatch.setattr(module, "DEVICE", torch.device("meta"))
+    monkeypatch.setattr(RunSettings, "total_visible_gpus", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def test_a_gpu_changes_nothing(checkpoint, encoded, pretended_gpu):
+    expected = search(checkpoint, encoded, QUERIES, top_k=5)
+    again = encode_questions(checkpoint, QUESTIONS)
+    assert (again.embeddings.dtype, again.embeddings.device.type) == (torch.float32, "cpu")
+    assert torch.equal(again.embeddings, encoded.embeddings)
+    assert search(checkpoint, again, QUERIES, top_k=5) == expected
+
+
+def list_attributes():
+    """Return the identity of each attribute of the libraries' modules and classes, by its name."""
+    libraries = ("colbert", "ragatouille", "transformers")
+    modules = [one for name, one in sys.modules.items() if name.split(".")[0] in libraries]
+    # type(), as isinstance would import what a lazy module offers
+    classes = [
+        one
+        for module in modules
+        for one in vars(module).values()
+        if issubclass(type(one), type) and one.__module__.split(".")[0] in libraries
+    ]
+    return {
+        (repr(owner), name, id(value))
+        for owner in [*modules, *classes]
+        for name, value in vars(owner).items()
+        if not name.startswith("__")
+    }
+
+
+def test_colbert_leaves_nothing_behind(checkpoint, monkeypatch):
+    from colbert.modeling.colbert import ColBERT
+    from ragatouille import RAGPretrainedModel
+
+    original = RAGPretrainedModel.encode
+
+    def encode(self, documents, **settings):
+        """Set variables, as colbert-ai and what it imports do when they are imported."""
+        os.environ.update(TOKENIZERS_PARALLELISM="true", SET_BY_A_LIBRARY="1")
+        return original(self, documents, **settings)
+
+    def run():
+        return search(checkpoint, encode_questions(checkpoint, QUESTIONS), QUERIES, top_k=1)
+
+    run()
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(RAGPretrainedModel, "encode", encode)
+    before = list_attributes(), dict(os.environ)
+    run()
+    assert list_attributes() ^ before[0] == set()
+    assert not hasattr(ColBERT, "loaded_extensions")
+    assert dict(os.environ) == before[1]
 
 
 def test_batches_do_not_change_the_embeddings(checkpoint, encoded):
@@ -135,11 +222,12 @@ def test_query_length_does_not_depend_on_other_queries(checkpoint, encoded):
     assert np.allclose(together[0], alone[0])
 
 
-def test_windows_are_checked(checkpoint, encoded):
+def test_windows_are_kept(checkpoint, encoded):
     with pytest.raises(InputError, match="reads 124 tokens at most"):
         encode_questions(checkpoint, QUESTIONS, max_document_tokens=125)
-    with pytest.raises(InputError, match="reads 124 tokens at most"):
-        search(checkpoint, encoded, QUERIES, top_k=1, max_query_tokens=125)
+    long = ["川" * 200]
+    most = search(checkpoint, encoded, long, top_k=5, max_query_tokens=124)
+    assert search(checkpoint, encoded, long, top_k=5, max_query_tokens=508) == most
 
 
 @pytest.fixture
@@ -179,15 +267,6 @@ def test_removing_questions_needs_no_model(encoded, tmp_path):
     assert shrunk.questions == tuple(pool)
     expected = encoded.embeddings.split(encoded.lengths.tolist())
     assert torch.equal(shrunk.embeddings, torch.cat([expected[4], expected[1]]))
-
-
-def test_embeddings_of_another_precision_are_not_mixed(checkpoint, encoded, encoded_texts):
-    from dataclasses import replace
-
-    on_gpu = replace(encoded, embeddings=encoded.embeddings.half())
-    again = encode_questions(checkpoint, QUESTIONS, known=on_gpu)
-    assert sorted(encoded_texts) == sorted(QUESTIONS)
-    assert again.embeddings.dtype == torch.float32
 
 
 def test_ties_are_broken_by_position(checkpoint):

@@ -11,29 +11,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ja_instruct.errors import InputError
-from ja_instruct.retrieval.colbert_checkpoint import load_retriever, quiet
+from ja_instruct.retrieval.colbert_checkpoint import load_retriever, on_cpu
 from ja_instruct.retrieval.ranking import Result, best_first
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from ragatouille import RAGPretrainedModel
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# RAGatouille encodes 32 tokens of a query, or 1.35 times its words; a Japanese text is one word.
+# The least that RAGatouille encodes of a query
 DEFAULT_QUERY_TOKENS = 32
-QUERIES_PER_PASS = 32
 
 
 @dataclass(frozen=True)
 class EncodedQuestions:
     """A pool of n questions with one vector per token, stored without padding.
 
-    ``embeddings`` is (tokens of all questions, dimension), with zeros for masked punctuation, and
-    ``lengths``, (n,), has the rows of each question. RAGatouille pads questions to
+    ``embeddings`` is (tokens of all questions, dimension), float32, with zeros for masked
+    punctuation, and ``lengths``, (n,), has the rows of each question. RAGatouille pads questions to
     ``padded_length`` rows; ``truncated`` has the positions of questions longer than that.
     """
 
@@ -49,13 +47,6 @@ class _Vectors(NamedTuple):
 
     embeddings: Tensor
     truncated: bool
-
-
-def _check_window(name: str, tokens: int | None, window: int) -> None:
-    if tokens is not None and tokens > window:
-        raise InputError(
-            f"'{name}' is {tokens}, but the encoder reads {window} tokens at most; lower it"
-        )
 
 
 def _count_tokens(retriever: RAGPretrainedModel, texts: list[str]) -> list[int]:
@@ -81,9 +72,6 @@ def encode_questions(
     Of a question, ``max_document_tokens`` are encoded, special ones included; None is RAGatouille's
     choice, the encoder's window. ``known`` was encoded with the same limit and checkpoint.
 
-    Returns:
-        The pool, on the CPU: float32 when encoded on a CPU, float16 when encoded on a GPU.
-
     Raises:
         InputError: The checkpoint cannot be used.
     """
@@ -91,7 +79,7 @@ def encode_questions(
 
     vectors: dict[str, _Vectors] = {}
     window = 0
-    if known is not None and known.embeddings.dtype == _embedding_dtype():
+    if known is not None:
         vectors, window = _split(known), known.padded_length
     new = list(dict.fromkeys(text for text in questions if text not in vectors))
     if new:
@@ -105,13 +93,6 @@ def encode_questions(
         padded_length=window,
         truncated=tuple(i for i, part in enumerate(parts) if part.truncated),
     )
-
-
-def _embedding_dtype() -> torch.dtype:
-    """Return the data type that colbert-ai encodes to on this machine."""
-    import torch
-
-    return torch.float16 if torch.cuda.device_count() else torch.float32
 
 
 def _split(encoded: EncodedQuestions) -> dict[str, _Vectors]:
@@ -130,7 +111,12 @@ def _encode(
     from tqdm import trange
 
     retriever = load_retriever(checkpoint_directory)
-    _check_window("max_document_tokens", max_document_tokens, retriever.model.base_model_max_tokens)
+    limit = retriever.model.base_model_max_tokens
+    if max_document_tokens is not None and max_document_tokens > limit:
+        raise InputError(
+            f"'max_document_tokens' is {max_document_tokens}, but the encoder reads {limit} tokens "
+            f"at most; lower it"
+        )
     tokens = _count_tokens(retriever, texts)
     order = sorted(range(len(texts)), key=tokens.__getitem__)
     vectors: dict[str, _Vectors] = {}
@@ -154,7 +140,7 @@ def _encode_batch(
     One batch per call: within a call colbert-ai pads all batches to the longest text of all, and
     RAGatouille pads all texts to the window.
     """
-    with quiet():
+    with on_cpu():
         retriever.encode(
             texts,
             bsize=len(texts),
@@ -162,7 +148,7 @@ def _encode_batch(
             verbose=False,
         )
     # RAGatouille's doc_masks are all -inf and never read
-    padded: Tensor = retriever.model.in_memory_embed_docs.cpu()
+    padded: Tensor = retriever.model.in_memory_embed_docs
     retriever.clear_encoded_docs(force=True)
     return padded
 
@@ -194,25 +180,37 @@ def _encode_queries(
 ) -> list[Tensor]:
     """Return the vectors of each query, (1, tokens, dimension).
 
-    With ``max_query_tokens`` queries are encoded one by one, each at its own length: ColBERT pads a
-    batch to one length with [MASK] tokens, which count in the score, so results would depend on the
-    other queries of the batch.
+    Queries are encoded one by one, each at its own length: ColBERT pads a batch to one length with
+    [MASK] tokens, which count in the score, so results would depend on the other queries.
     """
     from tqdm import tqdm
 
-    if max_query_tokens is None:
-        encoded: list[Tensor] = retriever.model._encode_index_free_queries(
-            queries, QUERIES_PER_PASS
-        )
-        return encoded
-    checkpoint = retriever.model.inference_ckpt
+    checkpoint, window = retriever.model.inference_ckpt, retriever.model.base_model_max_tokens
     counts = _count_tokens(retriever, queries)
     vectors = []
     for query, count in zip(tqdm(queries, desc="encoding queries"), counts, strict=True):
-        length = max(DEFAULT_QUERY_TOKENS, min(count, max_query_tokens))
-        checkpoint.query_tokenizer.query_maxlen = length
-        vectors.append(checkpoint.queryFromText([query], bsize=1))
+        if max_query_tokens is None:
+            (encoded,) = retriever.model._encode_index_free_queries([query], 1)
+        else:
+            length = max(DEFAULT_QUERY_TOKENS, min(count, max_query_tokens, window))
+            checkpoint.query_tokenizer.query_maxlen = length
+            encoded = checkpoint.queryFromText([query], bsize=1)
+        vectors.append(encoded)
+    _report_cut_queries(counts, [encoded.shape[1] for encoded in vectors], window)
     return vectors
+
+
+def _report_cut_queries(counts: list[int], lengths: list[int], window: int) -> None:
+    cut = [length for count, length in zip(counts, lengths, strict=True) if count > length]
+    if cut:
+        logger.warning(
+            "%d of %d queries are longer than %d tokens, and only their beginning was used; "
+            "'max_query_tokens' sets the limit, up to the %d that the encoder reads",
+            len(cut),
+            len(counts),
+            min(cut),
+            window,
+        )
 
 
 def search(
@@ -223,13 +221,15 @@ def search(
     *,
     max_query_tokens: int | None = None,
 ) -> list[list[Result]]:
-    """Search n questions for each of m queries, like RAGatouille's ``search_encoded_docs``.
+    """Search n questions for each of m queries, like a ``search_encoded_docs`` of each alone.
 
     RAGatouille pads the pool to its longest text. With JSQuAD's 1,145 passages, one of which fills
     the window, that takes 0.9 GB, and a query takes five times as long.
 
     The checkpoint is that which ``encoded`` was made with. Of a query, ``max_query_tokens`` are
-    encoded, special ones included; None is RAGatouille's choice, 32 for a text without spaces.
+    encoded, special ones included, or as many as the encoder reads. None is RAGatouille's choice:
+    1.35 times the words between spaces, and at least 32. RAGatouille chooses by the longest query
+    of a call, and the contest's recipe calls it for each task.
 
     Returns:
         m lists of ``top_k`` results, from 1 to n, best first. Equal texts have equal scores; the
@@ -241,18 +241,15 @@ def search(
     import torch
 
     retriever = load_retriever(checkpoint_directory)
-    _check_window("max_query_tokens", max_query_tokens, retriever.model.base_model_max_tokens)
-    with quiet():
-        query_vectors = _encode_queries(retriever, list(queries), max_query_tokens)
-    _report_cut_queries(retriever, queries, max_query_tokens)
+    with on_cpu():
+        query_vectors = _encode_queries(retriever, queries, max_query_tokens)
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(encoded.questions):
         positions.setdefault(text, []).append(position)
     vectors = _split(encoded)
     parts = [vectors[text].embeddings for text in positions]
-    device = retriever.model.inference_ckpt.device
-    embeddings = torch.cat(parts).to(device, _embedding_dtype())
-    lengths = torch.tensor([len(part) for part in parts], device=device)
+    embeddings = torch.cat(parts)
+    lengths = torch.tensor([len(part) for part in parts])
     of_texts = list(positions.values())
     found = []
     for query in query_vectors:
@@ -262,19 +259,3 @@ def search(
         results = (Result(at, score) for score, text in scored for at in of_texts[text])
         found.append(best_first(results, top_k))
     return found
-
-
-def _report_cut_queries(
-    retriever: RAGPretrainedModel, queries: list[str], max_query_tokens: int | None
-) -> None:
-    limit = max_query_tokens or retriever.model.inference_ckpt.query_tokenizer.query_maxlen
-    limit = max(limit, DEFAULT_QUERY_TOKENS)
-    cut = sum(count > limit for count in _count_tokens(retriever, list(queries)))
-    if cut:
-        logger.warning(
-            "%d of %d queries are longer than %d tokens, and only their beginning was used; "
-            "'max_query_tokens' sets the limit",
-            cut,
-            len(queries),
-            limit,
-        )

@@ -1,8 +1,8 @@
 """Loading ColBERT checkpoints with colbert-ai and RAGatouille under transformers 5.
 
 colbert-ai 0.2.22 was written for transformers 4. It prints, compiles a C++ extension on loading,
-runs Python code that a checkpoint brings, and may ask the hub for the model that a checkpoint was
-trained from. This module prevents all of that.
+runs Python code that a checkpoint brings, sets environment variables, and may ask the hub for the
+model that a checkpoint was trained from. This module prevents all of that, and keeps it on the CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,48 @@ def prove_weights(model: nn.Module, directory: Path) -> None:
 
 
 @contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of a module or class, or add one, until the block ends."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Keep colbert-ai quiet and on the CPU, and leave its modules and the environment as they were.
+
+    With a GPU, colbert-ai would encode in float16 there, and a process without one, as a runner may
+    start it for the next node, in float32. The CPU gives the same embeddings in every process.
+    """
+    environment = dict(os.environ)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.callback(_restore, environment)
+        import torch
+        from colbert.infra.config.settings import RunSettings
+        from colbert.modeling import base_colbert
+        from colbert.modeling.tokenization import doc_tokenization, query_tokenization
+
+        for module in (base_colbert, doc_tokenization, query_tokenization):
+            stack.enter_context(_replaced(module, "DEVICE", torch.device("cpu")))
+        stack.enter_context(_replaced(RunSettings, "total_visible_gpus", 0))
+        yield
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+@contextlib.contextmanager
 def _class_for_transformers_5(directory: Path) -> Iterator[None]:
     """Make colbert-ai build a model class that transformers 5 can load from ``directory``.
 
@@ -156,17 +199,16 @@ def _class_for_transformers_5(directory: Path) -> Iterator[None]:
         model_class._keys_to_ignore_on_load_unexpected = {"cls"}
         return model_class
 
-    base_colbert.class_factory = class_factory
-    # prevents the compilation of an extension for on-disk indexes
-    ColBERT.loaded_extensions = True
-    try:
+    with (
+        _replaced(base_colbert, "class_factory", class_factory),
+        # prevents the compilation of an extension for on-disk indexes
+        _replaced(ColBERT, "loaded_extensions", True),
+    ):
         yield
-    finally:
-        base_colbert.class_factory = original
 
 
 def load_retriever(directory: Path) -> RAGPretrainedModel:
-    """Load a checkpoint in float32, on the GPU if there is one.
+    """Load a checkpoint in float32 on the CPU; what it encodes is encoded inside ``on_cpu``.
 
     Raises:
         InputError: The checkpoint cannot be used.
@@ -177,7 +219,7 @@ def load_retriever(directory: Path) -> RAGPretrainedModel:
     directory = directory.resolve()
     check_checkpoint(directory)
     try:
-        with quiet():
+        with on_cpu():
             from ragatouille import RAGPretrainedModel
 
             with _class_for_transformers_5(directory):

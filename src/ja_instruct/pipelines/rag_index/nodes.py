@@ -110,10 +110,7 @@ def _encode(
         max_document_tokens=params.max_document_tokens,
         versions=versions | (_versions("bm25s") if params.retriever == "hybrid" else {}),
     )
-    reused: set[str] = set()
-    # a GPU encodes to another data type than a CPU
-    if known is not None and known.embeddings.dtype == encoded.embeddings.dtype:
-        reused = set(known.questions)
+    reused = set(known.questions) if known is not None else set()
     if cache is not None and not reused.issuperset(questions):
         cache.write(index)
     return index, reused
