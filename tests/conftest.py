@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from click.testing import Result
+    from hub_server import HubServer
 
     from ja_instruct.models.directory import ModelDirectory
 
@@ -140,6 +141,27 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[tuple[st
 
     yield respond_with
     huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+
+@pytest.fixture
+def hub_server(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """Return a hub on this computer that this process asks; nothing is cached yet."""
+    import datasets
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    server = HubServer()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.uri)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.uri)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.uri)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -75,8 +75,11 @@ class FreshnessHook:
         self.libraries = tuple(libraries)
         self._parameters: Mapping[str, Any] = {}
         self._environment = ""
-        # outputs that this process saves, by name
-        self._drafts: dict[str, tuple[AbstractDataset[Any, Any], Record]] = {}
+        # outputs that this process saves, by name, with the inputs that have no fingerprint yet
+        self._drafts: dict[
+            str,
+            tuple[AbstractDataset[Any, Any], Record, dict[str, AbstractDataset[Any, Any]]],
+        ] = {}
         # fingerprints of what this process has saved; None while it saves
         self._made: dict[Path, str | None] = {}
 
@@ -136,13 +139,15 @@ class FreshnessHook:
             dataset = catalog[name]
             draft: _Draft | None = getattr(dataset, DRAFT, None)
             if draft is not None:
-                self._drafts[name] = (dataset, self._record_of(draft, catalog))
+                record = self._record_of(draft, catalog)
+                late = {one: catalog[one] for one, found in record.inputs.items() if found is None}
+                self._drafts[name] = (dataset, record, late)
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:
         """Write a pending record, which says that the output may be half-written."""
         if dataset_name in self._drafts:
-            dataset, record = self._drafts[dataset_name]
+            dataset, record, _ = self._drafts[dataset_name]
             path = location_of(dataset, saving=True)
             # a generator's output is saved in chunks, and incomplete until its node has ended
             if path is not None and path not in self._made:
@@ -153,10 +158,13 @@ class FreshnessHook:
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
         """Complete the record by the fingerprint of the saved output."""
         if dataset_name in self._drafts:
-            dataset, record = self._drafts[dataset_name]
+            dataset, record, late = self._drafts[dataset_name]
             _restore(dataset)
             path = _saved_to(dataset)
             if path is not None and not inspect.isgeneratorfunction(node.func):
+                # a handle may have downloaded its input while the node used it
+                found = {name: fingerprint_dataset(one) for name, one in late.items()}
+                record = replace(record, inputs={**record.inputs, **found})
                 begin_record(path, _dated(record), saved=True)
                 self._made[path] = fingerprint_dataset(dataset, path)
                 complete_record(path, replace(_dated(record), output=self._made[path]))

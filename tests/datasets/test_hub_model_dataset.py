@@ -2,8 +2,10 @@ import json
 import shutil
 import time
 
-import httpx
+import numpy as np
 import pytest
+from hub_repositories import NO_WEIGHTS, HubFile
+from safetensors.numpy import save
 
 from ja_instruct.datasets import HubModelDataset
 from ja_instruct.errors import InputError
@@ -49,78 +51,104 @@ def test_damaged_file_of_the_cache_is_named_with_its_remedy(repository, hub_cach
             read()
 
 
-@pytest.mark.usefixtures("repository")
 class TestHub:
-    """The hub is faked at HTTP."""
-
-    def test_only_the_configuration_is_fetched_once(self, model_on_the_hub):
-        requests = model_on_the_hub({"model_type": "llama"}, {})
-        dataset = HubModelDataset(repo_id="owner/other")
-        assert dataset.peek_config() == {"model_type": "llama"}
-        assert {path for _, path in requests} == {"/owner/other/resolve/main/config.json"}
-        count = len(requests)
-        assert dataset.peek_config() == {"model_type": "llama"}
-        assert len(requests) == count
-
-    @pytest.mark.parametrize("status", [401, 403, 404, 500])
-    def test_there_is_no_configuration_if_the_hub_refuses(self, hub, status, monkeypatch):
-        # between the client's attempts
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        hub(lambda request: httpx.Response(status))
-        assert HubModelDataset(repo_id="owner/other").peek_config() is None
+    FILES = {"tokenizer.json": b"{}", "config.json": b'{"model_type": "llama"}'}  # noqa: RUF012
 
     @pytest.fixture
-    def model_on_the_hub(self, hub):
-        """A function that serves a configuration and types of weights, and returns the requests."""
+    def add(self, hub_server):
+        """A function that adds a model of weights of these types to the hub."""
 
-        def answer(config, types):
-            content = json.dumps(config).encode()
-            info = {
-                "id": "owner/other",
-                "sha": "c" * 40,
-                "siblings": [],
-                "safetensors": {"parameters": types, "total": sum(types.values())},
-            }
+        def add(config=None, **types):
+            weights = {f"weight {name}": np.zeros(3, kind) for name, kind in types.items()}
+            files = {**self.FILES, "model.safetensors": save(weights)}
+            if config is not None:
+                files["config.json"] = json.dumps(config).encode()
+            hub_server.add("owner/name", files)
+            return HubModelDataset(repo_id="owner/name")
 
-            def respond(request):
-                if request.url.path.endswith("/config.json"):
-                    headers = {
-                        "ETag": '"0123"',
-                        "X-Repo-Commit": "c" * 40,
-                        "Content-Length": str(len(content)),
-                    }
-                    return httpx.Response(200, headers=headers, content=content)
-                return httpx.Response(200, json=info)
+        return add
 
-            return hub(respond)
+    def test_only_the_configuration_is_fetched_once(self, hub_server, add):
+        dataset = add(a=np.float16)
+        assert dataset.peek_config() == {"model_type": "llama"}
+        assert {one.path for one in hub_server.requests if "/resolve/" in one.path} == {
+            "/owner/name/resolve/main/config.json"
+        }
+        count = len(hub_server.requests)
+        assert dataset.peek_config() == {"model_type": "llama"}
+        assert len(hub_server.requests) == count
 
-        return answer
+    @pytest.mark.parametrize("status", [401, 403, 404, 500])
+    def test_there_is_no_configuration_if_the_hub_refuses(self, hub_server, status, monkeypatch):
+        # between the client's attempts
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        hub_server.status = status
+        assert HubModelDataset(repo_id="owner/other").peek_config() is None
 
-    def test_16_bit_model_is_accepted(self, model_on_the_hub):
-        model_on_the_hub({"model_type": "gemma2"}, {"BF16": 100, "F32": 20})
-        dataset = HubModelDataset(repo_id="owner/other")
+    def test_16_bit_model_is_accepted(self, add):
+        dataset = add(a=np.float16, b=np.float32)
         dataset.check()
-        assert dataset.parameter_count() == 120
+        assert dataset.parameter_count() == 6
+
+    def test_size_of_the_download_is_that_of_the_listed_files(self, hub_server, add):
+        """24 shards of a model in float32, of which the hub lists the sizes."""
+        shard = 4_537_854_720
+        shards = {f"model-{n:05}-of-00024.safetensors": HubFile(None, shard) for n in range(1, 25)}
+        other = {"pytorch_model.bin": HubFile(None, shard), "README.md": HubFile(None, 1000)}
+        weights = {"F32": 27_227_128_320}
+        hub_server.add("owner/name", {**self.FILES, **shards, **other}, weights=weights)
+        dataset = HubModelDataset(repo_id="owner/name")
+        dataset.check()
+        small = sum(map(len, self.FILES.values()))
+        # the check has downloaded the configuration
+        assert dataset.pending_download_bytes() == 24 * shard + small - len(
+            self.FILES["config.json"]
+        )
+        assert dataset.parameter_count() == 27_227_128_320
+
+    @pytest.mark.parametrize(
+        ("files", "lacking"),
+        [
+            (
+                ["config.json", "pytorch_model.bin", "tokenizer.json"],
+                r"no \*\.safetensors \(it has",
+            ),
+            (
+                ["model.gguf"],
+                r"no config\.json, no \*\.safetensors, no tokenizer \(it has model.gguf",
+            ),
+            (["config.json", "original/model.safetensors", "vocab.txt"], r"no \*\.safetensors "),
+            ([], r"\(it has no files\)"),
+        ],
+    )
+    def test_model_without_the_files_is_refused(self, hub_server, files, lacking):
+        hub_server.add("owner/name", dict.fromkeys(files, NO_WEIGHTS))
+        with pytest.raises(InputError, match=rf"'owner/name' on the hub has .*{lacking}"):
+            HubModelDataset(repo_id="owner/name").check()
 
     @pytest.mark.parametrize(
         ("config", "types", "message"),
         [
             (
                 {"quantization_config": {"quant_method": "bitsandbytes"}},
-                {"BF16": 1, "U8": 9},
-                r"'owner/other' on the hub is quantized already \(bitsandbytes\)",
+                {"a": np.uint8},
+                r"'owner/name' on the hub is quantized already \(bitsandbytes\)",
             ),
-            ({}, {"BF16": 1, "U8": 9}, "'owner/other' on the hub has weights of type U8, not only"),
-            ({}, {"F8_E4M3": 9, "F32": 1}, "has weights of type F8_E4M3, not only BF16, F16, F32"),
+            ({}, {"a": np.uint8, "b": np.float16}, "has weights of type U8, not only BF16"),
+            (
+                {},
+                {"a": np.int8, "b": np.float32},
+                "has weights of type I8, not only BF16, F16, F32",
+            ),
         ],
     )
     def test_quantized_model_is_refused_before_any_weights_are_fetched(
-        self, model_on_the_hub, config, types, message
+        self, hub_server, add, config, types, message
     ):
-        requests = model_on_the_hub(config, types)
+        dataset = add(config, **types)
         with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
-            HubModelDataset(repo_id="owner/other").check()
-        assert not [path for _, path in requests if "safetensors" in path]
+            dataset.check()
+        assert not [one for one in hub_server.requests if "safetensors" in one.path]
 
 
 def test_cached_model_of_8_bits_is_refused(repository, hub_cache):

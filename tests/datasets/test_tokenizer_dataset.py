@@ -272,7 +272,7 @@ class TestHub:
         ("status", "code", "message"),
         [
             (403, "GatedRepo", "is gated: accept its terms"),
-            (404, "RepoNotFound", "is not on the hub, or it is private"),
+            (404, "RepoNotFound", "or it is private and you have no access"),
             (404, "RevisionNotFound", "has no revision 'v9'"),
             (500, "", "cannot be reached"),
         ],

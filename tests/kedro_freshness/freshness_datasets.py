@@ -72,3 +72,10 @@ class FingerprintedDataset(InPlaceDataset):
 
     def fingerprint(self):
         return self._filepath.read_text().lower() if self._filepath.exists() else None
+
+
+class HandleDataset(FingerprintedDataset):
+    """A handle on a text that is downloaded when the handle is used."""
+
+    def load(self):
+        return lambda: self._filepath.write_text("downloaded")

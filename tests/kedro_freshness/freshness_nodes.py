@@ -21,6 +21,10 @@ def join(*parts):
     return " ".join(map(str, parts))
 
 
+def use(handle):
+    return str(handle())
+
+
 def as_list(*parts):
     return list(parts)
 

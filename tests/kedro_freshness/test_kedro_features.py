@@ -302,6 +302,17 @@ def test_dataset_with_its_own_fingerprint(project):
     assert project.again().nodes == []
 
 
+def test_input_that_is_downloaded_while_the_node_runs(project):
+    entry = {"type": "freshness_datasets.HandleDataset"}
+    project.catalog["text"] = {**entry, "filepath": str(project.folder / "data/text")}
+    project.set("__default__", node(nodes.use, "text", "report", name="report"))
+    project.run()
+    assert project.states() == {"report": "fresh"}
+    assert project.again().nodes == []
+    (project.folder / "data/text").write_text("another")
+    assert project.again().nodes == ["report"]
+
+
 @pytest.mark.parametrize("raw", [[], {"a": 1}])
 def test_functions(project, raw):
     """Lambdas, partials and built-in functions."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
-from ja_instruct.models.hub import cached_commit, check_repository
+from ja_instruct.models.hub import cached_commit, check_hub_dataset, load_hub_dataset
 from ja_instruct.tables.arrow import collect
 from ja_instruct.tables.conversation_sources import find_places
 from ja_instruct.tables.conversations import SOURCE, read_places
@@ -92,8 +92,8 @@ class ConversationsDataset(InputDataset["Dataset"]):
         """
         places = find_places(self._sources)
         for place in places:
-            if isinstance(place.path, str) and not Path(place.path).is_dir():
-                check_repository(place.path, place.source.revision, repo_type="dataset")
+            if isinstance(place.path, str):
+                check_hub_dataset(place.path, **place.source.hub_arguments)
         count = 0
         first: list[dict[str, Any]] = []
         for table in read_places([place for place in places if isinstance(place.path, Path)]):
@@ -134,7 +134,7 @@ class ConversationsDataset(InputDataset["Dataset"]):
                 conflicting types.
         """
         places = find_places(self._sources)
-        dataset = collect(read_places(places))
+        dataset = collect(read_places(places, load_hub_dataset))
         if SOURCE not in dataset.column_names:
             return dataset
         if len(places) == 1 or "source" in dataset.column_names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.base import InputDataset
-from ja_instruct.models.hub import cached_commit, check_repository
+from ja_instruct.models.hub import cached_commit, check_hub_dataset, load_hub_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -53,10 +53,8 @@ class HubDataset(InputDataset["Dataset | DatasetDict"]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` unless the hub gives this user access to the data set."""
-        check_repository(
-            self.dataset_name, self._dataset_kwargs.get("revision"), repo_type="dataset"
-        )
+        """Raise ``InputError`` unless this user can load the data set, its split and files."""
+        check_hub_dataset(self.dataset_name, **self._dataset_kwargs)
 
     def fingerprint(self) -> str | None:
         """Return name, arguments and downloaded commit; None before the first download."""
@@ -64,7 +62,9 @@ class HubDataset(InputDataset["Dataset | DatasetDict"]):
         return commit and f"{self.dataset_name}@{commit} {self._dataset_kwargs}"
 
     def load(self) -> Dataset | DatasetDict:
-        """Return the data set, downloaded unless it is in the local cache."""
-        from datasets import load_dataset
+        """Return the data set, downloaded unless it is in the local cache.
 
-        return load_dataset(self.dataset_name, **self._dataset_kwargs)  # type: ignore[no-any-return]
+        Raises:
+            InputError: The hub refuses it, or it has no such split, file or configuration.
+        """
+        return load_hub_dataset(self.dataset_name, **self._dataset_kwargs)

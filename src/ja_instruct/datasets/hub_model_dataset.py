@@ -12,14 +12,16 @@ from ja_instruct.models.directory import (
     refuse_quantized,
     refuse_quantized_config,
     refuse_quantized_types,
+    require_listed_files,
 )
 from ja_instruct.models.hub import (
+    ModelListing,
     cached_commit,
     check_repository,
     download_model,
     fetch_file,
+    list_model,
     pending_download_bytes,
-    weights_by_type,
 )
 from ja_instruct.models.json_files import read_config
 
@@ -62,14 +64,17 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         self.metadata = metadata
 
     def check(self) -> None:
-        """Raise ``InputError`` if this user cannot download the model, or if it is quantized.
+        """Raise ``InputError`` if this user cannot download the model, or if it cannot be used.
 
-        A quantized model is detected before its weights are downloaded, by its configuration and by
-        the weight types that the hub lists.
+        A model without safetensors, configuration or tokenizer, and a quantized one are detected
+        before weights are downloaded, by the configuration and by what the hub lists.
         """
         check_repository(self._repo_id, self._revision, "model")
-        refuse_quantized_config(self.peek_config() or {}, f"'{self._repo_id}' on the hub")
-        refuse_quantized_types(self._weights_by_type, f"'{self._repo_id}' on the hub")
+        where = f"'{self._repo_id}' on the hub"
+        if self._listing is not None:
+            require_listed_files(self._listing.files, where)
+        refuse_quantized_config(self.peek_config() or {}, where)
+        refuse_quantized_types(self._weights_by_type, where)
 
     def fingerprint(self) -> str | None:
         """Return name and downloaded commit; None before the first download."""
@@ -91,8 +96,12 @@ class HubModelDataset(InputDataset[ModelDirectory]):
     # Both are fetched once, because several checks estimate several nodes from them.
 
     @cached_property
+    def _listing(self) -> ModelListing | None:
+        return list_model(self._repo_id, self._revision)
+
+    @property
     def _weights_by_type(self) -> dict[str, int]:
-        return weights_by_type(self._repo_id, self._revision)
+        return {} if self._listing is None else self._listing.weights_by_type
 
     @cached_property
     def _config(self) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 # The card may be edited; the provenance cannot contain its own checksum.
 _NOT_HASHED = frozenset((PROVENANCE_FILE, CARD_FILE))
+# of fast tokenizers, SentencePiece, BPE and WordPiece
+_TOKENIZER_PATTERNS = (TOKENIZER_FILE, "*.model", "vocab.*")
+_LISTED = 5
 _REMEDY_16_BITS = (
     "give the publisher's 16-bit weights, so that the 4-bit model is the product of this project "
     "alone"
@@ -171,6 +175,31 @@ def require_model_files(directory: Path, remedy: str) -> None:
         raise InputError(f"{directory}: no {CONFIG_FILE}, so not a model directory; {remedy}")
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
+
+
+def require_listed_files(names: Iterable[str], where: str) -> None:
+    """Raise ``InputError`` without weights, configuration and tokenizer among a model's files.
+
+    ``where`` names the model in the message: ``'google/gemma-2-27b' on the hub``.
+    """
+    found = [name for name in names if "/" not in name]
+    kinds = {
+        CONFIG_FILE: (CONFIG_FILE,),
+        "*.safetensors": ("*.safetensors",),
+        "tokenizer": _TOKENIZER_PATTERNS,
+    }
+    missing = [
+        kind
+        for kind, patterns in kinds.items()
+        if not any(fnmatch(name, pattern) for name in found for pattern in patterns)
+    ]
+    if missing:
+        raise InputError(
+            f"base_model {where} has no {', no '.join(missing)} (it has "
+            f"{', '.join(found[:_LISTED]) or 'no files'}{', …' if len(found) > _LISTED else ''}); "
+            f"choose another repository, or save its model and tokenizer with 'save_pretrained' of "
+            f"transformers and use the directory (ModelDirectoryDataset)"
+        )
 
 
 def check_json_files(directory: Path, remedy: str) -> None:

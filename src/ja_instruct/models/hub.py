@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ja_instruct.disk_errors import writing
+from ja_instruct.disk_errors import explain_disk_error, writing
 from ja_instruct.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +22,11 @@ _OFFLINE_REMEDY = (
     "check the network and HF_HUB_OFFLINE, point the catalog entry at a local directory, or try "
     "the embedded example with '--env=demo', which needs no network"
 )
+# arguments of datasets.load_dataset that load_dataset_builder does not have
+_ONLY_FOR_LOADING = frozenset(
+    ("split", "verification_mode", "keep_in_memory", "save_infos", "streaming", "num_proc")
+)
+_LOGIN = "log in with 'hf auth login' (or set HF_TOKEN)"
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -28,30 +39,63 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 def check_repository(
     repo_id: str, revision: str | None, repo_type: Literal["model", "dataset"]
-) -> None:
-    """Raise ``InputError`` unless the hub has the repository, or offline the local cache."""
-    from huggingface_hub import HfApi, errors
+) -> bool:
+    """Return whether the hub has the repository; False if only the local cache has it.
 
-    where = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+    Raises:
+        InputError: The name is not a repository's; the hub does not have the repository or the
+            revision, or refuses this user; the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
     try:
+        validate_repo_id(repo_id)
         api = HfApi()
-        if repo_type == "model":
-            api.auth_check(repo_id)
+        api.auth_check(repo_id, repo_type=repo_type)
         api.repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=20)
-    except errors.GatedRepoError as error:
+    except HFValidationError as error:
         raise InputError(
-            f"{repo_type} '{repo_id}' is gated: accept its terms at {where}, log in with "
-            f"'hf auth login' (or set HF_TOKEN), then run again. '--env=demo' runs without it"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{repo_type} '{repo_id}' has no revision '{revision}'") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repo_type} '{repo_id}' is not on the hub, or it is private and you are not logged "
-            f"in ('hf auth login'); check the name in the catalog"
+            f"{repo_type} '{repo_id}': not a name of a repository; write owner/name in the catalog"
         ) from error
     except hub_errors() as error:
+        refusal = _explain_refusal(error, repo_id, revision, repo_type)
+        if refusal:
+            raise InputError(f"{repo_type} '{repo_id}' {refusal}") from error
         _require_cached(repo_id, repo_type, error)
+        return False
+    return True
+
+
+def _explain_refusal(error: Exception, repo_id: str, revision: str | None, repo_type: str) -> str:
+    """Return why the hub refuses a repository, with the remedy; empty if it has not answered."""
+    from huggingface_hub import constants, errors
+
+    address = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"is gated: accept its terms at {address}, {_LOGIN}, then run again. '--env=demo' "
+            f"runs without it"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"has no revision '{revision}': give a branch, tag or commit that {address}/commits "
+            f"lists, or none for the default branch"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or _status_of(error) == 401:
+        if "Invalid credentials" in str(error):
+            return f"cannot be read, because the hub does not know your token: {_LOGIN} anew"
+        return (
+            f"is not at {address}, or it is private and you have no access to it: check the name "
+            f"in the catalog, or {_LOGIN}"
+        )
+    return ""
+
+
+def _status_of(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
 
 
 def _require_cached(repo_id: str, repo_type: str, error: Exception) -> None:
@@ -62,12 +106,17 @@ def _require_cached(repo_id: str, repo_type: str, error: Exception) -> None:
         cached = {repo.repo_id for repo in scan_cache_dir().repos}
     except CacheNotFound:
         cached = set()
+    status = _status_of(error)
+    state = f"HTTP {status}" if status else type(error).__name__
+    if constants.HF_HUB_OFFLINE:
+        state = "offline mode is on"
     if repo_id not in cached:
-        state = "offline mode is on" if constants.HF_HUB_OFFLINE else type(error).__name__
         raise InputError(
             f"{repo_type} '{repo_id}' cannot be reached ({state}): {_OFFLINE_REMEDY}"
         ) from error
-    logger.info("%s '%s': the hub is out of reach, using the local cache", repo_type, repo_id)
+    logger.info(
+        "%s '%s': the hub cannot be reached (%s), using the local cache", repo_type, repo_id, state
+    )
 
 
 def download_model(repo_id: str, revision: str | None) -> Path:
@@ -86,6 +135,67 @@ def download_model(repo_id: str, revision: str | None) -> Path:
         check_repository(repo_id, revision, "model")
         raise InputError(
             f"model '{repo_id}' could not be downloaded ({error}): {_OFFLINE_REMEDY}"
+        ) from error
+
+
+def check_hub_dataset(name: str, /, **arguments: Any) -> None:
+    """Raise ``InputError`` unless a data set has the split and the files that the arguments name.
+
+    A few kilobytes are downloaded: the card and the list of the files. See ``load_hub_dataset``.
+    """
+    from datasets import load_dataset_builder
+
+    revision, split = arguments.get("revision"), arguments.get("split")
+    known = {key: value for key, value in arguments.items() if key not in _ONLY_FOR_LOADING}
+    # the library would try for 20 seconds to reach a hub that is out of reach
+    if not (Path(name).is_dir() or check_repository(name, revision, "dataset")):
+        return
+    with _explaining(name, arguments):
+        builder = load_dataset_builder(name, **known)
+        splits = [str(one) for one in builder.config.data_files or builder.info.splits or ()]
+        # 'train[:10%]' and 'train+test' are left to the library
+        if splits and str(split).isidentifier() and split not in (None, "all", *splits):
+            raise ValueError(f"it has the splits {', '.join(splits)}")
+
+
+def load_hub_dataset(name: str, /, **arguments: Any) -> Dataset | DatasetDict:
+    """Return a data set of the hub, downloaded unless it is cached, or of a local folder.
+
+    Args:
+        name: ``owner/name`` or the folder.
+        arguments: Arguments of ``datasets.load_dataset``.
+
+    Raises:
+        InputError: As ``check_repository``; or the data set does not have what the arguments name,
+            or has no files that can be read.
+    """
+    from datasets import load_dataset
+
+    with _explaining(name, arguments):
+        return load_dataset(name, **arguments)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _explaining(name: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Raise ``InputError`` for an error of ``datasets`` that is not one of the disk."""
+    from datasets.exceptions import DatasetsError
+    from httpx import TransportError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (DatasetsError, RuntimeError, TypeError, ValueError, *hub_errors()) as error:
+        if explain_disk_error(error):
+            raise
+        if not Path(name).is_dir():
+            check_repository(name, arguments.get("revision"), "dataset")
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        is_of_hub = _status_of(error) or isinstance(error, (TransportError, ConnectionError))
+        raise InputError(
+            f"dataset '{name}' cannot be loaded with {given or 'no arguments'} ({reason}): "
+            f"{_OFFLINE_REMEDY if is_of_hub else 'correct its catalog entry'}"
         ) from error
 
 
@@ -123,18 +233,26 @@ def cached_commit(
         return None
 
 
-def weights_by_type(repo_id: str, revision: str | None) -> dict[str, int]:
-    """Return the number of a model's weights of each type (``BF16``), as the hub lists them.
+class ModelListing(NamedTuple):
+    """What the hub lists of a model: its files, and the number of weights of each type (``BF16``).
 
-    Empty if the hub cannot be reached, or lists no safetensors in the repository.
+    Without safetensors there are no types.
     """
+
+    files: tuple[str, ...]
+    weights_by_type: dict[str, int]
+
+
+def list_model(repo_id: str, revision: str | None) -> ModelListing | None:
+    """Return what the hub lists of a model; None if the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     try:
-        listed = HfApi().model_info(repo_id, revision=revision).safetensors
+        info = HfApi().model_info(repo_id, revision=revision)
     except hub_errors():
-        return {}
-    return {} if listed is None else dict(listed.parameters)
+        return None
+    files = tuple(file.rfilename for file in info.siblings or ())
+    return ModelListing(files, dict(info.safetensors.parameters) if info.safetensors else {})
 
 
 def pending_download_bytes(repo_id: str, revision: str | None) -> int:

@@ -67,6 +67,12 @@ class ConversationSource(Parameters):
         """Whether a conversation comes from two columns, an instruction and a response."""
         return any(field in self.columns for field in PAIR)
 
+    @property
+    def hub_arguments(self) -> dict[str, str]:
+        """The arguments of ``datasets.load_dataset`` that are given."""
+        given = {"name": self.name, "split": self.split, "revision": self.revision}
+        return {key: value for key, value in given.items() if value is not None}
+
     def find_files(self) -> list[Path]:
         """Return the files in the order of the patterns and of their names.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ja_instruct.tables.json_types import (
 from ja_instruct.tables.nested import with_list_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -42,8 +42,14 @@ SOURCE = "\ufdd1source"
 PARQUET_ROWS = 2000
 
 
-def read_places(places: Sequence[Place]) -> Iterator[pa.Table]:
+def read_places(
+    places: Sequence[Place], load_hub: Callable[..., Any] | None = None
+) -> Iterator[pa.Table]:
     """Yield the tables of all places, with ``conversations``, our column names, and ``SOURCE``.
+
+    Args:
+        places: Files and data sets of the hub.
+        load_hub: Called in place of ``datasets.load_dataset``.
 
     Raises:
         InputError: Names the source, from 1, that cannot be read, has several splits and names
@@ -51,18 +57,16 @@ def read_places(places: Sequence[Place]) -> Iterator[pa.Table]:
             role and a text.
     """
     for place in places:
-        yield from _read_place(place)
+        yield from _read_place(place, load_hub)
 
 
-def _read_place(place: Place) -> Iterator[pa.Table]:
+def _read_place(place: Place, load_hub: Callable[..., Any] | None) -> Iterator[pa.Table]:
     path, source, name = place.path, place.source, str(place.path)
     with prefix_errors(f"source {place.number}"):
         if isinstance(path, str):
             from datasets import load_dataset
 
-            splits = load_dataset(
-                path, name=source.name, split=source.split, revision=source.revision
-            )
+            splits = (load_hub or load_dataset)(path, **source.hub_arguments)
             yield from _convert(iterate_tables(as_dataset(splits, name)), name, source)
         elif path.name.endswith(PARQUET_SUFFIX):
             yield from _convert(_read_parquet(path), name, source)
