@@ -1,14 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
+from ja_instruct.chat_template import ChatTemplate
 from ja_instruct.errors import InputError
-from ja_instruct.prompts import (
-    PromptParameters,
-    end_of_turn,
-    inference_prompt,
-    training_prompt,
-    training_sample,
-)
+from ja_instruct.prompts import PromptBuilder, PromptParameters, training_prompt
 
 QUESTION = "波括弧{}と{input}を含む「質問」\u2028改行\nはどうなりますか。"
 EXAMPLES = [
@@ -27,6 +22,20 @@ WRITES_EOS = (
     "{% else %}{{ '[A]' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
 )
+
+
+def training_sample(prompts, question, answer, tokenizer):
+    sample = PromptBuilder(prompts, tokenizer).sample(question, answer)
+    assert not sample.earlier_answers
+    return sample.prompt, sample.completion
+
+
+def inference_prompt(prompts, task, examples, tokenizer):
+    return PromptBuilder(prompts, tokenizer).prompt(task, examples)
+
+
+def end_of_turn(tokenizer):
+    return ChatTemplate(tokenizer).end_of_turn()
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +93,9 @@ def in_format(prompts):
 
 class TestTrainingPrompt:
     @pytest.mark.parametrize("name", ["recipe", "training_prompt"])
-    def test_sample_is_train_prompt_and_answer(self, in_format, name):
+    def test_sample_is_train_prompt_and_answer(self, in_format, tokenizer, name):
         prompts = in_format(name)
-        sample = training_sample(prompts, QUESTION, " 答え\n")
+        sample = training_sample(prompts, QUESTION, " 答え\n", tokenizer)
         assert sample == (training_prompt(prompts, QUESTION), " 答え\n")
 
     def test_in_full(self, in_format, tokenizer):
@@ -101,7 +110,8 @@ class TestTrainingPrompt:
         prompts = in_format("training_prompt")
         expected = [tokenizer.bos_token_id]
         for example in EXAMPLES:
-            text = "".join(training_sample(prompts, example["input"], example["output"]))
+            sample = training_sample(prompts, example["input"], example["output"], tokenizer)
+            text = "".join(sample)
             expected += [*tokenizer(text)["input_ids"][1:], tokenizer.eos_token_id]
         expected += tokenizer(training_prompt(prompts, QUESTION))["input_ids"][1:]
         found = inference_prompt(prompts, QUESTION, EXAMPLES, tokenizer)
@@ -165,7 +175,7 @@ class TestChatTemplate:
             # another beginning for a conversation that has its answer
             (
                 "{{ messages | length }}{{ messages[-1]['content'] }}",
-                "'日本の首都はどこですか。' differently with and without",
+                "differ from character 1 on: '1…' in the prompt, '2…' in the sample",
             ),
             # an answer that is not the one given
             (
@@ -196,10 +206,6 @@ class TestChatTemplate:
         tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n[END]{% endfor %}"
         assert "[END]" not in tokenizer.all_special_tokens
         assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("[END]")
-
-    def test_needs_the_tokenizer(self, in_format):
-        with pytest.raises(ValueError, match="needs the tokenizer"):
-            training_sample(in_format("chat_template"), QUESTION, "答え")
 
 
 @pytest.mark.parametrize("name", ["training_prompt", "chat_template"])

@@ -13,6 +13,7 @@ from kedro.io import MemoryDataset
 from kedro.pipeline import pipeline
 from kedro.utils import find_kedro_project
 
+from ja_instruct.control_tokens import unmark
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.run import check_run
 
@@ -30,7 +31,7 @@ def ask(question: str, env: str | None, *, show_prompt: bool) -> None:
     """
     record, answer, failure = answer_question(question, env)
     if show_prompt:
-        click.echo(f"{record['prompt']}\n")
+        click.echo(f"{unmark(record['prompt'])}\n")
     for number, example in enumerate(record["shots"], start=1):
         click.secho(f"{number}. {example['score']:.3f}  {example['input']}", bold=True)
         click.echo(f"{example['output']}\n")

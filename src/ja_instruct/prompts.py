@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from ja_instruct.chat_template import ChatTemplate, Span, Turn, join_system
 from ja_instruct.config import Parameters
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -46,64 +49,114 @@ class PromptParameters(Parameters):
         return value
 
 
+@dataclass(frozen=True)
+class TrainingSample:
+    """A training sample as text; BOS and the last EOS are added by the encoding.
+
+    Attributes:
+        prompt: All text before the answer.
+        completion: The answer, in ``chat_template`` with the end of the model's turn. It is empty
+            for an empty answer.
+        earlier_answers: Start and end, in characters of ``prompt``, of each earlier answer with
+            what ends it.
+    """
+
+    prompt: str
+    completion: str
+    earlier_answers: tuple[Span, ...] = ()
+
+
+class PromptBuilder:
+    """Writes training samples and prompts in the format of ``prompts``, for one tokenizer.
+
+    In the texts of questions, answers and examples, what spells a control token is marked
+    (``ControlTokens``), so that ``ControlTokens.encode`` returns ids of text for it.
+    """
+
+    def __init__(self, prompts: PromptParameters, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Prepare the format.
+
+        Raises:
+            InputError: The format is ``chat_template`` and the template cannot be used.
+        """
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        self._mark = ControlTokens(tokenizer).mark
+        is_chat = prompts.format == "chat_template"
+        self._template = ChatTemplate(tokenizer) if is_chat else None
+
+    def sample(self, question: str, answer: str, history: Iterable[Turn] = ()) -> TrainingSample:
+        """Return a training sample.
+
+        ``history`` are the turns before the question: an optional system turn, then user and
+        assistant in turn. In the formats without turns each earlier exchange is a whole sample with
+        its EOS, and the text of the system turn goes before the first question.
+
+        Raises:
+            InputError: The chat template cannot be used, or changes a text; or an earlier answer
+                would need EOS, and the tokenizer has none.
+        """
+        turns = [
+            {"role": turn["role"], "content": self._mark(turn["content"])}
+            for turn in (*history, {"role": "user", "content": question})
+        ]
+        answer = self._mark(answer)
+        if self._template is None:
+            prompt, spans = self._exchanges(turns)
+            return TrainingSample(prompt, answer, spans)
+        prompt, found = self._template.prompt(turns)
+        completion = self._template.completion(prompt, turns, answer)
+        return TrainingSample(prompt, completion, tuple(found))
+
+    def prompt(self, task: str, examples: Sequence[Mapping[str, Any]]) -> str:
+        """Return the prompt of one task; tokenization adds BOS.
+
+        Without examples, ``training_prompt`` and ``chat_template`` give the prompt of training. The
+        examples of ``training_prompt`` are whole training samples, each with its EOS; those of
+        ``chat_template`` are earlier turns of the conversation. All have ``input`` and ``output``,
+        and appear in the order given.
+
+        Raises:
+            InputError: The tokenizer lacks what the format needs: EOS, or a template it can use.
+        """
+        task = self._mark(task)
+        pairs = [(self._mark(one["input"]), self._mark(one["output"])) for one in examples]
+        if self._prompts.format == "recipe":
+            texts = self._prompts
+            shown = [texts.few_shot_example.format(input=one, output=two) for one, two in pairs]
+            return "".join([texts.few_shot_header, *shown, texts.task_prompt.format(input=task)])
+        turns = [
+            {"role": role, "content": text}
+            for pair in pairs
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        turns.append({"role": "user", "content": task})
+        if self._template is None:
+            return self._exchanges(turns)[0]
+        return self._template.prompt(turns)[0]
+
+    def _exchanges(self, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
+        """Return turns as training samples, the last without its answer, and the answers' spans."""
+        text, system, spans = "", "", []
+        for turn in turns:
+            content = turn["content"]
+            if turn["role"] == "system":
+                system = content
+            elif turn["role"] == "user":
+                question = join_system(system, content) if system else content
+                text += training_prompt(self._prompts, question)
+                system = ""
+            else:
+                start = len(text)
+                text += content + eos_text(self._tokenizer)
+                if content:
+                    spans.append((start, len(text)))
+        return text, tuple(spans)
+
+
 def training_prompt(prompts: PromptParameters, instruction: str) -> str:
     """Return a training sample up to its answer."""
     return prompts.train_prompt.format(instruction, "")
-
-
-def training_sample(
-    prompts: PromptParameters,
-    question: str,
-    answer: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> tuple[str, str]:
-    """Return prompt and completion of a training sample, in the format of ``prompts``.
-
-    BOS before the prompt, and EOS after a completion that is not empty, are added by the encoding.
-    The completion of ``chat_template`` includes the end of the model's turn, except for an empty
-    answer. Only that format needs the tokenizer.
-
-    Raises:
-        InputError: The format is ``chat_template`` and the template cannot be used.
-        ValueError: The format is ``chat_template`` and there is no tokenizer.
-    """
-    if prompts.format != "chat_template":
-        return training_prompt(prompts, question), answer
-    if tokenizer is None:
-        raise ValueError("the format 'chat_template' needs the tokenizer")
-    return _chat_sample(tokenizer, question, answer)
-
-
-def inference_prompt(
-    prompts: PromptParameters,
-    task: str,
-    examples: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> str:
-    """Return the prompt of one task, in the format of ``prompts``; tokenization adds BOS.
-
-    Without examples, ``training_prompt`` and ``chat_template`` give the prompt of training. The
-    examples of ``training_prompt`` are whole training samples, each with its EOS; those of
-    ``chat_template`` are earlier turns of the conversation. All have ``input`` and ``output``, and
-    appear in the order given.
-
-    Raises:
-        InputError: The tokenizer lacks what the format needs: EOS, or a template it can use.
-    """
-    if prompts.format == "chat_template":
-        return _chat_prompt(tokenizer, task, examples)
-    if prompts.format == "training_prompt":
-        end = eos_text(tokenizer)
-        samples = (
-            training_prompt(prompts, example["input"]) + example["output"] + end
-            for example in examples
-        )
-        return "".join(samples) + training_prompt(prompts, task)
-    shown = "".join(
-        prompts.few_shot_example.format(input=example["input"], output=example["output"])
-        for example in examples
-    )
-    return prompts.few_shot_header + shown + prompts.task_prompt.format(input=task)
 
 
 def eos_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -122,92 +175,7 @@ def answer_ends(
     """Return the ids of the tokens with which training ends an answer: EOS, and an end of turn.
 
     Raises:
-        InputError: ``stop_at_end_of_turn`` is set, but the chat template is missing or unusable.
+        InputError: ``stop_at_end_of_turn`` is set, but the chat template cannot be used.
     """
-    turn = end_of_turn(tokenizer) if stop_at_end_of_turn else None
+    turn = ChatTemplate(tokenizer).end_of_turn() if stop_at_end_of_turn else None
     return tuple(token for token in (tokenizer.eos_token_id, turn) if token is not None)
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the token with which the chat template ends the model's turn.
-
-    It is an added token, special or not. It is None if the turn ends with EOS or with ordinary
-    text: then EOS alone ends an answer.
-
-    Raises:
-        InputError: There is no template, or it cannot be used.
-    """
-    answer = "はい"
-    _, completion = _chat_sample(tokenizer, "質問", answer)
-    after = completion[completion.index(answer) + len(answer) :]
-    ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
-    # Gemma's tokenizer has line breaks and spaces among its added tokens
-    added = {token for text, token in tokenizer.get_added_vocab().items() if text.strip()}
-    first = next((token for token in ids if token in added), None)
-    return None if first == tokenizer.eos_token_id else first
-
-
-def _chat_sample(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[str, str]:
-    prompt = _chat_prompt(tokenizer, question, [])
-    if not answer.strip():
-        return prompt, ""
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    whole = _render(tokenizer, turns, add_generation_prompt=False)
-    completion = whole.removeprefix(prompt)
-    # a template may trim an answer, but not rewrite it
-    if not whole.startswith(prompt) or answer.strip() not in completion:
-        raise _unusable_template(
-            tokenizer,
-            f"writes the question '{question[:40]}' differently with and without its answer, or "
-            f"changes the answer, so that training and inference would differ",
-        )
-    # the encoding adds EOS, which some templates write too, perhaps with a line break
-    if completion.rstrip().endswith(eos_text(tokenizer)):
-        completion = completion.rstrip().removesuffix(eos_text(tokenizer))
-    return prompt, completion
-
-
-def _chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, task: str, examples: Sequence[Mapping[str, Any]]
-) -> str:
-    turns = []
-    for example in examples:
-        turns.append({"role": "user", "content": example["input"]})
-        turns.append({"role": "assistant", "content": example["output"]})
-    turns.append({"role": "user", "content": task})
-    return _render(tokenizer, turns, add_generation_prompt=True)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
-) -> str:
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise _unusable_template(tokenizer, "is missing")
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise _unusable_template(tokenizer, f"fails: {error}") from error
-    return _without_added_bos(str(text), tokenizer)
-
-
-def _without_added_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return ``text`` without the BOS that the tokenizer adds, and without blanks before it."""
-    from_bos = text.lstrip()
-    if not tokenizer.bos_token or not from_bos.startswith(tokenizer.bos_token):
-        return text
-    if tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
-        return from_bos
-    return from_bos.removeprefix(tokenizer.bos_token)
-
-
-def _unusable_template(tokenizer: PreTrainedTokenizerBase, fault: str) -> InputError:
-    return InputError(
-        f"prompts.format is 'chat_template', but the chat template of the tokenizer at "
-        f"'{tokenizer.name_or_path}' {fault}. Set prompts.format to 'training_prompt' or "
-        f"'recipe', or give another model or, where it has no template of its own, another "
-        f"quantization.chat_template and quantize again"
-    )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
@@ -71,3 +72,13 @@ def jaccard(first: AbstractSet[str], second: AbstractSet[str]) -> float:
     """
     common = len(first & second)
     return common / (len(first) + len(second) - common)
+
+
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return the length of the common beginning.
+
+    >>> common_length("東京都", "東京です")
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

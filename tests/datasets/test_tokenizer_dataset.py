@@ -92,7 +92,10 @@ def test_counts_are_those_of_the_text_alone(directory):
 def test_transformers_counts_the_same(tiny_gemma2):
     texts = ["日本の首都はどこですか。", "", "改行\n\nと　空白", "<end_of_turn>", "🍣 sushi"]
     tokenizer = TokenizerDataset(filepath=tiny_gemma2.path).load()
-    expected = tiny_gemma2.load_tokenizer()(texts, add_special_tokens=False)["input_ids"]
+    expected = tiny_gemma2.load_tokenizer()(
+        texts, add_special_tokens=False, split_special_tokens=True
+    )["input_ids"]
+    assert len(expected[3]) > 1
     found = tokenizer.encode_batch(texts, add_special_tokens=False)
     assert [encoding.ids for encoding in found] == expected
 

@@ -140,8 +140,8 @@ class TokenizerDataset(InputDataset["Tokenizer | None"]):
         """Return the tokenizer; None, with a warning, if it is neither required nor available.
 
         Truncation and padding, which a tokenizer saved after training may have, are off, so the
-        length of what ``encode`` returns is the length of the text. The tokenizer is read once: it
-        takes a second, and several nodes load it.
+        length of what ``encode`` returns is the length of the text; what spells a special token is
+        text. The tokenizer is read once: it takes a second, and several nodes load it.
 
         Raises:
             InputError: The tokenizer is required and not available.
@@ -212,6 +212,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

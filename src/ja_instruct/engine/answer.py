@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.prompts import answer_ends
 
 if TYPE_CHECKING:
@@ -72,15 +73,13 @@ class AnswerDecoder:
             InputError: ``stop_at_end_of_turn`` is set, but the tokenizer's chat template is missing
                 or unusable.
         """
+        control = ControlTokens(tokenizer)
+        words = parameters.bad_words if parameters.bad_words_in == "tokens" else ()
         taught = answer_ends(tokenizer, stop_at_end_of_turn=stop_at_end_of_turn)
         return cls(
             tokenizer,
             tuple(dict.fromkeys([*taught, *own_ends])),
-            [
-                tokenizer(word, add_special_tokens=False)["input_ids"]
-                for word in parameters.bad_words
-                if parameters.bad_words_in == "tokens"
-            ],
+            control.encode([control.mark(word) for word in words], add_special_tokens=False),
         )
 
     def decode_timed(

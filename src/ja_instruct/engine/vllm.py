@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
 from ja_instruct.errors import InputError
@@ -91,7 +92,7 @@ class VllmEngine:
         Raises:
             Exception: vLLM cannot start, or its process died. Answers until then have been yielded.
         """
-        encoded = [self._tokenizer(prompt)["input_ids"] for prompt in prompts]
+        encoded = ControlTokens(self._tokenizer).encode(prompts)
         if not encoded:
             return
         free_gpu_memory()

@@ -17,7 +17,7 @@ from ja_instruct.pipelines.inference.nodes import (
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.rag_index.nodes import encode_pool
 from ja_instruct.pipelines.rag_index.parameters import RagIndexParameters
-from ja_instruct.prompts import PromptParameters, inference_prompt
+from ja_instruct.prompts import PromptBuilder, PromptParameters
 from ja_instruct.retrieval.index import retrieve
 from ja_instruct.tables.answer_store import AnswerStore
 
@@ -104,7 +104,7 @@ class TestBuildPrompts:
         for record, other in zip(built, build(top_k=count), strict=True):
             assert len(record["shots"]) == count
             assert record["shots"] == other["shots"]
-            expected = inference_prompt(texts, record["input"], record["shots"], tokenizer)
+            expected = PromptBuilder(texts, tokenizer).prompt(record["input"], record["shots"])
             assert record["prompt"] == expected
             assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
 
@@ -142,7 +142,7 @@ class TestBuildPrompts:
             assert 0 < dropped < 5
             assert record["shots"] == other["shots"][dropped:]
             prompt, longer = (
-                inference_prompt(prompts, record["input"], other["shots"][first:], tokenizer)
+                PromptBuilder(prompts, tokenizer).prompt(record["input"], other["shots"][first:])
                 for first in (dropped, dropped - 1)
             )
             assert record["prompt"] == prompt

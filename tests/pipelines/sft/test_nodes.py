@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import ModelArtifact, ModelDirectory
+from ja_instruct.models.directory import ModelArtifact
 from ja_instruct.pipelines.sft import training
 from ja_instruct.pipelines.sft.backends import adapt_with_peft, adapt_with_unsloth
 from ja_instruct.pipelines.sft.nodes import build_datasets, plot_loss, train
@@ -43,11 +43,8 @@ def completions(dataset):
 
 class TestBuildDatasets:
     @pytest.fixture
-    def build(self, prompts):
-        """The node; the recipe's format does not read the model."""
-        nowhere = ModelDirectory(Path("nowhere"), "owner/model")
-
-        def call(filtered, written, parameters, model=nowhere, prompt_format="recipe"):
+    def build(self, prompts, tiny_nf4):
+        def call(filtered, written, parameters, model=tiny_nf4, prompt_format="recipe"):
             texts = prompts.model_copy(update={"format": prompt_format})
             return build_datasets(filtered, written, model, texts, parameters)
 
@@ -110,7 +107,7 @@ class TestBuildDatasets:
         with pytest.raises(InputError, match=message):
             build(filtered, written, sft_parameters())
 
-    def test_training_prompt_needs_no_model_either(self, build, sft_parameters):
+    def test_training_prompt_has_the_recipes_samples(self, build, sft_parameters):
         parameters = sft_parameters(eval_fraction=0.25)
         for recipe, other in zip(
             build(FILTERED, WRITTEN, parameters),
@@ -119,9 +116,10 @@ class TestBuildDatasets:
         ):
             assert recipe.to_list() == other.to_list()
 
-    def test_chat_template_is_the_models(self, build, sft_parameters, tiny_nf4):
+    def test_chat_template_is_the_models(self, build, sft_parameters):
+        parameters = sft_parameters(eval_fraction=0.25)
         train_dataset, evaluation = build(
-            FILTERED, WRITTEN, sft_parameters(eval_fraction=0.25), tiny_nf4, "chat_template"
+            FILTERED, WRITTEN, parameters, prompt_format="chat_template"
         )
         assert train_dataset[-1] == {
             "prompt": "<start_of_turn>user\n質問2<end_of_turn>\n<start_of_turn>model\n",

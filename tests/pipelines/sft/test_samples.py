@@ -3,10 +3,11 @@ import random
 import pytest
 from datasets import Dataset
 
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft import samples as samples_module
-from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
-from ja_instruct.prompts import inference_prompt, training_prompt
+from ja_instruct.pipelines.sft.samples import encode_dataset
+from ja_instruct.prompts import PromptBuilder, training_prompt
 
 LONG = 10_000
 QUESTION = "日本の首都はどこですか。"
@@ -19,9 +20,14 @@ def tokenizer(tiny_nf4):
     return tiny_nf4.load_tokenizer()
 
 
+def to_samples(pairs, prompts, tokenizer):
+    rows = [(question, answer, ()) for question, answer in pairs]
+    return samples_module.to_samples(rows, PromptBuilder(prompts, tokenizer), "qa_pairs")
+
+
 @pytest.fixture(scope="module")
-def sample(prompts):
-    return to_samples([(QUESTION, ANSWER)], prompts, "qa_pairs")[0]
+def sample(prompts, tokenizer):
+    return to_samples([(QUESTION, ANSWER)], prompts, tokenizer)[0]
 
 
 def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
@@ -29,10 +35,11 @@ def encode_sample(sample, tokenizer, max_seq_length, completion_only_loss):
     text = sample["prompt"] + sample["completion"]
     if sample["completion"]:
         text += tokenizer.eos_token
-    input_ids = tokenizer(text)["input_ids"]
+    control = ControlTokens(tokenizer)
+    (input_ids,) = control.encode([text])
     labels = list(input_ids)
     if completion_only_loss:
-        for position, token in enumerate(tokenizer(sample["prompt"])["input_ids"]):
+        for position, token in enumerate(*control.encode([sample["prompt"]])):
             if token != input_ids[position]:
                 break
             labels[position] = -100
@@ -64,10 +71,10 @@ def split(row):
 @pytest.mark.parametrize(("name", "end"), FORMATS.items())
 def test_to_samples(prompts, tokenizer, name, end):
     prompts = prompts.model_copy(update={"format": name})
-    prompt = inference_prompt(prompts, QUESTION, [], tokenizer)
+    prompt = PromptBuilder(prompts, tokenizer).prompt(QUESTION, [])
     if name == "recipe":
         prompt = training_prompt(prompts, QUESTION)
-    assert to_samples([(QUESTION, ANSWER), (QUESTION, "")], prompts, "qa_pairs", tokenizer) == [
+    assert to_samples([(QUESTION, ANSWER), (QUESTION, "")], prompts, tokenizer) == [
         {"prompt": prompt, "completion": ANSWER + end, "source": "qa_pairs"},
         {"prompt": prompt, "completion": "", "source": "qa_pairs"},
     ]
@@ -84,7 +91,7 @@ def test_text_is_the_recipes(sample, prompts, tokenizer, encode):
 def test_every_format(prompts, tokenizer, encode, name, end):
     prompts = prompts.model_copy(update={"format": name})
     pairs = [(QUESTION, ANSWER), (QUESTION, "")]
-    sample, unanswered = to_samples(pairs, prompts, "qa_pairs", tokenizer)
+    sample, unanswered = to_samples(pairs, prompts, tokenizer)
     # one BOS and one EOS
     ids = encode(sample, completion_only_loss=False)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
@@ -106,7 +113,7 @@ def test_every_format(prompts, tokenizer, encode, name, end):
 
 def test_token_of_both_prompt_and_answer_is_in_the_loss(prompts, tokenizer, encode):
     # the prompt ends with a line break: with this answer the tokenizer makes one token of both
-    (sample,) = to_samples([(QUESTION, "\n東京です。")], prompts, "qa_pairs")
+    (sample,) = to_samples([(QUESTION, "\n東京です。")], prompts, tokenizer)
     left_out, counted = split(encode(sample, completion_only_loss=True))
     assert tokenizer.decode(counted) == "\n\n東京です。<eos>"
     assert left_out == tokenizer(sample["prompt"])["input_ids"][: len(left_out)]
@@ -122,7 +129,7 @@ def test_batches_equal_single_samples(
     signs = ["質問", "東京", "\n", " ", "。", "😀", "a", "<end_of_turn>", "\u3000"]
     texts = ["".join(chance.choices(signs, k=chance.randrange(60))) for _ in range(80)]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
-    rows = to_samples(pairs, prompts, "qa_pairs")
+    rows = to_samples(pairs, prompts, tokenizer)
     whole = [encode_sample(row, tokenizer, LONG, completion_only_loss) for row in rows]
     lengths = sorted(len(row["input_ids"]) for row in whole)
     limit = lengths[len(lengths) // 2]
@@ -177,7 +184,7 @@ class TestWarning:
     )
     def test_more_than_a_hundredth(self, prompts, tokenizer, caplog, over_long, said):
         pairs = [(QUESTION, ANSWER * 50)] + [(QUESTION, ANSWER)] * 98
-        samples = Dataset.from_list(to_samples(pairs, prompts, "qa_pairs"))
+        samples = Dataset.from_list(to_samples(pairs, prompts, tokenizer))
         limit = len(encode_sample(samples[1], tokenizer, LONG, False)["input_ids"])
         longest = len(encode_sample(samples[0], tokenizer, LONG, False)["input_ids"])
         encode_dataset(samples, tokenizer, limit, True, over_long)
@@ -190,7 +197,7 @@ class TestWarning:
         assert not caplog.records
 
     def test_samples_with_nothing_to_learn(self, prompts, tokenizer, caplog):
-        samples = Dataset.from_list(to_samples([(QUESTION, "")], prompts, "qa_pairs"))
+        samples = Dataset.from_list(to_samples([(QUESTION, "")], prompts, tokenizer))
         encode_dataset(samples, tokenizer, LONG, True)
         (message,) = [record.getMessage() for record in caplog.records]
         assert "1 more have no answer within it" in message

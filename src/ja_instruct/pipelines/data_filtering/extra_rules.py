@@ -74,14 +74,17 @@ def check_token_counts(
 def measure_token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """Return the number of tokens of each text, shape (texts,), without special tokens.
 
-    Truncation and padding of the tokenizer are ignored, and the tokenizer is not changed. It works
+    What spells a special token counts as text. Truncation and padding of the tokenizer are ignored,
+    and the tokenizer is not changed. It works
     in threads of its own (``RAYON_NUM_THREADS`` limits them, ``TOKENIZERS_PARALLELISM=false``
     disables them).
     """
-    if tokenizer.truncation is not None or tokenizer.padding is not None:
+    is_plain = tokenizer.truncation is None and tokenizer.padding is None
+    if not (is_plain and tokenizer.encode_special_tokens):
         tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
     counts = np.zeros(len(texts), dtype=np.int64)
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = list(texts[start : start + BATCH_TEXTS])

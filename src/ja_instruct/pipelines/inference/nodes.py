@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.config import parameter_names
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
@@ -25,7 +26,7 @@ from ja_instruct.pipelines.inference.answering import (
 from ja_instruct.pipelines.inference.few_shot_examples import find_examples, fit_examples
 from ja_instruct.pipelines.inference.gpu_resources import estimate_inference
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
-from ja_instruct.prompts import PromptParameters, inference_prompt
+from ja_instruct.prompts import PromptBuilder, PromptParameters
 from ja_instruct.retrieval.index import require_same_pool
 from ja_instruct.tables.columns import as_dataset, require_columns
 from kedro_freshness import unaffected_by
@@ -78,8 +79,9 @@ def build_prompts(
     change which pairs are chosen, ``fit_prompt`` how many.
 
     Returns:
-        ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds), ``shots`` (the
-        examples' ``input``, ``output`` and ``score`` in prompt order), ``prompt_tokens`` and
+        ``task_id``, ``input``, ``prompt`` (without the BOS that tokenization adds, and with a mark
+        in texts that spell control tokens; see ``ControlTokens``), ``shots`` (the examples'
+        ``input``, ``output`` and ``score`` in prompt order), ``prompt_tokens`` and
         ``shots_dropped``, the number of examples that did not fit.
 
     Raises:
@@ -101,6 +103,7 @@ def build_prompts(
         parameters,
     )
     tokenizer = quantized_model.load_tokenizer()
+    builder, control = PromptBuilder(prompts, tokenizer), ControlTokens(tokenizer)
     room = parameters.max_seq_length - parameters.max_new_tokens
     records = []
     for task, best_first in zip(tasks, found, strict=True):
@@ -113,8 +116,8 @@ def build_prompts(
         ]
         examples, prompt, tokens = fit_examples(
             examples,
-            partial(inference_prompt, prompts, task["input"], tokenizer=tokenizer),
-            lambda text: len(tokenizer(text)["input_ids"]),
+            partial(builder.prompt, task["input"]),
+            control.count,
             room if parameters.fit_prompt else None,
         )
         records.append(

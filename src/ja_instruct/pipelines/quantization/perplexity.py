@@ -62,7 +62,12 @@ def make_samples(
     samples: list[Sample] = []
     left = max_tokens
     for text in texts:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,  # <eos> in a text is text
+            return_offsets_mapping=True,
+        )
         length = min(left + 1 - len(bos), TEXT_TOKENS)
         ids, ends = encoded["input_ids"][:length], encoded["offset_mapping"][:length]
         predicted = len(bos) + len(ids) - 1

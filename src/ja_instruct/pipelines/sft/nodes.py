@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.config import parameter_names
+from ja_instruct.control_tokens import unmark
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
@@ -18,7 +19,7 @@ from ja_instruct.pipelines.sft.gpu_resources import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
-from ja_instruct.prompts import PromptParameters
+from ja_instruct.prompts import PromptBuilder, PromptParameters
 from ja_instruct.tables.columns import as_dataset, require_columns
 from kedro_freshness import unaffected_by
 
@@ -43,7 +44,7 @@ def build_datasets(
 
     The training samples are the filtered pairs, in their order, followed by those of ``qa_pairs``.
     ``eval_fraction`` of the filtered pairs, drawn by the seed, are the evaluation samples instead.
-    The tokenizer adds BOS and EOS later; the format ``chat_template`` reads it here already.
+    The encoding adds BOS and EOS later.
 
     Raises:
         InputError: A column is missing, no sample is left, or the chat template cannot be used.
@@ -58,15 +59,14 @@ def build_datasets(
     count = len(filtered_pairs)
     chance = random.Random(parameters.training.seed)  # noqa: S311
     held_out = set(chance.sample(range(count), math.floor(count * parameters.eval_fraction)))
-    tokenizer = quantized_model.load_tokenizer() if prompts.format == "chat_template" else None
+    builder = PromptBuilder(prompts, quantized_model.load_tokenizer())
     filtered = to_samples(
-        [(pair["instruction"], pair["response"]) for pair in filtered_pairs],
-        prompts,
+        [(pair["instruction"], pair["response"], ()) for pair in filtered_pairs],
+        builder,
         "filtered_pairs",
-        tokenizer,
     )
     written = to_samples(
-        zip(qa_pairs["input"], qa_pairs["output"], strict=True), prompts, "qa_pairs", tokenizer
+        [(pair["input"], pair["output"], ()) for pair in qa_pairs], builder, "qa_pairs"
     )
     train = [sample for position, sample in enumerate(filtered) if position not in held_out]
     train += written
@@ -125,7 +125,7 @@ def train(
     summary = summarize(trainer, history, counts, eval_counts, resumed_from_step)
     metrics = {"summary": summary, "train_dataset": counts, "eval_dataset": eval_counts}
     provenance = provenance_of(quantized_model, parameters, summary)
-    card = write_card(provenance, parameters, metrics, train_dataset[0]["prompt"])
+    card = write_card(provenance, parameters, metrics, unmark(train_dataset[0]["prompt"]))
     return ModelArtifact(trainer.model, tokenizer, provenance, card), metrics, history
 
 

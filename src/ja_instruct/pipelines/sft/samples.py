@@ -1,17 +1,27 @@
-"""Training samples: question and answer as token ids and labels."""
+"""Training samples: conversations as token ids and labels."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
-from ja_instruct.prompts import PromptParameters, eos_text, training_sample
+from ja_instruct.control_tokens import ControlTokens
+from ja_instruct.prompts import eos_text
+from ja_instruct.text import common_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from ja_instruct.chat_template import Turn
+    from ja_instruct.prompts import PromptBuilder
+
+    # token ids, and the ranges of them that are in the loss
+    _Encoded = tuple[list[int], list[tuple[int, int]]]
 
 IGNORED_LABEL = -100
 BATCH_SAMPLES = 1000
@@ -21,20 +31,23 @@ logger = logging.getLogger(__name__)
 
 
 def to_samples(
-    pairs: Iterable[tuple[str, str]],
-    prompts: PromptParameters,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> list[dict[str, str]]:
-    """Return the ``training_sample`` of each pair: ``prompt``, ``completion`` and ``source``."""
+    rows: Iterable[tuple[str, str, Sequence[Turn]]], builder: PromptBuilder, source: str
+) -> list[dict[str, Any]]:
+    """Return the sample of each question, answer and history.
+
+    It has ``prompt``, ``completion`` and ``source``, and ``earlier_answers`` if any row has a
+    history; see ``TrainingSample``.
+    """
     from tqdm import tqdm
 
-    samples = []
     # without a chat template 130,000 pairs take less than the delay
     shown = {"desc": f"sft: {source}", "unit": "sample", "delay": 2, "disable": None}
-    for question, answer in tqdm(list(pairs), **shown):
-        prompt, completion = training_sample(prompts, question, answer, tokenizer)
-        samples.append({"prompt": prompt, "completion": completion, "source": source})
+    samples = [
+        {**asdict(builder.sample(*row)), "source": source} for row in tqdm(list(rows), **shown)
+    ]
+    if not any(sample["earlier_answers"] for sample in samples):
+        for sample in samples:
+            del sample["earlier_answers"]
     return samples
 
 
@@ -48,8 +61,9 @@ def encode_dataset(
     """Encode the samples; cut or drop long ones, and drop those without a label.
 
     The text of a sample is prompt and completion, plus EOS when the completion is not empty, as
-    in the recipe. With ``completion_only_loss`` the labels of the prompt are -100. The completion
-    starts at the first token in which the whole text differs from the prompt alone.
+    in the recipe. With ``completion_only_loss`` only the labels of the completion and of the
+    prompt's ``earlier_answers`` are not -100. Each of them starts at the first token in which the
+    whole text differs from the text before it.
 
     Returns:
         A dataset of ``input_ids`` and ``labels`` in the order of ``samples``, and counts:
@@ -63,6 +77,7 @@ def encode_dataset(
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
+    control = ControlTokens(tokenizer)
     dropped = ("dropped_over_long", "dropped_nothing_to_learn")
     counts = dict.fromkeys(("samples", "tokens", "loss_tokens", "cut", *dropped, "longest"), 0)
     parts = []
@@ -70,19 +85,21 @@ def encode_dataset(
         for first in range(0, len(samples), BATCH_SAMPLES):
             batch = samples[first : first + BATCH_SAMPLES]
             kept = []
-            for ids, start in _encode(batch, tokenizer, completion_only_loss):
+            for ids, learned in _encode(batch, control, completion_only_loss):
                 longer = len(ids) > max_seq_length
                 counts["longest"] = max(counts["longest"], len(ids))
+                left = [(start, min(end, max_seq_length)) for start, end in learned]
+                loss_tokens = sum(max(0, end - start) for start, end in left)
                 if longer and over_long == "drop":
                     counts["dropped_over_long"] += 1
-                elif start >= min(len(ids), max_seq_length):
+                elif not loss_tokens:
                     counts["dropped_nothing_to_learn"] += 1
                 else:
                     counts["cut"] += longer
-                    kept.append((ids[:max_seq_length], start))
+                    counts["loss_tokens"] += loss_tokens
+                    kept.append((ids[:max_seq_length], left))
             counts["samples"] += len(kept)
             counts["tokens"] += sum(len(ids) for ids, _ in kept)
-            counts["loss_tokens"] += sum(len(ids) - start for ids, start in kept)
             if kept:
                 parts.append(Dataset.from_dict(_as_columns(kept)))
             bar.update(len(batch["prompt"]))
@@ -91,33 +108,44 @@ def encode_dataset(
 
 
 def _encode(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, completion_only_loss: bool
-) -> list[tuple[list[int], int]]:
-    """Return the ids of every sample, and the position of its first token in the loss."""
-    end = eos_text(tokenizer)
+    batch: dict[str, list[Any]], control: ControlTokens, completion_only_loss: bool
+) -> list[_Encoded]:
+    """Return the ids of every sample, and the ranges of its tokens that are in the loss."""
+    end = eos_text(control.tokenizer)
     texts = [
         prompt + completion + (end if completion else "")
         for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)
     ]
-    # in one call, as a fast tokenizer splits a list among the processor's cores
-    encoded: list[list[int]] = tokenizer(texts, return_attention_mask=False)["input_ids"]
+    encoded = control.encode(texts)
     if not completion_only_loss:
-        return [(ids, 0) for ids in encoded]
-    prompts: list[list[int]] = tokenizer(batch["prompt"], return_attention_mask=False)["input_ids"]
-    return [(ids, _common_length(ids, alone)) for ids, alone in zip(encoded, prompts, strict=True)]
+        return [(ids, [(0, len(ids))]) for ids in encoded]
+    # the ends of all parts that are alternately out of the loss and in it
+    earlier = batch.get("earlier_answers") or [None] * len(texts)
+    cuts = [
+        [*chain.from_iterable(spans or ()), len(prompt)]
+        for prompt, spans in zip(batch["prompt"], earlier, strict=True)
+    ]
+    beginnings = iter(
+        control.encode(
+            [prompt[:cut] for prompt, own in zip(batch["prompt"], cuts, strict=True) for cut in own]
+        )
+    )
+    found = []
+    for ids, own in zip(encoded, cuts, strict=True):
+        places = [common_length(ids, next(beginnings)) for _ in own]
+        found.append((ids, list(pairwise([*places, len(ids)]))[::2]))
+    return found
 
 
-def _common_length(ids: list[int], others: list[int]) -> int:
-    """Return the length of the common beginning."""
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(others)))
-
-
-def _as_columns(rows: list[tuple[list[int], int]]) -> dict[str, list[list[int]]]:
-    return {
-        "input_ids": [ids for ids, _ in rows],
-        "labels": [[IGNORED_LABEL] * start + ids[start:] for ids, start in rows],
-    }
+def _as_columns(rows: list[_Encoded]) -> dict[str, list[list[int]]]:
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for ids, learned in rows:
+        labels = [IGNORED_LABEL] * len(ids)
+        for start, end in learned:
+            labels[start:end] = ids[start:end]
+        columns["input_ids"].append(ids)
+        columns["labels"].append(labels)
+    return columns
 
 
 def _warn_of_long_samples(counts: dict[str, int], samples: int, max_seq_length: int) -> None:
