@@ -94,8 +94,8 @@ def read_gemma_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_gguf_model(gguf: Path) -> PreTrainedModel:
-    """Return the GGUF's model in bfloat16, without the attributes of its quantization."""
+def read_gguf_model(gguf: Path, dtype: str = "bfloat16") -> PreTrainedModel:
+    """Return the GGUF's model in ``dtype``, without the attributes of its quantization."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -108,7 +108,7 @@ def read_gguf_model(gguf: Path) -> PreTrainedModel:
     model.is_quantized = False
     model.quantization_method = None
     model.config._name_or_path = ""
-    model.to(torch.bfloat16)
+    model.to(getattr(torch, dtype))
     return cast("PreTrainedModel", model)
 
 
