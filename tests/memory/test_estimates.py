@@ -7,6 +7,7 @@ import torch
 from gemma_shapes import GEMMA_2_27B
 from hypothesis import given
 from hypothesis import strategies as st
+from model_kinds import MULTIMODAL
 
 from ja_instruct.memory.estimates import ModelShape, kv_cache_bytes, lora_weights, nf4_bytes
 
@@ -104,6 +105,16 @@ class TestShape:
             "vision_config": {"hidden_size": 1152},
         }
         assert shape_of(nested).hidden_size == 4608
+
+    @pytest.mark.parametrize("kind", MULTIMODAL)
+    def test_matrices_of_a_multimodal_checkpoint_are_those_of_its_language_model(self, kind):
+        with torch.device("meta"):
+            model = MULTIMODAL[kind](320)
+        parameters = dict(model.get_decoder().named_parameters())
+        shape = shape_of(model.config.to_dict())
+        linear = sum(one.numel() for name, one in parameters.items() if "proj.weight" in name)
+        assert shape.linear_weights == linear
+        assert shape.is_tied == model.config.tie_word_embeddings
 
     @pytest.mark.parametrize("key", ["model_type", *(key for key in SMALL if key != "head_dim")])
     def test_incomplete_configuration_has_no_shape(self, key):

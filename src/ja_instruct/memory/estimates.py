@@ -9,7 +9,12 @@ from typing import Any
 # Llama-like decoders: a layer has four attention matrices, a gated MLP of three, and nothing else
 # of size. Mixtures of experts have the same keys and many times the weights.
 MODEL_TYPES = frozenset(
-    ("gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+    (
+        *("gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"),
+        # the language models of multimodal checkpoints, and older files that have its keys beside
+        # those of the other parts
+        *("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_vl", "qwen2_5_vl"),
+    )
 )
 # A process's CUDA context, cuBLAS's workspace and the libraries' kernels
 CONTEXT_BYTES = 600_000_000
@@ -69,7 +74,9 @@ class ModelShape:
             key_value_heads=kv_heads,
             vocab_size=vocabulary,
             # a checkpoint omits its family's default
-            is_tied=text.get("tie_word_embeddings", text["model_type"].startswith("gemma")),
+            is_tied={**text, **config}.get(
+                "tie_word_embeddings", text["model_type"].startswith("gemma")
+            ),
             windows=_windows(text, layers),
             is_double_quantized=quantization.get("bnb_4bit_use_double_quant", True),
         )

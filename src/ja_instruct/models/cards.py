@@ -87,7 +87,11 @@ def adapter_card(
         results=_rows({**summary, **metrics.pop("summary", {}), **metrics}),
         lora=_rows(lora),
         training=_rows({**settings, **training}),
-        pinned_base=f"{base.get('model_id', '')!r}{pinned}",
+        pinned_base=(
+            "'quantized_model'"
+            if base.get("multimodal")
+            else f"{base.get('model_id', '')!r}{pinned}"
+        ),
         prompt=prompt.removesuffix("\n"),
         fence="`" * max(3, longest + 1),  # longer than any run of backticks in the prompt
         versions=_rows(provenance.get("versions", {})),
@@ -153,6 +157,7 @@ def _render(
         base_name=base_name,
         base=_rows({**source, **{f"SHA-256 of {name}": one for name, one in checksums.items()}}),
         data=trained_on,
+        multimodal=base.get("multimodal", False),
         sources=sources,
         table=_table,
         **parts,

@@ -23,6 +23,13 @@ from ja_instruct.models.json_files import (
     remedy_of,
 )
 from ja_instruct.models.safetensors import SIXTEEN_BITS_OR_MORE, read_headers
+from ja_instruct.models.text_model import (
+    HEAD,
+    causal_config,
+    is_multimodal,
+    load_text_model,
+    text_name,
+)
 from ja_instruct.models.vocabulary import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CARD_FILE = "README.md"
 # The card may be edited; the provenance cannot contain its own checksum.
@@ -94,20 +101,37 @@ class ModelDirectory:
             )
         return tokenizer
 
+    def load_causal_config(self) -> PreTrainedConfig:
+        """Return the configuration of the causal language model.
+
+        A head that is stored is not tied, whatever the configuration or its default says.
+
+        Raises:
+            InputError: It cannot be read, or transformers has no such causal language model.
+        """
+        with self._naming(CONFIG_FILE):
+            config: Any = causal_config(self.path)
+        if HEAD in map(text_name, read_headers(self.path)):
+            config.tie_word_embeddings = False
+        return config  # type: ignore[no-any-return]
+
     def load_model(self, **kwargs: Any) -> PreTrainedModel:
         """Return the causal language model; ``kwargs`` are passed to ``from_pretrained``.
+
+        Of a multimodal checkpoint it is the language model alone.
 
         Raises:
             InputError: Its configuration cannot be read.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
-        with self._naming(CONFIG_FILE):
-            AutoConfig.from_pretrained(self.path, local_files_only=True)
+        config = self.load_causal_config()
         if (self.path / GENERATION_FILE).exists():
             # transformers would use its defaults in place of a file that it cannot read
             with self._naming(GENERATION_FILE):
                 GenerationConfig.from_pretrained(self.path, local_files_only=True)
+        if is_multimodal(self.load_config()):
+            return load_text_model(self.path, config, **kwargs)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.path, local_files_only=True, **kwargs
         )
@@ -130,6 +154,8 @@ class ModelDirectory:
         """Name the files in the error of a library that loads them."""
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:  # tokenizers raises nothing narrower
             found = [name for name in names if (self.path / name).exists()] or names
             files = " or ".join(str(self.path / name) for name in found)
@@ -205,9 +231,12 @@ def require_listed_files(names: Iterable[str], where: str) -> None:
 def check_json_files(directory: Path, remedy: str) -> None:
     """Raise ``InputError``, which ends with ``remedy``, for a JSON file that cannot be used.
 
-    The ids of the tokenizer must have rows in the model's embedding.
+    The ids of the tokenizer must have rows in the model's embedding, and a multimodal checkpoint
+    must contain a causal language model.
     """
     config = read_config(directory, remedy)
+    if is_multimodal(config):
+        causal_config(directory)
     read_generation_config(directory, remedy)
     read_weight_map(directory, remedy)
     check_tokenizer(directory, config, remedy)

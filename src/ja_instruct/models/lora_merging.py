@@ -25,6 +25,7 @@ from ja_instruct.models.json_files import (
     read_weight_map,
 )
 from ja_instruct.models.safetensors import read_headers
+from ja_instruct.models.text_model import text_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,9 @@ _COPIED_FROM_BASE = (
     "generation_config.json",
     "model.safetensors.index.json",
     "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 
 # Options of PEFT's LoraConfig that merge by another formula.
@@ -203,6 +207,9 @@ def checkpoint_shards(model: ModelDirectory) -> list[str]:
 def match_factors(adapter: ModelDirectory, base: ModelDirectory) -> dict[str, LoraFactors]:
     """Return the two factors of each matrix of the base that the adapter changes.
 
+    The keys are the names in the base's checkpoint; an adapter of a multimodal checkpoint's
+    language model has other names.
+
     Raises:
         InputError: The adapter contains other weights than pairs of factors, adapts a layer that
             the base does not have, or its factors do not have the layer's shape.
@@ -214,20 +221,23 @@ def match_factors(adapter: ModelDirectory, base: ModelDirectory) -> dict[str, Lo
         for key, tensor in read_headers(base.path).items()
         if tensor.path.name in shards
     }
-    factors = _pair_factors(adapter_shapes, adapter)
-    for target, pair in factors.items():
-        if target not in base_shapes:
+    stored = {text_name(key): key for key in base_shapes}
+    factors = {}
+    for target, pair in _pair_factors(adapter_shapes, adapter).items():
+        if target not in stored:
             raise InputError(
                 f"the adapter changes '{target}', which base_model '{base.model_id}' at "
                 f"{base.path} does not have; give the base that the adapter was trained on"
             )
         (rank, columns), (rows, other) = adapter_shapes[pair.a], adapter_shapes[pair.b]
-        if base_shapes[target] != (rows, columns) or rank != other:
+        key = stored[target]
+        if base_shapes[key] != (rows, columns) or rank != other:
             raise InputError(
-                f"'{target}' is {base_shapes[target]} in base_model '{base.model_id}', but the "
+                f"'{key}' is {base_shapes[key]} in base_model '{base.model_id}', but the "
                 f"adapter's update has the shape {(rows, columns)}; give the base that the adapter "
                 f"was trained on"
             )
+        factors[key] = pair
     return factors
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.text_model import text_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,8 +73,8 @@ def packed_matrices(headers: Iterable[str]) -> dict[str, str]:
 def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """Return the model's name of each tensor of a checkpoint, by the checkpoint's name.
 
-    The names differ in families whose modules were renamed after publication, such as the
-    multimodal Gemma 3. The renamings are those that ``from_pretrained`` applies.
+    The names differ in multimodal checkpoints, and in families whose modules were renamed after
+    publication. The renamings are those that ``from_pretrained`` applies.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -84,7 +85,11 @@ def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, st
     state = model.state_dict()
     return {
         name: rename_source_key(
-            name, renamings, [], base_model_prefix=model.base_model_prefix, meta_state_dict=state
+            text_name(name),
+            renamings,
+            [],
+            base_model_prefix=model.base_model_prefix,
+            meta_state_dict=state,
         )[0]
         for name in names
     }

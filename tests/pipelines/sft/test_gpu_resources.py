@@ -127,7 +127,7 @@ def test_cpu_needs_no_device(sft, base_model):
     assert found == {"devices": 0}
 
 
-@pytest.mark.parametrize("lora", [{}, {"target_modules": ["lm_head"]}])
+@pytest.mark.parametrize("lora", [{}, {"target_modules": ["fc1"]}])
 def test_unknown_models_and_modules_have_no_estimate(sft, base_model, lora):
     entry = base_model if lora else HubModelDataset(repo_id="owner/none")
     assert set(resources(sft(lora=lora), {"base_model": entry})) == {"devices", "remedy"}

@@ -18,6 +18,7 @@ from ja_instruct.models.lora_merging import (
     match_factors,
     refuse_useless_factors,
 )
+from ja_instruct.models.text_model import mark_multimodal
 from ja_instruct.pipelines.export.merge_check import compare_with_base
 from ja_instruct.pipelines.export.parameters import ExportParameters
 from ja_instruct.prompts import PromptParameters, answer_ends
@@ -40,7 +41,7 @@ def merge_adapter(
     Returns:
         The merged model, whose matrices are computed shard by shard while it is saved, with the
         adapter's tokenizer. Its ``generation_config.json`` lists the tokens with which training
-        ends an answer.
+        ends an answer. A multimodal base keeps its other parts.
 
     Raises:
         InputError: The adapter was trained on another base, is not plain LoRA, does not fit, or
@@ -53,7 +54,11 @@ def merge_adapter(
     refuse_useless_factors(adapter, factors)
     provenance = {
         "stage": "export",
-        "base": {"model_id": base_model.model_id, "revision": base_model.revision},
+        "base": {
+            "model_id": base_model.model_id,
+            "revision": base_model.revision,
+            **mark_multimodal(base_model.load_config()),
+        },
         "adapter": {
             "weights_sha256": adapter.provenance.get("weights_sha256"),
             "trained_on": adapter.provenance.get("base"),

@@ -84,9 +84,9 @@ class StreamedModel:
 
 def _empty_model(directory: ModelDirectory, compute_dtype: dtype) -> PreTrainedModel:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
+    config = directory.load_causal_config()
     # buffers such as rotary frequencies are computed, not stored
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(

@@ -11,6 +11,7 @@ from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.cards import quantized_card
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
 from ja_instruct.models.loading import Device, load_nf4_model
+from ja_instruct.models.text_model import mark_multimodal
 from ja_instruct.models.vocabulary import check_tokenizer
 from ja_instruct.pipelines.quantization.gpu_resources import (
     estimate_measurement,
@@ -53,7 +54,8 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
     host ever holds the whole unquantized model.
 
     Returns:
-        The quantized model with its tokenizer. Its provenance lists the checksums of every source
+        The quantized model with its tokenizer; of a multimodal checkpoint the language model alone.
+        Its provenance lists the checksums of every source
         file and the memory used (10⁹ bytes).
 
     Raises:
@@ -61,7 +63,8 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
             embedding, or a weight is not finite in ``load_dtype``.
     """
     refuse_quantized(base_model)
-    check_tokenizer(base_model.path, base_model.load_config(), base_model.remedy)
+    config = base_model.load_config()
+    check_tokenizer(base_model.path, config, base_model.remedy)
     files = base_model.checksums("quantization: hashing the source")
     model, memory_gb = load_in_4_bits(base_model, parameters)
     tokenizer = base_model.load_tokenizer()
@@ -74,7 +77,8 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
         "source": {
             "model_id": base_model.model_id,
             "revision": base_model.revision,
-            "model_type": base_model.load_config().get("model_type"),
+            "model_type": config.get("model_type"),
+            **mark_multimodal(config),
             "provenance": base_model.provenance,
             "files": files,
         },

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.safetensors import packed_matrices, read_headers
+from ja_instruct.models.text_model import text_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,8 @@ def relative_errors(source: Path, quantized: Path, device: Device) -> dict[str, 
     """
     from tqdm import tqdm
 
-    originals, headers = read_headers(source), read_headers(quantized)
+    originals = {text_name(name): header for name, header in read_headers(source).items()}
+    headers = read_headers(quantized)
     packed = packed_matrices(headers)
     unknown = sorted(packed.keys() - originals.keys())
     if unknown:

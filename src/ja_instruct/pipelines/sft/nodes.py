@@ -13,7 +13,7 @@ from ja_instruct.control_tokens import unmark
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
-from ja_instruct.pipelines.sft.backends import BACKENDS
+from ja_instruct.pipelines.sft.backends import BACKENDS, require_adapters_in_layers
 from ja_instruct.pipelines.sft.checkpoints import WITHOUT_EFFECT, fingerprint, last_checkpoint
 from ja_instruct.pipelines.sft.gpu_resources import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
@@ -100,10 +100,11 @@ def train(
         trainer's log entries with losses in nats a token.
 
     Raises:
-        InputError: No sample fits, packed samples would attend to each other, a single sample runs
-            out of memory, or the loss is not finite or diverges.
+        InputError: An adapted module is not in a layer, no sample fits, packed samples would attend
+            to each other, a sample runs out of memory, or the loss is not finite or diverges.
     """
     model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
+    require_adapters_in_layers(model)
     from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
 
     model.config.use_cache = False

@@ -2,11 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ja_instruct.config import GpuParameters, Parameters, check_devices
 from ja_instruct.models.cards import ModelCardParameters
 from ja_instruct.models.loading import Device
+
+# Embeddings and heads, as the families of models name them
+OUTSIDE_LAYERS = frozenset(("embed_tokens", "wte", "word_embeddings", "lm_head", "embed_out"))
 
 
 class LoraParameters(Parameters):
@@ -19,6 +22,18 @@ class LoraParameters(Parameters):
     target_modules: tuple[str, ...] = Field(min_length=1, description="Adapted linear layers")
     use_rslora: bool = Field(description="Scale by alpha / sqrt(r) (arXiv:2312.03732)")
     seed: int = Field(description="For the adapter's initial weights")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _are_in_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        outside = [name for name in names if name.rpartition(".")[2] in OUTSIDE_LAYERS]
+        if outside:
+            raise ValueError(
+                f"'{outside[0]}' is not in the decoder's layers: its update cannot be merged into "
+                f"a base whose embedding and head may share their weights; name matrices of the "
+                f"layers, such as q_proj or down_proj"
+            )
+        return names
 
 
 class TrainingParameters(Parameters):

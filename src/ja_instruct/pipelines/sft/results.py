@@ -96,6 +96,7 @@ def provenance_of(
     model: ModelDirectory, parameters: SftParameters, summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the provenance that is saved in the adapter's directory."""
+    source = model.provenance.get("source", {})
     return {
         "stage": "sft",
         "base": {
@@ -103,7 +104,8 @@ def provenance_of(
             "revision": model.revision,
             "weights_sha256": model.provenance.get("weights_sha256"),
             # of the 16-bit model, which the adapter may be merged into
-            "source_files": model.provenance.get("source", {}).get("files"),
+            "source_files": source.get("files"),
+            **({"multimodal": True} if source.get("multimodal") else {}),
         },
         # gpu.devices stays, as it multiplies the batch
         "settings": parameters.model_dump(
