@@ -17,6 +17,7 @@ from ja_instruct.pipelines.quantization.nodes import measure_quantization, quant
 from ja_instruct.pipelines.quantization.parameters import QuantizationParameters
 from ja_instruct.pipelines.sft.nodes import train
 from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.prompts import PromptParameters
 
 # of each sort one in the quick tests, which take about 2 s a kind
 QUICK = ("mistral3", "qwen2_5_vl", "odd sizes", "no BOS")
@@ -88,9 +89,10 @@ def adapter(trained):
 
 
 @pytest.fixture(scope="module")
-def merged(base, adapter, folder):
+def merged(base, adapter, folder, read_parameters):
+    prompts = PromptParameters(**read_parameters("test")["prompts"])
     dataset = MergedModelDataset(filepath=folder / "merged_model")
-    dataset.save(merge_adapter(base, adapter))
+    dataset.save(merge_adapter(base, adapter, prompts))
     return dataset.load()
 
 
