@@ -6,6 +6,9 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
+# each of the five GPU nodes starts a process of its own
+pytestmark = pytest.mark.slow
+
 RUNNER = "--runner=kedro_cuda_runner.CudaRunner"
 GPU_NODES = ("quantize", "measure_quantization", "train", "answer_tasks", "answer_with_base_model")
 
