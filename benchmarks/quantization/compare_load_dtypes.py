@@ -105,35 +105,22 @@ def compare(model: ModelDirectory, samples: Sequence[Sample], folder: Path) -> d
     quantized = {dtype: quantize_from(model, dtype, folder) for dtype in LOAD_DTYPES}
     reference = quantized[LOAD_DTYPES[0]]
     nats_by_text = {dtype: nats_of(directory, samples) for dtype, directory in quantized.items()}
-    tokens = [len(sample.ids) - 1 for sample in samples]
     expected = nats_by_text[LOAD_DTYPES[0]]
     rows = {}
     for dtype, directory in quantized.items():
         found = nats_by_text[dtype]
+        more = [one - other for one, other in zip(found, expected, strict=True)]
+        tokens = [len(sample.ids) - 1 for sample in samples]
+        nats = sum(one * count for one, count in zip(found, tokens, strict=True)) / sum(tokens)
         errors = relative_errors(model.path, directory.path, "cpu").values()
         rows[dtype] = {
             **differing_percent(directory, reference),
             "relative_error": statistics.mean(errors),
-            **compare_nats(found, expected, tokens),
+            "perplexity": math.exp(nats),
+            "nats_more": statistics.mean(more),
+            "standard_error": statistics.stdev(more) / math.sqrt(len(more)),
         }
-    whole = model.load_model(dtype=torch.float32, attn_implementation="eager").eval()
-    scores = [score(whole, [sample], "unquantized") for sample in samples]
-    found = [one.nats / one.tokens for one in scores]
-    rows["unquantized"] = compare_nats(found, expected, tokens)
     return rows
-
-
-def compare_nats(
-    found: Sequence[float], expected: Sequence[float], tokens: Sequence[int]
-) -> dict[str, float]:
-    """Return the perplexity, and the difference a text with its standard error."""
-    more = [one - other for one, other in zip(found, expected, strict=True)]
-    nats = sum(one * count for one, count in zip(found, tokens, strict=True)) / sum(tokens)
-    return {
-        "perplexity": math.exp(nats),
-        "nats_more": statistics.mean(more),
-        "standard_error": statistics.stdev(more) / math.sqrt(len(more)),
-    }
 
 
 def main() -> None:
@@ -148,7 +135,7 @@ def main() -> None:
         samples = make_samples(next(iter(sources.values())).load_tokenizer(), texts, options.tokens)
         results = {name: compare(one, samples, Path(folder)) for name, one in sources.items()}
     rows = {
-        f"{source}, {dtype if dtype == 'unquantized' else 'read in ' + dtype}": row
+        f"{source}, read in {dtype}": row
         for source, found in results.items()
         for dtype, row in found.items()
     }

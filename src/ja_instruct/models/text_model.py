@@ -70,7 +70,7 @@ def causal_config(directory: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
     if "text_config" not in config.sub_configs:
         return config
     text: Any = config.get_text_config()
