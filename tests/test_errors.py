@@ -102,6 +102,15 @@ class TestData:
         assert f"'{name}': {path}{messages[0]}" in message
         for other in messages[1:]:
             assert other in message
+        assert "few_shot_pool" not in message
+
+    def test_the_pool_of_examples_is_named_if_it_has_an_entry(
+        self, refused, add_environment, tmp_path
+    ):
+        pool = {"few_shot_pool": jsonl(tmp_path / "pool.jsonl")}
+        message = refused(add_environment("pool", catalog=pool))
+        assert f"'few_shot_pool': {tmp_path / 'pool.jsonl'}: no such file" in message
+        assert "'qa_pairs': " not in message
 
     def test_mistaken_sources(self, refused, add_environment, tmp_path):
         sources = [{"file": "a.jsonl"}, {"files": str(tmp_path / "*.jsonl")}]

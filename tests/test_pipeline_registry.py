@@ -24,9 +24,10 @@ CONTRACT = {
         "filtered_pairs qa_pairs quantized_model",
         "train_dataset eval_dataset adapter train_metrics",
     ),
-    "rag_index": ("qa_pairs retriever_checkpoint encoding_cache", "retrieval_index"),
+    "rag_index": ("few_shot_pool retriever_checkpoint encoding_cache", "retrieval_index"),
     "inference": (
-        "tasks qa_pairs retrieval_index retriever_checkpoint quantized_model adapter answer_store",
+        "tasks few_shot_pool retrieval_index retriever_checkpoint quantized_model adapter "
+        "answer_store",
         "prompts answers inference_report",
     ),
     "reporting": (
@@ -90,8 +91,8 @@ def test_default_chains_all_pipelines_but_those_on_request(pipelines):
     assert set(pipelines["__default__"].nodes) == set(everything.nodes)
     expected = (
         "raw_conversations replacements banned_substrings banned_instruction_substrings "
-        "target_tokenizer evaluation_tasks base_model perplexity_texts qa_pairs tasks "
-        "retriever_checkpoint encoding_cache answer_store"
+        "target_tokenizer evaluation_tasks base_model perplexity_texts qa_pairs few_shot_pool "
+        "tasks retriever_checkpoint encoding_cache answer_store"
     )
     assert data_only(everything.inputs()) == {*expected.split()}
 

@@ -28,28 +28,29 @@ REPORT_SIZE = (1000, 2150)
 # pixels per CSS pixel: the picture stays below 200 KB
 REPORT_SCALE = 0.72
 
-WIDTH, HEIGHT = 1410, 370
+WIDTH, HEIGHT = 1410, 430
 BOX = (144, 40)
 # centre of each box: pipelines and the datasets that flow between them
 PIPELINES = {
     "data_filtering": (280, 40),
     "quantization": (280, 110),
-    "rag_index": (280, 250),
+    "rag_index": (280, 320),
     "sft": (660, 75),
-    "inference": (1000, 200),
-    "reporting": (1165, 290),
+    "inference": (1000, 215),
+    "reporting": (1165, 340),
 }
 DATASETS = {
     "raw_conversations": (85, 40),
     "base_model": (85, 110),
     "qa_pairs": (85, 180),
-    "tasks": (85, 330),
+    "few_shot_pool": (85, 250),
+    "tasks": (85, 390),
     "filtered_pairs": (455, 40),
     "quantized_model": (455, 110),
-    "retrieval_index": (455, 250),
+    "retrieval_index": (455, 320),
     "adapter": (825, 75),
-    "answers": (1165, 200),
-    "run_report": (1330, 290),
+    "answers": (1165, 215),
+    "run_report": (1330, 340),
 }
 STYLE = """
 text { font: 14px sans-serif; text-anchor: middle; dominant-baseline: central; fill: #1f2933; }

@@ -29,8 +29,7 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-from kedro.config import OmegaConfigLoader  # noqa: E402
-
+from ja_instruct.config_loader import CatalogConfigLoader  # noqa: E402
 from ja_instruct.hooks.checks import (  # noqa: E402
     ErrorMessageHook,
     PreflightHook,
@@ -74,7 +73,7 @@ HOOKS = (
     ErrorMessageHook(),
 )
 
-CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_CLASS = CatalogConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

@@ -77,5 +77,5 @@ def test_a_single_character_is_found():
 
 
 def test_a_pool_without_text_is_refused():
-    with pytest.raises(InputError, match="none of the 2 questions of 'qa_pairs'"):
+    with pytest.raises(InputError, match="none of the 2 questions of 'few_shot_pool'"):
         search_bigrams(["", "　"], ["川"], 1)

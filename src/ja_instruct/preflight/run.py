@@ -9,6 +9,7 @@ from kedro.framework.project import pipelines
 from kedro.runner import SequentialRunner
 
 from ja_instruct.checks import ChecksInput, ChecksOutput, ChecksRecords
+from ja_instruct.config_loader import SAME_ENTRY
 from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.datasets.whole_file import WholeFile
 from ja_instruct.disk_errors import reading
@@ -30,6 +31,7 @@ REQUIRED_COLUMNS = {
     "raw_conversations": ("conversations",),
     "filtered_pairs": ("instruction", "response"),
     "qa_pairs": ("input", "output"),
+    "few_shot_pool": ("input", "output"),
     "tasks": ("task_id", "input"),
     "prompts": ("task_id", "input", "prompt"),
     "answers": ("task_id", "input", "output"),
@@ -86,7 +88,7 @@ def check_run(
     nodes = nodes_to_run(pipeline, catalog, only_missing_outputs=only_missing_outputs)
     produced = {output for node in nodes for output in node.outputs}
     used = {name for node in nodes for name in node.inputs if not name.startswith("params:")}
-    inputs = sorted(used - produced)
+    inputs = sorted({_configured_entry(name, catalog) for name in used - produced})
     is_long = any(is_gpu_node(node) for node in nodes)
     resources, invalid = read_resources(nodes, catalog)
     problems = [
@@ -101,6 +103,13 @@ def check_run(
         raise InputError(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
+
+
+def _configured_entry(name: str, catalog: DataCatalog) -> str:
+    """Return the entry that the user wrote for a dataset that may stand for another one."""
+    other = SAME_ENTRY.get(name)
+    same = other and other in catalog and repr(catalog.get(other)) == repr(catalog.get(name))
+    return other if other and same else name
 
 
 def filepath_of(dataset: Any) -> Path | None:

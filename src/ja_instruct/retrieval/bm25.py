@@ -84,8 +84,8 @@ def _index(questions: Sequence[str]) -> BM25:
     tokens = [split_bigrams(question) for question in questions]
     if not any(tokens):
         raise InputError(
-            f"none of the {len(questions)} questions of 'qa_pairs' contains a character that BM25 "
-            f"can compare; check its column 'input'"
+            f"none of the {len(questions)} questions of 'few_shot_pool' contains a character that "
+            f"BM25 can compare; check its column 'input'"
         )
     index = BM25()
     index.index(tokens, create_empty_token=False, show_progress=False)

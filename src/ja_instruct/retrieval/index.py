@@ -73,8 +73,8 @@ def require_same_pool(index: RetrievalIndex, questions: list[str]) -> None:
     if index.questions != tuple(questions):
         raise InputError(
             f"'retrieval_index' was made from {len(index.questions)} questions that are not "
-            f"the {len(questions)} of 'qa_pairs' in their order, so its results would name the "
-            f"wrong pairs. Make the index again with 'kedro run --pipelines=rag_index'"
+            f"the {len(questions)} of 'few_shot_pool' in their order, so its results would name "
+            f"the wrong pairs. Make the index again with 'kedro run --pipelines=rag_index'"
         )
 
 

@@ -87,7 +87,7 @@ def test_all_retrievers_agree_on_empty_questions():
 @pytest.mark.parametrize("retriever", ["colbert", "bm25"])
 def test_an_empty_pool_is_refused(checkpoint, retriever):
     params = PARAMS.model_copy(update={"retriever": retriever})
-    with pytest.raises(InputError, match="'qa_pairs' is empty"):
+    with pytest.raises(InputError, match="'few_shot_pool' is empty"):
         encode_pool(Dataset.from_dict({"input": [], "output": []}), checkpoint, params)
 
 
@@ -111,7 +111,7 @@ def test_parameters_are_checked(settings):
 
 def test_pipeline_contract():
     pipeline = create_pipeline()
-    inputs = {"qa_pairs", "retriever_checkpoint", "params:rag_index", "encoding_cache"}
+    inputs = {"few_shot_pool", "retriever_checkpoint", "params:rag_index", "encoding_cache"}
     assert pipeline.inputs() == inputs
     assert pipeline.outputs() == {"retrieval_index", "rag_index_report"}
     assert all(node.tags == {"rag_index"} for node in pipeline.nodes)

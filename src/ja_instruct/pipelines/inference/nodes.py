@@ -65,7 +65,7 @@ WITHOUT_EFFECT_ON_ANSWERS = (
 )
 def build_prompts(
     tasks: Dataset,
-    qa_pairs: Dataset,
+    few_shot_pool: Dataset,
     retrieval_index: RetrievalIndex,
     retriever_checkpoint: ColbertCheckpoint,
     quantized_model: ModelDirectory,
@@ -91,13 +91,13 @@ def build_prompts(
     from datasets import Dataset
 
     tasks = as_dataset(tasks, "tasks")
-    qa_pairs = as_dataset(qa_pairs, "qa_pairs")
+    few_shot_pool = as_dataset(few_shot_pool, "few_shot_pool")
     require_columns(tasks, ("task_id", "input"), "tasks")
-    require_columns(qa_pairs, ("input", "output"), "qa_pairs")
-    require_same_pool(retrieval_index, list(qa_pairs["input"]))
+    require_columns(few_shot_pool, ("input", "output"), "few_shot_pool")
+    require_same_pool(retrieval_index, list(few_shot_pool["input"]))
     found = find_examples(
         list(tasks["input"]),
-        list(qa_pairs["input"]),
+        list(few_shot_pool["input"]),
         retrieval_index,
         retriever_checkpoint,
         parameters,
@@ -109,7 +109,7 @@ def build_prompts(
     for task, best_first in zip(tasks, found, strict=True):
         examples: Sequence[dict[str, Any]] = [
             {
-                **{key: qa_pairs[result.position][key] for key in ("input", "output")},
+                **{key: few_shot_pool[result.position][key] for key in ("input", "output")},
                 "score": result.score,
             }
             for result in reversed(best_first)

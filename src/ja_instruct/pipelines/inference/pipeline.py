@@ -19,7 +19,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 build_prompts,
                 inputs=[
                     "tasks",
-                    "qa_pairs",
+                    "few_shot_pool",
                     "retrieval_index",
                     "retriever_checkpoint",
                     "quantized_model",

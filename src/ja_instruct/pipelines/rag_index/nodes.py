@@ -37,7 +37,7 @@ CONSEQUENCES = {
 
 @unaffected_by("encoding_cache", "params:rag_index.batch_size")
 def encode_pool(
-    qa_pairs: Dataset,
+    few_shot_pool: Dataset,
     retriever_checkpoint: ColbertCheckpoint,
     params: RagIndexParameters,
     encoding_cache: EncodingCache | None = None,
@@ -48,16 +48,16 @@ def encode_pool(
     encoder and package versions, are not encoded again; new ones are added.
 
     Returns:
-        The index, whose position i is record i of ``qa_pairs``, and the report.
+        The index, whose position i is record i of ``few_shot_pool``, and the report.
 
     Raises:
         InputError: A column is missing, the pool is empty, or the checkpoint cannot be used.
     """
-    pairs = as_dataset(qa_pairs, "qa_pairs")
-    require_columns(pairs, ("input", "output"), "qa_pairs")
+    pairs = as_dataset(few_shot_pool, "few_shot_pool")
+    require_columns(pairs, ("input", "output"), "few_shot_pool")
     questions: list[str] = list(pairs["input"])
     if not questions:
-        raise InputError("'qa_pairs' is empty: there are no questions to index")
+        raise InputError("'few_shot_pool' is empty: there are no questions to index")
     reused: set[str] = set()
     if params.retriever == "bm25":
         index = RetrievalIndex("bm25", tuple(questions), versions=_versions("bm25s"))
@@ -166,7 +166,7 @@ def _warn_of(weak: dict[str, list[int]], names: list[str] | None, index: Retriev
         first = positions[:NAMED_IN_WARNINGS]
         where = [f"{i} ({names[i]})" if names else str(i) for i in first]
         logger.warning(
-            "%d question(s) of 'qa_pairs' are %s: %s. Positions from 0: %s%s",
+            "%d question(s) of 'few_shot_pool' are %s: %s. Positions from 0: %s%s",
             len(positions),
             weakness,
             consequences[weakness],

@@ -1,4 +1,4 @@
-"""``qa_pairs`` to ``retrieval_index`` and ``rag_index_report``."""
+"""``few_shot_pool`` to ``retrieval_index`` and ``rag_index_report``."""
 
 from typing import Any
 
@@ -13,7 +13,12 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             Node(
                 nodes.encode_pool,
-                inputs=["qa_pairs", "retriever_checkpoint", "params:rag_index", "encoding_cache"],
+                inputs=[
+                    "few_shot_pool",
+                    "retriever_checkpoint",
+                    "params:rag_index",
+                    "encoding_cache",
+                ],
                 outputs=["retrieval_index", "rag_index_report"],
                 name="encode_pool",
             )
