@@ -39,4 +39,4 @@ class JSONDataset(WholeFile, json.JSONDataset):  # type: ignore[misc]
 
     def save(self, data: Any) -> None:
         """Write the content, and replace the file."""
-        super().save(portable(data))
+        super().save(portable(data))  # type: ignore[safe-super]  # Kedro-datasets has the body

@@ -162,7 +162,10 @@ def _make_decoder(replaced: list[str] | None = None) -> json.JSONDecoder:
 
     def read_float(number: str) -> float | None:
         value = float(number)
-        return value if math.isfinite(value) else replace(number)
+        if math.isfinite(value):
+            return value
+        replace(number)
+        return None
 
     return json.JSONDecoder(parse_float=read_float, parse_constant=replace)
 
