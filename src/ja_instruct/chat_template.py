@@ -31,8 +31,10 @@ class _Frame(NamedTuple):
 
     #: Before the first turn, between two, and after the last one.
     around: list[str]
-    #: Between the generation prompt and the answer, such as an empty thinking block.
-    lead: str
+    #: After the generation prompt: text, which ends the prompt, such as an empty thinking block;
+    block: str
+    #: or only blanks, with which the answer begins.
+    blanks: str
     #: After the answer.
     tail: str
 
@@ -68,7 +70,7 @@ class ChatTemplate:
         frame = self._frame(tuple(turn["role"] for turn in turns))
         text = self._render(turns, add_generation_prompt=True)
         spans = self._answers(text, turns, frame)
-        return text + (frame.lead if frame.lead.strip() else ""), spans
+        return text + frame.block, spans
 
     def completion(self, prompt: str, turns: Sequence[Turn], answer: str) -> str:
         """Return what follows the prompt of ``turns`` in a sample: answer and end of turn.
@@ -154,7 +156,8 @@ class ChatTemplate:
             raise self._unusable("ends the prompt after the answer")
         lead = whole[len(prompt) : before]
         around[-1] = around[-1].removesuffix(lead)
-        return _Frame(around, lead, whole[at:])
+        block, blanks = (lead, "") if lead.strip() else ("", lead)
+        return _Frame(around, block, blanks, whole[at:])
 
     def _check_ids(self) -> None:
         """Raise ``InputError`` unless the prompt's ids are the beginning of the sample's."""
@@ -178,7 +181,9 @@ class ChatTemplate:
             if not is_kept or text[start:found].strip() or text[found + len(core) : at].strip():
                 raise self._unusable(f"changes the text '{core[:SHOWN]}' of an earlier turn")
             if turn["role"] == "assistant" and core:
-                spans.append((start, at + common_length(after, frame.tail)))
+                # blanks before an answer belong to it, as in the completion
+                first = start - len(frame.blanks) if before.endswith(frame.blanks) else start
+                spans.append((first, at + common_length(after, frame.tail)))
         return spans
 
     def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.base import InputDataset
 from ja_instruct.models.directory import (
@@ -24,6 +24,10 @@ from ja_instruct.models.hub import (
     pending_download_bytes,
 )
 from ja_instruct.models.json_files import read_config
+from ja_instruct.models.vocabulary import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class HubModelDataset(InputDataset[ModelDirectory]):
@@ -92,6 +96,12 @@ class HubModelDataset(InputDataset[ModelDirectory]):
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, a few kilobytes; None if it is not available for any reason."""
         return self._config
+
+    def peek_tokenizer(self) -> Path | None:
+        """Return a directory with the tokenizer, some megabytes; None if it is not available."""
+        names = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE)
+        path, *_ = [fetch_file(self._repo_id, self._revision, name) for name in names]
+        return None if path is None else path.parent
 
     # Both are fetched once, because several checks estimate several nodes from them.
 

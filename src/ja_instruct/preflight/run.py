@@ -16,6 +16,7 @@ from ja_instruct.disk_errors import reading
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
+from ja_instruct.preflight.templates import template_problems
 from kedro_cuda_runner.preflight import read_resources
 from kedro_cuda_runner.resources import is_gpu_node
 
@@ -98,7 +99,10 @@ def check_run(
         *invalid,
         *gpu_problems(resources, catalog, cpu_environments, runner),
     ]
-    problems = problems or space_problems(resources, catalog, inputs)
+    problems = problems or [
+        *space_problems(resources, catalog, inputs),
+        *template_problems(nodes, catalog),
+    ]
     if problems:
         raise InputError(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
