@@ -15,6 +15,9 @@ from kedro_freshness.status import status
 
 # The nodes whose outputs a parameter can change. A new parameter must be added here.
 NODES_BY_PARAMETER = """
+data_filtering.multi_turn: extract_pairs
+data_filtering.system_turns: extract_pairs
+data_filtering.assistant_first: extract_pairs
 data_filtering.rare_char_count_max: find_rare_characters
 data_filtering.survivor_char_count_min: judge_survivors
 data_filtering.language: judge_pairs report_filtering

@@ -6,7 +6,7 @@ import filter_pairs
 import numpy as np
 import pytest
 from datasets import Dataset
-from filter_pairs import ANSWER, QUESTION, make_pairs
+from filter_pairs import ANSWER, QUESTION, make_pairs, make_violations
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -41,7 +41,7 @@ def judge(
 ) -> list[tuple[int, str, str, str]]:
     parameters = make_parameters(*rules, **changes)
     tasks = Dataset.from_list(list(tasks))
-    found = nodes.judge_pairs(pairs, {}, [], [], tokenizer, tasks, parameters)
+    found = nodes.judge_pairs(pairs, make_violations(), {}, [], [], tokenizer, tasks, parameters)
     return [tuple(violation) for violation in found if not violation.rule.startswith("language")]
 
 
@@ -68,7 +68,7 @@ def test_contamination_is_reported_with_the_task() -> None:
     pairs = make_pairs((QUESTION, ANSWER), (STORY, ANSWER))
     parameters = make_parameters("contamination")
     tasks = Dataset.from_list([TASK])
-    found = nodes.judge_pairs(pairs, {}, [], [], None, tasks, parameters)
+    found = nodes.judge_pairs(pairs, make_violations(), {}, [], [], None, tasks, parameters)
     report = nodes.report_filtering(pairs, pairs, pairs, found, {}, {}, {}, None, parameters)
     ((matched, counted),) = report["contamination"].items()
     assert matched.startswith("task 7: ")
@@ -130,7 +130,9 @@ def test_rejected_pairs_are_not_compared() -> None:
     assert find("exact_duplicate", rows=(1, 2, 4)) == []
     pairs = make_pairs((QUESTION, ANSWER), (QUESTION, ANSWER), (ANSWER, ANSWER))
     parameters = make_parameters("exact_duplicate")
-    first = nodes.judge_pairs(pairs, {}, [QUESTION], [], None, Dataset.from_list([]), parameters)
+    first = nodes.judge_pairs(
+        pairs, make_violations(), {}, [QUESTION], [], None, Dataset.from_list([]), parameters
+    )
     found, _ = nodes.judge_survivors(pairs, first, parameters)
     assert {violation.rule for violation in found} == {"banned_substring"}
 
@@ -140,7 +142,8 @@ def test_every_extra_rule_has_an_id_in_the_list() -> None:
     assert set(ids) < set(RULES)
     recipe = {"banned_substring", "banned_instruction_substring", "rare_character"}
     recipe |= {"language", "language_undetectable", "rare_survivor_character"}
-    assert set(RULES) - set(ids) == recipe
+    turns = {"assistant_first", "unexpected_turn"}
+    assert set(RULES) - set(ids) == recipe | turns
 
 
 def make_tokenizer() -> Tokenizer:

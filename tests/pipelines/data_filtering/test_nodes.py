@@ -106,7 +106,9 @@ def test_all_cheap_rules_apply_and_cld2_only_to_the_pairs_left() -> None:
         (QUESTION, ""),
         (QUESTION, "\x00"),
     )
-    found = nodes.judge_pairs(pairs, {"岚": 1}, ["翻訳"], ["要約"], None, [], make_parameters())
+    found = nodes.judge_pairs(
+        pairs, make_violations(), {"岚": 1}, ["翻訳"], ["要約"], None, [], make_parameters()
+    )
     assert list(found) == [
         (1, "banned_substring", "instruction", "翻訳"),
         (1, "banned_substring", "response", "翻訳"),
@@ -120,7 +122,7 @@ def test_all_cheap_rules_apply_and_cld2_only_to_the_pairs_left() -> None:
 def test_word_lists_from_memory_are_checked() -> None:
     pairs = make_pairs((QUESTION, ANSWER))
     with pytest.raises(InputError, match=r"'banned_substrings', entry 1 is empty"):
-        nodes.judge_pairs(pairs, {}, [""], [], None, [], make_parameters())
+        nodes.judge_pairs(pairs, make_violations(), {}, [""], [], None, [], make_parameters())
     with pytest.raises(InputError, match=r"'replacements', entry 1 .*'find'"):
         nodes.apply_replacements(pairs, [{"find": "", "replace": "a"}])
 
@@ -186,7 +188,7 @@ def test_bad_records_are_set_aside_up_to_the_limit(caplog: pytest.LogCaptureFixt
         {"id": None, "conversations": None, "bad_record": dict(reversed(BAD.items()))},
         {"id": 2, "conversations": talk(("user", "二")), "bad_record": None},
     ]
-    pairs, quarantined = nodes.extract_pairs(
+    pairs, quarantined, _ = nodes.extract_pairs(
         Dataset.from_list(rows), make_parameters(bad_records_max=1)
     )
     assert pairs["instruction"][:] == ["一", "二"]
@@ -211,11 +213,11 @@ def test_a_selection_of_rows_is_read_in_its_order() -> None:
 def test_an_empty_source_gives_empty_results() -> None:
     features = Features({"id": Value("string"), "conversations": TURNS})
     source = Dataset.from_dict({"id": [], "conversations": []}, features=features)
-    pairs, quarantined = nodes.extract_pairs(source, make_parameters())
+    pairs, quarantined, _ = nodes.extract_pairs(source, make_parameters())
     assert quarantined.column_names == list(BAD)
     cleaned, touched = nodes.apply_replacements(pairs, [])
     parameters = make_parameters()
-    found = nodes.judge_pairs(cleaned, {}, [], [], None, [], parameters)
+    found = nodes.judge_pairs(cleaned, make_violations(), {}, [], [], None, [], parameters)
     found, rare = nodes.judge_survivors(cleaned, found, parameters)
     kept, dropped = nodes.split_pairs(cleaned, found)
     assert kept.column_names == ["instruction", "response", "id", "conversations"]
@@ -227,6 +229,16 @@ def test_an_empty_source_gives_empty_results() -> None:
     assert report["summary"] == dict.fromkeys(counts, 0)
 
 
+@pytest.mark.parametrize("multi_turn", ["all", "split"])
+def test_an_empty_source_has_the_columns_of_its_mode(multi_turn: str) -> None:
+    source = Dataset.from_dict({"conversations": []}, features=Features({"conversations": TURNS}))
+    pairs = extract(source, multi_turn=multi_turn, system_turns="keep")
+    cleaned, _ = nodes.apply_replacements(pairs, [])
+    others = ["exchange"] if multi_turn == "split" else []
+    for data in (pairs, cleaned):
+        assert data.column_names == ["instruction", "response", "history", *others, "conversations"]
+
+
 def test_no_input_is_changed() -> None:
     pairs = make_pairs((QUESTION, ANSWER), ("翻訳", "♪"))
     table = [{"find": "♪", "replace": ""}]
@@ -235,7 +247,7 @@ def test_no_input_is_changed() -> None:
     parameters = make_parameters(survivor_char_count_min=9)
     before = copy.deepcopy((pairs.to_list(), table, list(found), rare))
     nodes.apply_replacements(pairs, table)
-    nodes.judge_pairs(pairs, rare, ["翻訳"], [], None, [], parameters)
+    nodes.judge_pairs(pairs, make_violations(), rare, ["翻訳"], [], None, [], parameters)
     nodes.judge_survivors(pairs, found, parameters)
     nodes.split_pairs(pairs, found)
     nodes.report_filtering(pairs, pairs, pairs, found, rare, rare, {}, None, parameters)

@@ -1,72 +1,12 @@
-"""Pairs from conversations, by arrays, against a plain loop."""
+"""Columns that are replaced, and records that could not be read."""
 
-from typing import Any
-
-import pyarrow as pa
-import pytest
 from datasets import Dataset, Features, Value
-from filter_pairs import first_turn
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering.pairs import (
     describe_bad_records,
-    extract_fields,
     replace_columns,
     set_bad_records_aside,
 )
-
-turns = st.none() | st.fixed_dictionaries(
-    {
-        "role": st.sampled_from(["user", "assistant", "system", "", None]),
-        "content": st.none() | st.text("問答𠮷\u2028", max_size=3),
-    }
-)
-conversations = st.lists(st.none() | st.lists(turns, max_size=4), max_size=5)
-TURN = pa.struct({"role": pa.string(), "content": pa.string()})
-
-
-@given(conversations, st.integers(0, 5), st.sampled_from([pa.list_, pa.large_list]))
-def test_fields_match_a_plain_loop(talks: list[list[Any] | None], cut: int, list_type: Any) -> None:
-    array = pa.array(talks, list_type(TURN))
-    chunked = pa.chunked_array([array.slice(0, cut), array.slice(cut)], array.type)
-    records = [{"conversations": list(filter(None, talk or []))} for talk in talks]
-    expected = [
-        {"instruction": first_turn(record, "user"), "response": first_turn(record, "assistant")}
-        for record in records
-    ]
-    assert extract_fields(chunked, 1).to_pylist() == expected
-    assert extract_fields(chunked.slice(1), 1).to_pylist() == expected[1:]
-
-
-def test_turns_behind_a_null_conversation_are_not_read() -> None:
-    turn = pa.array([{"role": "user", "content": "隠"}, {"role": "user", "content": "見"}], TURN)
-    hidden = pa.ListArray.from_arrays([0, 1, 2], turn, mask=pa.array([True, False]))
-    fields = extract_fields(pa.chunked_array([hidden]), 1)
-    assert fields["instruction"].to_pylist() == ["", "見"]
-
-
-def test_turns_may_have_other_keys_and_large_strings() -> None:
-    kind = pa.list_(pa.struct({"n": pa.int64(), "content": pa.large_string(), "role": pa.string()}))
-    array = pa.array([[{"n": 1, "content": "問", "role": "user"}]], kind)
-    fields = extract_fields(pa.chunked_array([array]), 1)
-    assert fields.to_pylist() == [{"instruction": "問", "response": ""}]
-    assert fields.schema.field("instruction").type == pa.string()
-
-
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.list_(pa.string()), pa.list_(pa.struct({"role": pa.string()}))]
-)
-def test_null_conversations_of_other_types_are_empty(kind: pa.DataType) -> None:
-    fields = extract_fields(pa.chunked_array([pa.nulls(2, kind)]), 1)
-    assert fields.to_pylist() == [{"instruction": "", "response": ""}] * 2
-
-
-def test_the_first_wrong_record_is_named() -> None:
-    array = pa.array([None, None, "問と答"])
-    with pytest.raises(InputError, match=r"'raw_conversations', record 43: .* list of turns"):
-        extract_fields(pa.chunked_array([array]), 41)
 
 
 def test_columns_are_replaced_without_a_copy() -> None:

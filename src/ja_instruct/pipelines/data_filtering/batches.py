@@ -7,7 +7,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
+from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +24,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FIELDS = ("instruction", "response")
+HISTORY = "history"
+#: The kind of text that a turn is, by its role.
+KINDS = {"user": "instruction", "assistant": "response", "system": "system"}
 
 #: A batch of the recipe's data is about 1.4 MB: small enough for the processor's cache and for two
 #: threads to share 11,000 pairs evenly, large enough to make the cost of calls into Arrow and NumPy
@@ -79,17 +83,89 @@ class Texts:
         return [bytes(self.data[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
+class History(NamedTuple):
+    """The turns before consecutive pairs.
+
+    Attributes:
+        contents: Their texts.
+        roles: Their roles, shape (turns,).
+        offsets: The first turn of each pair, and the end of the last, shape (pairs + 1,).
+    """
+
+    contents: Texts
+    roles: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+
+    @property
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The pair of each turn, shape (turns,)."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def join(self) -> list[str]:
+        """Return the user's and assistant's texts of each pair, a line each."""
+        turns = [
+            f"{text}\n" if role != "system" else ""
+            for role, text in zip(self.roles, self.contents.array.to_pylist(), strict=True)
+        ]
+        return ["".join(turns[start:end]) for start, end in pairwise(self.offsets.tolist())]
+
+
+class Part(NamedTuple):
+    """Some of the texts of a batch.
+
+    Attributes:
+        place: Where they are: ``instruction``, ``response`` or ``history``.
+        kind: What they are: ``instruction``, ``response`` or ``system``.
+        texts: The texts.
+        rows: The row of the pair of each, shape (texts,).
+    """
+
+    place: str
+    kind: str
+    texts: Texts
+    rows: npt.NDArray[np.int64]
+
+
 class PairBatch(NamedTuple):
-    """Both fields of consecutive pairs, of which ``start`` is the first row."""
+    """The texts of consecutive pairs, of which ``start`` is the first row."""
 
     start: int
     instruction: Texts
     response: Texts
+    history: History | None = None
 
     @property
     def fields(self) -> tuple[Texts, Texts]:
         """Instruction and response, in the order of ``FIELDS``."""
         return self.instruction, self.response
+
+    @property
+    def parts(self) -> list[Part]:
+        """All texts: the instructions, the responses, and the turns of the history by kind."""
+        import pyarrow as pa
+
+        rows = np.arange(self.start, self.start + len(self))
+        parts = [
+            Part(name, name, texts, rows) for name, texts in zip(FIELDS, self.fields, strict=True)
+        ]
+        if self.history is not None:
+            contents, roles, _ = self.history
+            owners = self.history.owners
+            for role, kind in KINDS.items():
+                mask = roles == role
+                texts = Texts.from_arrow(contents.array.filter(pa.array(mask)))
+                parts.append(Part(HISTORY, kind, texts, rows[owners[mask]]))
+        return parts
+
+    def compared(self) -> tuple[list[str], list[str]]:
+        """Return both fields of each pair, the instruction after the history, for comparison.
+
+        System turns are left out: one that many conversations share would make them alike.
+        """
+        instructions, responses = (texts.array.to_pylist() for texts in self.fields)
+        if self.history is not None:
+            instructions = list(map(add, self.history.join(), instructions))
+        return instructions, responses
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -100,11 +176,27 @@ def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
     """Yield all pairs, ``ROWS_PER_BATCH`` at a time."""
     from ja_instruct.tables.arrow import iterate_tables
 
+    names = filtered_columns(pairs.column_names)
     start = 0
-    for table in iterate_tables(pairs, columns=list(FIELDS), rows=ROWS_PER_BATCH):
-        columns = [as_one_array(table.column(field)) for field in FIELDS]
-        yield PairBatch(start, *map(Texts.from_arrow, columns))
+    for table in iterate_tables(pairs, columns=names, rows=ROWS_PER_BATCH):
+        columns = {name: as_one_array(table.column(name)) for name in names}
+        history = _as_history(columns[HISTORY]) if HISTORY in columns else None
+        fields = [Texts.from_arrow(columns[field]) for field in FIELDS]
+        yield PairBatch(start, *fields, history)
         start += len(table)
+
+
+def filtered_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns whose texts are filtered."""
+    return [*FIELDS, *([HISTORY] if HISTORY in names else [])]
+
+
+def _as_history(lists: pa.ListArray) -> History:
+    turns = lists.flatten()
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    roles = turns.field("role").to_numpy(zero_copy_only=False)
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    return History(Texts.from_arrow(turns.field("content")), roles, offsets)
 
 
 def as_one_array(column: pa.ChunkedArray) -> Any:

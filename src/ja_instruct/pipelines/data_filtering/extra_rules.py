@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ja_instruct.errors import InputError
-from ja_instruct.pipelines.data_filtering.batches import FIELDS, iterate_batches
+from ja_instruct.pipelines.data_filtering.batches import (
+    FIELDS,
+    HISTORY,
+    KINDS,
+    filtered_columns,
+    iterate_batches,
+)
 from ja_instruct.pipelines.data_filtering.contamination import ContaminationIndex
 from ja_instruct.pipelines.data_filtering.duplicates import (
     find_exact_duplicates,
@@ -23,7 +29,7 @@ from ja_instruct.pipelines.data_filtering.quality import (
 from ja_instruct.pipelines.data_filtering.violations import Violation, Violations, join_violations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy.typing as npt
     from datasets import Dataset
@@ -40,13 +46,13 @@ if TYPE_CHECKING:
 BATCH_TEXTS = 1000
 
 
-def check_texts(batch: PairBatch, rule: str, find: Find, fields: tuple[str, ...]) -> Violations:
+def check_texts(batch: PairBatch, rule: str, find: Find, kinds: Collection[str]) -> Violations:
     """Apply a rule for single texts; ``find`` returns the violating part of a text, or None."""
     return Violations.from_list(
-        Violation(row, rule, field, matched)
-        for field, texts in zip(FIELDS, batch.fields, strict=True)
-        if field in fields
-        for row, text in enumerate(texts.array.to_pylist(), batch.start)
+        Violation(row, rule, part.place, matched)
+        for part in batch.parts
+        if part.kind in kinds
+        for row, text in zip(part.rows.tolist(), part.texts.array.to_pylist(), strict=True)
         if (matched := find(text))
     )
 
@@ -54,20 +60,25 @@ def check_texts(batch: PairBatch, rule: str, find: Find, fields: tuple[str, ...]
 def check_token_counts(
     batch: PairBatch, tokenizer: Tokenizer, response_tokens_min: int, pair_tokens_max: int
 ) -> Violations:
-    """Find the pairs that are too short or too long, the latter in their longer field."""
-    counts = [
-        measure_token_counts(texts.array.to_pylist(), tokenizer).tolist() for texts in batch.fields
-    ]
+    """Find the pairs that are too short or too long, the latter in their longest part."""
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    for part in batch.parts:
+        tokens = measure_token_counts(part.texts.array.to_pylist(), tokenizer)
+        in_place = counts.setdefault(part.place, np.zeros(len(batch), np.int64))
+        np.add.at(in_place, part.rows - batch.start, tokens)
+    # in the order of the prompt; of two equally long parts the later one is named
+    places = [place for place in (HISTORY, *FIELDS) if place in counts]
     found = []
-    for row, (instruction, response) in enumerate(zip(*counts, strict=True), batch.start):
-        if response < response_tokens_min:
-            field, matched = "response", f"{response} < {response_tokens_min}"
-        elif instruction + response > pair_tokens_max:
-            field = "instruction" if instruction > response else "response"
-            matched = f"{instruction} + {response} > {pair_tokens_max}"
+    columns = [counts[place].tolist() for place in places]
+    for row, lengths in enumerate(zip(*columns, strict=True), batch.start):
+        if lengths[-1] < response_tokens_min:
+            place, matched = "response", f"{lengths[-1]} < {response_tokens_min}"
+        elif sum(lengths) > pair_tokens_max:
+            place = max(zip(lengths, range(len(places)), places, strict=True))[-1]
+            matched = f"{' + '.join(map(str, lengths))} > {pair_tokens_max}"
         else:
             continue
-        found.append(Violation(row, "token_count", field, matched))
+        found.append(Violation(row, "token_count", place, matched))
     return Violations.from_list(found)
 
 
@@ -117,15 +128,15 @@ def build_checks(
         han_chars_max=parameters.han_chars_without_kana_max,
         foreign_chars_max=parameters.foreign_han_chars_without_kana_max,
     )
-    text_rules: dict[str, tuple[Find, tuple[str, ...]]] = {
-        "citation_mark": (find_citation_mark, FIELDS),
+    text_rules: dict[str, tuple[Find, Collection[str]]] = {
+        "citation_mark": (find_citation_mark, KINDS.values()),
         "cut_off": (find_cut_off, ("response",)),
-        "repetition": (repetition, FIELDS),
-        "kana_share": (kana_gap, FIELDS),
+        "repetition": (repetition, KINDS.values()),
+        "kana_share": (kana_gap, KINDS.values()),
     }
     checks: list[Check] = [
-        partial(check_texts, rule=rule, find=find, fields=fields)
-        for rule, (find, fields) in text_rules.items()
+        partial(check_texts, rule=rule, find=find, kinds=kinds)
+        for rule, (find, kinds) in text_rules.items()
         if rule in parameters.extra_rules
     ]
     if "token_count" in parameters.extra_rules:
@@ -159,14 +170,14 @@ def _build_contamination_check(
         stock_texts_max=parameters.contamination_stock_texts_max,
     )
     for batch in iterate_batches(pairs):
-        for texts in batch.fields:
-            index.count_stock_phrases(texts.array.to_pylist())
+        for part in batch.parts:
+            index.count_stock_phrases(part.texts.array.to_pylist())
 
     def find(text: str) -> str | None:
         match = index.find(text)
         return None if match is None else f"task {match.task_id}: {match.matched}"
 
-    return partial(check_texts, rule="contamination", find=find, fields=FIELDS)
+    return partial(check_texts, rule="contamination", find=find, kinds=KINDS.values())
 
 
 def find_duplicates(
@@ -177,11 +188,13 @@ def find_duplicates(
     Each rule checks the pairs left by the one before it, so that no pair is dropped as a duplicate
     of a pair that is dropped itself. ``rows``, those without a violation, must ascend.
     """
-    fields = pairs.select_columns(list(FIELDS))
+    texts = pairs.select_columns(filtered_columns(pairs.column_names))
 
     def read_pair(row: int) -> tuple[str, str]:
-        pair = fields[row]
-        return pair["instruction"], pair["response"]
+        pair = texts[row]
+        turns = [turn for turn in pair.get(HISTORY) or [] if turn["role"] != "system"]
+        before = "".join(f"{turn['content']}\n" for turn in turns)
+        return before + pair["instruction"], pair["response"]
 
     found = []
     if "exact_duplicate" in parameters.extra_rules:
@@ -201,5 +214,4 @@ def find_duplicates(
 def _iterate(pairs: Dataset, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str, str]]:
     for batch in iterate_batches(pairs.select(rows)):
         numbers = rows[batch.start : batch.start + len(batch)].tolist()
-        texts = (texts.array.to_pylist() for texts in batch.fields)
-        yield from zip(numbers, *texts, strict=True)
+        yield from zip(numbers, *batch.compared(), strict=True)

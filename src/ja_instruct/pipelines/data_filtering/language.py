@@ -15,7 +15,7 @@ import numpy as np
 import pycld2
 
 from ja_instruct.pipelines.data_filtering import cld2_process
-from ja_instruct.pipelines.data_filtering.batches import FIELDS, count_cores
+from ja_instruct.pipelines.data_filtering.batches import count_cores
 from ja_instruct.pipelines.data_filtering.violations import Violation, Violations
 
 if TYPE_CHECKING:
@@ -41,25 +41,30 @@ def find_other_languages(
     percent_min: int,
     detect: Detect = cld2_process.detect_all,
 ) -> Violations:
-    """Find the fields in which CLD2 does not detect at least ``percent_min`` % of ``code``.
+    """Find the texts in which CLD2 does not detect at least ``percent_min`` % of ``code``.
 
     The texts are read as HTML, CLD2's default. CLD2 fails on control characters and noncharacters:
-    such a pair violates ``language_undetectable`` alone, whatever its other field. It detects no
-    language in an empty or very short field. As the slowest rule, it checks only the pairs left by
+    such a pair violates ``language_undetectable`` alone, whatever its other texts. It detects no
+    language in an empty or very short text. As the slowest rule, it checks only the pairs left by
     the others: ``rows``, indices within the batch.
     """
-    texts = [text for field in batch.fields for text in field.encoded(rows)]
+    wanted = rows + batch.start
+    texts: list[bytes] = []
+    places: list[tuple[int, str]] = []
+    for part in batch.parts:
+        chosen = np.flatnonzero(np.isin(part.rows, wanted))
+        texts += part.texts.encoded(chosen)
+        places += [(row, part.place) for row in part.rows[chosen].tolist()]
     found = []
-    for place, detection in enumerate(detect(texts, code, percent_min)):
+    for (row, place), detection in zip(places, detect(texts, code, percent_min), strict=True):
         if detection is None:
             continue
-        field, number = divmod(place, len(rows))
         if isinstance(detection, str):
             rule, matched = "language_undetectable", detection
         else:
             shares = [f"{name} {percent} %" for name, percent in detection]
             rule, matched = "language", ", ".join(shares) or "none"
-        found.append(Violation(batch.start + int(rows[number]), rule, FIELDS[field], matched))
+        found.append(Violation(row, rule, place, matched))
     failed = {violation.row for violation in found if violation.rule == "language_undetectable"}
     return Violations.from_list(
         violation

@@ -8,7 +8,7 @@ and with a field that CLD2 does not detect as Japanese.
 from __future__ import annotations
 
 import logging
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +18,14 @@ from ja_instruct.pipelines.data_filtering import report
 from ja_instruct.pipelines.data_filtering.batches import (
     ROWS_PER_BATCH,
     PairBatch,
+    filtered_columns,
     iterate_batches,
     map_in_threads,
 )
 from ja_instruct.pipelines.data_filtering.extra_rules import build_checks, find_duplicates
+from ja_instruct.pipelines.data_filtering.extraction import extract_records
 from ja_instruct.pipelines.data_filtering.language import find_other_languages, start_detectors
 from ja_instruct.pipelines.data_filtering.pairs import (
-    decode_conversations,
-    extract_fields,
-    make_fields,
     replace_columns,
     select_rows,
     set_bad_records_aside,
@@ -64,40 +63,42 @@ else:
 logger = logging.getLogger(__name__)
 
 
-@unaffected_by("params:data_filtering")
+@unaffected_by(
+    "params:data_filtering",
+    but=(
+        "params:data_filtering.multi_turn",
+        "params:data_filtering.system_turns",
+        "params:data_filtering.assistant_first",
+    ),
+)
 def extract_pairs(
     raw_conversations: Dataset, parameters: DataFilteringParameters
-) -> tuple[Dataset, Dataset]:
-    """Add the columns ``instruction`` and ``response``: the first user and assistant turn.
+) -> tuple[Dataset, Dataset, Violations]:
+    """Add the columns ``instruction`` and ``response``, and ``history`` and ``exchange`` if needed.
 
-    A field is "" if the conversation has no such turn or the turn no content. Columns of these
-    names in the source are replaced; the others follow unchanged, in their order. The second
-    dataset has the records that could not be read (``source``, ``line``, ``error``, ``text``).
+    A field is "" if the conversation has no such turn or the turn no content; see ``exchanges`` for
+    the turns that they come from. The source's ``instruction`` and ``response`` are replaced, its
+    ``history`` and ``exchange`` renamed; the others follow unchanged, in their order.
+
+    Returns:
+        The pairs; the records that could not be read (``source``, ``line``, ``error``, ``text``);
+        and what the order of turns violates.
 
     Raises:
         InputError: There is no column ``conversations``, a conversation is not a list of turns, or
             more records than ``bad_records_max`` could not be read.
     """
-    from ja_instruct.tables.arrow import collect, iterate_tables
-
     source = as_dataset(raw_conversations, "raw_conversations")
     require_columns(source, ["conversations"], "raw_conversations")
     source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
-    source = decode_conversations(source)
-    texts = text_columns(source.data.schema)
+    pairs, turn_violations = extract_records(source, parameters)
+    texts = text_columns(pairs.data.schema)
     if texts:
         logger.warning(
             "raw_conversations: %s hold values of several types, which are kept as JSON text",
             ", ".join(texts),
         )
-
-    tables = iterate_tables(source, columns=["conversations"], rows=ROWS_PER_BATCH)
-    fields = map_in_threads(
-        lambda numbered: extract_fields(numbered[1].column("conversations"), numbered[0]),
-        zip(count(1, ROWS_PER_BATCH), tables, strict=False),
-    )
-    pairs = collect(chain([make_fields([], [])], fields))
-    return replace_columns(source, pairs), quarantined
+    return pairs, quarantined, turn_violations
 
 
 @unaffected_by("params:data_filtering", but=("params:data_filtering.rare_char_count_max",))
@@ -112,7 +113,7 @@ def find_rare_characters(
 def apply_replacements(
     conversation_pairs: Dataset, replacements: list[Replacement]
 ) -> tuple[Dataset, dict[str, int]]:
-    """Apply the replacement table, in its order, to both fields.
+    """Apply the replacement table, in its order, to both fields and the history.
 
     Returns:
         The pairs, and the number of pairs that each ``find`` of the table was replaced in.
@@ -124,7 +125,9 @@ def apply_replacements(
     automaton = build_candidate_automaton(touched)
 
     def replace() -> Iterator[pa.Table]:
-        yield make_fields([], [])
+        yield conversation_pairs.data.table.slice(0, 0).select(
+            filtered_columns(conversation_pairs.column_names)
+        )
         batches = iterate_batches(conversation_pairs)
         for fields, changed in map_in_threads(
             lambda batch: replace_in_batch(batch, table, automaton), batches
@@ -137,12 +140,16 @@ def apply_replacements(
 
 
 @unaffected_by(
+    "params:data_filtering.assistant_first",
     "params:data_filtering.bad_records_max",
+    "params:data_filtering.multi_turn",
+    "params:data_filtering.system_turns",
     "params:data_filtering.rare_char_count_max",
     "params:data_filtering.survivor_char_count_min",
 )
 def judge_pairs(
     cleaned_pairs: Dataset,
+    turn_violations: Violations,
     rare_characters: dict[str, int],
     banned_substrings: list[str],
     banned_instruction_substrings: list[str],
@@ -151,6 +158,8 @@ def judge_pairs(
     parameters: DataFilteringParameters,
 ) -> Violations:
     """Apply the rules that need no other pair to each pair; CLD2 only to pairs left by the others.
+
+    ``turn_violations`` are those that ``extract_pairs`` found.
 
     Only the rule ``token_count`` uses ``target_tokenizer``, only ``contamination`` uses
     ``evaluation_tasks``.
@@ -175,7 +184,8 @@ def judge_pairs(
     def judge(batch: PairBatch) -> list[Violations]:
         parts = find_banned(batch, banned)
         parts += [check(batch) for check in checks]
-        rejected = np.concatenate([part.column("row") for part in parts]) - batch.start
+        found = [part.column("row") for part in (turn_violations, *parts)]
+        rejected = np.concatenate(found) - batch.start
         left = np.setdiff1d(np.arange(len(batch)), rejected)
         parts.append(find_other_languages(batch, left, *language, detect))
         progress.update(len(batch))
@@ -186,7 +196,7 @@ def judge_pairs(
         start_detectors(len(cleaned_pairs)) as detect,
     ):
         judged = map_in_threads(judge, iterate_batches(cleaned_pairs))
-        return join_violations(chain.from_iterable(judged))
+        return join_violations([turn_violations, *chain.from_iterable(judged)])
 
 
 @unaffected_by(
@@ -266,6 +276,7 @@ def report_filtering(
     language = (parameters.language, parameters.language_percent_min)
     return {
         "summary": {
+            **report.count_conversations(cleaned_pairs),
             "read": read,
             "kept": len(kept_pairs),
             "rejected": read - len(kept_pairs),

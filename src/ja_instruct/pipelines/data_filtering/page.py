@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ja_instruct.pipelines.data_filtering.batches import FIELDS
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, HISTORY
 from ja_instruct.pipelines.data_filtering.violations import RULE_TRAITS
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def build_filter_page(
         advice=_advise(costs, found, steps, filter_report["summary"]["read"]),
         costs=costs,
         traits=RULE_TRAITS,
-        fields=FIELDS,
+        fields=(HISTORY, *FIELDS),
         steps={LISTS[name].edited_in: listed for name, listed in steps.items() if listed},
         lists=[(LISTS[name], sort_texts(entries)) for name, entries in found.items() if entries],
         replaced=sorted(replaced, key=lambda item: -item[1]),

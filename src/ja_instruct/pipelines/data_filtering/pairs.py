@@ -11,13 +11,9 @@ import numpy as np
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.data_filtering.batches import (
     FIELDS,
-    ROWS_PER_BATCH,
-    as_one_array,
     map_in_threads,
 )
-from ja_instruct.tables.conversations import decode_turns, prefix_errors
 from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
-from ja_instruct.tables.json_text import holds_json
 from ja_instruct.tables.json_types import to_arrow
 
 if TYPE_CHECKING:
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("user", "assistant")
-
 
 def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Table:
     """Return the columns ``instruction`` and ``response`` as Arrow strings."""
@@ -40,100 +34,15 @@ def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Tab
     return pa.table({name: pa.array(texts, pa.string()) for name, texts in fields})
 
 
-def extract_fields(conversations: pa.ChunkedArray, first_record: int) -> pa.Table:
-    """Return the content of the first turn of each role, or "" without such a turn.
-
-    Raises:
-        InputError: A conversation is not a list of turns with ``role`` and ``content``; the error
-            names the record, counted from ``first_record``.
-    """
-    turns = as_one_array(conversations)
-    if _holds_turns(turns.type):
-        return make_fields(*(_take_first(turns, role) for role in ROLES))
-    read = [
-        [_read_first(one, role, number) for role in ROLES]
-        for number, one in enumerate(turns.to_pylist(), start=first_record)
-    ]
-    return make_fields([pair[0] for pair in read], [pair[1] for pair in read])
-
-
-def _holds_turns(kind: pa.DataType) -> bool:
+def make_history(
+    offsets: npt.NDArray[np.int64], roles: Sequence[str], contents: Sequence[str]
+) -> pa.ListArray:
+    """Return lists of turns as Arrow arrays; see ``History``."""
     import pyarrow as pa
 
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        return False
-    turn = kind.value_type
-    return pa.types.is_struct(turn) and all(
-        turn.get_field_index(key) >= 0
-        and (pa.types.is_string(of := turn.field(key).type) or pa.types.is_large_string(of))
-        for key in ("role", "content")
-    )
-
-
-def _take_first(turns: pa.ListArray, role: str) -> pa.StringArray:
-    """Return the content of the first turn of ``role`` in each list."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    flat = turns.flatten()
-    lengths = pc.fill_null(pc.list_value_length(turns), 0).to_numpy()
-    ends = np.cumsum(lengths)
-    of_role = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), role), False)
-    places = np.flatnonzero(of_role.to_numpy(zero_copy_only=False))
-    rows, firsts = np.unique(np.searchsorted(ends, places, side="right"), return_index=True)
-    wanted = np.full(len(turns), -1, np.int64)
-    wanted[rows] = places[firsts]
-    indices = pa.array(wanted, mask=wanted < 0)
-    content = pc.struct_field(flat, "content").take(indices)
-    return pc.fill_null(content.cast(pa.string()), "")
-
-
-def _read_first(turns: object, role: str, number: int) -> str:
-    """Return the same for one conversation in Python objects."""
-    if not isinstance(turns, list | None):
-        raise _refusal(number, turns)
-    for turn in turns or []:
-        if turn is None:
-            continue
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str | None):
-            raise _refusal(number, turn)
-        if turn.get("role") == role:
-            return turn.get("content") or ""
-    return ""
-
-
-def _refusal(number: int, value: object) -> InputError:
-    return InputError(
-        f"'raw_conversations', record {number}: 'conversations' must be a list of turns, "
-        f"each a mapping with the texts 'role' and 'content', but holds {value!r:.100}"
-    )
-
-
-def decode_conversations(source: Dataset) -> Dataset:
-    """Return the source with conversations that are JSON text as lists of turns.
-
-    ``datasets`` keeps them as JSON text if their turns have different keys.
-
-    Raises:
-        InputError: Names the record that is not a list of turns with texts.
-    """
-    from ja_instruct.tables.arrow import collect, iterate_tables
-
-    name = "conversations"
-
-    def decode() -> Iterator[pa.Table]:
-        first = 1
-        for table in iterate_tables(source, columns=[name], rows=ROWS_PER_BATCH):
-            with prefix_errors("'raw_conversations'"):
-                turns = decode_turns(table.column(name), first_record=first)
-            yield table.set_column(0, name, turns)
-            first += len(table)
-
-    if not holds_json(source.data.schema.field(name).type):
-        return source
-    decoded = collect(decode())
-    sources = {column: decoded if column == name else source for column in source.column_names}
-    return _join_columns(sources)
+    texts = [pa.array(values, pa.string()) for values in (roles, contents)]
+    turns = pa.StructArray.from_arrays(texts, names=["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), turns)
 
 
 def set_bad_records_aside(source: Dataset, count_max: int) -> tuple[Dataset, Dataset]:
@@ -198,10 +107,10 @@ def replace_columns(data: Dataset, columns: Dataset) -> Dataset:
     """
     sources = dict.fromkeys(columns.column_names, columns)
     sources |= {name: data for name in data.column_names if name not in sources}
-    return _join_columns(sources)
+    return join_columns(sources)
 
 
-def _join_columns(sources: dict[str, Dataset]) -> Dataset:
+def join_columns(sources: dict[str, Dataset]) -> Dataset:
     """Return the columns of these names, each from its own dataset, without a copy."""
     import pyarrow as pa
     from datasets import Features

@@ -22,6 +22,22 @@ ExtraRule = Literal[
 class DataFilteringParameters(Parameters):
     """Section ``data_filtering`` of the parameters."""
 
+    multi_turn: Literal["first", "last", "all", "split"] = Field(
+        description=(
+            "Records of a conversation with several exchanges: a pair of its 'first' user and "
+            "assistant turn, as in the recipe; its 'last' exchange; 'all', the last exchange with "
+            "the turns before it as history; 'split', one for every exchange."
+        )
+    )
+    system_turns: Literal["drop", "keep"] = Field(
+        description="Keep the system turns at the beginning as the first entry of history."
+    )
+    assistant_first: Literal["pair", "skip", "reject"] = Field(
+        description=(
+            "An assistant turn before the first user turn: with multi_turn 'first', 'pair' makes "
+            "it the response, as in the recipe; 'skip' leaves it out; 'reject' drops the record."
+        )
+    )
     rare_char_count_max: int = Field(
         ge=0,
         description=(
@@ -87,6 +103,11 @@ class DataFilteringParameters(Parameters):
         le=1,
         description="Rule near_duplicate: least Jaccard similarity of both fields' 3-grams.",
     )
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether records have turns before the instruction."""
+        return self.multi_turn == "all" or self.system_turns == "keep"
 
     @field_validator("language")
     @classmethod

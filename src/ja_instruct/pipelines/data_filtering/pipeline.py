@@ -16,7 +16,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             Node(
                 nodes.extract_pairs,
                 inputs=["raw_conversations", "params:data_filtering"],
-                outputs=["conversation_pairs", "quarantined_records"],
+                outputs=["conversation_pairs", "quarantined_records", "turn_violations"],
                 name="extract_pairs",
             ),
             Node(
@@ -35,6 +35,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 nodes.judge_pairs,
                 inputs=[
                     "cleaned_pairs",
+                    "turn_violations",
                     "rare_characters",
                     "banned_substrings",
                     "banned_instruction_substrings",

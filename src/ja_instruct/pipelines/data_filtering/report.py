@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array, iterate_batches
+from ja_instruct.pipelines.data_filtering.batches import (
+    FIELDS,
+    HISTORY,
+    as_one_array,
+    filtered_columns,
+    iterate_batches,
+)
 from ja_instruct.pipelines.data_filtering.extra_rules import measure_token_counts
+from ja_instruct.pipelines.data_filtering.extraction import EXCHANGE
 from ja_instruct.pipelines.data_filtering.language import find_other_languages
 from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Violations
 
@@ -120,25 +127,44 @@ def estimate_good_data(
 def pick_examples(pairs: Dataset, violations: Violations) -> dict[str, list[dict[str, Any]]]:
     """Return up to ten evenly spaced pairs that violate each rule, cut around the match.
 
-    ``record`` counts from 1 in the order of the source.
+    ``record`` counts from 1 in the order of the pairs, of which a conversation may have several.
     """
+    names = filtered_columns(pairs.column_names)
     examples: dict[str, list[dict[str, Any]]] = {}
     for rule in RULES:
         found = violations.of_rule(rule)
         rows = found.column("row").to_numpy()
         _, first = np.unique(rows, return_index=True)
         first = spread(first, EXAMPLES_PER_RULE)
-        texts = pairs.select(rows[first]).select_columns(list(FIELDS)).to_list()
+        texts = pairs.select(rows[first]).select_columns(names).to_list()
         examples[rule] = []
         for place, pair in zip(first.tolist(), texts, strict=True):
             field = PLACES[found.column("field")[place].as_py()]
             matched = found.column("matched")[place].as_py()
+            if HISTORY in pair:
+                pair[HISTORY] = "\n".join(turn["content"] for turn in pair[HISTORY])
             cut = {
                 name: _cut(text, matched if name == field else "") for name, text in pair.items()
             }
             record = int(rows[place]) + 1
             examples[rule].append({"record": record, "side": field, "matched": matched, **cut})
     return examples
+
+
+def count_conversations(pairs: Dataset) -> dict[str, int]:
+    """Count what a pair is not enough to describe.
+
+    Returns:
+        ``conversations`` if one may give several pairs; ``history_turns``, the turns before all
+        pairs, if they are kept.
+    """
+    counts = {}
+    if EXCHANGE in pairs.column_names:
+        counts["conversations"] = pairs[EXCHANGE][:].count(1)
+    if HISTORY in pairs.column_names:
+        histories = [batch.history for batch in iterate_batches(pairs)]
+        counts["history_turns"] = sum(len(one.roles) for one in histories if one is not None)
+    return counts
 
 
 def compare_characters(before: Dataset, after: Dataset) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import FIELDS
-from ja_instruct.pipelines.data_filtering.pairs import make_fields
-from ja_instruct.pipelines.data_filtering.violations import RULES, Violations
+from ja_instruct.pipelines.data_filtering.batches import HISTORY
+from ja_instruct.pipelines.data_filtering.pairs import make_fields, make_history
+from ja_instruct.pipelines.data_filtering.violations import PLACES, RULES, Violations
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,15 +36,18 @@ INSTRUCTION_ONLY = ("banned_instruction_substring",)
 def count_characters(batches: Iterable[PairBatch]) -> npt.NDArray[np.int64]:
     """Count characters as the recipe does: the response, a space and the instruction of each pair.
 
+    Every turn of the history adds a space and its text.
+
     Returns:
         The count of each code point, shape (0x110000,).
     """
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for batch in batches:
-        counts[ord(" ")] += len(batch)
-        for texts in batch.fields:
-            in_field = np.bincount(texts.characters)
-            counts[: len(in_field)] += in_field
+        counts[ord(" ")] -= len(batch)
+        for part in batch.parts:
+            counts[ord(" ")] += len(part.rows)
+            in_part = np.bincount(part.texts.characters)
+            counts[: len(in_part)] += in_part
     return counts
 
 
@@ -103,17 +106,18 @@ class Banned:
 
 
 def find_banned(batch: PairBatch, banned: Banned) -> list[Violations]:
-    """Find every banned substring in each pair, each once per field."""
+    """Find every banned substring in each pair, each once per text."""
     parts = []
     instruction_only = [RULES.index(rule) for rule in INSTRUCTION_ONLY]
-    for field, texts in enumerate(batch.fields):
-        rows, patterns = banned.find(texts)
+    for part in batch.parts:
+        texts, patterns = banned.find(part.texts)
         rules = banned.rules[patterns]
-        if FIELDS[field] != "instruction":
+        if part.kind != "instruction":
             applies = ~np.isin(rules, instruction_only)
-            rows, patterns, rules = rows[applies], patterns[applies], rules[applies]
+            texts, patterns, rules = texts[applies], patterns[applies], rules[applies]
         matched = [banned.texts[pattern] for pattern in patterns.tolist()]
-        parts.append(Violations.from_arrays(rows + batch.start, rules, field, matched))
+        place = PLACES.index(part.place)
+        parts.append(Violations.from_arrays(part.rows[texts], rules, place, matched))
     return parts
 
 
@@ -153,27 +157,35 @@ def _find_matches(
 def replace_in_batch(
     batch: PairBatch, table: Sequence[Replacement], automaton: BytesAhoCorasick | None
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Apply the replacement table, in its order, to both fields of each pair.
+    """Apply the replacement table, in its order, to all texts of each pair.
 
     Only the texts that may contain a ``find``, by the automaton, are decoded.
 
     Returns:
-        Both fields, and the number of pairs that each ``find`` was replaced in.
+        The columns of texts, and the number of pairs that each ``find`` was replaced in.
     """
     touched: dict[str, set[int]] = {}
     columns = []
-    for texts in batch.fields:
+    fields = [(texts, np.arange(len(batch))) for texts in batch.fields]
+    if batch.history is not None:
+        fields.append((batch.history.contents, batch.history.owners))
+    for texts, owners in fields:
         rows = find_candidates(automaton, texts)
         new = []
         for row, encoded in zip(rows.tolist(), texts.encoded(rows), strict=True):
             text = encoded.decode()
             for find, replace in table:
                 if find in text:
-                    touched.setdefault(find, set()).add(row)
+                    touched.setdefault(find, set()).add(int(owners[row]))
                     text = text.replace(find, replace)
             new.append(text)
         columns.append(_put(texts.array, rows, new) if new else texts.array)
-    return make_fields(*columns), {find: len(rows) for find, rows in touched.items()}
+    instructions, responses, *contents = columns
+    replaced = make_fields(instructions, responses)
+    if batch.history is not None:
+        history = make_history(batch.history.offsets, batch.history.roles, *contents)
+        replaced = replaced.append_column(HISTORY, history)
+    return replaced, {find: len(rows) for find, rows in touched.items()}
 
 
 def _put(texts: pa.StringArray, rows: npt.NDArray[np.int64], new: list[str]) -> pa.StringArray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ja_instruct.pipelines.data_filtering.batches import FIELDS, as_one_array
+from ja_instruct.pipelines.data_filtering.batches import FIELDS, HISTORY, as_one_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +34,8 @@ class Rule(NamedTuple):
 
 #: All rules in the order in which they are applied.
 RULE_TRAITS = {
+    "assistant_first": Rule("data_filtering.assistant_first", on_purpose=True, quotes=False),
+    "unexpected_turn": Rule("data_filtering.multi_turn", on_purpose=True, quotes=False),
     "banned_substring": Rule("word_lists/banned_substrings.yml"),
     "banned_instruction_substring": Rule("word_lists/banned_instruction_substrings.yml"),
     "rare_character": Rule("data_filtering.rare_char_count_max"),
@@ -63,8 +65,8 @@ RULE_TRAITS = {
 }
 RULES = tuple(RULE_TRAITS)
 
-#: Where a rule finds something: in one field, or in both together.
-PLACES = (*FIELDS, "pair")
+#: Where a rule finds something: in one field, in the turns before, or in all together.
+PLACES = (*FIELDS, HISTORY, "pair")
 
 
 class Violation(NamedTuple):
