@@ -117,6 +117,24 @@ def test_nothing_to_change():
     assert "dropped for this alone" not in advice
 
 
+def test_conversations_with_history_and_columns_of_several_types(page):
+    example = make_example("ありがとう。", "どういたしまして。", "翻訳") | {"side": "history"}
+    text = Page(
+        build(
+            summary={"conversations": 321, "history_turns": 654, **REPORT["summary"]},
+            json_text_columns=["meta", "conversations[].tool_calls"],
+            examples=REPORT["examples"]
+            | {"banned_substring": [{"history": "翻訳して。\n訳しました。", **example}]},
+        )
+    ).text
+    assert "conversations 321" in text
+    assert "turns before 654" in text
+    assert "kept as JSON text: meta conversations[].tool_calls" in text
+    assert re.search(r"history: 翻訳 history 翻訳 ?して。", text)
+    for heading in ("turns before", "JSON text", "history"):
+        assert heading not in page.text
+
+
 def test_rules_that_drop_japanese_on_purpose_are_not_to_be_loosened():
     text = Page(
         build(

@@ -358,3 +358,43 @@ def test_other_columns_and_keys_of_turns_may_hold_anything(
     assert kept[4] == ["x", {"y": None}]
     turns = [(turn["role"], turn["content"]) for turn in read["conversations"][0]]
     assert turns == [("user", QUESTION), ("assistant", ANSWER)]
+
+
+def test_joined_conversations_are_filtered_like_their_parts() -> None:
+    """Conversations of two exchanges, each a real conversation of one."""
+    parts = read_real_conversations()[::20]
+    parts = parts[: len(parts) // 2 * 2]
+    lists = [
+        yaml.safe_load((CONF / "base" / "word_lists" / f"{name}.yml").read_text("utf-8"))
+        for name in ("replacements", "banned_substrings")
+    ]
+    joined = [
+        {"conversations": one["conversations"] + other["conversations"]}
+        for one, other in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+    def filter_talks(talks: list[dict[str, Any]], **figures: Any) -> list[dict[str, Any]]:
+        counts = {"rare_char_count_max": 1, "survivor_char_count_min": 3}
+        case = Case(talks, *lists, [], counts | figures)
+        kept: list[dict[str, Any]] = run(case).load("filtered_pairs").to_list()
+        return kept
+
+    recipe = [(pair["instruction"], pair["response"]) for pair in filter_talks(parts)]
+    split = filter_talks(joined, multi_turn="split")
+    assert 0.2 < len(split) / len(parts) < 0.8
+    assert [(pair["instruction"], pair["response"]) for pair in split] == recipe
+
+    # whole records leave other survivors, whose characters are counted again
+    kept = filter_talks(parts, survivor_char_count_min=0)
+    texts = [[pair["instruction"], pair["response"]] for pair in kept]
+    sources = [pair["conversations"] for pair in kept]
+    both = [
+        before + after
+        for one, before, other, after in zip(sources, texts, sources[1:], texts[1:], strict=False)
+        if {"conversations": one + other} in joined
+    ]
+    whole = filter_talks(joined, multi_turn="all", survivor_char_count_min=0)
+    assert [
+        [*(turn["content"] for turn in pair["history"]), pair["instruction"], pair["response"]]
+        for pair in whole
+    ] == both

@@ -181,8 +181,8 @@ def iterate_batches(pairs: Dataset) -> Iterator[PairBatch]:
     for table in iterate_tables(pairs, columns=names, rows=ROWS_PER_BATCH):
         columns = {name: as_one_array(table.column(name)) for name in names}
         history = _as_history(columns[HISTORY]) if HISTORY in columns else None
-        fields = [Texts.from_arrow(columns[field]) for field in FIELDS]
-        yield PairBatch(start, *fields, history)
+        instructions, responses = (Texts.from_arrow(columns[field]) for field in FIELDS)
+        yield PairBatch(start, instructions, responses, history)
         start += len(table)
 
 

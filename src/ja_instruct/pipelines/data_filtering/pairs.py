@@ -35,7 +35,7 @@ def make_fields(instructions: Sequence[str], responses: Sequence[str]) -> pa.Tab
 
 
 def make_history(
-    offsets: npt.NDArray[np.int64], roles: Sequence[str], contents: Sequence[str]
+    offsets: npt.NDArray[np.int64], roles: Sequence[str] | npt.NDArray[Any], contents: Sequence[str]
 ) -> pa.ListArray:
     """Return lists of turns as Arrow arrays; see ``History``."""
     import pyarrow as pa
