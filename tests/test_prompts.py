@@ -2,6 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from ja_instruct.chat_template import ChatTemplate
+from ja_instruct.config import explain_errors
 from ja_instruct.errors import InputError
 from ja_instruct.prompts import PromptBuilder, PromptParameters, training_prompt
 
@@ -65,19 +66,77 @@ def test_few_shot_prompt_in_full(prompts, tokenizer):
     assert inference_prompt(prompts, QUESTION, [], tokenizer) == header + task
 
 
+JSON_ANSWER = '次の形のJSONで答えなさい: {"answer": "…"}\n### 質問:\n{input}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("train_prompt", "質問:{}", "must contain {} twice"),
         ("train_prompt", "{}と{}、以上", "the second at its end"),
+        ("train_prompt", "{}と{}と{}", "must contain {} twice"),
+        ("train_prompt", "{0}と{1}", "'{0}' is not among its placeholders {};"),
+        ("train_prompt", "{input}:{output}", "'{input}' is not among its placeholders {};"),
+        ("train_prompt", "{{}}と{{}}", "must contain {}"),
         ("task_prompt", "質問:", "must contain {input}"),
-        ("few_shot_example", "{output}", "must contain {input}"),
+        ("task_prompt", "{{input}}", "must contain {input}"),
+        ("task_prompt", JSON_ANSWER, "'{\"answer\": …}' is not among its placeholders {input}; w"),
+        (
+            "task_prompt",
+            "{input}\n}",
+            "unpaired brace (Single '}' encountered in format string); w",
+        ),
+        (
+            "task_prompt",
+            "{input}\n{",
+            "unpaired brace (Single '{' encountered in format string); w",
+        ),
+        (
+            "task_prompt",
+            "{input\n回答:",
+            "unpaired brace (",
+        ),
+        ("task_prompt", "{}", "'{}' is not among its placeholders {input};"),
+        ("task_prompt", "{ input }", "'{ input }' is not among its placeholders {input};"),
+        ("task_prompt", "{input.title}", "'{input.title}' is not among its placeholders {input};"),
+        ("task_prompt", "{input[0]}", "'{input[0]}' is not among its placeholders {input};"),
+        ("task_prompt", "{input}{output}", "'{output}' is not among its placeholders {input};"),
+        ("task_prompt", "{input:>10}", "placeholders have no format: write {input} alone"),
+        ("task_prompt", "{input!r}", "placeholders have no format: write {input} alone"),
+        ("few_shot_example", "{output}", "must contain {input} and {output}"),
+        ("few_shot_example", "{input}", "must contain {input} and {output}"),
+        (
+            "few_shot_example",
+            "{input}{answer}",
+            "'{answer}' is not among its placeholders {input} ",
+        ),
         ("format", "chat", "'recipe', 'training_prompt' or 'chat_template'"),
     ],
 )
-def test_unusable_parameters_are_refused(prompts, name, text, message):
-    with pytest.raises(ValidationError, match=message):
+def test_unusable_parameters_are_refused_with_key_and_remedy(prompts, name, text, message):
+    with pytest.raises(ValidationError) as caught:
         PromptParameters(**{**prompts.model_dump(), name: text})
+    (explained,) = explain_errors(caught.value, PromptParameters, "prompts")
+    assert explained.startswith(f"'prompts.{name}' = {text[:20]!r}"[:-1])
+    assert message in explained
+    if "brace" in explained or "placeholders" in message:
+        assert explained.endswith("write {{ and }} for braces that belong to the text")
+
+
+def test_braces_of_the_text_itself(prompts, tokenizer):
+    texts = {
+        "few_shot_header": 'JSON {"answer": "…"} で、}{ も書ける。\n',
+        "few_shot_example": '{{"q": "{input}", "a": "{output}"}}\n',
+        "task_prompt": '{{"q": "{input}", "a": "',
+        "train_prompt": '{{"q": "{}", "a": "{}',
+    }
+    prompts = PromptParameters(**{**prompts.model_dump(), **texts})
+    builder = PromptBuilder(prompts, tokenizer)
+    found = builder.prompt("問{x}", [{"input": "一", "output": "二"}])
+    assert found == (
+        'JSON {"answer": "…"} で、}{ も書ける。\n{"q": "一", "a": "二"}\n{"q": "問{x}", "a": "'
+    )
+    assert training_prompt(prompts, "問") == '{"q": "問", "a": "'
 
 
 @pytest.fixture

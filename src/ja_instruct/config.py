@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import string
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +27,9 @@ RENAMED_PARAMETERS = {
     "sft.model_card.licence_terms": "license_terms",
     "sft.model_card.qa_pairs.licence": "license",
 }
+
+# of a value in a message; texts and lists may be pages
+SHOWN_CHARS = 80
 
 
 class Parameters(BaseModel):
@@ -98,6 +102,41 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def parse_placeholders(text: str, names: Sequence[str]) -> list[str]:
+    """Check a text that is filled in by ``str.format``; return its placeholders in order.
+
+    Args:
+        text: With braces around each name, and doubled braces for those of the text itself.
+        names: The names that it must contain; an empty name is ``{}``.
+
+    Raises:
+        ValueError: A brace is not part of a placeholder or doubled, a placeholder is not among
+            ``names`` or has a format, or one is missing.
+
+    >>> parse_placeholders('{{"質問": "{input}"}}', ["input"])
+    ['input']
+    >>> parse_placeholders('{"質問": "{input}"}', ["input"])
+    Traceback (most recent call last):
+    ValueError: '{"質問": …}' is not among its placeholders {input}; write {{ and }} for ...
+    """
+    wanted = " and ".join(f"{{{name}}}" for name in names)
+    remedy = "write {{ and }} for braces that belong to the text"
+    try:
+        fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"has an unpaired brace ({error}); {remedy}") from error
+    for _, name, spec, conversion in fields:
+        if name not in names:
+            shown = f"{name}: …" if spec else name
+            raise ValueError(f"'{{{shown}}}' is not among its placeholders {wanted}; {remedy}")
+        if spec or conversion:
+            raise ValueError(f"placeholders have no format: write {{{name}}} alone; {remedy}")
+    found = [str(name) for _, name, _, _ in fields]
+    if not {*names} <= {*found}:
+        raise ValueError(f"must contain {wanted}")
+    return found
+
+
 def _explain(detail: ErrorDetails, model: type[BaseModel], section: str) -> str:
     location = detail["loc"]
     key = ".".join(map(str, [section, *location] if section else location))
@@ -112,7 +151,9 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], section: str) -> str:
         return f"'{section}': {message}" if section else message
     if detail["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' = {detail['input']!r}: {message}"
+    value = repr(detail["input"])
+    shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
+    return f"'{key}' = {shown}: {message}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from ja_instruct.chat_template import ChatTemplate, Span, Turn, join_system
-from ja_instruct.config import Parameters
+from ja_instruct.config import Parameters, parse_placeholders
 from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.errors import InputError
 
@@ -28,24 +28,29 @@ class PromptParameters(Parameters):
         )
     )
     train_prompt: str = Field(description="A training sample, with two {} for question and answer")
-    few_shot_header: str = Field(description="The prompt before the examples")
+    few_shot_header: str = Field(description="The prompt before the examples, as it is")
     few_shot_example: str = Field(description="One example, with {input} and {output}")
     task_prompt: str = Field(description="The prompt after the examples, with {input}")
 
     @field_validator("train_prompt")
     @classmethod
     def _ends_with_answer(cls, value: str) -> str:
-        if value.count("{}") != 2 or not value.endswith("{}"):
+        if len(parse_placeholders(value, [""])) != 2 or not value.endswith("{}"):
             raise ValueError(
-                "train_prompt must contain {} twice, for question and answer, the second at its end"
+                "must contain {} twice, for question and answer, the second at its end"
             )
         return value
 
-    @field_validator("few_shot_example", "task_prompt")
+    @field_validator("few_shot_example")
     @classmethod
-    def _holds_input(cls, value: str) -> str:
-        if "{input}" not in value:
-            raise ValueError("must contain {input}, the place of the question")
+    def _holds_question_and_answer(cls, value: str) -> str:
+        parse_placeholders(value, ["input", "output"])
+        return value
+
+    @field_validator("task_prompt")
+    @classmethod
+    def _holds_question(cls, value: str) -> str:
+        parse_placeholders(value, ["input"])
         return value
 
 

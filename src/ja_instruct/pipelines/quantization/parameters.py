@@ -1,8 +1,9 @@
 """Typed parameters of ``quantization``."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ja_instruct.config import GpuParameters, Parameters, check_devices
 from ja_instruct.models.loading import Device
@@ -27,6 +28,19 @@ class QuantizationParameters(Parameters):
     perplexity_max_tokens: int = Field(
         ge=0, description="Tokens predicted of perplexity_texts in total; 0 measures none"
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_jinja(cls, template: str) -> str:
+        from jinja2 import Environment, TemplateSyntaxError
+
+        # transformers' own tag, which marks the model's turns
+        plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
+        try:
+            Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"is not a Jinja template: line {error.lineno}: {error}") from error
+        return template
 
     @model_validator(mode="after")
     def _devices_can_be_used(self) -> Self:
