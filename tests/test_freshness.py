@@ -113,6 +113,7 @@ sft.training.num_train_epochs: train
 sft.training.max_steps: train
 sft.training.learning_rate: train
 sft.training.lr_scheduler_type: train
+sft.training.lr_scheduler_kwargs: train
 sft.training.warmup_steps: train
 sft.training.optim: train
 sft.training.weight_decay: train

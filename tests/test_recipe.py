@@ -63,6 +63,7 @@ SECTIONS = {
             "max_steps": -1,
             "learning_rate": 2e-4,
             "lr_scheduler_type": "linear",
+            "lr_scheduler_kwargs": {},
             "warmup_steps": 300,
             "optim": "adamw_8bit",
             "weight_decay": 0.01,

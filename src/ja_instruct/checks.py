@@ -52,6 +52,17 @@ class DescribesModel(Protocol):
 
 
 @runtime_checkable
+class NamesModules(Protocol):
+    """A model whose modules are known before its weights are loaded."""
+
+    def module_names(self) -> frozenset[str] | None:
+        """Return the names of the modules with a weight of at least two dimensions, or None.
+
+        None: they are not known yet.
+        """
+
+
+@runtime_checkable
 class Downloads(Protocol):
     """An input that is downloaded when it is loaded."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import string
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pydantic import ValidationInfo
     from pydantic_core import ErrorDetails
 
 # The former name of a parameter, with its sections, and its name today: an error reports the new
@@ -33,12 +34,22 @@ SHOWN_CHARS = 80
 
 
 class Parameters(BaseModel):
-    """A frozen parameter section that refuses unknown keys."""
+    """A frozen parameter section that refuses unknown keys and numbers that are not finite."""
 
     # NaN and the infinities are not JSON, and no parameter has a use for them
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_a_boolean_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads true as 1, and YAML 1.1 yes and on as true."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("must be a number")
+        return value
 
 
 class GpuParameters(Parameters):
@@ -102,6 +113,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def require_known(name: str, known: Sequence[str], kind: str) -> None:
+    """Raise ``ValueError`` with the nearest name if ``name`` is not among those of its kind.
+
+    >>> require_known("adamw8bit", ["adamw_8bit", "sgd"], "an optimizer")
+    Traceback (most recent call last):
+    ValueError: not the name of an optimizer; did you mean 'adamw_8bit'?
+    """
+    if name not in known:
+        all_names = f"; the names are {', '.join(known)}"
+        raise ValueError(f"not the name of {kind}{did_you_mean(name, known) or all_names}")
+
+
 def parse_placeholders(text: str, names: Sequence[str]) -> list[str]:
     """Check a text that is filled in by ``str.format``; return its placeholders in order.
 
@@ -147,10 +170,14 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], section: str) -> str:
         known = _keys_at(model, location[:-1])
         all_keys = f"; the keys are {', '.join(known)}" if known else ""
         return f"'{key}' is unknown{did_you_mean(str(location[-1]), known) or all_keys}"
-    if not location:  # the whole section, which is too long to be shown
-        return f"'{section}': {message}" if section else message
+    if not key:
+        return message
+    if not location or (detail["type"] == "value_error" and isinstance(detail["input"], dict)):
+        return f"'{key}': {message}"  # a section is too long to be shown
     if detail["type"] == "missing":
         return f"'{key}' is missing"
+    if isinstance(detail["input"], bool) and detail["type"] in ("literal_error", "string_type"):
+        message += "; write no, yes, on and off in quotes, since YAML reads them as booleans"
     value = repr(detail["input"])
     shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
     return f"'{key}' = {shown}: {message}"

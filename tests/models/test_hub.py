@@ -3,13 +3,15 @@
 import json
 import time
 
+import numpy as np
 import pytest
 from hub_repositories import NO_WEIGHTS
 from huggingface_hub import constants
+from safetensors.numpy import save
 
 from ja_instruct.datasets import ConversationsDataset, HubDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.hub import check_repository, download_model
+from ja_instruct.models.hub import check_repository, download_model, module_names
 
 FILES = {"config.json": b"{}", "model.safetensors": NO_WEIGHTS}
 PAIR = '{"input": "日本の首都は?", "output": "東京です。"}\n'.encode()
@@ -183,3 +185,24 @@ def test_unreachable_hub_with_a_cached_model(hub_cache):
     check_repository("google/gemma-2-27b", None, "model")
     with pytest.raises(InputError, match="cannot be reached"):
         check_repository("google/gemma-2-9b", None, "model")
+
+
+class TestModuleNames:
+    def test_of_the_index(self, hub):
+        weights = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.layers.0.bias"]
+        index = json.dumps({"weight_map": dict.fromkeys(weights, "model-00001.safetensors")})
+        hub.add("o/shards", {"model.safetensors.index.json": index.encode()})
+        assert module_names("o/shards", None) == {"model.layers.0.mlp.up_proj", "model.norm"}
+
+    def test_of_the_only_file(self, hub):
+        content = save({"lm_head.weight": np.zeros((3, 2), np.float32)})
+        hub.add("o/one", {"model.safetensors": content})
+        assert module_names("o/one", "main") == {"lm_head"}
+
+    @pytest.mark.parametrize("files", [{}, {"model.safetensors": b"not safetensors"}])
+    def test_unknown_without_both(self, hub, files):
+        hub.add("o/none", {"config.json": b"{}", **files})
+        assert module_names("o/none", None) is None
+
+    def test_unknown_offline(self, hub_cache):
+        assert module_names("google/gemma-2-2b", None) is None

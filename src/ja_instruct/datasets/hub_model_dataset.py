@@ -21,6 +21,7 @@ from ja_instruct.models.hub import (
     download_model,
     fetch_file,
     list_model,
+    module_names,
     pending_download_bytes,
 )
 from ja_instruct.models.json_files import read_config
@@ -88,6 +89,10 @@ class HubModelDataset(InputDataset[ModelDirectory]):
     def parameter_count(self) -> int | None:
         """Return the number of weights that the hub lists, for the check of free memory."""
         return sum(self._weights_by_type.values()) or None
+
+    def module_names(self) -> frozenset[str] | None:
+        """Return the names of the modules, norms too; None if the hub cannot be reached."""
+        return module_names(self._repo_id, self._revision)
 
     def pending_download_bytes(self) -> int:
         """Return the size of the missing files, for the check of free disk space."""

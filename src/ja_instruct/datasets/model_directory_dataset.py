@@ -8,6 +8,7 @@ from ja_instruct.datasets.base import InputPathDataset
 from ja_instruct.models.directory import (
     ModelDirectory,
     check_json_files,
+    module_names,
     parameter_count,
     refuse_quantized,
     require_model_files,
@@ -66,6 +67,10 @@ class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
     def parameter_count(self) -> int:
         """Return the number of weights, for the check of free memory."""
         return parameter_count(self._filepath)
+
+    def module_names(self) -> frozenset[str] | None:
+        """Return the names of the matrices, or None if the model is missing."""
+        return module_names(self._filepath) if self._exists() else None
 
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None if it is missing; nothing is checked or loaded."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.model_artifact_dataset import ModelArtifactDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import parameter_count
+from ja_instruct.models.directory import module_names, parameter_count
 from ja_instruct.models.json_files import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class QuantizedModelDataset(ModelArtifactDataset):
     def parameter_count(self) -> int | None:
         """Return the number of weights; None before the model is made."""
         return parameter_count(self._filepath) if self._exists() else None
+
+    def module_names(self) -> frozenset[str] | None:
+        """Return the names of the matrices; None before the model is made."""
+        return module_names(self._filepath) if self._exists() else None
 
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None before the model exists; no weights are read."""

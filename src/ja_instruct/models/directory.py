@@ -193,6 +193,16 @@ def parameter_count(directory: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
 
 
+def module_names(directory: Path) -> frozenset[str]:
+    """Return the names of a directory's matrices, without reading their weights."""
+    weights = {
+        name.removesuffix(".weight")
+        for name, tensor in read_headers(directory).items()
+        if name.endswith(".weight") and len(tensor.shape) > 1
+    }
+    return frozenset(weights)
+
+
 def require_model_files(directory: Path, remedy: str) -> None:
     """Raise ``InputError``, which ends with ``remedy``, without configuration or safetensors."""
     if not directory.is_dir():

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ja_instruct.disk_errors import explain_disk_error, writing
 from ja_instruct.errors import InputError
+from ja_instruct.models.json_files import INDEX_FILE, read_weight_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from datasets import Dataset, DatasetDict
 
@@ -253,6 +254,30 @@ def list_model(repo_id: str, revision: str | None) -> ModelListing | None:
         return None
     files = tuple(file.rfilename for file in info.siblings or ())
     return ModelListing(files, dict(info.safetensors.parameters) if info.safetensors else {})
+
+
+def module_names(repo_id: str, revision: str | None) -> frozenset[str] | None:
+    """Return the names of a model's weights without ``.weight``, from a few kilobytes of the hub.
+
+    They are those of the index of its shards, or else of its only file's header, and include norms.
+    None if neither is available.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    index = fetch_file(repo_id, revision, INDEX_FILE)
+    if index is not None:
+        names: Iterable[str] = read_weight_map(index.parent) or ()
+    else:
+        try:
+            header = HfApi().parse_safetensors_file_metadata(
+                repo_id, "model.safetensors", revision=revision
+            )
+        except (*hub_errors(), SafetensorsParsingError):
+            return None
+        names = header.tensors
+    suffix = ".weight"
+    return frozenset(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 
 def pending_download_bytes(repo_id: str, revision: str | None) -> int:

@@ -17,6 +17,7 @@ from ja_instruct.errors import InputError
 from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from ja_instruct.preflight.templates import template_problems
+from ja_instruct.preflight.training import training_problems
 from kedro_cuda_runner.preflight import read_resources
 from kedro_cuda_runner.resources import is_gpu_node
 
@@ -98,6 +99,7 @@ def check_run(
         *folder_problems(nodes, catalog),
         *invalid,
         *gpu_problems(resources, catalog, cpu_environments, runner),
+        *training_problems(nodes, catalog),
     ]
     problems = problems or [
         *space_problems(resources, catalog, inputs),

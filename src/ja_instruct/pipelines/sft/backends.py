@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
+from ja_instruct.pipelines.sft.target_modules import require_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,6 +21,7 @@ def adapt_with_unsloth(
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Return the model with an adapter, and its tokenizer, by unsloth; it needs CUDA."""
     base, tokenizer = load_with_unsloth(model, parameters.max_seq_length)
+    require_targets(parameters.lora.target_modules, base)
     from unsloth import FastLanguageModel
 
     adapted = FastLanguageModel.get_peft_model(
@@ -43,6 +45,7 @@ def adapt_with_peft(
     from transformers import set_seed
 
     base = load_nf4_model(model, parameters.device)
+    require_targets(parameters.lora.target_modules, base)
     if parameters.device == "cuda":
         base = prepare_model_for_kbit_training(
             base, use_gradient_checkpointing=parameters.training.gradient_checkpointing

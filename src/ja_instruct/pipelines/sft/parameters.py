@@ -1,12 +1,24 @@
 """Typed parameters of ``sft``."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ja_instruct.config import GpuParameters, Parameters, check_devices
+from ja_instruct.config import GpuParameters, Parameters, check_devices, require_known
 from ja_instruct.models.cards import ModelCardParameters
 from ja_instruct.models.loading import Device
+from ja_instruct.pipelines.sft.trainer_names import (
+    ONLY_ON_CUDA,
+    REPORTERS,
+    SCHEDULES,
+    SCHEDULES_BY_EVALUATION,
+    check_schedule,
+    require_optimizer,
+)
+
+# numpy, which the trainer seeds too, refuses other numbers
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(min_length=1)]
 
 # Embeddings and heads, as the families of models name them
 OUTSIDE_LAYERS = frozenset(("embed_tokens", "wte", "word_embeddings", "lm_head", "embed_out"))
@@ -19,9 +31,9 @@ class LoraParameters(Parameters):
     lora_alpha: int = Field(gt=0, description="Scale; the update is multiplied by alpha / r")
     lora_dropout: float = Field(ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"]
-    target_modules: tuple[str, ...] = Field(min_length=1, description="Adapted linear layers")
+    target_modules: tuple[Name, ...] = Field(min_length=1, description="Adapted linear layers")
     use_rslora: bool = Field(description="Scale by alpha / sqrt(r) (arXiv:2312.03732)")
-    seed: int = Field(description="For the adapter's initial weights")
+    seed: Seed = Field(description="For the adapter's initial weights")
 
     @field_validator("target_modules")
     @classmethod
@@ -46,11 +58,14 @@ class TrainingParameters(Parameters):
     max_steps: int = Field(description="Ends training early; -1 trains whole epochs")
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: str
+    lr_scheduler_kwargs: dict[str, bool | int | float | str] = Field(
+        description="Further arguments of the schedule, such as num_cycles"
+    )
     warmup_steps: int = Field(ge=0)
     optim: str
     weight_decay: float = Field(ge=0)
     bf16: bool
-    neftune_noise_alpha: float | None = Field(description="NEFTune (arXiv:2310.05914)")
+    neftune_noise_alpha: float | None = Field(ge=0, description="NEFTune (arXiv:2310.05914)")
     auto_find_batch_size: bool = Field(
         description="Compute smaller pieces when memory runs out; optimizer steps stay the same"
     )
@@ -84,8 +99,48 @@ class TrainingParameters(Parameters):
     save_strategy: Literal["no", "steps", "epoch"]
     save_steps: int = Field(gt=0)
     save_total_limit: int = Field(gt=0)
-    report_to: tuple[Literal["mlflow"], ...] = Field(description="Where curves are logged live")
-    seed: int
+    report_to: tuple[str, ...] = Field(
+        description="Where curves are logged live: mlflow, tensorboard, wandb, …"
+    )
+    seed: Seed
+
+    @field_validator("max_steps")
+    @classmethod
+    def _ends_or_not(cls, value: int) -> int:
+        if value < 1 and value != -1:
+            raise ValueError("must be at least 1, or -1 for whole epochs")
+        return value
+
+    @field_validator("optim")
+    @classmethod
+    def _is_an_optimizer(cls, name: str) -> str:
+        require_optimizer(name)
+        return name
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _is_a_schedule(cls, name: str) -> str:
+        require_known(name, tuple(SCHEDULES), "a schedule")
+        return name
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _as_transformers_takes_them(cls, value: Any) -> Any:
+        """Return a single name as a list, as transformers does; "none" names no reporter."""
+        names = [value] if isinstance(value, str) else value
+        return [] if names in (["none"], ("none",)) else names
+
+    @field_validator("report_to")
+    @classmethod
+    def _are_reporters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            require_known(name, REPORTERS, f"a reporter ('{name}')")
+        return names
+
+    @model_validator(mode="after")
+    def _schedule_can_be_made(self) -> Self:
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        return self
 
 
 class SftParameters(Parameters):
@@ -106,7 +161,7 @@ class SftParameters(Parameters):
     )
     completion_only_loss: bool = Field(description="Leave the prompt out of the loss")
     eval_fraction: float = Field(ge=0, lt=1, description="Share of filtered_pairs held out")
-    checkpoint_dir: str = Field(description="Where the trainer keeps its checkpoints")
+    checkpoint_dir: Name = Field(description="Where the trainer keeps its checkpoints")
     resume: bool = Field(
         description="Resume from the last checkpoint of the same model, data and parameters"
     )
@@ -133,6 +188,26 @@ class SftParameters(Parameters):
             raise ValueError(
                 f"training.tokens_per_batch = {tokens} is less than max_seq_length = "
                 f"{self.max_seq_length}: the longest sample must fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits_device(self) -> Self:
+        if self.training.optim in ONLY_ON_CUDA and self.device == "cpu":
+            raise ValueError(
+                f"training.optim '{self.training.optim}' needs device 'cuda'; on a CPU use "
+                f"adamw_torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_can_follow_the_loss(self) -> Self:
+        training = self.training
+        follows = training.lr_scheduler_type in SCHEDULES_BY_EVALUATION
+        if follows and (training.eval_strategy == "no" or not self.eval_fraction):
+            raise ValueError(
+                f"training.lr_scheduler_type '{training.lr_scheduler_type}' follows the held-out "
+                f"loss: it needs training.eval_strategy steps or epoch, and eval_fraction above 0"
             )
         return self
 

@@ -1,0 +1,179 @@
+"""Names that the trainer knows: optimizers, learning rate schedules, reporters of curves.
+
+transformers checks them when the model is loaded and the samples are encoded. Its own lists take 4
+seconds to import, in every command that reads parameters, so they stand here; a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ja_instruct.config import require_known
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Packages beyond the base installation, by name: to import, to install
+_PACKAGES = {
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free_adamw": ("schedulefree", "schedulefree"),
+    "schedule_free_radam": ("schedulefree", "schedulefree"),
+    "schedule_free_sgd": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "azure_ml": ("azureml", "azureml-sdk"),
+    "clearml": ("clearml", "clearml"),
+    "codecarbon": ("codecarbon", "codecarbon"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "dagshub": ("dagshub", "dagshub"),
+    "dvclive": ("dvclive", "dvclive"),
+    "flyte": ("flytekit", "flytekit"),
+    "neptune": ("neptune", "neptune"),
+    "swanlab": ("swanlab", "swanlab"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "trackio": ("trackio", "trackio"),
+    "wandb": ("wandb", "wandb"),
+}
+OPTIMIZERS = (
+    "adafactor",
+    "adagrad",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "adamw_torch",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "adamw_torch_fused",
+    "ademamix",
+    "ademamix_8bit",
+    "grokadamw",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_32bit",
+    "rmsprop_bnb_8bit",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+    "sgd",
+    "stable_adamw",
+)
+# transformers' other optimizers, by the beginnings of their names
+UNSUPPORTED_OPTIMIZERS = {
+    "adalomo": "it updates weights during the backward pass, without accumulating gradients",
+    "adamw_anyprecision": "it needs torchdistx, which PyTorch has given up",
+    "adamw_torch_npu": "it needs an Ascend NPU",
+    "adamw_torch_xla": "it needs a TPU",
+    "apollo": "it projects whole matrices, which LoRA does not train",
+    "galore": "it projects whole matrices, which LoRA does not train",
+    "lomo": "it updates weights during the backward pass, without accumulating gradients",
+}
+# bitsandbytes moves the states of other paged optimizers to the CPU by itself
+ONLY_ON_CUDA = frozenset(("paged_ademamix_32bit", "paged_ademamix_8bit"))
+
+_PLATEAU = (
+    "mode",
+    "factor",
+    "patience",
+    "threshold",
+    "threshold_mode",
+    "cooldown",
+    "min_lr",
+    "eps",
+)
+# The arguments of each schedule that lr_scheduler_kwargs can set
+SCHEDULES: Mapping[str, tuple[str, ...]] = {
+    "constant": (),
+    "constant_with_warmup": (),
+    "cosine": ("num_cycles",),
+    "cosine_warmup_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "cosine_with_restarts": ("num_cycles",),
+    "greedy": (*_PLATEAU, "warmup", "max_lr", "smooth", "window_size", "reset_start"),
+    "inverse_sqrt": ("timescale",),
+    "linear": (),
+    "polynomial": ("lr_end", "power"),
+    "reduce_lr_on_plateau": _PLATEAU,
+    "warmup_stable_decay": (
+        "num_decay_steps",
+        "num_stable_steps",
+        "warmup_type",
+        "decay_type",
+        "min_lr_ratio",
+        "num_cycles",
+    ),
+}
+# Arguments of which a schedule needs one
+_NEEDED = {
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+# They follow the held-out loss
+SCHEDULES_BY_EVALUATION = frozenset(("greedy", "reduce_lr_on_plateau"))
+_LR_END = 1e-7  # of polynomial
+
+REPORTERS = (
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+
+
+def require_optimizer(name: str) -> None:
+    """Raise ``ValueError`` if training cannot use an optimizer of this name."""
+    for beginning, reason in UNSUPPORTED_OPTIMIZERS.items():
+        if name.startswith(beginning):
+            raise ValueError(f"this optimizer cannot be used: {reason}; use adamw_8bit")
+    require_known(name, OPTIMIZERS, "an optimizer")
+
+
+def check_schedule(name: str, arguments: Mapping[str, Any], learning_rate: float) -> None:
+    """Raise ``ValueError`` if transformers cannot make a schedule with these arguments."""
+    for argument in arguments:
+        if argument not in SCHEDULES[name]:
+            known = ", ".join(SCHEDULES[name])
+            raise ValueError(
+                f"lr_scheduler_kwargs.{argument}: lr_scheduler_type '{name}' has "
+                + (f"the arguments {known}" if known else "no arguments")
+            )
+    needed = _NEEDED.get(name, ())
+    if needed and not any(argument in arguments for argument in needed):
+        raise ValueError(
+            f"lr_scheduler_type '{name}' needs lr_scheduler_kwargs.{' or '.join(needed)}"
+        )
+    if name == "polynomial" and arguments.get("lr_end", _LR_END) >= learning_rate:
+        raise ValueError(
+            f"lr_scheduler_type 'polynomial' falls to lr_scheduler_kwargs.lr_end = "
+            f"{arguments.get('lr_end', _LR_END):g}, which must be below learning_rate = "
+            f"{learning_rate:g}"
+        )
+
+
+def missing_packages(names: Iterable[str]) -> dict[str, str]:
+    """Return what to install for each optimizer or reporter whose package is missing.
+
+    >>> missing_packages(["adamw_torch", "mlflow"])
+    {}
+    """
+    needed = {name: _PACKAGES[name] for name in names if name in _PACKAGES}
+    return {name: pip for name, (module, pip) in needed.items() if find_spec(module) is None}

@@ -1,0 +1,102 @@
+"""Packages, modules and figures of a training, before its first node."""
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import pipeline
+
+from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
+from ja_instruct.errors import InputError
+from ja_instruct.pipeline_registry import register_pipelines
+from ja_instruct.pipelines.sft import trainer_names
+from ja_instruct.pipelines.sft.backends import adapt_with_peft
+from ja_instruct.pipelines.sft.parameters import SftParameters
+from ja_instruct.preflight.training import training_problems
+
+TARGETS = ["q_proj", "query_key_value", "upproj", "input_layernorm", "self_attn", "lm_head"]
+PROBLEMS = [
+    "'query_key_value' is not a linear layer of the model, which has down_proj, gate_proj, k_",
+    "'upproj' is not a linear layer of the model; did you mean 'up_proj'?",
+    "'input_layernorm' is not a linear layer of the model",
+    "'self_attn' is not a linear layer of the model",
+]
+
+
+@pytest.fixture
+def section(read_parameters):
+    return read_parameters("test")["sft"]
+
+
+@pytest.fixture
+def problems(section, tmp_path):
+    def find(names=("sft",), base_model=None, quantized_model=None, **changes):
+        parts = {key: {**section[key], **changes.pop(key, {})} for key in ("lora", "training")}
+        parameters = SftParameters(**{**section, **parts, **changes})
+        never_made = QuantizedModelDataset(filepath=tmp_path / "never_made")
+        catalog = DataCatalog(
+            {
+                "base_model": base_model or MemoryDataset(),
+                "quantized_model": quantized_model or never_made,
+                "params:sft": MemoryDataset(parameters),
+            }
+        )
+        registered = register_pipelines()
+        nodes = sum((registered[name] for name in names), pipeline([])).nodes
+        return training_problems(nodes, catalog)
+
+    return find
+
+
+class TestPackages:
+    def test_installed_ones_are_no_problem(self, problems):
+        assert problems(training={"report_to": ["mlflow"], "optim": "adamw_8bit"}) == []
+
+    def test_missing_ones_have_key_and_command(self, problems, monkeypatch):
+        monkeypatch.setattr(trainer_names, "find_spec", lambda name: None)
+        training = {"report_to": ["mlflow", "wandb", "tensorboard"], "optim": "stable_adamw"}
+        needs = "needs a package that is not installed: pip install"
+        assert problems(training=training) == [
+            f"'sft.training.optim' = 'stable_adamw' {needs} torch-optimi",
+            f"'sft.training.report_to' = 'wandb' {needs} wandb",
+            f"'sft.training.report_to' = 'tensorboard' {needs} tensorboard",
+        ]
+
+    def test_other_pipelines_need_none(self, problems):
+        assert problems(["data_filtering", "quantization"], training={"report_to": "wandb"}) == []
+
+
+class TestTargetModules:
+    def expect(self, found):
+        assert len(found) == len(PROBLEMS)
+        for one, expected in zip(found, PROBLEMS, strict=True):
+            assert one.startswith(f"'sft.lora.target_modules': {expected}")
+
+    def test_of_the_quantized_model(self, problems, tiny_nf4):
+        saved = QuantizedModelDataset(filepath=tiny_nf4.path)
+        self.expect(problems(quantized_model=saved, lora={"target_modules": TARGETS}))
+        assert problems(quantized_model=saved) == []
+
+    def test_of_the_base_model_if_the_run_quantizes_it(self, problems, tiny_gemma2, tmp_path):
+        base = ModelDirectoryDataset(filepath=tiny_gemma2.path)
+        both = ("quantization", "sft")
+        self.expect(problems(both, base, lora={"target_modules": TARGETS}))
+        never_made = ModelDirectoryDataset(filepath=tmp_path / "never_made")
+        assert problems(both, never_made, lora={"target_modules": TARGETS}) == []
+
+    def test_base_model_counts_and_not_what_an_earlier_run_made_of_another(
+        self, problems, tiny_gemma2, tiny_nf4, monkeypatch
+    ):
+        other = QuantizedModelDataset(filepath=tiny_nf4.path)
+        monkeypatch.setattr(QuantizedModelDataset, "module_names", lambda self: {"h.0.query"})
+        base = ModelDirectoryDataset(filepath=tiny_gemma2.path)
+        assert problems(("quantization", "sft"), base, other) == []
+        assert len(problems(("sft",), base, other)) == 7
+
+    def test_node_refuses_them_too(self, sft_of_test, tiny_nf4):
+        with pytest.raises(InputError) as caught:
+            adapt_with_peft(tiny_nf4, sft_of_test(target_modules=TARGETS))
+        assert all(one in str(caught.value) for one in PROBLEMS)
+        assert str(caught.value).startswith("'sft.lora.target_modules': ")
+
+    @pytest.fixture
+    def sft_of_test(self, section):
+        return lambda **lora: SftParameters(**{**section, "lora": {**section["lora"], **lora}})
