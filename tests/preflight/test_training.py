@@ -100,3 +100,50 @@ class TestTargetModules:
     @pytest.fixture
     def sft_of_test(self, section):
         return lambda **lora: SftParameters(**{**section, "lora": {**section["lora"], **lora}})
+
+
+class TestStepCounts:
+    @pytest.fixture
+    def run(self, section):
+        """Return a function that finds problems in a run with these pairs and these nodes."""
+
+        def find(pairs=(40, 10), *, only="sft", samples=(9, 3), **training):
+            section["training"] |= {"max_steps": -1, "num_train_epochs": 1, **training}
+            parameters = SftParameters(**{**section, "eval_fraction": 0.1})
+            datasets = {
+                "filtered_pairs": [{"instruction": "問", "response": "答"}] * pairs[0],
+                "qa_pairs": [{"input": "問", "output": "答"}] * pairs[1],
+                "train_dataset": [{"prompt": "問", "completion": "答"}] * samples[0],
+                "eval_dataset": [{"prompt": "問", "completion": "答"}] * samples[1],
+                "params:sft": parameters,
+            }
+            catalog = DataCatalog({name: MemoryDataset(one) for name, one in datasets.items()})
+            whole = register_pipelines()
+            pipelines = {
+                "sft": whole["sft"],
+                "train": whole["sft"].only_nodes("train"),
+                "filter": whole["data_filtering"] + whole["sft"],
+            }
+            return training_problems(pipelines[only].nodes, catalog)
+
+        return find
+
+    def test_of_pairs_on_disk(self, run, caplog):
+        assert run(warmup_steps=12) == []  # 40 - 4 + 10 samples, 2 x 2 a step
+        assert "sft.training.warmup_steps = 12, but training ends after 12 steps" in caplog.text
+        caplog.clear()
+        assert run(warmup_steps=11) == []
+        assert caplog.text == ""
+
+    def test_of_samples_on_disk(self, run, caplog):
+        assert run(only="train", warmup_steps=9, save_steps=3) == []
+        assert "sft.training.warmup_steps = 9, but training ends after 3 steps" in caplog.text
+
+    def test_errors_are_problems(self, run):
+        by_steps = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 50}
+        (problem,) = run(early_stopping_patience=1, eval_steps=50, **by_steps)
+        assert problem.startswith("sft.training.early_stopping_patience = 1 needs evaluations, but")
+
+    def test_unknown_if_pairs_are_filtered_in_this_run(self, run, caplog):
+        assert run(only="filter", warmup_steps=300) == []
+        assert caplog.text == ""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from typing import TYPE_CHECKING
+
+from kedro.io import DatasetError
 
 from ja_instruct.checks import NamesModules
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import parameters_of
-from ja_instruct.pipelines.sft.nodes import train
+from ja_instruct.pipelines.sft.nodes import build_datasets, train
+from ja_instruct.pipelines.sft.step_counts import StepCounts, held_out_count
 from ja_instruct.pipelines.sft.target_modules import unknown_targets
 from ja_instruct.pipelines.sft.trainer_names import missing_packages
 
@@ -21,8 +25,14 @@ if TYPE_CHECKING:
     from ja_instruct.pipelines.sft.parameters import SftParameters
 
 
+logger = logging.getLogger(__name__)
+
+
 def training_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
-    """Return the packages and modules that the trainings of a run lack."""
+    """Return what the trainings of a run lack: packages, modules, evaluations; log warnings.
+
+    The number of steps is known if neither the pairs nor the samples are made in this run.
+    """
     problems = []
     for node in (node for node in nodes if node.func is train):
         section, parameters = parameters_of(node, catalog, "sft")
@@ -33,6 +43,11 @@ def training_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
                 f"'{section}.lora.target_modules': {problem}"
                 for problem in unknown_targets(parameters.lora.target_modules, modules)
             ]
+        counts = _count_steps(node, nodes, catalog)
+        if counts is not None:
+            problems += counts.errors()
+            for text in counts.warnings():
+                logger.warning("%s", text)
     return problems
 
 
@@ -61,3 +76,21 @@ def _find_modules(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> fr
             except InputError:  # which the dataset's own check reports
                 return None
     return None
+
+
+def _count_steps(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> StepCounts | None:
+    """Return the figures of a node that trains, or None if they are not known yet."""
+    section, parameters = parameters_of(node, catalog, "sft")
+    maker = next((one for one in nodes if node.inputs[1] in one.outputs), None)
+    produced = {output for one in nodes for output in one.outputs}
+    sources = node.inputs[1:3] if maker is None else maker.inputs[:2]
+    if (maker is not None and maker.func is not build_datasets) or {*sources} & produced:
+        return None
+    try:
+        first, second = (len(catalog.load(name)) for name in sources)
+    except (DatasetError, TypeError):  # which the dataset's own check reports
+        return None
+    if maker is None:
+        return StepCounts(first, second, parameters, section)
+    held_out = held_out_count(first, parameters.eval_fraction)
+    return StepCounts(first - held_out + second, held_out, parameters, section)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import logging
+import os
 from zipfile import ZipFile
 
 import numpy as np
@@ -9,10 +11,12 @@ from safetensors.numpy import save_file
 from ja_instruct.pipelines.sft.checkpoints import (
     FILES,
     STATE_FILE,
+    describe_training,
     fingerprint,
     last_checkpoint,
     read_state,
 )
+from ja_instruct.pipelines.sft.resuming import TRAINING_FILE, find_checkpoint, record_training
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def checkpoint(tmp_path):
 
     def write(step, name=None):
         directory = tmp_path / (name or f"checkpoint-{step}")
-        directory.mkdir()
+        directory.mkdir(parents=True)
         (directory / "adapter_config.json").write_text("{}", "utf-8")
         save_file({"a": np.zeros(3)}, directory / "adapter_model.safetensors")
         for file in ("optimizer.pt", "scheduler.pt"):
@@ -73,7 +77,7 @@ class TestFingerprint:
     @pytest.fixture
     def of(self, tiny_nf4, samples, sft_parameters):
         def compute(model=tiny_nf4, data=samples, **changes):
-            return fingerprint(model, data, sft_parameters(**changes))
+            return fingerprint(describe_training(model, data, sft_parameters(**changes)))
 
         return compute
 
@@ -147,3 +151,132 @@ class TestFingerprint:
         other = {**tiny_nf4.provenance, "weights_sha256": {"model.safetensors": "0" * 64}}
         assert of(dataclasses.replace(tiny_nf4, provenance=other)) != of()
         assert of(dataclasses.replace(tiny_nf4, model_id="another/name")) == of()
+
+
+MINE = {
+    "settings": {"max_seq_length": 64, "training": {"optim": "sgd", "seed": 1}},
+    "quantized_model": {"model.safetensors": "0" * 64},
+    "train_dataset": {"samples": 3, "sha256": "1" * 64},
+}
+
+
+class TestFindCheckpoint:
+    @pytest.fixture
+    def find(self, tmp_path, caplog):
+        """A function that returns the checkpoint and what is logged."""
+
+        def find(resume=True, training=MINE):
+            caplog.clear()
+            with caplog.at_level(logging.INFO):
+                found = find_checkpoint(tmp_path, training, resume=resume)
+            return found, [record.getMessage() for record in caplog.records]
+
+        return find
+
+    @pytest.fixture
+    def saved(self, tmp_path, checkpoint):
+        """A function that writes checkpoints of a training, changed by dotted names."""
+
+        def save(*steps, minute=0, **changes):
+            training = json.loads(json.dumps(MINE))
+            for name, value in changes.items():
+                *parts, last = name.split("__")
+                place = training
+                for part in parts:
+                    place = place[part]
+                place[last] = value
+            folder = tmp_path / fingerprint(training)
+            record_training(folder, training)
+            for step in steps:
+                path = checkpoint(step, f"{folder.name}/checkpoint-{step}")
+                for one in (path, path / STATE_FILE):
+                    os.utime(one, (1_800_000_000 + 60 * minute,) * 2)
+            return folder
+
+        return save
+
+    def test_none(self, find, tmp_path):
+        message = f"sft: no checkpoints in {tmp_path}, so training starts at step 0"
+        assert find() == (None, [message])
+        assert find(resume=False) == (None, [message])
+
+    def test_of_this_training(self, find, saved):
+        folder = saved(4, 8)
+        saved(12, settings__max_seq_length=32)
+        found, (message,) = find()
+        assert found == folder / "checkpoint-8"
+        expected = f"sft: resuming from step 8 of 20, {found} (saved 2027-01-15 "
+        assert message.startswith(expected)
+        assert message.endswith(", the last of 2)")
+
+    def test_of_this_training_that_has_finished(self, find, saved):
+        folder = saved(20)
+        found, (message,) = find()
+        assert found == folder / "checkpoint-20"
+        assert "this training has finished; its last checkpoint is used, step 20 of 20" in message
+        assert f"Remove {folder}, or set sft.resume to false, to train again" in message
+
+    def test_not_wanted(self, find, saved):
+        folder = saved(4)
+        found, (message,) = find(resume=False)
+        assert found is None
+        assert message.startswith(f"sft: not resuming from step 4 of 20, {folder}/checkpoint-4 (")
+        assert message.endswith("): sft.resume is false")
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            (
+                {"settings__training__optim": "lion_8bit"},
+                "sft.training.optim was lion_8bit and is sgd",
+            ),
+            (
+                {"settings__training__lr": 0.1, "settings__max_seq_length": 32},
+                "sft.max_seq_length was 32 and is 64, sft.training.lr was 0.1 and is not set",
+            ),
+            ({"quantized_model": None}, "quantized_model has changed"),
+            ({"train_dataset__samples": 4}, "train_dataset has changed"),
+            (
+                {f"settings__{name}": 0 for name in "abcde"},
+                "sft.a was 0 and is not set, sft.b was 0 and is not set, sft.c was 0 and is not "
+                "set, 2 more",
+            ),
+        ],
+    )
+    def test_of_another_training(self, find, saved, changes, reason):
+        folder = saved(4, 8, **changes)
+        found, (message,) = find()
+        assert found is None
+        assert message.startswith(f"sft: not resuming from step 8 of 20, {folder}/checkpoint-8 (")
+        assert message.endswith(f", the last of 2): {reason}")
+
+    @pytest.mark.parametrize("content", [None, b"", b'{"settings": 3}'])
+    def test_of_another_training_that_is_not_known(self, find, saved, content):
+        file = saved(4, settings__max_seq_length=32) / TRAINING_FILE
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        found, (message,) = find()
+        assert found is None
+        assert message.endswith(
+            "its parameters are not known, as training.json is missing or damaged"
+        )
+
+    def test_latest_of_many(self, find, saved):
+        for at, length in enumerate((10, 20, 30, 40, 50)):
+            saved(4, minute=at, settings__max_seq_length=length)
+        found, messages = find()
+        assert found is None
+        lengths = [message.partition(" was ")[2] for message in messages[:3]]
+        assert lengths == ["50 and is 64", "40 and is 64", "30 and is 64"]
+        assert messages[3].startswith("sft: 2 older trainings in ")
+
+    def test_incomplete_one_of_another_training(self, find, saved, tmp_path):
+        folder = saved(4, settings__max_seq_length=32)
+        (folder / "checkpoint-4" / STATE_FILE).unlink()
+        found, messages = find()
+        assert found is None
+        assert [message.partition(" (")[0] for message in messages] == [
+            f"sft: skipping the incomplete checkpoint {folder}/checkpoint-4",
+            f"sft: no complete checkpoint in {tmp_path}, so training starts at step 0",
+        ]

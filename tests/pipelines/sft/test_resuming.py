@@ -199,7 +199,7 @@ class TestInterrupted:
         with caplog.at_level(logging.INFO):
             assert train_tiny(**SAVED).metrics["summary"]["resumed_from_step"] == 2
         checkpoint = only_folder(tmp_path) / "checkpoint-2"
-        assert f"sft: resuming from step 2, {checkpoint}" in caplog.text
+        assert f"sft: resuming from step 2 of 5, {checkpoint} (saved" in caplog.text
         assert last_checkpoint(only_folder(tmp_path)).name == "checkpoint-5"
 
     def test_moved_folder_is_found(self, interrupted, train_tiny, tmp_path):
@@ -210,7 +210,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("change", ["learning_rate", "data", "model", "resume"])
     def test_another_training_starts_from_scratch(
-        self, interrupted, train_tiny, samples, tiny_nf4, tmp_path, change
+        self, interrupted, train_tiny, samples, tiny_nf4, tmp_path, caplog, change
     ):
         interrupted(3, **SAVED)
         provenance = {**tiny_nf4.provenance, "weights_sha256": {"model.safetensors": "0" * 64}}
@@ -220,7 +220,18 @@ class TestInterrupted:
             "model": dataclasses.replace(tiny_nf4, provenance=provenance),
             "resume": False,
         }
-        trained = train_tiny(**SAVED, **{change: changes[change]})
+        reasons = {
+            "learning_rate": "sft.training.learning_rate was 0.01 and is 0.011",
+            "data": "train_dataset has changed",
+            "model": "quantized_model has changed",
+            "resume": "sft.resume is false",
+        }
+        with caplog.at_level(logging.INFO):
+            trained = train_tiny(**SAVED, **{change: changes[change]})
+        last = f"step 2 of 5, {tmp_path}/checkpoints/"
+        (message,) = [one for one in caplog.messages if "not resuming" in one]
+        assert last in message
+        assert message.endswith(f": {reasons[change]}")
         assert "resumed_from_step" not in trained.metrics["summary"]
         assert list(trained.curve("loss")) == [1, 2, 3, 4, 5]
         folders = len(list((tmp_path / "checkpoints").iterdir()))
@@ -246,7 +257,8 @@ class TestFinished:
         with caplog.at_level(logging.INFO):
             again = train_nothing(**{**SAVED, **changes})
         assert_same(again, first, 5)
-        assert f"its last checkpoint is used. Remove {only_folder(tmp_path)}" in caplog.text
+        assert "training has finished; its last checkpoint is used, step 5 of 5, " in caplog.text
+        assert f"Remove {only_folder(tmp_path)}" in caplog.text
         assert "sft.resume to false" in caplog.text
 
     @pytest.mark.parametrize("changes", [{"resume": False}, {"save_strategy": "no"}], ids=str)

@@ -57,17 +57,29 @@ FILES = (
 )
 
 
-def fingerprint(model: ModelDirectory, train_dataset: Dataset, parameters: SftParameters) -> str:
-    """Return 12 hexadecimal digits that identify weights, data and parameters of a training."""
+def describe_training(
+    model: ModelDirectory, train_dataset: Dataset, parameters: SftParameters
+) -> dict[str, Any]:
+    """Return what a checkpoint must have in common with a training that resumes from it.
+
+    These are ``settings``, the checksums of the model's weights (``quantized_model``), and number
+    and checksum of the samples (``train_dataset``).
+    """
     digest = hashlib.sha256()
-    settings = parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT)
-    weights = model.provenance.get("weights_sha256")
-    digest.update(json.dumps([settings, weights], sort_keys=True).encode())
     for sample in train_dataset:
         for key in ("prompt", "completion"):
             text = str(sample[key]).encode("utf-8", "surrogatepass")
             digest.update(len(text).to_bytes(8, "little") + text)
-    return digest.hexdigest()[:12]
+    return {
+        "settings": parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "quantized_model": model.provenance.get("weights_sha256"),
+        "train_dataset": {"samples": len(train_dataset), "sha256": digest.hexdigest()},
+    }
+
+
+def fingerprint(training: Mapping[str, Any]) -> str:
+    """Return 12 hexadecimal digits that identify what ``describe_training`` returns."""
+    return hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def last_checkpoint(directory: Path) -> Path | None:

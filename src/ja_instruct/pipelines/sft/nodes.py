@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,17 @@ from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
 from ja_instruct.pipelines.sft.backends import BACKENDS, require_adapters_in_layers
-from ja_instruct.pipelines.sft.checkpoints import WITHOUT_EFFECT, fingerprint, last_checkpoint
+from ja_instruct.pipelines.sft.checkpoints import (
+    WITHOUT_EFFECT,
+    describe_training,
+    fingerprint,
+)
 from ja_instruct.pipelines.sft.gpu_resources import estimate_training
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
+from ja_instruct.pipelines.sft.resuming import find_checkpoint, record_training
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
+from ja_instruct.pipelines.sft.step_counts import StepCounts, check_step_counts, held_out_count
 from ja_instruct.prompts import PromptBuilder, PromptParameters
 from ja_instruct.tables.columns import as_dataset, require_columns
 from kedro_freshness import unaffected_by
@@ -58,7 +63,7 @@ def build_datasets(
     require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     count = len(filtered_pairs)
     chance = random.Random(parameters.training.seed)  # noqa: S311
-    held_out = set(chance.sample(range(count), math.floor(count * parameters.eval_fraction)))
+    held_out = set(chance.sample(range(count), held_out_count(count, parameters.eval_fraction)))
     builder = PromptBuilder(prompts, quantized_model.load_tokenizer())
     filtered = to_samples(
         [(pair["instruction"], pair["response"], ()) for pair in filtered_pairs],
@@ -100,9 +105,14 @@ def train(
         trainer's log entries with losses in nats a token.
 
     Raises:
-        InputError: An adapted module is not in a layer, no sample fits, packed samples would attend
-            to each other, a sample runs out of memory, or the loss is not finite or diverges.
+        InputError: Parameters do not fit the number of samples, an adapted module is not in a
+            layer, no sample fits, packed samples would attend to each other, a sample runs out of
+            memory, or the loss is not finite or diverges.
     """
+    check_step_counts(StepCounts(len(train_dataset), len(eval_dataset), parameters))
+    training = describe_training(quantized_model, train_dataset, parameters)
+    root = Path(parameters.checkpoint_dir)
+    checkpoint = find_checkpoint(root, training, resume=parameters.resume)
     model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
     require_adapters_in_layers(model)
     from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
@@ -116,11 +126,11 @@ def train(
             f"no training sample has an answer within max_seq_length={parameters.max_seq_length} "
             f"tokens; raise sft.max_seq_length"
         )
-    name = fingerprint(quantized_model, train_dataset, parameters)
-    directory = Path(parameters.checkpoint_dir) / name
+    directory = root / fingerprint(training)
+    if parameters.training.save_strategy != "no":
+        record_training(directory, training)
     evaluation = held_out if len(held_out) else None
     trainer = build_trainer(model, tokenizer, encoded, evaluation, parameters, str(directory))
-    checkpoint = last_checkpoint(directory) if parameters.resume else None
     resumed_from_step = train_from_last_checkpoint(trainer, checkpoint)
     history = [dict(entry) for entry in trainer.state.log_history]
     summary = summarize(trainer, history, counts, eval_counts, resumed_from_step)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, IntervalStrategy, ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
 from ja_instruct.pipelines.sft.callbacks import (
@@ -19,7 +19,7 @@ from ja_instruct.pipelines.sft.callbacks import (
     Resumption,
     SaveAfterEvaluation,
 )
-from ja_instruct.pipelines.sft.checkpoints import has_ended, read_state
+from ja_instruct.pipelines.sft.checkpoints import read_state
 from ja_instruct.pipelines.sft.cpu_trainer import CpuStepTrainer
 from ja_instruct.pipelines.sft.micro_batches import collate_step
 from ja_instruct.pipelines.sft.neftune import PackedNeftune
@@ -65,6 +65,8 @@ def training_arguments(parameters: SftParameters, output_dir: str | None = None)
         output_dir=output_dir or parameters.checkpoint_dir,
         max_length=parameters.max_seq_length,
         report_to=list(training.report_to) or "none",
+        # of wandb and others; MLflow's run is that of kedro-mlflow
+        run_name=f"sft {Path(output_dir).name}" if output_dir else None,
         use_cpu=on_cpu,
         # TRL's own packing needs flash-attn to keep samples apart
         packing=False,
@@ -136,6 +138,8 @@ def build_trainer(
     trainer_class = CpuStepTrainer if parameters.device == "cpu" else StepTrainer
     arguments = fit_to_processes(training_arguments(parameters, output_dir))
     arguments.eval_on_start = eval_dataset is not None
+    if eval_dataset is None:  # a share of few pairs may be none
+        arguments.eval_strategy = IntervalStrategy.NO
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -191,16 +195,8 @@ def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) ->
         return 0
     state = read_state(checkpoint)
     trainer.args.eval_on_start = False
-    if trainer.args.report_to:
+    if "mlflow" in trainer.args.report_to:
         _log_earlier_curves(state["log_history"])
-    if has_ended(state):
-        logger.info(
-            "sft: this training has finished; its last checkpoint is used. Remove %s, or set "
-            "sft.resume to false, to train again",
-            checkpoint.parent,
-        )
-    else:
-        logger.info("sft: resuming from step %d, %s", state["global_step"], checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint))
     _evaluate_at_end(trainer)
     return int(state["global_step"])
