@@ -269,7 +269,7 @@ def module_names(repo_id: str, revision: str | None) -> frozenset[str] | None:
     if index is not None:
         names: Iterable[str] = read_weight_map(index.parent) or ()
     else:
-        errors = (*hub_errors(), SafetensorsParsingError)
+        errors: tuple[type[Exception], ...] = (*hub_errors(), SafetensorsParsingError)
         try:
             header = HfApi().parse_safetensors_file_metadata(
                 repo_id, "model.safetensors", revision=revision

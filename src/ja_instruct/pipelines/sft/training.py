@@ -195,7 +195,7 @@ def train_from_last_checkpoint(trainer: StepTrainer, checkpoint: Path | None) ->
         return 0
     state = read_state(checkpoint)
     trainer.args.eval_on_start = False
-    if "mlflow" in trainer.args.report_to:
+    if "mlflow" in (trainer.args.report_to or ()):
         _log_earlier_curves(state["log_history"])
     trainer.train(resume_from_checkpoint=str(checkpoint))
     _evaluate_at_end(trainer)
