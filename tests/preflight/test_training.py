@@ -12,12 +12,13 @@ from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.preflight.training import training_problems
 
-TARGETS = ["q_proj", "query_key_value", "upproj", "input_layernorm", "self_attn", "lm_head"]
+TARGETS = ["q_proj", "query_key_value", "upproj", "input_layernorm", "self_attn"]
+NOT_A_LAYER = "is not a linear layer of the model's blocks"
 PROBLEMS = [
-    "'query_key_value' is not a linear layer of the model, which has down_proj, gate_proj, k_",
-    "'upproj' is not a linear layer of the model; did you mean 'up_proj'?",
-    "'input_layernorm' is not a linear layer of the model",
-    "'self_attn' is not a linear layer of the model",
+    f"'query_key_value' {NOT_A_LAYER}, which have down_proj, gate_proj, k_proj, o_proj, q_proj, ",
+    f"'upproj' {NOT_A_LAYER}; did you mean 'up_proj'?",
+    f"'input_layernorm' {NOT_A_LAYER}",
+    f"'self_attn' {NOT_A_LAYER}",
 ]
 
 

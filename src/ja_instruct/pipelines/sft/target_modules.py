@@ -13,34 +13,30 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-# A head that shares the embedding's weights is not among a checkpoint's names
-_TIED_HEAD = "lm_head"
-
 
 def unknown_targets(target_modules: Sequence[str], modules: Collection[str]) -> list[str]:
-    """Return one message for each target that names no module.
+    """Return one message for each target that names no linear layer in the model's blocks.
 
-    PEFT, which refuses a list alone of which nothing matches, compares like this: a target is the
-    name of a module, or its last parts.
+    PEFT, which refuses only a list of which nothing matches, compares like this: a target is the
+    name of a module, or its last parts. It also adapts embedding and head, but such an adapter
+    could not be merged into the base.
 
     Args:
         target_modules: The targets.
         modules: Names of the model's modules.
 
-    >>> names = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"]
-    >>> unknown_targets(["self_attn.q_proj", "uproj", "query_key_value"], names)
-    ["'uproj' is not a linear layer of the model; did you mean 'up_proj'?",
-     "'query_key_value' is not a linear layer of the model, which has q_proj, up_proj"]
+    >>> names = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "lm_head"]
+    >>> unknown_targets(["self_attn.q_proj", "uproj", "lm_head"], names)
+    ["'uproj' is not a linear layer of the model's blocks; did you mean 'up_proj'?",
+     "'lm_head' is not a linear layer of the model's blocks, which have q_proj, up_proj"]
     """
+    in_blocks = [name for name in modules if re.search(r"\.\d+\.", name)]
+    last_parts = sorted({name.rpartition(".")[2] for name in in_blocks})
     problems = []
     for target in target_modules:
-        ending = f".{target}"
-        if any(name == target or name.endswith(ending) for name in (*modules, _TIED_HEAD)):
-            continue
-        in_layers = [name for name in modules if re.search(r"\.\d+\.", name)]
-        last_parts = sorted({name.rpartition(".")[2] for name in in_layers or modules})
-        nearest = did_you_mean(target, last_parts) or f", which has {', '.join(last_parts)}"
-        problems.append(f"'{target}' is not a linear layer of the model{nearest}")
+        if not any(f".{name}".endswith(f".{target}") for name in in_blocks):
+            nearest = did_you_mean(target, last_parts) or f", which have {', '.join(last_parts)}"
+            problems.append(f"'{target}' is not a linear layer of the model's blocks{nearest}")
     return problems
 
 
