@@ -136,3 +136,16 @@ def test_rows_stay_on_their_device_except_for_the_lengths(device):
         "position_ids": device,
         "packed_seq_lengths": "cpu",
     }
+
+
+def test_parts_between_answers_stay_out_of_the_loss():
+    """A conversation has several answers in one sample."""
+    labels = [-100, 3, -100, 5, 6]
+    talk = {"input_ids": torch.tensor([2, 3, 4, 5, 6]), "labels": torch.tensor(labels)}
+    batch = collate_step([talk, sample(2, 8, 9, answer_from=1)])
+    assert target_count(batch) == 5
+    in_rows = padded(batch["samples"], PAD)
+    assert in_rows["labels"].tolist() == [labels, [-100, 8, 9, -100, -100]]
+    in_one = packed(batch["samples"], PAD)
+    assert in_one["labels"].tolist() == [[*labels, -100, 8, 9]]
+    assert target_count(in_rows) == target_count(in_one) == 5

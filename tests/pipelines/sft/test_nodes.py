@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 
+from ja_instruct.datasets import JSONLinesDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelArtifact
 from ja_instruct.pipelines.sft import training
@@ -132,6 +133,48 @@ class TestBuildDatasets:
             "source": "qa_pairs",
         }
         assert all(text.endswith("<end_of_turn>\n") for text in completions(evaluation))
+
+    def test_history_makes_the_sample_a_conversation(
+        self, build, prompts, sft_parameters, tmp_path
+    ):
+        turns = [
+            {"role": "user", "content": "前の質問"},
+            {"role": "assistant", "content": "前の応答"},
+        ]
+        rows = [{**row, "history": turns if at else None} for at, row in enumerate(FILTERED)]
+        saved = JSONLinesDataset(filepath=tmp_path / "filtered_pairs.jsonl")
+        saved.save(Dataset.from_list(rows))
+        train, evaluation = build(saved.load(), WRITTEN, sft_parameters(eval_fraction=0.25))
+        before = training_prompt(prompts, "前の質問")
+        for sample in (*train, *evaluation):
+            if sample["source"] == "filtered_pairs" and sample["completion"] != "応答0":
+                assert sample["prompt"].startswith(f"{before}前の応答<eos>")
+                ((start, end),) = sample["earlier_answers"]
+                assert sample["prompt"][start:end] == "前の応答<eos>"
+            else:
+                assert not sample["earlier_answers"]
+        # without a history nothing changes
+        plain = build(FILTERED, WRITTEN, sft_parameters())[0]
+        empty = FILTERED.add_column("history", [[]] * 20)
+        assert build(empty, WRITTEN, sft_parameters())[0].to_list() == plain.to_list()
+
+    @pytest.mark.parametrize(
+        ("history", "message"),
+        [
+            ("前の話", r"record 2: 'history' is '前の話', not a list of turns"),
+            ([["質問", "応答"]], "not a list of turns with the texts 'role' and 'content'"),
+            ([{"role": "user", "content": None}], "not a list of turns"),
+            ([{"role": "user", "content": "一"}], "the roles of 'history' are user; they must"),
+            (
+                [{"role": role, "content": "一"} for role in ("assistant", "user")],
+                "the roles of 'history' are assistant, user",
+            ),
+        ],
+    )
+    def test_history_that_cannot_be_used(self, build, sft_parameters, history, message):
+        rows = [{**row, "history": history if at == 1 else None} for at, row in enumerate(FILTERED)]
+        with pytest.raises(InputError, match=message):
+            build(Dataset.from_list(rows), WRITTEN, sft_parameters())
 
     def test_model_without_chat_template_is_refused(self, build, sft_parameters, tiny_gemma2):
         with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):

@@ -1,9 +1,10 @@
 import random
+from itertools import groupby
 
 import pytest
 from datasets import Dataset
 
-from ja_instruct.control_tokens import ControlTokens
+from ja_instruct.control_tokens import ControlTokens, unmark
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft import samples as samples_module
 from ja_instruct.pipelines.sft.samples import encode_dataset
@@ -117,6 +118,77 @@ def test_token_of_both_prompt_and_answer_is_in_the_loss(prompts, tokenizer, enco
     left_out, counted = split(encode(sample, completion_only_loss=True))
     assert tokenizer.decode(counted) == "\n\n東京です。<eos>"
     assert left_out == tokenizer(sample["prompt"])["input_ids"][: len(left_out)]
+
+
+HISTORY = [
+    {"role": "system", "content": "短く答えなさい。"},
+    {"role": "user", "content": "質問です。東京です。"},
+    {"role": "assistant", "content": "東京です。"},
+    {"role": "user", "content": "<eos>は何ですか。"},
+    {"role": "assistant", "content": "<eos>は文の終わりです。"},
+]
+
+
+class TestConversation:
+    @pytest.fixture(params=FORMATS)
+    def sample(self, request, prompts, tokenizer):
+        builder = PromptBuilder(prompts.model_copy(update={"format": request.param}), tokenizer)
+        rows = [(QUESTION, ANSWER, HISTORY)]
+        (sample,) = samples_module.to_samples(rows, builder, "filtered_pairs")
+        return sample
+
+    @pytest.fixture
+    def end(self, request):
+        """The end of a turn, and that of the last one."""
+        is_chat = "chat_template" in request.node.name
+        return ("<end_of_turn>\n", "<end_of_turn>\n<eos>") if is_chat else ("<eos>", "<eos>")
+
+    def test_every_answer_with_its_end_is_in_the_loss(self, sample, encode, tokenizer, end):
+        row = encode(sample, completion_only_loss=True)
+        parts = [list(part) for _, part in groupby(row["labels"], key=lambda one: one != -100)]
+        assert [part[0] == -100 for part in parts] == [True, False] * 3
+        learned = [tokenizer.decode(part) for part in parts[1::2]]
+        assert learned == [
+            f"東京です。{end[0]}",
+            f"<eos>は文の終わりです。{end[0]}",
+            f"{ANSWER}{end[1]}",
+        ]
+        assert all(
+            label in (-100, token)
+            for label, token in zip(row["labels"], row["input_ids"], strict=True)
+        )
+
+    def test_ids_are_those_of_the_whole_text(self, sample, encode, tokenizer):
+        row = encode(sample, completion_only_loss=False)
+        whole = unmark(f"{sample['prompt']}{sample['completion']}<eos>")
+        assert tokenizer.decode(row["input_ids"]) == f"<bos>{whole}"
+        assert row["labels"] == row["input_ids"]
+        assert row == {**encode(sample, completion_only_loss=True), "labels": row["labels"]}
+        assert row["input_ids"].count(tokenizer.bos_token_id) == 1
+        ends = 1 if "<end_of_turn>" in sample["prompt"] else 3
+        assert row["input_ids"].count(tokenizer.eos_token_id) == ends
+        assert whole.index("短く答えなさい。\n\n質問です。") < whole.index("<eos>は何ですか。")
+
+    def test_cut_sample_keeps_the_answers_within_the_limit(self, sample, encode, tokenizer):
+        """Without the last answer there is still something to learn."""
+        labels = encode(sample, completion_only_loss=True)["labels"]
+        one = Dataset.from_list([sample])
+        last = len(labels) - 1 - labels[::-1].index(-100)
+        encoded, counts = encode_dataset(one, tokenizer, last, True)
+        assert encoded[0]["labels"] == labels[:last]
+        assert (counts["cut"], counts["samples"]) == (1, 1)
+        assert counts["loss_tokens"] == sum(label != -100 for label in labels[:last])
+        first = next(place for place, label in enumerate(labels) if label != -100)
+        assert encode_dataset(one, tokenizer, first, True)[1]["dropped_nothing_to_learn"] == 1
+        assert encode_dataset(one, tokenizer, last, True, "drop")[1]["dropped_over_long"] == 1
+
+    def test_samples_without_history_stand_beside(self, sample, prompts, tokenizer, encode):
+        (plain,) = to_samples([(QUESTION, ANSWER)], prompts, tokenizer)
+        assert "earlier_answers" not in plain
+        mixed = Dataset.from_list([sample, {**plain, "earlier_answers": None}])
+        encoded, _ = encode_dataset(mixed, tokenizer, LONG, completion_only_loss=True)
+        alone = [encode(one, completion_only_loss=True) for one in (sample, plain)]
+        assert encoded.to_list() == alone
 
 
 @pytest.mark.parametrize("completion_only_loss", [False, True])

@@ -19,6 +19,7 @@ from ja_instruct.pipelines.sft.checkpoints import (
     fingerprint,
 )
 from ja_instruct.pipelines.sft.gpu_resources import estimate_training
+from ja_instruct.pipelines.sft.histories import read_histories
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.resuming import find_checkpoint, record_training
@@ -49,10 +50,12 @@ def build_datasets(
 
     The training samples are the filtered pairs, in their order, followed by those of ``qa_pairs``.
     ``eval_fraction`` of the filtered pairs, drawn by the seed, are the evaluation samples instead.
-    The encoding adds BOS and EOS later.
+    The sample of a pair with a ``history`` is the whole conversation; ``earlier_answers`` then has
+    the start and end of each earlier answer in the prompt. The encoding adds BOS and EOS later.
 
     Raises:
-        InputError: A column is missing, no sample is left, or the chat template cannot be used.
+        InputError: A column is missing, a history cannot be used, no sample is left, or the chat
+            template cannot be used.
     """
     from datasets import Dataset
 
@@ -65,8 +68,12 @@ def build_datasets(
     chance = random.Random(parameters.training.seed)  # noqa: S311
     held_out = set(chance.sample(range(count), held_out_count(count, parameters.eval_fraction)))
     builder = PromptBuilder(prompts, quantized_model.load_tokenizer())
+    histories = read_histories(filtered_pairs, "filtered_pairs")
     filtered = to_samples(
-        [(pair["instruction"], pair["response"], ()) for pair in filtered_pairs],
+        [
+            (pair["instruction"], pair["response"], history)
+            for pair, history in zip(filtered_pairs, histories, strict=True)
+        ],
         builder,
         "filtered_pairs",
     )
