@@ -9,6 +9,9 @@ GPU = {"devices": None, "memory_gb": None, "disk_gb": None}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SECTIONS = {
     "data_filtering": {
+        "multi_turn": "first",
+        "system_turns": "drop",
+        "assistant_first": "pair",
         "rare_char_count_max": 19,
         "survivor_char_count_min": 10,
         "language": "ja",
