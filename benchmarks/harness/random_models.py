@@ -12,6 +12,7 @@ of n of these characters has exactly n tokens, and BOS before them.
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from ja_instruct.models.directory import write_provenance
 from ja_instruct.models.json_files import read_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import torch
@@ -178,6 +179,53 @@ def make_model(
             "settings": {"quant_type": "nf4", "made_by": __name__, "seed": SEED},
         }
         write_provenance(directory, provenance)
+
+
+def make_sparse_model(directory: Path, shape: str, dtype: str, layers: int) -> tuple[int, int]:
+    """Write a model whose weights are zero, in files that take no space on the disk.
+
+    Args:
+        directory: Where to write; it is created.
+        shape: A key of ``SHAPES``.
+        dtype: The name in PyTorch of the type of the weights.
+        layers: How many layers, each in a file of its own.
+
+    Returns:
+        The bytes of a layer, and those of the embedding and the last norm.
+    """
+    config = make_config(shape)
+    config.num_hidden_layers, config.dtype = layers, dtype
+    config.layer_types = config.layer_types[:layers]
+    model = empty_model(config)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, weight in model.named_parameters():
+        _, _, layer = name.partition(".layers.")
+        parts.setdefault(layer.partition(".")[0] or "other", {})[name] = weight
+    directory.mkdir(parents=True)
+    index, sizes = {}, {}
+    for part, weights in parts.items():
+        file = f"model-{part}.safetensors"
+        sizes[part] = _write_holes(directory / file, weights, dtype)
+        index |= dict.fromkeys(weights, file)
+    content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(content), "utf-8")
+    config.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return sizes["0"], sizes["other"]
+
+
+def _write_holes(path: Path, weights: Mapping[str, torch.Tensor], dtype: str) -> int:
+    """Write a safetensors file's header and, as one hole, its weights; return their bytes."""
+    kind, size = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}[dtype]
+    header, end = {}, 0
+    for name, weight in weights.items():
+        start, end = end, end + size * weight.numel()
+        header[name] = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + end)
+    return end
 
 
 def _quantized(weight: torch.Tensor) -> torch.nn.Module:

@@ -63,6 +63,14 @@ class NamesModules(Protocol):
 
 
 @runtime_checkable
+class StoresWeights(Protocol):
+    """A model whose files' size is known before they are read."""
+
+    def weights_bytes(self) -> int:
+        """Return the size of the weights in the types that they are stored in; 0 if unknown."""
+
+
+@runtime_checkable
 class Downloads(Protocol):
     """An input that is downloaded when it is loaded."""
 

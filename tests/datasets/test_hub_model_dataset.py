@@ -105,6 +105,15 @@ class TestHub:
             self.FILES["config.json"]
         )
         assert dataset.parameter_count() == 27_227_128_320
+        assert dataset.weights_bytes() == 108_908_513_280
+
+    def test_multimodal_model_without_a_language_model_is_refused(self, add):
+        """BLIP's text model is a BERT."""
+        dataset = add({"model_type": "blip", "text_config": {"hidden_size": 64}}, a=np.float16)
+        with pytest.raises(InputError, match=r"of this 'blip' is a 'blip_text_model', which tran"):
+            dataset.check()
+        gemma3 = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+        add(gemma3, a=np.float16).check()
 
     @pytest.mark.parametrize(
         ("files", "lacking"),

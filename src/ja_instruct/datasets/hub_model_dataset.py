@@ -25,6 +25,8 @@ from ja_instruct.models.hub import (
     pending_download_bytes,
 )
 from ja_instruct.models.json_files import read_config
+from ja_instruct.models.safetensors import BYTES_OF
+from ja_instruct.models.text_model import causal_config, is_multimodal
 from ja_instruct.models.vocabulary import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class HubModelDataset(InputDataset[ModelDirectory]):
             require_listed_files(self._listing.files, where)
         refuse_quantized_config(self.peek_config() or {}, where)
         refuse_quantized_types(self._weights_by_type, where)
+        if self._config_path is not None and is_multimodal(self.peek_config() or {}):
+            causal_config(self._config_path.parent)
 
     def fingerprint(self) -> str | None:
         """Return name and downloaded commit; None before the first download."""
@@ -93,6 +97,10 @@ class HubModelDataset(InputDataset[ModelDirectory]):
     def module_names(self) -> frozenset[str] | None:
         """Return the names of the modules, norms too; None if the hub cannot be reached."""
         return module_names(self._repo_id, self._revision)
+
+    def weights_bytes(self) -> int:
+        """Return the size of the weights of the types that the hub lists; 0 out of its reach."""
+        return sum(BYTES_OF[dtype] * count for dtype, count in self._weights_by_type.items())
 
     def pending_download_bytes(self) -> int:
         """Return the size of the missing files, for the check of free disk space."""
@@ -108,7 +116,7 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         path, *_ = [fetch_file(self._repo_id, self._revision, name) for name in names]
         return None if path is None else path.parent
 
-    # Both are fetched once, because several checks estimate several nodes from them.
+    # They are fetched once, because several checks estimate several nodes from them.
 
     @cached_property
     def _listing(self) -> ModelListing | None:
@@ -119,8 +127,12 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         return {} if self._listing is None else self._listing.weights_by_type
 
     @cached_property
+    def _config_path(self) -> Path | None:
+        return fetch_file(self._repo_id, self._revision, "config.json")
+
+    @cached_property
     def _config(self) -> dict[str, Any] | None:
-        path = fetch_file(self._repo_id, self._revision, "config.json")
+        path = self._config_path
         return None if path is None else read_config(path.parent, self._remedy)
 
     @property

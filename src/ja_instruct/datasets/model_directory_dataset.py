@@ -72,6 +72,10 @@ class ModelDirectoryDataset(InputPathDataset[ModelDirectory]):
         """Return the names of the matrices, or None if the model is missing."""
         return module_names(self._filepath) if self._exists() else None
 
+    def weights_bytes(self) -> int:
+        """Return the size of the safetensors files."""
+        return sum(path.stat().st_size for path in self._filepath.glob("*.safetensors"))
+
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``, or None if it is missing; nothing is checked or loaded."""
         return read_config(self._filepath, REMEDY) if self._exists() else None

@@ -1,7 +1,7 @@
-"""A LoRA adapter merged into its 16-bit base, one shard at a time (LoRA, arXiv:2106.09685).
+"""A LoRA adapter merged into its base, one shard at a time (LoRA, arXiv:2106.09685).
 
-PEFT's ``merge_and_unload`` holds the whole model in memory, 54 GB for Gemma 2 27B, so the merge
-itself is our own; the tests compare every weight with PEFT's.
+PEFT's ``merge_and_unload`` holds the whole model in memory, 109 GB for Gemma 2 27B, which is
+published in float32, so the merge itself is our own; the tests compare every weight with PEFT's.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A 16-bit base model with an adapter merged into it, computed while it is saved.
+    """A base model with an adapter merged into it, computed while it is saved.
 
     ``scaling`` is the factor of B A; ``factors`` is keyed by the matrices of the base's checkpoint;
     ``end_ids`` are the tokens with which training ends an answer.

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-SIXTEEN_BITS_OR_MORE = frozenset(("BF16", "F16", "F32"))
+# The types of a model that is not quantized, with the bytes of a weight
+BYTES_OF = {"BF16": 2, "F16": 2, "F32": 4}
+SIXTEEN_BITS_OR_MORE = frozenset(BYTES_OF)
 # bitsandbytes stores the quantization state of a matrix under the matrix's name with this suffix
 _STATE_MARK = ".quant_state.bitsandbytes__"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from kedro.framework.project import settings
 
-from ja_instruct.checks import Downloads
+from ja_instruct.checks import Downloads, StoresWeights
 from ja_instruct.memory.estimates import cpu_memory_bytes
 from ja_instruct.memory.resources import parameter_count_of
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
@@ -17,10 +17,11 @@ from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.preflight.caches import cache_problems
 from kedro_cuda_runner.devices import default_layer
 from kedro_cuda_runner.formatting import gigabytes
+from kedro_cuda_runner.outputs import output_path
 from kedro_cuda_runner.preflight import device_problems, disk_problems, free_disk_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
@@ -104,7 +105,10 @@ def environments_without_gpu(context: KedroContext) -> list[str]:
 
 
 def space_problems(
-    resources: Mapping[Node, Resources], catalog: DataCatalog, inputs: Iterable[str]
+    resources: Mapping[Node, Resources],
+    catalog: DataCatalog,
+    inputs: Iterable[str],
+    outputs: Collection[str],
 ) -> list[str]:
     """Compare free host memory and free disk with what the run takes; check its cache folders.
 
@@ -112,6 +116,7 @@ def space_problems(
         resources: The GPU nodes of the run, which may compute on the CPU.
         catalog: With their inputs and outputs.
         inputs: Names of the run's inputs, which may have to be downloaded.
+        outputs: Names of the run's outputs.
     """
     from huggingface_hub import constants
 
@@ -120,6 +125,7 @@ def space_problems(
     return [
         *_memory_problems(resources, catalog),
         *disk_problems(resources, catalog),
+        *_merged_model_problems(outputs, catalog),
         *free_disk_problems(downloads, Path(constants.HF_HUB_CACHE), remedy),
         *cache_problems(resources, is_downloading=any(downloads.values())),
     ]
@@ -138,6 +144,16 @@ def _memory_problems(resources: Mapping[Node, Resources], catalog: DataCatalog) 
         f"{count / 1e9:.2f} billion parameters on the CPU, {gigabytes(free)} are free; close other "
         f"programs, or choose a smaller base_model"
     ]
+
+
+def _merged_model_problems(outputs: Collection[str], catalog: DataCatalog) -> list[str]:
+    """Compare free disk with the merged model, whose weights keep the types of the base's files."""
+    base_model = catalog.get("base_model") if "merged_model" in outputs else None
+    path = output_path(catalog.get("merged_model"))
+    if path is None or not isinstance(base_model, StoresWeights):
+        return []
+    sizes = {"the merged model": base_model.weights_bytes()}
+    return free_disk_problems(sizes, path.parent, "point its catalog entry elsewhere")
 
 
 def _pending_downloads(inputs: Iterable[str], catalog: DataCatalog) -> dict[str, int]:

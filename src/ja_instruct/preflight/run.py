@@ -102,7 +102,7 @@ def check_run(
         *training_problems(nodes, catalog),
     ]
     problems = problems or [
-        *space_problems(resources, catalog, inputs),
+        *space_problems(resources, catalog, inputs, produced),
         *template_problems(nodes, catalog),
     ]
     if problems:

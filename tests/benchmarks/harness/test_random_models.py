@@ -2,6 +2,7 @@ import json
 import random
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,16 @@ def test_full_size_is_gemma_2_27b(random_models):
     weights = sum(weight.numel() for weight in random_models.empty_model(config).parameters())
     assert weights == 256_000 * 4608 + 46 * per_layer + 4608 == 27_227_128_320
     assert config.layer_types[:2] == ["sliding_attention", "full_attention"]
+
+
+def test_sparse_model_is_read_like_any_other(random_models, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    found = random_models.make_sparse_model(tmp_path / "f32", "tiny", "float32", 2)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "f32")
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert not any(weight.any() for weight in model.parameters())
+    assert 2 * found[0] + found[1] == 4 * model.num_parameters()
+    assert random_models.make_sparse_model(tmp_path / "bf16", "tiny", "bfloat16", 2) == tuple(
+        size // 2 for size in found
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ja_instruct.datasets import ModelDirectoryDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.loading import load_nf4_model
@@ -105,6 +106,33 @@ class TestLoadDtype:
         assert found[f"{MATRIX}.absmax"].equal(state.absmax)
         for name in (EMBEDDING, "model.norm.weight"):
             assert found[name].equal(read[name].to(torch.bfloat16)), name
+
+    @pytest.mark.parametrize("load_dtype", ["float16", "bfloat16", "float32"])
+    def test_type_of_the_files_does_not_count(self, load_dtype, tiny_gemma2, parameters, tmp_path):
+        """Of weights that all three types hold exactly, as those of a model trained in 16 bits."""
+        source = load_file(tiny_gemma2.path / "model.safetensors")
+        exact = {
+            # float16 loses bits below its smallest normal number
+            name: torch.where(weight.abs() < 2**-14, 0, weight).bfloat16()
+            for name, weight in source.items()
+        }
+        changed = parameters.model_copy(update={"load_dtype": load_dtype})
+        saved = []
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            copy = shutil.copytree(tiny_gemma2.path, tmp_path / str(dtype))
+            weights = {name: weight.to(dtype) for name, weight in exact.items()}
+            save_file(weights, copy / "model.safetensors", {"format": "pt"})
+            dataset = ModelDirectoryDataset(filepath=copy)
+            dataset.check()
+            size = 4 if dtype == torch.float32 else 2
+            assert dataset.parameter_count() == sum(one.numel() for one in exact.values())
+            assert dataset.weights_bytes() == pytest.approx(
+                size * dataset.parameter_count(), rel=0.02
+            )
+            quantize(dataset.load(), changed).model.save_pretrained(copy / "nf4")
+            saved.append(load_file(copy / "nf4/model.safetensors"))
+        for name, expected in saved[0].items():
+            assert all(one[name].equal(expected) for one in saved[1:]), name
 
     def test_saved_types_do_not_depend_on_it(self, tiny_nf4, parameters):
         from bitsandbytes.utils import unpack_tensor_to_dict

@@ -87,8 +87,10 @@ def measurement_parts(shape: ModelShape, parameters: QuantizationParameters) -> 
         return parts
     quantized = replace(shape, is_double_quantized=parameters.double_quantization)
     one_layer = shape.linear_weights // len(shape.windows)
-    # a matrix as it is read, in float32 at most
-    streamed = size * (shape.other_weights + one_layer) + 4 * shape.largest_matrix
+    # a matrix as it is stored, in float32 at most: of a layer, or before that the embedding
+    streamed = size * shape.other_weights + max(
+        size * one_layer + 4 * shape.largest_matrix, 4 * shape.vocab_size * shape.hidden_size
+    )
     resident = nf4_bytes(quantized, other_bytes=size) + size * shape.largest_matrix
     tokens = min(total, TEXT_TOKENS)
     heads = shape.query_size // HEAD_SIZE

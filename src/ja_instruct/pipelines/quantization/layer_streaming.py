@@ -1,7 +1,7 @@
 """Run a model of any size layer by layer from its safetensors files.
 
 The embedding and the head stay on the device; each decoder layer is loaded once, and all texts pass
-through it before the next one is loaded. A 16-bit model of 54 GB needs a few gigabytes of GPU
+through it before the next one is loaded. A model of 109 GB in float32 needs a few gigabytes of GPU
 memory and, because the files are memory-mapped, host memory for one matrix. accelerate's disk
 offload would read all weights again for every text.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StreamedModel:
-    """A 16-bit model whose decoder layers are loaded one at a time.
+    """A model whose decoder layers are loaded one at a time.
 
     Attributes:
         model: The model; embedding, final norm and head are on the device, decoder layers on
