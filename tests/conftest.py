@@ -330,10 +330,11 @@ def invoke_kedro(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     import mlflow
     from click.testing import CliRunner
     from kedro.framework.cli.cli import KedroCLI
+    from kedro.utils import find_kedro_project
 
     def invoke(*args: str, cwd: Path = project) -> Result:
         monkeypatch.chdir(cwd)
-        return CliRunner().invoke(KedroCLI(cwd), ["run", *args])
+        return CliRunner().invoke(KedroCLI(find_kedro_project(cwd) or cwd), ["run", *args])
 
     yield invoke
     while mlflow.active_run() is not None:

@@ -105,6 +105,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "no BOS": {"bos_token_id": None},
     "pad is EOS": {"pad_token_id": None},
     "unused rows": {"vocab_size": 3008},
+    "token types": {},
     "biases": {"attention_bias": True, "mlp_bias": True},
 }
 
@@ -142,6 +143,8 @@ def make_kind(kind: str, directory: Path, tokenizer: PreTrainedTokenizerBase) ->
         model = transformers.LlamaForCausalLM(config)
     if kind == "pad is EOS":
         tokenizer.pad_token = tokenizer.eos_token
+    if kind == "token types":
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     if kind == "no BOS":
         tokenizer.bos_token = None
         tokenizer.add_bos_token = False

@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
+from ja_instruct.completed_pipeline import CompletedPipeline
 from ja_instruct.pipelines import (
     data_filtering,
     export,
@@ -33,4 +34,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "publishing": publishing.create_pipeline(),
     }
     default = sum(pipelines.values(), start=Pipeline([]))
-    return {**pipelines, **on_request, "__default__": default}
+    registered = {**pipelines, **on_request, "__default__": default}
+    return {name: CompletedPipeline(pipeline.nodes) for name, pipeline in registered.items()}

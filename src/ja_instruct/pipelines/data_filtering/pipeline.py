@@ -8,6 +8,19 @@ from ja_instruct.pipelines.data_filtering import nodes
 from ja_instruct.pipelines.data_filtering.page import build_filter_page
 from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_rejections
 
+# Passed in memory; no catalog entry saves them
+NOT_SAVED = frozenset(
+    {
+        "conversation_pairs",
+        "rare_characters",
+        "cleaned_pairs",
+        "replacement_counts",
+        "pair_violations",
+        "violations",
+        "rare_survivor_characters",
+    }
+)
+
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """Wire the filter."""
