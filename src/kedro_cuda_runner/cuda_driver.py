@@ -43,12 +43,14 @@ class DriverDevice:
         is_mig: Whether it is a MIG slice; drivers before CUDA 11.4 do not report this.
         name: The product name.
         memory_bytes: Total memory.
+        cuda_version: The newest version of CUDA that the driver supports: 13000 for 13.0.
     """
 
     uuid: str
     is_mig: bool
     name: str
     memory_bytes: int
+    cuda_version: int
 
 
 @dataclass(eq=False)
@@ -100,9 +102,10 @@ def read_devices(library: Any) -> list[DriverDevice]:
         DriverError: A call failed.
     """
     _call(library, "cuInit", 0)
-    count = ctypes.c_int()
+    count, version = ctypes.c_int(), ctypes.c_int()
     _call(library, "cuDeviceGetCount", ctypes.byref(count))
-    return [_read_device(library, index) for index in range(count.value)]
+    _call(library, "cuDriverGetVersion", ctypes.byref(version))
+    return [_read_device(library, index, version.value) for index in range(count.value)]
 
 
 def _call(library: Any, function: str, *args: Any) -> None:
@@ -114,7 +117,7 @@ def _call(library: Any, function: str, *args: Any) -> None:
         raise DriverError(function, code, name.value.decode() if name.value else known)
 
 
-def _read_device(library: Any, index: int) -> DriverDevice:
+def _read_device(library: Any, index: int, cuda_version: int) -> DriverDevice:
     device = ctypes.c_int()
     _call(library, "cuDeviceGet", ctypes.byref(device), index)
     name = ctypes.create_string_buffer(NAME_BYTES)
@@ -125,7 +128,8 @@ def _read_device(library: Any, index: int) -> DriverDevice:
     # drivers before CUDA 11.4 lack it; it returns a MIG slice's own UUID
     newer = hasattr(library, "cuDeviceGetUuid_v2")
     uuid = _read_uuid(library, "cuDeviceGetUuid_v2", device) if newer else gpu_uuid
-    return DriverDevice(uuid, uuid != gpu_uuid, name.value.decode(errors="replace"), memory.value)
+    text = name.value.decode(errors="replace")
+    return DriverDevice(uuid, uuid != gpu_uuid, text, memory.value, cuda_version)
 
 
 def _read_uuid(library: Any, function: str, device: ctypes.c_int) -> str:

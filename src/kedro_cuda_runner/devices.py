@@ -33,6 +33,8 @@ REMEDIES = {
     804: "the image brings a newer driver library than the GPU can use: remove cuda-compat",
     999: "the kernel module may not be loaded: try 'nvidia-modprobe -u -c=0', or reboot",
 }
+# the first driver of each major version of CUDA: https://docs.nvidia.com/deploy/cuda-compatibility
+DRIVERS = {12: 525, 13: 580}
 
 
 class NoDevicesError(CudaRunnerError):
@@ -112,7 +114,7 @@ class NvidiaDevices:
                 raise DriverError("cuDeviceGetCount", NO_DEVICE, "no device")
         except DriverError as error:
             raise self._no_devices(error) from error
-        if problem := _torch_problem():
+        if problem := _torch_problem(devices[0].cuda_version):
             raise NoDevicesError(f"the CUDA devices cannot be used: {problem}")
         self._found[variables] = [
             Device(index, self._full_uuid(found), found.name, found.memory_bytes)
@@ -240,19 +242,33 @@ class NvidiaDevices:
         return {VISIBLE: ",".join(device.uuid for device in devices)}
 
 
-def _torch_problem() -> str | None:
-    """Return why the installed PyTorch cannot use CUDA, without importing it: that is slow."""
+def _torch_problem(driver_cuda: int) -> str | None:
+    """Return why the installed PyTorch cannot use CUDA, without importing it: that is slow.
+
+    ``driver_cuda`` is the newest version that the driver supports, 13000 for 13.0. A driver
+    supports all minor versions of its major one and of earlier ones.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     version_file = Path(spec.origin).with_name("version.py")
     version = runpy.run_path(str(version_file)) if version_file.is_file() else {"cuda": ""}
-    if version.get("cuda") is not None:
-        return None
+    name = f"the installed torch {version.get('__version__', '')}"
+    cuda = version.get("cuda")
+    if cuda is not None:
+        major = int(cuda.partition(".")[0] or 0)
+        if driver_cuda // 1000 >= major:
+            return None
+        least = f", which needs driver {DRIVERS[major]} or newer" if major in DRIVERS else ""
+        supported = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
+        return (
+            f"{name} is built for CUDA {cuda}{least}, and this driver supports CUDA up to "
+            f"{supported}; update the driver ('nvidia-smi' shows its version), or install a build "
+            f"for CUDA {driver_cuda // 1000} (https://pytorch.org/get-started/locally)"
+        )
     build = "for ROCm" if version.get("hip") is not None else "without CUDA"
     return (
-        f"the installed torch {version.get('__version__', '')} is built {build}; install a CUDA "
-        f"build (https://pytorch.org/get-started/locally)"
+        f"{name} is built {build}; install a CUDA build (https://pytorch.org/get-started/locally)"
     )
 
 

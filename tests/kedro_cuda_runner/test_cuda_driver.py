@@ -26,6 +26,7 @@ int cuInit(unsigned flags) {
     return visible && !*visible ? 100 : failing("cuInit");
 }
 int cuDeviceGetCount(int *count) { *count = 2; return failing("cuDeviceGetCount"); }
+int cuDriverGetVersion(int *version) { *version = 12080; return failing("cuDriverGetVersion"); }
 int cuDeviceGet(int *device, int index) { *device = 10 + index; return failing("cuDeviceGet"); }
 int cuDeviceGetName(char *name, int length, int device) {
     snprintf(name, length, "Fake %d", device - 10); return failing("cuDeviceGetName");
@@ -48,7 +49,7 @@ int cuGetErrorName(int code, const char **name) {
     *name = "CUDA_ERROR_OF_THE_FAKE"; return 0;
 }
 """
-FUNCTIONS = ["cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName"]
+FUNCTIONS = ["cuInit", "cuDeviceGetCount", "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetName"]
 FUNCTIONS += ["cuDeviceTotalMem_v2", "cuDeviceGetUuid", "cuDeviceGetUuid_v2"]
 
 
@@ -83,14 +84,14 @@ def error_of(environment, **variables):
 
 def test_newer_driver_reports_slices(environment):
     assert query_driver(environment) == [
-        DriverDevice(UUIDS[0], False, "Fake 0", 2**37),
-        DriverDevice(UUIDS[1], True, "Fake 1", 2**37 + 1),
+        DriverDevice(UUIDS[0], False, "Fake 0", 2**37, 12080),
+        DriverDevice(UUIDS[1], True, "Fake 1", 2**37 + 1, 12080),
     ]
 
 
 def test_older_driver(compile_library):
     assert query_driver(compile_library("-DOLDER")) == [
-        DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i) for i in range(2)
+        DriverDevice(UUIDS[0], False, f"Fake {i}", 2**37 + i, 12080) for i in range(2)
     ]
 
 

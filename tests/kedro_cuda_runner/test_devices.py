@@ -23,8 +23,8 @@ from kedro_cuda_runner.errors import CudaRunnerError
 
 UUIDS = ["00010203-0405-0607-0809-0a0b0c0d0e0f", "f0e0d0c0-b0a0-9080-7060-504030201000"]
 FOUND = [
-    DriverDevice(UUIDS[0], False, "NVIDIA H200", 150 * 10**9),
-    DriverDevice(UUIDS[1], False, "NVIDIA L4", 24 * 10**9),
+    DriverDevice(UUIDS[0], False, "NVIDIA H200", 150 * 10**9, 13000),
+    DriverDevice(UUIDS[1], False, "NVIDIA L4", 24 * 10**9, 13000),
 ]
 NONE = DriverError("cuInit", 100, "CUDA_ERROR_NO_DEVICE")
 
@@ -53,7 +53,7 @@ def output_of(code, **variables):
 def _nothing_hidden_and_any_torch(monkeypatch, request):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if request.cls is not TestTorch:
-        monkeypatch.setattr(devices, "_torch_problem", lambda: None)
+        monkeypatch.setattr(devices, "_torch_problem", lambda cuda: None)
 
 
 def fake_nvml(uuids=("GPU-" + UUIDS[0], "GPU-" + UUIDS[1]), errors=None, **lists):
@@ -119,7 +119,7 @@ class TestFind:
     def test_slice(self, is_mig, has_nvml, prefix):
         errors = {} if has_nvml else {"nvmlInit": 12}
         nvml = fake_nvml(uuids=("MIG-" + UUIDS[0],), errors=errors)
-        query = driver(unset=[DriverDevice(UUIDS[0], is_mig, "H200 MIG 1g.18gb", 18)])
+        query = driver(unset=[DriverDevice(UUIDS[0], is_mig, "H200 MIG 1g.18gb", 18, 13000)])
         assert layer_with(nvml, query).find()[0].uuid == prefix + UUIDS[0]
 
     def test_nvml_that_finds_neither_uuid(self):
@@ -198,11 +198,34 @@ class TestTorch:
     def test_build(self, tmp_path, monkeypatch, cuda, hip, problem):
         spec = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-        assert devices._torch_problem() is None, "there is no version.py"
+        assert devices._torch_problem(13000) is None, "there is no version.py"
         text = f"__version__ = '2.11.0+x'\ncuda: str | None = {cuda}\nhip = {hip}\n"
         (tmp_path / "version.py").write_text(text)
-        found = devices._torch_problem()
+        found = devices._torch_problem(13000)
         assert found is None if problem is None else found.startswith(problem)
+
+    @pytest.mark.parametrize(
+        ("driver_cuda", "cuda", "problem"),
+        [
+            (13000, "13.0", None),
+            # minor versions are compatible
+            (13000, "13.2", None),
+            (13020, "12.8", None),
+            (
+                12080,
+                "13.0",
+                r"torch 2\.13\.0 is built for CUDA 13\.0, which needs driver 580 or newer, and "
+                r"this driver supports CUDA up to 12\.8; update .* or install a build for CUDA 12 ",
+            ),
+            (13010, "14.0", r"built for CUDA 14\.0, and this driver supports CUDA up to 13\.1"),
+        ],
+    )
+    def test_driver_of_an_older_cuda(self, tmp_path, monkeypatch, driver_cuda, cuda, problem):
+        spec = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ncuda = '{cuda}'\n")
+        found = devices._torch_problem(driver_cuda)
+        assert found is None if problem is None else re.search(problem, found)
 
     def test_installed_build_counts_and_is_not_imported(self):
         import torch
@@ -210,7 +233,7 @@ class TestTorch:
         code = (
             "import sys\n"
             "from kedro_cuda_runner import devices\n"
-            "print(devices._torch_problem())\n"
+            "print(devices._torch_problem(99000))\n"
             "assert 'torch' not in sys.modules\n"
         )
         version = torch.__version__

@@ -195,6 +195,17 @@ def test_empty_chat_template_is_not_added(tiny_gemma2, parameters):
     assert artifact.provenance["chat_template_added"] is False
 
 
+@pytest.mark.parametrize("ends", [1, [1, 107], 6, None])
+def test_another_end_of_the_tokenizer_is_logged(ends, tiny_gemma2, parameters, tmp_path, caplog):
+    copy = shutil.copytree(tiny_gemma2.path, tmp_path / "copy")
+    path = copy / "generation_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "eos_token_id": ends}), "utf-8")
+    quantize(ModelDirectory(copy, "owner/name"), parameters)
+    logged = "owner/name: the model's files end answers with '<end_of_turn>' (6), the tokenizer"
+    assert (f"{logged} with '<eos>' (1)." in caplog.text) == (ends == 6)
+
+
 def test_generation_config_is_the_sources(tiny_gemma2, tiny_nf4):
     def read(model):
         saved = json.loads((model.path / "generation_config.json").read_text("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.cards import quantized_card
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory, refuse_quantized
+from ja_instruct.models.json_files import read_end_ids
 from ja_instruct.models.loading import Device, load_nf4_model
 from ja_instruct.models.text_model import mark_multimodal
 from ja_instruct.models.vocabulary import check_tokenizer
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ja_instruct.models.checksums import FileRecord
 else:  # Kedro resolves the hints of a node; the library takes seconds to import
     Dataset = Any
+
+logger = logging.getLogger(__name__)
 
 # These parameters do not influence the weights.
 _NOT_SETTINGS = {"chat_template", "gpu", "perplexity_max_tokens"}
@@ -68,6 +73,7 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
     files = base_model.checksums("quantization: hashing the source")
     model, memory_gb = load_in_4_bits(base_model, parameters)
     tokenizer = base_model.load_tokenizer()
+    _log_other_end(base_model, tokenizer)
     added_template = bool(parameters.chat_template) and not tokenizer.chat_template
     if added_template:
         tokenizer.chat_template = parameters.chat_template
@@ -91,6 +97,19 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
         },
     }
     return ModelArtifact(model, tokenizer, provenance, quantized_card(provenance))
+
+
+def _log_other_end(base_model: ModelDirectory, tokenizer: PreTrainedTokenizerBase) -> None:
+    ends = read_end_ids(base_model.path, base_model.remedy)
+    eos: Any = tokenizer.eos_token_id
+    if eos is not None and ends and eos not in ends:
+        logger.warning(
+            "%s: the model's files end answers with %s, the tokenizer with %s. Training ends "
+            "answers as the tokenizer does, and inference ends at either",
+            base_model.model_id,
+            ", ".join(f"'{tokenizer.convert_ids_to_tokens(one)}' ({one})" for one in ends),
+            f"'{tokenizer.eos_token}' ({eos})",
+        )
 
 
 @unaffected_by("params:quantization", but=("params:quantization.perplexity_max_tokens",))
