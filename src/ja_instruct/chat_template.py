@@ -204,12 +204,15 @@ class ChatTemplate:
 
     def _without_added_bos(self, text: str) -> str:
         """Return ``text`` without the BOS that the tokenizer adds, and without blanks before it."""
-        tokenizer, from_bos = self._tokenizer, text.lstrip()
-        if not tokenizer.bos_token or not from_bos.startswith(tokenizer.bos_token):
+        bos, from_bos = self._tokenizer.bos_token, text.lstrip()
+        if not bos or not from_bos.startswith(bos):
             return text
-        if tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
-            return from_bos
-        return from_bos.removeprefix(tokenizer.bos_token)
+        return from_bos.removeprefix(bos) if self._adds_bos else from_bos
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        ids: list[int] = self._tokenizer("")["input_ids"]
+        return ids[:1] == [self._tokenizer.bos_token_id]
 
     def _unusable(self, fault: str) -> InputError:
         return InputError(

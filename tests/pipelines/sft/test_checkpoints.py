@@ -129,6 +129,14 @@ class TestFingerprint:
         expected = of(device=changes.get("device", "cpu"))
         assert of(**changes) == expected
 
+    def test_depends_on_the_places_of_earlier_answers(self, of, samples):
+        places = [
+            [[[0, 2]]] + [None] * (len(samples) - 1),
+            [[[0, 3]]] + [None] * (len(samples) - 1),
+        ]
+        found = [of(data=samples.add_column("earlier_answers", column)) for column in places]
+        assert len({of(), *found}) == 3
+
     def test_depends_on_every_text_and_their_order(self, of, samples):
         def changed(position, key):
             rows = samples.to_list()

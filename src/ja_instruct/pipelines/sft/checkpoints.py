@@ -67,8 +67,10 @@ def describe_training(
     """
     digest = hashlib.sha256()
     for sample in train_dataset:
-        for key in ("prompt", "completion"):
-            text = str(sample[key]).encode("utf-8", "surrogatepass")
+        # with only the answers in the loss, their places are part of the sample
+        earlier = sample.get("earlier_answers")
+        for part in (sample["prompt"], sample["completion"], *([earlier] if earlier else ())):
+            text = str(part).encode("utf-8", "surrogatepass")
             digest.update(len(text).to_bytes(8, "little") + text)
     return {
         "settings": parameters.model_dump(mode="json", exclude=WITHOUT_EFFECT),
