@@ -11,10 +11,10 @@ from kedro_freshness.status import status
 
 def main() -> None:
     """Run the command that the first argument names."""
-    if sys.argv[1:2] == ["status"]:
-        status(sys.argv[2:], prog_name="python -m ja_instruct status")
     package = Path(__file__).parent.name
     configure_project(package)
+    if sys.argv[1:2] == ["status"]:
+        status(sys.argv[2:], prog_name="python -m ja_instruct status")
     find_run_command(package)(sys.argv[1:])
 
 

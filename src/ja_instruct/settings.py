@@ -77,7 +77,7 @@ CONFIG_LOADER_CLASS = CatalogConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    # an environment holds only the parameters that differ
-    "merge_strategy": {"parameters": "soft"},
+    # an environment holds only the keys that differ
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
 }

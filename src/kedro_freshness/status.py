@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.config import MissingConfigException
-from kedro.framework.cli.utils import _split_params
+from kedro.framework import project as framework_project
+from kedro.framework.cli.utils import _split_params, validate_conf_source
 from kedro.framework.hooks.manager import _NullPluginManager
 from kedro.framework.project import pipelines, settings
 from kedro.framework.session import KedroSession
@@ -37,16 +38,24 @@ if TYPE_CHECKING:
     callback=_split_params,
     help="Parameters as for 'kedro run': what a run with them would make again.",
 )
-@click.option("--conf-source", default=None, help="Path of the configuration folder.")
+@click.option(
+    "--conf-source",
+    default=None,
+    callback=validate_conf_source,
+    help="Folder or archive of the configuration.",
+)
 def status(
     env: str | None, name: str | None, params: dict[str, Any], conf_source: str | None
 ) -> None:
     """List every output: fresh, stale and why, missing, or of unknown origin."""
     project = find_kedro_project(Path.cwd())
-    if project is None:
-        raise FreshnessError("no Kedro project here: run the command in a project's folder")
     logging.getLogger("kedro").setLevel(logging.WARNING)
-    bootstrap_project(project)
+    if project is not None:
+        bootstrap_project(project)
+    elif framework_project.PACKAGE_NAME is not None:  # installed, with a configuration elsewhere
+        project = Path.cwd()
+    else:
+        raise FreshnessError("no Kedro project here: run the command in a project's folder")
     os.chdir(project)
     session: Any = KedroSession.create(
         project, env=env, runtime_params=params, conf_source=conf_source

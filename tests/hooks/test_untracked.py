@@ -164,6 +164,15 @@ def test_a_server_that_refuses(start, server, untracked, log_all, caplog):
     require_all_is_kept(untracked, caplog, run_id, reason)
 
 
+def test_credentials_of_the_environment(start, server, untracked, log_all, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    start(server.uri)
+    log_all()
+    assert server.credentials == {"Basic bWU6c2VjcmV0"}
+    assert not untracked.path.exists()
+
+
 def test_a_server_that_stops_answering(start, server, untracked, log_all, caplog):
     run_id = start(server.uri)
     mlflow.log_metrics({"loss": 0.75}, step=1)

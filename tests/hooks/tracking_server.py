@@ -14,6 +14,7 @@ class TrackingServer(ThreadingHTTPServer):
 
     Attributes:
         received: The path and the body of each request that was answered.
+        credentials: The values of their header ``Authorization``.
         answers: Set while the server answers.
         status: The status of every answer.
     """
@@ -25,6 +26,7 @@ class TrackingServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.artifact_uri = artifact_uri
         self.received: list[tuple[str, dict[str, Any]]] = []
+        self.credentials: set[str | None] = set()
         self.answers = threading.Event()
         self.answers.set()
         self.status = 200
@@ -54,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.answers.wait()
+        self.server.credentials.add(self.headers.get("Authorization"))
         path = self.path.partition("?")[0].partition("/mlflow/")[2]
         self.server.received.append((path, json.loads(body or "{}")))
         answer = json.dumps(self.server.answer_to(path)).encode()

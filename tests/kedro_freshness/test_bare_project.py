@@ -129,6 +129,7 @@ def test_status_outside_a_project(tmp_path, monkeypatch):
 
     from kedro_freshness.status import status
 
+    monkeypatch.setattr("kedro.framework.project.PACKAGE_NAME", None)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(status, [])
     assert result.exit_code == 1

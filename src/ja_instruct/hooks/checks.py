@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import LOGGING
 
 from ja_instruct.disk_errors import explain_disk_error
 from ja_instruct.errors import InputError, find_message
@@ -25,18 +26,28 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
 
 
+# the variable of Kedro that names another file
+LOGGING_VARIABLE = "KEDRO_LOGGING_CONFIG"
+
+
 class WorkingDirectoryHook:
-    """Makes the project's folder the working directory of the process.
+    """Makes a run independent of the folder from which it is started.
 
     Kedro resolves the ``filepath`` of a catalog entry against the project's folder. Paths in
     parameters (``sft.checkpoint_dir``) and the other paths of catalog entries (``files``,
-    ``gguf_filepath``) would depend on the folder from which a run is started.
+    ``gguf_filepath``) would depend on the working directory. Kedro looks for ``conf/logging.yml``
+    there too.
     """
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Change the working directory; it stays changed after the run."""
+        """Change the working directory, which stays changed, and set up the logging."""
         os.chdir(context.project_path)
+        loader: Any = context.config_loader
+        found = loader.logging()
+        # configuring it anew would drop the handlers that others have added since
+        if found is not None and found != LOGGING.data and LOGGING_VARIABLE not in os.environ:
+            LOGGING.configure(found)
 
 
 class PreflightHook:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,13 @@ import mlflow
 import psutil
 from kedro.framework.hooks import hook_impl
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
+from ja_instruct.errors import InputError
 from ja_instruct.hooks.forgiving_store import forgive
 from ja_instruct.hooks.tracking_store import SQLITE, prepare_store
-from ja_instruct.hooks.untracked import Untracked, read_status, without_password
+from ja_instruct.hooks.untracked import Untracked, describe, read_status, without_password
 from kedro_freshness.messages import shortened
 
 if TYPE_CHECKING:
@@ -33,6 +37,9 @@ PROCESS_TAG = "ja_instruct.process"
 PATTERN = "*/untracked_*.jsonl"
 # the clock may have been set since a process was recorded
 START_TOLERANCE_SECONDS = 60
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+# stores that say themselves where artifacts go
+SERVERS = ("http://", "https://", "databricks")
 # they log an error that is handled here, with its traceback, and each try of a request
 NOISY_LOGGERS = ("mlflow.store.db.utils", "urllib3.connectionpool")
 
@@ -47,24 +54,37 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Prepare the store before kedro-mlflow opens it."""
-        config = dict(context.config_loader["mlflow"])
-        server = dict(config.get("server") or {})
-        uri = str(server.get("mlflow_tracking_uri") or "")
+        """Prepare the store before kedro-mlflow opens it.
+
+        Raises:
+            InputError: The experiment is deleted, and is not to be restored or cannot be.
+        """
+        config = deepcopy(context.config_loader["mlflow"])
+        server = config.setdefault("server", {})
+        # kedro-mlflow reads the variable if the configuration has null
+        uri = str(server.get("mlflow_tracking_uri") or os.environ.get(URI_VARIABLE) or "")
         self._reports = context.project_path / "data/08_reporting"
         untracked = Untracked(without_password(uri), _path_of_untracked(context, self._reports))
         if uri.startswith(SQLITE):
             path = context.project_path / uri.removeprefix(SQLITE)
             server["mlflow_tracking_uri"] = f"{SQLITE}{path}"
-            context.config_loader["mlflow"] = {**config, "server": server}
             untracked.store, untracked.file = shortened(path), path
             problem = prepare_store(path)
             if problem is not None:
                 untracked.give_up(problem)
+        elif uri.startswith(SERVERS):
+            _leave_artifacts_to_the_server(config)
+        context.config_loader["mlflow"] = config
         for name in NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         forgive(untracked)
-        super().after_context_created(context)
+        try:
+            super().after_context_created(context)
+        except MlflowException as error:
+            raise InputError(
+                f"MLflow refuses its experiment: {describe(error)} Set tracking.experiment in "
+                f"mlflow.yml: another 'name', or 'restore_if_deleted: true'"
+            ) from error
 
     @hook_impl
     def before_pipeline_run(
@@ -87,6 +107,17 @@ class FlatParametersMlflowHook(MlflowHook):  # type: ignore[misc]
             for name, value in inputs.items()
         }
         super().before_node_run(node, catalog, plain, is_async)
+
+
+def _leave_artifacts_to_the_server(config: dict[str, Any]) -> None:
+    """Remove a local folder as the place of artifacts: ``conf/base`` names one for its own store.
+
+    An address, such as that of a bucket, stays.
+    """
+    experiment = (config.get("tracking") or {}).get("experiment") or {}
+    created = experiment.get("create_experiment_kwargs") or {}
+    if "://" not in str(created.get("artifact_location")):
+        created.pop("artifact_location", None)
 
 
 def _path_of_untracked(context: KedroContext, reports: Path) -> Path:

@@ -48,8 +48,8 @@ def _read_parameters(context: KedroContext) -> dict[str, Any]:
     try:
         sections: dict[str, Any] = context.config_loader["parameters"]
     except MissingConfigException as error:
-        conf = context.project_path / "conf"
-        known = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        loader: Any = context.config_loader
+        known = loader.environments()
         raise InputError(
             f"environment '{context.env}' does not exist: no folder conf/{context.env}"
             f"{did_you_mean(str(context.env), known)}; there are {', '.join(known)}"

@@ -92,9 +92,8 @@ def _no_gpu_remedy(cpu_environments: Sequence[str]) -> str:
 def environments_without_gpu(context: KedroContext) -> list[str]:
     """Return the environments of ``conf/`` in which no section's device is ``cuda``."""
     loader: Any = context.config_loader
-    names = sorted(path.name for path in Path(loader.conf_source).iterdir() if path.is_dir())
     found = []
-    for name in names:
+    for name in loader.environments():
         if name in (loader.base_env, loader.default_run_env):
             continue
         other = type(loader)(loader.conf_source, env=name, **settings.CONFIG_LOADER_ARGS)
