@@ -335,3 +335,39 @@ class TestAgain:
         assert (copied / "data/06_models/test/adapter/adapter_model.safetensors").is_file()
         page = (copied / "data/08_reporting/test/report.html").read_text("utf-8")
         assert "no pairs were held out" in page
+
+
+def test_whole_conversations_reach_the_training_samples(finished_project, tmp_path, invoke_kedro):
+    copy = tmp_path / "project"
+    shutil.copytree(finished_project, copy, symlinks=True)
+    path = copy / "data/01_raw/demo/conversations.jsonl"
+    talks = read_lines(path)
+    joined = [
+        {
+            "id": [one["id"], other["id"]],
+            "meta": one["id"] if number % 2 else one,
+            "conversations": one["conversations"] + other["conversations"],
+        }
+        for number, (one, other) in enumerate(zip(talks[::2], talks[1::2], strict=True))
+    ]
+    path.write_text("\n".join(map(json.dumps, joined)), "utf-8")
+    result = invoke_kedro(
+        "--env=test",
+        "--to-outputs=filtered_pairs,rejected_pairs,train_dataset",
+        "--params=data_filtering.multi_turn=all,sft.eval_fraction=0",
+        cwd=copy,
+    )
+    assert result.exit_code == 0, result.output
+    pairs = read_lines(copy / "data/03_primary/test/filtered_pairs.jsonl")
+    rejected = read_lines(copy / "data/03_primary/test/rejected_pairs.jsonl")
+    assert len(pairs) + len(rejected) == len(joined)
+    assert len(pairs) > 20
+    samples = read_lines(copy / "data/05_model_input/test/train_dataset.jsonl")
+    for pair, sample in zip(pairs, samples, strict=False):
+        turns = [*(turn["content"] for turn in pair["history"]), pair["instruction"]]
+        places = [sample["prompt"].index(text) for text in turns]
+        assert places == sorted(places)
+        assert len(pair["history"]) >= 2
+        assert sample["completion"] == pair["response"]
+        meta = json.loads(pair["meta"])
+        assert pair["id"][0] == (meta if isinstance(meta, str) else meta["id"])
