@@ -2,10 +2,11 @@
 
     python benchmarks/quantization/bench_quantization.py --model /models/bf16 --out /dev/shm/nf4
 
-``original`` is ``from_pretrained`` with ``device_map="auto"`` and a quantization configuration,
-then ``save_pretrained`` of model and tokenizer; ``ours`` the product's pipeline ``quantization``
-with ``conf/base``'s parameters, run by Kedro on random texts. The 16-bit model, random weights, is
-created if it is missing. Each output, 15.6 GB at full size, replaces the one before at ``--out``.
+``original`` is ``from_pretrained`` with ``device_map="auto"`` and a quantization configuration, in
+float16, the type that transformers of December 2024 took for none, then ``save_pretrained`` of
+model and tokenizer; ``ours`` the product's pipeline ``quantization`` with ``conf/base``'s
+parameters, run by Kedro on random texts. The 16-bit model, random weights, is created if it is
+missing. Each output, 15.6 GB at full size, replaces the one before at ``--out``.
 
 *saved* counts until the 4-bit weights are saved; ours then also evaluates the result.
 ``ratio`` is our peak of GPU memory over the original's. ``--set ours:NAME=VALUE`` changes a
@@ -61,10 +62,12 @@ COLUMNS = {
 
 def quantize_as_the_original(job: dict[str, Any], report: Callable[[], None]) -> None:
     """Load the model in 4 bits and save it."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
         job["model"],
+        dtype=torch.float16,
         device_map="auto" if job["device"] == "cuda" else "cpu",
         quantization_config=nf4_config(),
         local_files_only=True,

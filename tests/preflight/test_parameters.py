@@ -73,7 +73,7 @@ REFUSED = [
     (LORA + "lora_alpha", -16, POSITIVE),
     (LORA + "lora_dropout", 1, "less than 1"),
     (LORA + "lora_dropout", -0.1, "greater than or equal to 0"),
-    (LORA + "bias", "some", "'none', 'all' or 'lora_only'"),
+    (LORA + "bias", "all", "should be 'none'"),
     (LORA + "target_modules", [], "at least 1 item"),
     (LORA + "target_modules", "q_proj", "valid tuple"),
     (LORA + "target_modules", ["q_proj", ""], "at least 1 character"),

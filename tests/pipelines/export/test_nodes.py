@@ -229,11 +229,16 @@ class TestDirectory:
             export(base, adapter)
         assert list(tmp_path.iterdir()) == []
 
-    def test_sentencepiece_model_is_copied(self, base, adapter, export, tmp_path):
+    def test_files_that_transformers_does_not_write_are_copied(
+        self, base, adapter, export, tmp_path
+    ):
+        """The SentencePiece model, and what a multimodal base needs for pictures."""
+        names = ("tokenizer.model", "preprocessor_config.json", "processor_config.json")
         copy = shutil.copytree(base.path, tmp_path / "base")
-        (copy / "tokenizer.model").write_bytes(b"pieces")
+        for name in names:
+            (copy / name).write_text(name)
         merged = export(ModelDirectory(copy, base.model_id, base.revision), adapter)
-        assert (merged.path / "tokenizer.model").read_bytes() == b"pieces"
+        assert [(merged.path / name).read_text() for name in names] == list(names)
 
     @pytest.mark.parametrize("has_settings", [True, False])
     def test_generation_ends_where_training_ends_an_answer(

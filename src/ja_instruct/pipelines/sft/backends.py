@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.errors import InputError
 from ja_instruct.models.loading import load_nf4_model, load_with_unsloth
 from ja_instruct.pipelines.sft.target_modules import require_targets
 
@@ -53,22 +52,6 @@ def adapt_with_peft(
     set_seed(parameters.lora.seed)
     config = LoraConfig(**_lora_arguments(parameters.lora), task_type="CAUSAL_LM")
     return get_peft_model(base, config), model.load_tokenizer()
-
-
-def require_adapters_in_layers(model: PeftModel) -> None:
-    """Raise ``InputError`` if weights are trained outside the matrices of the decoder's layers.
-
-    They could not be merged into the base. Biases are trained on request (``sft.lora.bias``).
-    """
-    base: Any = model.get_base_model()
-    inside = {id(weight) for weight in base.get_decoder().layers.parameters()}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and id(weight) not in inside and not name.endswith(".bias"):
-            raise InputError(
-                f"sft.lora.target_modules: '{name}' would be trained, which is not in the "
-                f"decoder's layers, so it could not be merged into the base; name matrices of the "
-                f"layers"
-            )
 
 
 def _lora_arguments(lora: LoraParameters) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ja_instruct.control_tokens import unmark
 from ja_instruct.errors import InputError
 from ja_instruct.memory.resources import gpu_resources
 from ja_instruct.models.directory import ModelArtifact, ModelDirectory
-from ja_instruct.pipelines.sft.backends import BACKENDS, require_adapters_in_layers
+from ja_instruct.pipelines.sft.backends import BACKENDS
 from ja_instruct.pipelines.sft.checkpoints import (
     WITHOUT_EFFECT,
     describe_training,
@@ -112,16 +112,15 @@ def train(
         trainer's log entries with losses in nats a token.
 
     Raises:
-        InputError: Parameters do not fit the number of samples, an adapted module is not in a
-            layer, no sample fits, packed samples would attend to each other, a sample runs out of
-            memory, or the loss is not finite or diverges.
+        InputError: Parameters do not fit the number of samples or the model, no sample fits,
+            packed samples would attend to each other, a sample runs out of memory, or the loss is
+            not finite or diverges.
     """
     check_step_counts(StepCounts(len(train_dataset), len(eval_dataset), parameters))
     training = describe_training(quantized_model, train_dataset, parameters)
     root = Path(parameters.checkpoint_dir)
     checkpoint = find_checkpoint(root, training, resume=parameters.resume)
     model, tokenizer = BACKENDS[parameters.backend](quantized_model, parameters)
-    require_adapters_in_layers(model)
     from ja_instruct.pipelines.sft.training import build_trainer, train_from_last_checkpoint
 
     model.config.use_cache = False

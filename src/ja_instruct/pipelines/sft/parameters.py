@@ -20,9 +20,6 @@ from ja_instruct.pipelines.sft.trainer_names import (
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(min_length=1)]
 
-# Embeddings and heads, as the families of models name them
-OUTSIDE_LAYERS = frozenset(("embed_tokens", "wte", "word_embeddings", "lm_head", "embed_out"))
-
 
 class LoraParameters(Parameters):
     """The adapter (LoRA, arXiv:2106.09685)."""
@@ -30,22 +27,10 @@ class LoraParameters(Parameters):
     lora_r: int = Field(gt=0, description="Rank")
     lora_alpha: int = Field(gt=0, description="Scale; the update is multiplied by alpha / r")
     lora_dropout: float = Field(ge=0, lt=1)
-    bias: Literal["none", "all", "lora_only"]
+    bias: Literal["none"] = Field(description="Trained biases could not be merged into the base")
     target_modules: tuple[Name, ...] = Field(min_length=1, description="Adapted linear layers")
     use_rslora: bool = Field(description="Scale by alpha / sqrt(r) (arXiv:2312.03732)")
     seed: Seed = Field(description="For the adapter's initial weights")
-
-    @field_validator("target_modules")
-    @classmethod
-    def _are_in_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        outside = [name for name in names if name.rpartition(".")[2] in OUTSIDE_LAYERS]
-        if outside:
-            raise ValueError(
-                f"'{outside[0]}' is not in the decoder's layers: its update cannot be merged into "
-                f"a base whose embedding and head may share their weights; name matrices of the "
-                f"layers, such as q_proj or down_proj"
-            )
-        return names
 
 
 class TrainingParameters(Parameters):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ja_instruct.config import did_you_mean
 from ja_instruct.errors import InputError
+from ja_instruct.models.text_model import text_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,8 +30,13 @@ def unknown_targets(target_modules: Sequence[str], modules: Collection[str]) -> 
     >>> unknown_targets(["self_attn.q_proj", "uproj", "lm_head"], names)
     ["'uproj' is not a linear layer of the model's blocks; did you mean 'up_proj'?",
      "'lm_head' is not a linear layer of the model's blocks, which have q_proj, up_proj"]
+    >>> names = ["language_model.model.layers.0.mlp.up_proj", "vision_tower.layers.0.fc1"]
+    >>> unknown_targets(["up_proj", "fc1"], names)
+    ["'fc1' is not a linear layer of the model's blocks, which have up_proj"]
     """
-    in_blocks = [name for name in modules if re.search(r"\.\d+\.", name)]
+    in_blocks = [name for name in map(text_name, modules) if re.search(r"\.\d+\.", name)]
+    # of a multimodal checkpoint the language model alone is trained
+    in_blocks = [name for name in in_blocks if name.startswith("model.layers.")] or in_blocks
     last_parts = sorted({name.rpartition(".")[2] for name in in_blocks})
     problems = []
     for target in target_modules:
