@@ -135,7 +135,8 @@ def download_model(repo_id: str, revision: str | None) -> Path:
     except hub_errors() as error:
         check_repository(repo_id, revision, "model")
         raise InputError(
-            f"model '{repo_id}' could not be downloaded ({error}): {_OFFLINE_REMEDY}"
+            f"model '{repo_id}' could not be downloaded ({error}): repeat the command, which keeps "
+            f"the files that are complete, or {_OFFLINE_REMEDY}"
         ) from error
 
 
@@ -202,12 +203,16 @@ def _explaining(name: str, arguments: dict[str, Any]) -> Iterator[None]:
 
 def fetch_file(repo_id: str, revision: str | None, name: str) -> Path | None:
     """Return a file of a model, downloaded or from the cache; None if neither has it."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import try_to_load_from_cache as find_cached
 
     try:
+        # hf_hub_download retries for half a minute if the hub is out of reach
+        get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision))
         return Path(hf_hub_download(repo_id, name, revision=revision))
     except hub_errors():
-        return None
+        cached = find_cached(repo_id, name, revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
 
 
 def is_cached(repo_id: str, revision: str | None, name: str) -> bool:
