@@ -14,6 +14,7 @@ from ja_instruct.datasets.jsonlines_dataset import JSONLinesDataset
 from ja_instruct.datasets.whole_file import WholeFile
 from ja_instruct.disk_errors import reading
 from ja_instruct.errors import InputError
+from ja_instruct.preflight.examples import warn_of_small_pools
 from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from ja_instruct.preflight.templates import template_problems
@@ -109,6 +110,7 @@ def check_run(
         raise InputError(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
+    warn_of_small_pools(nodes, catalog)
 
 
 def _configured_entry(name: str, catalog: DataCatalog) -> str:
