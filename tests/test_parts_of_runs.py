@@ -1,5 +1,6 @@
 """A run may begin and end with any node, and from any folder of the project."""
 
+import json
 import logging
 import shutil
 
@@ -11,6 +12,10 @@ from ja_instruct.pipeline_registry import register_pipelines
 OPTIONS = ("node_names", "from_nodes", "to_nodes")
 REGISTERED = register_pipelines()
 FILTER_OUTPUTS = {"filtered_pairs.jsonl", "rejected_pairs.jsonl"}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize("name", REGISTERED)
@@ -92,3 +97,28 @@ def test_each_pipeline_alone(clean_project, invoke_kedro, tmp_path, list_files, 
     leave_out = (".viz", "data/mlflow", "conf", "src")
     alone, together = (list_files(one, *leave_out) for one in (copy, finished_project))
     assert alone.keys() == together.keys()
+
+
+def test_examples_are_kept_out_of_training(project, add_environment, invoke_kedro):
+    """The pool has an entry of its own, and filtered pairs alone are trained on."""
+    pool = {"type": "ja_instruct.datasets.JSONLinesDataset"}
+    pool |= {"filepath": "data/01_raw/demo/qa_pairs.jsonl"}
+    environment = add_environment(
+        "apart",
+        catalog={"few_shot_pool": pool, "qa_pairs": {"type": "MemoryDataset", "data": []}},
+        parameters={"rag_index": {"retriever": "bm25"}},
+    )
+    result = invoke_kedro(
+        environment,
+        "--to-outputs=train_dataset,prompts",
+        "--pipelines=data_filtering,quantization,rag_index,sft,inference",
+    )
+    assert result.exit_code == 0, result.output
+    (samples,), (prompts,) = (
+        project.glob(f"data/*/apart/{name}.jsonl") for name in ("train_dataset", "prompts")
+    )
+    assert '"qa_pairs"' not in samples.read_text("utf-8")
+    questions = [pair["input"] for pair in read_lines(project / pool["filepath"])]
+    for prompt in read_lines(prompts):
+        assert len(prompt["shots"]) == 3
+        assert all(shot["input"] in questions for shot in prompt["shots"])

@@ -94,9 +94,11 @@ class TestBuildDatasets:
         train_dataset, _ = build(kind(FILTERED), kind(WRITTEN), sft_parameters(eval_fraction=0.0))
         assert len(train_dataset) == 23
 
-    def test_an_empty_file_of_filtered_pairs_has_no_columns(self, build, sft_parameters):
+    def test_empty_data_has_no_columns(self, build, sft_parameters):
         train, _ = build(Dataset.from_dict({}), WRITTEN, sft_parameters())
         assert set(train["source"]) == {"qa_pairs"}
+        train, _ = build(FILTERED, [], sft_parameters())
+        assert set(train["source"]) == {"filtered_pairs"}
 
     @pytest.mark.parametrize(
         ("filtered", "written", "message"),

@@ -61,9 +61,10 @@ def build_datasets(
 
     filtered_pairs = as_dataset(filtered_pairs, "filtered_pairs")
     qa_pairs = as_dataset(qa_pairs, "qa_pairs")
-    if len(filtered_pairs):  # an empty file has no columns
+    if len(filtered_pairs):  # what is empty has no columns
         require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
-    require_columns(qa_pairs, ("input", "output"), "qa_pairs")
+    if len(qa_pairs):
+        require_columns(qa_pairs, ("input", "output"), "qa_pairs")
     count = len(filtered_pairs)
     chance = random.Random(parameters.training.seed)  # noqa: S311
     held_out = set(chance.sample(range(count), held_out_count(count, parameters.eval_fraction)))
