@@ -71,6 +71,16 @@ def test_task_ids_of_several_types(tmp_path):
         dataset.load()
 
 
+@pytest.mark.parametrize("name", ["input", "text"])
+def test_texts_must_be_text(tmp_path, name):
+    dataset = write(tmp_path / "a.jsonl", f'{{"{name}": 3}}', f'{{"{name}": 4}}')
+    with pytest.raises(InputError, match=rf"record 1: {name} must be text, not 3"):
+        dataset.check_records([name])
+    dataset = write(tmp_path / "b.jsonl", f'{{"{name}": "x"}}', f'{{"{name}": 4}}')
+    with pytest.raises(InputError, match=r"b\.jsonl:2: "):
+        dataset.load()
+
+
 def test_a_column_that_is_not_read_may_hold_anything(tmp_path):
     notes = ["x", {"y": 1}, float("nan")]
     lines = [json.dumps({"input": "一", "note": note}) for note in notes]

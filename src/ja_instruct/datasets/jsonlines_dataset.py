@@ -12,7 +12,13 @@ from ja_instruct.datasets.preview import make_preview
 from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import collect, iterate_tables
 from ja_instruct.tables.atomic import replacing
-from ja_instruct.tables.json_lines import GZIP_SUFFIX, open_lines, read_records, read_tables
+from ja_instruct.tables.json_lines import (
+    GZIP_SUFFIX,
+    TEXT_COLUMNS,
+    open_lines,
+    read_records,
+    read_tables,
+)
 from ja_instruct.tables.json_writer import write_tables
 
 if TYPE_CHECKING:
@@ -21,8 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
     from kedro_datasets._typing import TablePreview
-
-TEXT_COLUMNS = frozenset({"input", "output", "instruction", "response", "prompt"})
 
 
 def _is_suspicious(table: pa.Table, column: str) -> bool:

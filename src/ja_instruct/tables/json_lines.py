@@ -57,9 +57,8 @@ SURROGATE_STAND_IN = "\ufdd0"
 # The columns of conversations, and of pairs and tasks, that are read; the others, and other keys of
 # turns, may hold anything.
 TURNS: Strict = {"conversations": {"role": {}, "content": {}}}
-PAIRS_AND_TASKS: Strict = {
-    name: {} for name in ("task_id", "input", "output", "instruction", "response", "prompt")
-}
+TEXT_COLUMNS = frozenset({"input", "output", "instruction", "response", "prompt", "text"})
+PAIRS_AND_TASKS: Strict = {"task_id": {}, **{name: {} for name in sorted(TEXT_COLUMNS)}}
 
 
 class BadRecordError(ValueError):
