@@ -22,6 +22,8 @@ for _name, _value in {
     # transformers' callback would log every default of the model's and the trainer's
     # configuration beside the parameters that kedro-mlflow logs
     "MLFLOW_MAX_LOG_PARAMS": "0",
+    # the project of sft.training.report_to: wandb; otherwise 'huggingface'
+    "WANDB_PROJECT": "ja-instruct",
     # otherwise tokenizers warns when a process forks after using them
     "TOKENIZERS_PARALLELISM": "false",
     # Arrow's own pool keeps memory that was freed: 70 MB in a run of the filter

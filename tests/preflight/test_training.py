@@ -7,10 +7,11 @@ from kedro.pipeline import pipeline
 from ja_instruct.datasets import ModelDirectoryDataset, QuantizedModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.pipeline_registry import register_pipelines
+from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft import trainer_names
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
-from ja_instruct.preflight.training import training_problems
+from ja_instruct.preflight.training import training_problems, warn_of_lengths
 
 TARGETS = ["q_proj", "query_key_value", "upproj", "input_layernorm", "self_attn"]
 NOT_A_LAYER = "is not a linear layer of the model's blocks"
@@ -101,6 +102,43 @@ class TestTargetModules:
     @pytest.fixture
     def sft_of_test(self, section):
         return lambda **lora: SftParameters(**{**section, "lora": {**section["lora"], **lora}})
+
+
+class TestLengths:
+    @pytest.fixture
+    def warn(self, read_parameters, tiny_nf4, caplog):
+        """Return a function that returns what is logged of a model with this configuration."""
+        sections = read_parameters("base")
+
+        def warn(config):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(QuantizedModelDataset, "peek_config", lambda self: config)
+                parameters = {
+                    "params:sft": MemoryDataset(SftParameters(**sections["sft"])),
+                    "params:inference": MemoryDataset(InferenceParameters(**sections["inference"])),
+                }
+                entries = {
+                    "quantized_model": QuantizedModelDataset(filepath=tiny_nf4.path),
+                    **parameters,
+                }
+                registered = register_pipelines()
+                nodes = (registered["sft"] + registered["inference"]).nodes
+                warn_of_lengths(nodes, DataCatalog(entries))
+            return caplog.messages
+
+        return warn
+
+    def test_within_the_models(self, warn):
+        for config in ({"max_position_embeddings": 4096}, {}, None):
+            assert warn(config) == []
+
+    def test_beyond_the_models(self, warn):
+        beyond = "positions: it was not made for longer texts; lower max_seq_length"
+        in_part = {"text_config": {"max_position_embeddings": 1024}}
+        assert warn({"max_position_embeddings": 512, **in_part}) == [
+            f"sft.max_seq_length = 2048, but the model has 1024 {beyond}",
+            f"inference.max_seq_length = 4096, but the model has 1024 {beyond}",
+        ]
 
 
 class TestStepCounts:

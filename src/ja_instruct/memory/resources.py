@@ -67,6 +67,12 @@ def model_shape_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> ModelShape
     return None if config is None else ModelShape.from_config(config)
 
 
+def positions_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> int | None:
+    """Return the number of positions that the node's model was made for; None if unknown."""
+    config = _describe_model(node, catalog, lambda model: model.peek_config()) or {}
+    return {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+
+
 def parameter_count_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> int | None:
     """Return the number of weights of the node's model without loading it; None if unknown."""
     return _describe_model(node, catalog, lambda model: model.parameter_count())

@@ -18,7 +18,7 @@ from ja_instruct.preflight.examples import warn_of_small_pools
 from ja_instruct.preflight.folders import folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from ja_instruct.preflight.templates import template_problems
-from ja_instruct.preflight.training import training_problems
+from ja_instruct.preflight.training import training_problems, warn_of_lengths
 from kedro_cuda_runner.preflight import read_resources
 from kedro_cuda_runner.resources import is_gpu_node
 
@@ -94,6 +94,7 @@ def check_run(
     inputs = sorted({_configured_entry(name, catalog) for name in used - produced})
     is_long = any(is_gpu_node(node) for node in nodes)
     resources, invalid = read_resources(nodes, catalog)
+    warn_of_lengths(nodes, catalog)
     problems = [
         *(text for name in inputs for text in _input_problems(name, catalog, is_long=is_long)),
         *_output_problems(nodes, catalog),

@@ -1,4 +1,4 @@
-"""Check what the node ``train`` would find out when the model is loaded and the data encoded."""
+"""Check what a node would find out when the model is loaded and the data encoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from kedro.io import DatasetError
 
 from ja_instruct.checks import NamesModules
 from ja_instruct.errors import InputError
-from ja_instruct.memory.resources import parameters_of
+from ja_instruct.memory.resources import parameters_of, positions_of
+from ja_instruct.pipelines.inference.nodes import answer_tasks
 from ja_instruct.pipelines.sft.nodes import build_datasets, train
 from ja_instruct.pipelines.sft.step_counts import StepCounts, held_out_count
 from ja_instruct.pipelines.sft.target_modules import unknown_targets
@@ -26,6 +27,27 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+
+def warn_of_lengths(nodes: Sequence[Node], catalog: DataCatalog) -> None:
+    """Log where ``max_seq_length`` exceeds the positions that the model was made for.
+
+    A warning, because most models compute beyond them, though worse, and most texts are shorter.
+    """
+    for node in nodes:
+        name = {train: "sft", answer_tasks: "inference"}.get(node.func)
+        positions = name and positions_of(node, catalog)
+        if not positions:
+            continue
+        section, parameters = parameters_of(node, catalog, name)
+        if parameters.max_seq_length > positions:
+            logger.warning(
+                "%s.max_seq_length = %d, but the model has %d positions: it was not made for "
+                "longer texts; lower max_seq_length",
+                section,
+                parameters.max_seq_length,
+                positions,
+            )
 
 
 def training_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
