@@ -11,7 +11,12 @@ from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft import trainer_names
 from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
-from ja_instruct.preflight.training import training_problems, warn_of_lengths
+from ja_instruct.preflight.training import (
+    check_steps,
+    nodes_with_unknown_steps,
+    training_problems,
+    warn_of_lengths,
+)
 
 TARGETS = ["q_proj", "query_key_value", "upproj", "input_layernorm", "self_attn"]
 NOT_A_LAYER = "is not a linear layer of the model's blocks"
@@ -143,8 +148,11 @@ class TestLengths:
 
 class TestStepCounts:
     @pytest.fixture
-    def run(self, section):
-        """Return a function that finds problems in a run with these pairs and these nodes."""
+    def run(self, section, caplog):
+        """Return a function that finds problems in a run with these pairs and these nodes.
+
+        After those come the problems before the node ``train``, if it is checked again then.
+        """
 
         def find(pairs=(40, 10), *, only="sft", samples=(9, 3), **training):
             section["training"] |= {"max_steps": -1, "num_train_epochs": 1, **training}
@@ -163,7 +171,13 @@ class TestStepCounts:
                 "train": whole["sft"].only_nodes("train"),
                 "filter": whole["data_filtering"] + whole["sft"],
             }
-            return training_problems(pipelines[only].nodes, catalog)
+            nodes = pipelines[only].nodes
+            problems = training_problems(nodes, catalog)
+            for node in nodes_with_unknown_steps(nodes):
+                assert node.name == "train"
+                assert not caplog.text
+                check_steps(node, catalog)
+            return problems
 
         return find
 
@@ -183,6 +197,10 @@ class TestStepCounts:
         (problem,) = run(early_stopping_patience=1, eval_steps=50, **by_steps)
         assert problem.startswith("sft.training.early_stopping_patience = 1 needs evaluations, but")
 
-    def test_unknown_if_pairs_are_filtered_in_this_run(self, run, caplog):
-        assert run(only="filter", warmup_steps=300) == []
-        assert caplog.text == ""
+    def test_before_the_node_if_pairs_are_filtered_in_this_run(self, run, caplog):
+        assert run(only="filter", warmup_steps=9, save_steps=3) == []
+        assert "sft.training.warmup_steps = 9, but training ends after 3 steps" in caplog.text
+        by_steps = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 50}
+        caplog.clear()
+        with pytest.raises(InputError, match="patience = 1 needs evaluations, but training ends"):
+            run(only="filter", early_stopping_patience=1, eval_steps=50, **by_steps)

@@ -17,13 +17,15 @@ from ja_instruct.memory.resources import parameters_of
 from ja_instruct.preflight.parameters import check_parameters
 from ja_instruct.preflight.resources import environments_without_gpu
 from ja_instruct.preflight.run import check_run, filepath_of
+from ja_instruct.preflight.training import check_steps, nodes_with_unknown_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
 
 
 # the variable of Kedro that names another file
@@ -51,9 +53,13 @@ class WorkingDirectoryHook:
 
 
 class PreflightHook:
-    """Refuses a run that would fail, before its first node."""
+    """Refuses a run that would fail, before its first node.
+
+    A training whose samples the run makes itself is checked again before its node.
+    """
 
     _context: KedroContext
+    _checked_later: Sequence[Node] = ()
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -66,13 +72,20 @@ class PreflightHook:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Check inputs, devices, memory and disk; report all problems at once."""
-        check_run(
+        nodes = check_run(
             pipeline,
             catalog,
             only_missing_outputs=run_params["only_missing_outputs"],
             cpu_environments=lambda: environments_without_gpu(self._context),
             runner=run_params["runner"],
         )
+        self._checked_later = nodes_with_unknown_steps(nodes)
+
+    @hook_impl
+    def before_node_run(self, node: Node, catalog: DataCatalog) -> None:
+        """Check the number of steps of a training, which was not known before the run."""
+        if node in self._checked_later:
+            check_steps(node, catalog)
 
 
 def _is_not_input_error(_: logging.LogRecord) -> bool:

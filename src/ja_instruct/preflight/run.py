@@ -75,7 +75,7 @@ def check_run(
     only_missing_outputs: bool,
     cpu_environments: Callable[[], Sequence[str]] = tuple,
     runner: str = "",
-) -> None:
+) -> list[Node]:
     """Check everything that would stop a run later.
 
     Args:
@@ -84,6 +84,9 @@ def check_run(
         only_missing_outputs: Whether nodes are skipped, and not checked, if their outputs exist.
         cpu_environments: Returns the environments to suggest when no GPU is found.
         runner: The name of the runner.
+
+    Returns:
+        The nodes that the run will execute, in order.
 
     Raises:
         InputError: Listing every problem.
@@ -112,6 +115,7 @@ def check_run(
             "the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
     warn_of_small_pools(nodes, catalog)
+    return nodes
 
 
 def _configured_entry(name: str, catalog: DataCatalog) -> str:

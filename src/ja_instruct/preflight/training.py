@@ -66,10 +66,7 @@ def training_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
                 for problem in unknown_targets(parameters.lora.target_modules, modules)
             ]
         counts = _count_steps(node, nodes, catalog)
-        if counts is not None:
-            problems += counts.errors()
-            for text in counts.warnings():
-                logger.warning("%s", text)
+        problems += [] if counts is None else _check(counts)
     return problems
 
 
@@ -100,19 +97,54 @@ def _find_modules(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> fr
     return None
 
 
+def nodes_with_unknown_steps(nodes: Sequence[Node]) -> list[Node]:
+    """Return the trainings whose number of samples depends on what the run makes first."""
+    return [node for node in nodes if node.func is train and _sources(node, nodes) is None]
+
+
+def check_steps(node: Node, catalog: DataCatalog) -> None:
+    """Check the number of steps of a node that trains, once its samples are saved.
+
+    Raises:
+        InputError: The training would not do what the parameters say.
+    """
+    problems = _check(_count_samples(node, catalog))
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _check(counts: StepCounts) -> list[str]:
+    for text in counts.warnings():
+        logger.warning("%s", text)
+    return counts.errors()
+
+
+def _sources(node: Node, nodes: Sequence[Node]) -> list[str] | None:
+    """Return what a training's number of samples follows from; None if the run makes it first."""
+    samples = node.inputs[1:3]
+    maker = next((one for one in nodes if samples[0] in one.outputs), None)
+    names = samples if maker is None else maker.inputs[:2]
+    produced = {output for one in nodes for output in one.outputs}
+    is_known = maker is None or maker.func is build_datasets
+    return names if is_known and not produced & {*names} else None
+
+
+def _count_samples(node: Node, catalog: DataCatalog) -> StepCounts:
+    section, parameters = parameters_of(node, catalog, "sft")
+    return StepCounts(*(len(catalog.load(name)) for name in node.inputs[1:3]), parameters, section)
+
+
 def _count_steps(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> StepCounts | None:
     """Return the figures of a node that trains, or None if they are not known yet."""
-    section, parameters = parameters_of(node, catalog, "sft")
-    maker = next((one for one in nodes if node.inputs[1] in one.outputs), None)
-    produced = {output for one in nodes for output in one.outputs}
-    sources = node.inputs[1:3] if maker is None else maker.inputs[:2]
-    if (maker is not None and maker.func is not build_datasets) or {*sources} & produced:
+    names = _sources(node, nodes)
+    if names is None:
         return None
     try:
-        first, second = (len(catalog.load(name)) for name in sources)
+        if names == node.inputs[1:3]:
+            return _count_samples(node, catalog)
+        filtered, written = (len(catalog.load(name)) for name in names)
     except (DatasetError, TypeError):  # which the dataset's own check reports
         return None
-    if maker is None:
-        return StepCounts(first, second, parameters, section)
-    held_out = held_out_count(first, parameters.eval_fraction)
-    return StepCounts(first - held_out + second, held_out, parameters, section)
+    section, parameters = parameters_of(node, catalog, "sft")
+    held_out = held_out_count(filtered, parameters.eval_fraction)
+    return StepCounts(filtered - held_out + written, held_out, parameters, section)

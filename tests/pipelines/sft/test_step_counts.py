@@ -3,7 +3,6 @@
 import pytest
 from datasets import Dataset
 
-from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.step_counts import StepCounts, held_out_count
 
 BY_STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}
@@ -144,17 +143,6 @@ def test_a_constant_rate_has_no_warmup(counts):
 )
 def test_errors(counts, changes, error):
     assert counts(**BY_STEPS, **changes).errors() == [error]
-
-
-def test_node_warns_and_refuses_before_the_model_is_loaded(train_tiny, caplog):
-    class NeverLoaded:
-        def __getattr__(self, name):
-            pytest.fail(f"uses {name}")
-
-    early = {**BY_STEPS, "early_stopping_patience": 1, "eval_steps": 9, "save_steps": 9}
-    with pytest.raises(InputError, match="training ends after 4 steps and the first is after eva"):
-        train_tiny(model=NeverLoaded(), warmup_steps=8, **early)
-    assert "sft.training.warmup_steps = 8, but training ends after 4 steps" in caplog.text
 
 
 def test_trains_when_too_few_pairs_are_held_out(train_tiny):

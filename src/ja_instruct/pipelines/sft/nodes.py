@@ -24,7 +24,7 @@ from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.pipelines.sft.results import provenance_of, summarize, write_card
 from ja_instruct.pipelines.sft.resuming import find_checkpoint, record_training
 from ja_instruct.pipelines.sft.samples import encode_dataset, to_samples
-from ja_instruct.pipelines.sft.step_counts import StepCounts, check_step_counts, held_out_count
+from ja_instruct.pipelines.sft.step_counts import held_out_count
 from ja_instruct.prompts import PromptBuilder, PromptParameters
 from ja_instruct.tables.columns import as_dataset, require_columns
 from kedro_freshness import unaffected_by
@@ -113,11 +113,9 @@ def train(
         trainer's log entries with losses in nats a token.
 
     Raises:
-        InputError: Parameters do not fit the number of samples or the model, no sample fits,
-            packed samples would attend to each other, a sample runs out of memory, or the loss is
-            not finite or diverges.
+        InputError: Parameters do not fit the model, no sample fits, packed samples would attend to
+            each other, a sample runs out of memory, or the loss is not finite or diverges.
     """
-    check_step_counts(StepCounts(len(train_dataset), len(eval_dataset), parameters))
     training = describe_training(quantized_model, train_dataset, parameters)
     root = Path(parameters.checkpoint_dir)
     checkpoint = find_checkpoint(root, training, resume=parameters.resume)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ja_instruct.errors import InputError
 from ja_instruct.pipelines.sft.trainer_names import SCHEDULES_BY_EVALUATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ja_instruct.pipelines.sft.parameters import SftParameters
-
-logger = logging.getLogger(__name__)
 
 _WITHOUT_WARMUP = SCHEDULES_BY_EVALUATION | {"constant"}
 
@@ -137,12 +133,3 @@ class StepCounts:
 def held_out_count(pairs: int, eval_fraction: float) -> int:
     """Return how many of the pairs are held out."""
     return math.floor(pairs * eval_fraction)
-
-
-def check_step_counts(counts: StepCounts) -> None:
-    """Log the warnings, and raise ``InputError`` for the errors."""
-    for text in counts.warnings():
-        logger.warning("%s", text)
-    errors = counts.errors()
-    if errors:
-        raise InputError("; ".join(errors))
