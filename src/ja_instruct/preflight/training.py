@@ -35,12 +35,12 @@ def warn_of_lengths(nodes: Sequence[Node], catalog: DataCatalog) -> None:
     A warning, because most models compute beyond them, though worse, and most texts are shorter.
     """
     for node in nodes:
-        name = {train: "sft", answer_tasks: "inference"}.get(node.func)
-        positions = name and positions_of(node, catalog)
-        if not positions:
+        if node.func not in (train, answer_tasks):
             continue
+        positions = positions_of(node, catalog)
+        name = "sft" if node.func is train else "inference"
         section, parameters = parameters_of(node, catalog, name)
-        if parameters.max_seq_length > positions:
+        if positions and parameters.max_seq_length > positions:
             logger.warning(
                 "%s.max_seq_length = %d, but the model has %d positions: it was not made for "
                 "longer texts; lower max_seq_length",
@@ -131,7 +131,8 @@ def _sources(node: Node, nodes: Sequence[Node]) -> list[str] | None:
 
 def _count_samples(node: Node, catalog: DataCatalog) -> StepCounts:
     section, parameters = parameters_of(node, catalog, "sft")
-    return StepCounts(*(len(catalog.load(name)) for name in node.inputs[1:3]), parameters, section)
+    train_samples, eval_samples = (len(catalog.load(name)) for name in node.inputs[1:3])
+    return StepCounts(train_samples, eval_samples, parameters, section)
 
 
 def _count_steps(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> StepCounts | None:
