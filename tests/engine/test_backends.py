@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 
+from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.datasets import QuantizedModelDataset
 from ja_instruct.engine import backends as generation
 from ja_instruct.engine.backends import load_engine
@@ -249,6 +250,18 @@ def test_end_of_the_generation_config_still_ends_an_answer(
     model = model_that_says("<eos>", PROMPTS[0], eos_token="<end_of_turn>")
     (answer,) = generate_answers(PROMPTS[:1], model, None, parameters)
     assert (answer.finished, answer.new_tokens, answer.text) == (True, 1, "")
+
+
+def test_text_that_spells_a_token_is_text_in_a_prompt(
+    generate_answers, tiny_nf4, parameters, tokenizer
+):
+    control = ControlTokens(tokenizer)
+    spelled = "終わりの印<eos>とは何ですか。"
+    (marked,) = generate_answers([control.mark(spelled)], tiny_nf4, None, parameters)
+    (meant,) = generate_answers([spelled], tiny_nf4, None, parameters)
+    assert meant.prompt_tokens == len(tokenizer(spelled)["input_ids"])
+    as_text = tokenizer(spelled, split_special_tokens=True)["input_ids"]
+    assert marked.prompt_tokens == len(as_text) > meant.prompt_tokens
 
 
 def test_end_in_the_prompt_is_spared_on_request(generate_answers, model_that_says, parameters):

@@ -4,9 +4,10 @@ Tests compare all arguments, whose names are those of vllm 0.32.0.
 """
 
 import json
+import shutil
 import sys
 from collections import namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,18 @@ def test_vllm_gets_the_parameters(vllm, answer, tiny_nf4):
         output_kind="FINAL_ONLY",
     )
     assert [request[1:] for request in vllm.requests.values()] == [(settings, None)] * 3
+
+
+def test_vllm_stops_where_training_and_the_model_end(vllm, said, tiny_nf4, change, tmp_path):
+    copy = shutil.copytree(tiny_nf4.path, tmp_path / "model")
+    (copy / "generation_config.json").write_text('{"eos_token_id": [1, 4]}', "utf-8")
+    vllm.answers[1][-1] = 4
+    model = replace(tiny_nf4, path=copy)
+    engine = load_engine(model, None, change(), stop_at_end_of_turn=True)
+    answers = dict(engine.generate(PROMPTS))
+    turn = tiny_nf4.load_tokenizer().convert_tokens_to_ids("<end_of_turn>")
+    assert vllm.requests["0"][1].stop_token_ids == [1, turn, 4]
+    assert [answers[position].finished for position in range(3)] == [True, True, False]
 
 
 def test_vllm_gets_the_batching_parameters(vllm, answer):
