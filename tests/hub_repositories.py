@@ -64,6 +64,7 @@ class Repository:
         commits: The files by path, of each commit.
         branches: The commit of each branch.
         weights: The number of weights of each type, if the files do not say it.
+        messages: Those of the commits that were uploaded.
     """
 
     repo_id: str
@@ -73,6 +74,7 @@ class Repository:
     commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
     def commit(self, files: dict[str, HubFile], branch: str) -> str:
         """Make ``files`` the content of a branch, and return the commit."""
@@ -81,6 +83,11 @@ class Repository:
         self.commits[commit] = files
         self.branches[branch] = commit
         return commit
+
+    def contents(self) -> dict[str, bytes | None]:
+        """Return the contents of the default branch, by path."""
+        files = self.commits[self.branches["main"]]
+        return {path: file.content for path, file in files.items()}
 
     def find(self, revision: str) -> str | None:
         """Return the commit of a branch or of a commit's name."""

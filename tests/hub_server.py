@@ -1,7 +1,8 @@
 """A server on this computer that speaks the Hugging Face hub's protocol, for ``HF_ENDPOINT``.
 
 Model and data set repositories with branches and commits, private and gated ones, tokens, listings,
-files in git and in LFS, parts of files, and downloads that break. The clients are the real ones.
+files in git and in LFS, parts of files, downloads that break, and uploads of models. The clients
+are the real ones; Xet is not there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_repositories import HubFile, Repository
+from hub_uploads import NotWritableError, answer_upload
 
 _API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?")
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -39,6 +41,9 @@ class HubServer(ThreadingHTTPServer):
         requests: All requests so far.
         tokens: The tokens that the hub knows, each with the gated and private repositories that it
             gives access to.
+        accounts: The names that a token may publish under, the user's first.
+        is_read_only: Whether nothing can be uploaded to repositories that exist.
+        is_storage_read_only: Whether nothing can be uploaded to LFS.
         breaks: By path in the repository, after how many bytes the connection of each of the next
             downloads is closed.
         status: The status of every answer, if it is not 200.
@@ -52,6 +57,9 @@ class HubServer(ThreadingHTTPServer):
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
         self.requests: list[Request] = []
         self.tokens: dict[str, set[str]] = {}
+        self.accounts: dict[str, list[str]] = {}
+        self.is_read_only = False
+        self.is_storage_read_only = False
         self.breaks: dict[str, list[int]] = {}
         self.status = 200
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -126,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._body = self._read_body()
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(Request(self.command, path, self.headers.get("Range")))
         try:
@@ -135,11 +143,29 @@ class _Handler(BaseHTTPRequestHandler):
         except _RefusalError as refusal:
             self._send(json.dumps({"error": str(refusal)}), refusal.headers, refusal.status)
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _answer(self, path: str) -> None:
         if self.server.status != 200:
             raise _RefusalError(self.server.status, "", "the hub has a problem")
+        account = self.server.accounts.get(self._token() or "", [])
+        try:
+            answer = answer_upload(self.server, path, self._body, account)
+        except NotWritableError as error:
+            raise _RefusalError(403, "", "you may not write there") from error
+        if answer is not None:
+            self._send_json(answer)
+            return
         if match := _LFS.fullmatch(path):
             path, file = self.server.lfs[match[1]]
             if file.content is None:
@@ -148,6 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := _RESOLVE.fullmatch(path):
             repository = self._find("dataset" if match[1] else "model", match[2])
             self._resolve(repository, unquote(match[3]), unquote(match[4]))
+        elif path == "/api/whoami-v2":
+            raise _RefusalError(401, "", "Invalid username or password.")
         elif match := _API.fullmatch(path):
             self._answer_api(self._find(match[1], match[2]), match[3], match[4] or "")
         else:

@@ -1,80 +1,34 @@
-"""The hub's client is faked at its network calls."""
+"""Publishing with the real client to a hub on this computer."""
 
 import hashlib
 import json
 
-import httpx
-import huggingface_hub
 import pytest
-from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from hub_repositories import NO_WEIGHTS
+from huggingface_hub import constants
 
 from ja_instruct.datasets import AdapterDataset, HubPublicationDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import write_provenance
+from ja_instruct.models.hub import download_model
 from ja_instruct.models.publication import Publication
 
 CHANGES = {"adapter_config.json": {"base_model_name_or_path": "google/gemma-2-27b"}}
 
 
-def http_error(status):
-    request = httpx.Request("POST", "https://huggingface.co/api")
-    return HfHubHTTPError(f"{status}", response=httpx.Response(status, request=request))
-
-
-class Hub(HfApi):
-    """The real client above calls that keep repositories in memory, or fail."""
-
-    def __init__(self):
-        super().__init__()
-        self.repositories = {}
-        self.commits = []
-        self.errors = {}
-
-    def __call__(self):
-        return self
-
-    def _fail(self, what):
-        if what in self.errors:
-            raise self.errors[what]
-
-    def _validate_yaml(self, content, *, repo_type=None, token=None):
-        pass
-
-    def whoami(self):
-        self._fail("whoami")
-        return {"name": "me", "orgs": [{"name": "our-group"}]}
-
-    def create_repo(self, repo_id, *, repo_type, private, exist_ok):
-        self._fail("create_repo")
-        assert exist_ok
-        assert repo_type == "model"
-        self.repositories.setdefault(repo_id, {"private": private, "files": {}})
-
-    def list_repo_files(self, repo_id, **kwargs):
-        return list(self.repositories[repo_id]["files"])
-
-    def create_commit(self, *, repo_id, operations, commit_message, **kwargs):
-        self._fail("create_commit")
-        files = self.repositories[repo_id]["files"]
-        for operation in operations:
-            if isinstance(operation, CommitOperationDelete):
-                del files[operation.path_in_repo]
-            else:
-                with operation.as_file() as file:
-                    files[operation.path_in_repo] = file.read()
-        self.commits.append(commit_message)
-        url = f"https://huggingface.co/{repo_id}/commit/{len(self.commits)}"
-        return CommitInfo(url, commit_message, "", f"{len(self.commits):040x}")
-
-
 @pytest.fixture
-def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+def hub(hub_server, monkeypatch):
+    """A hub at which this process is logged in as ``me``, a member of ``our-group``."""
+    hub_server.tokens["hf_me"] = set()
+    hub_server.accounts["hf_me"] = ["me", "our-group"]
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
     # hf_xet is a client of its own
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    return hub
+    return hub_server
+
+
+def published(hub, repo_id="me/adapter"):
+    return hub.repositories["model", repo_id]
 
 
 @pytest.fixture
@@ -82,7 +36,7 @@ def publication(tmp_path):
     path = tmp_path / "adapter"
     (path / "templates").mkdir(parents=True)
     (path / "templates/tool.jinja").write_text("{{ tool }}", "utf-8")
-    (path / "adapter_model.safetensors").write_bytes(b"lora")
+    (path / "adapter_model.safetensors").write_bytes(NO_WEIGHTS)
     (path / "README.md").write_text("# カード\n", "utf-8")
     (path / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "/home/me/data/quantized_model", "r": 64}), "utf-8"
@@ -108,22 +62,24 @@ def test_everything_is_uploaded_and_recorded(hub, make, publication):
     assert not dataset.exists()
     dataset.save(publication)
     assert dataset.exists()
-    repository = hub.repositories["me/adapter"]
-    assert repository["private"] is True
-    files = repository["files"]
+    repository = published(hub)
+    assert repository.is_private
+    files = repository.contents()
     assert set(files) == {
+        ".gitattributes",
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "ja_instruct.json",
         "templates/tool.jinja",
     }
-    assert files["adapter_model.safetensors"] == b"lora"
-    assert hub.commits == ["Upload"]
+    assert files["adapter_model.safetensors"] == NO_WEIGHTS
+    assert repository.messages == ["Upload"]
+    commit = repository.branches["main"]
     assert dataset.load() == {
         "repo_id": "me/adapter",
-        "commit": f"{1:040x}",
-        "url": "https://huggingface.co/me/adapter/commit/1",
+        "commit": commit,
+        "url": f"{hub.uri}/me/adapter/commit/{commit}",
         "private": True,
         "weights_sha256": {"adapter_model.safetensors": "c" * 64},
     }
@@ -132,25 +88,22 @@ def test_everything_is_uploaded_and_recorded(hub, make, publication):
 def test_published_copy_has_no_local_path(hub, make, publication, tmp_path):
     before = (publication.directory / "adapter_config.json").read_bytes()
     make().save(publication)
-    files = hub.repositories["me/adapter"]["files"]
+    files = published(hub).contents()
     config = json.loads(files["adapter_config.json"])
     assert config == {"base_model_name_or_path": "google/gemma-2-27b", "r": 64}
     assert (publication.directory / "adapter_config.json").read_bytes() == before
     # a downloaded copy passes the check of its checksums
     noted = json.loads(files["ja_instruct.json"])["files"]["adapter_config.json"]
     assert noted["sha256"] == hashlib.sha256(files["adapter_config.json"]).hexdigest()
-    copy = tmp_path / "downloaded"
-    (copy / "templates").mkdir(parents=True)
-    for name, content in files.items():
-        (copy / name).write_bytes(content)
-    AdapterDataset(filepath=copy).check()
+    AdapterDataset(filepath=download_model("me/adapter", None)).check()
 
 
 def test_directory_without_provenance_is_published_without_its_folders(hub, make, publication):
     (publication.directory / "ja_instruct.json").unlink()
     make().save(publication)
-    assert set(hub.repositories["me/adapter"]["files"]) == {
+    assert set(published(hub).contents()) == {
         ".DS_Store",
+        ".gitattributes",
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -158,11 +111,12 @@ def test_directory_without_provenance_is_published_without_its_folders(hub, make
 
 
 def test_old_weights_are_removed_and_other_files_stay(hub, make, publication):
-    files = {"model-00001-of-00002.safetensors": b"old", "figure.png": b"", ".gitattributes": b""}
-    hub.repositories["me/adapter"] = {"private": False, "files": files}
+    files = {"model-00001-of-00002.safetensors": NO_WEIGHTS, "figure.png": b""}
+    hub.add("me/adapter", files)
     make().save(publication)
+    files = published(hub).contents()
     assert "model-00001-of-00002.safetensors" not in files
-    assert {"figure.png", ".gitattributes", "adapter_model.safetensors"} <= set(files)
+    assert {"figure.png", "adapter_model.safetensors"} <= set(files)
 
 
 def test_record_of_another_repository_does_not_count(hub, make, publication):
@@ -182,11 +136,11 @@ def test_record_that_was_cut_off(make, tmp_path):
 
 
 def test_unset_repository_is_refused_without_a_request(hub, make, publication):
-    hub.errors["whoami"] = AssertionError("asked")
     dataset = make(None)
     for call in (dataset.check_output, lambda: dataset.save(publication)):
         with pytest.raises(InputError, match=r"'repo_id' of this catalog entry .* is not set"):
             call()
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("repo_id", ["adapter", "me/", "a/b/c", "me/日本", "me/a--b"])
@@ -206,32 +160,46 @@ def test_names_of_others_are_refused(hub, make):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("token", "message"),
     [
-        (LocalTokenNotFoundError("no token"), "needs a login to the hub: run 'hf auth login'"),
-        (http_error(401), "needs a login to the hub"),
-        (OfflineModeIsEnabled("offline"), "cannot be reached .OfflineModeIsEnabled"),
-        (httpx.ConnectError("no route"), "cannot be reached .ConnectError"),
+        ("", "needs a login to the hub: run 'hf auth login'"),
+        ("hf_revoked", "needs a login to the hub: run 'hf auth login'"),
+        ("hf_me", "cannot be reached .ConnectError."),
     ],
 )
-def test_missing_login_is_refused(hub, make, publication, error, message):
-    hub.errors["whoami"] = error
+def test_missing_login_is_refused(hub, make, publication, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    if token == "hf_me":
+        hub.close()
     dataset = make()
     for call in (dataset.check_output, lambda: dataset.save(publication)):
         with pytest.raises(InputError, match=message):
             call()
-    assert hub.repositories == {}
+    assert not hub.repositories
 
 
-def test_missing_token_with_the_real_client(make):
-    with pytest.raises(InputError, match=r"needs a login to the hub.*HF_TOKEN"):
+def test_offline_is_refused(hub, make, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"cannot be reached \(OfflineModeIsEnabled"):
         make().check_output()
 
 
-@pytest.mark.parametrize("where", ["create_repo", "create_commit"])
+@pytest.mark.parametrize("where", ["is_read_only", "is_storage_read_only"])
 def test_rejected_upload_leaves_no_record(hub, make, publication, where):
-    hub.errors[where] = http_error(403)
+    hub.add("me/adapter", {".gitattributes": b""})
+    setattr(hub, where, True)
     dataset = make()
-    with pytest.raises(InputError, match="could not be published to 'me/adapter': 403"):
+    with pytest.raises(InputError, match=r"(?s)could not be published to 'me/adapter': .*403 Forb"):
+        dataset.save(publication)
+    assert not dataset.exists()
+
+
+def test_failure_of_xet_leaves_no_record(hub, make, publication, monkeypatch):
+    """The hub here does not have its protocol."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    dataset = make()
+    with pytest.raises(
+        InputError, match=r"(?s)could not be published .*Run the same command again"
+    ):
         dataset.save(publication)
     assert not dataset.exists()

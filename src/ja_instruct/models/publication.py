@@ -8,10 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ja_instruct.disk_errors import explain_disk_error
 from ja_instruct.errors import InputError
 from ja_instruct.models.cards import is_hub_name
 from ja_instruct.models.checksums import sha256_of
 from ja_instruct.models.directory import CARD_FILE, as_json
+from ja_instruct.models.hub import hub_errors
 from ja_instruct.models.json_files import PROVENANCE_FILE, read_provenance
 from ja_instruct.tables.json_objects import read_json_object
 
@@ -45,11 +47,10 @@ class Publication:
         Raises:
             InputError: The hub refused; the message contains its answer.
         """
-        import httpx
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi()
+        failures: tuple[type[Exception], ...] = (RuntimeError, *hub_errors())
         try:
             api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
             with TemporaryDirectory() as folder:
@@ -61,10 +62,14 @@ class Publication:
                     commit_message=self.commit_message,
                     delete_patterns=_WEIGHTS,
                 )
-        except (HfHubHTTPError, httpx.TransportError) as error:
+        except failures as error:
+            if explain_disk_error(error):
+                raise
+            # the client raises a RuntimeError from the refusal of a file in LFS
+            cause = error.__cause__ if isinstance(error, RuntimeError) else None
             raise InputError(
-                f"{self.directory} could not be published to '{repo_id}': {error}. Run the same "
-                f"command again; it uploads only what the repository does not have yet"
+                f"{self.directory} could not be published to '{repo_id}': {cause or error}. Run "
+                f"the same command again; it uploads only what the repository does not have yet"
             ) from error
         logger.info("Published %s as %s", self.directory, commit.commit_url)
         return {
