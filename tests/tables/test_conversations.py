@@ -9,7 +9,8 @@ from pyarrow import parquet
 from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import collect
 from ja_instruct.tables.conversation_sources import find_places
-from ja_instruct.tables.conversations import SOURCE, decode_turns, read_places
+from ja_instruct.tables.conversations import SOURCE, read_places
+from ja_instruct.tables.turns import decode_turns
 
 TURNS = [
     {"role": "user", "content": "日本の首都は?"},

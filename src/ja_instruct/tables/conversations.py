@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,19 +18,11 @@ from ja_instruct.tables.json_lines import (
     open_lines,
     read_tables,
 )
-from ja_instruct.tables.json_text import is_json, load_values
-from ja_instruct.tables.json_types import (
-    JSONType,
-    Strict,
-    TypeClashError,
-    build_columns,
-    to_arrow,
-    widen,
-)
-from ja_instruct.tables.nested import with_list_values
+from ja_instruct.tables.json_types import JSONType, to_arrow
+from ja_instruct.tables.turns import SeenTurns, convert_turns, strict_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -74,7 +66,7 @@ def _read_place(place: Place, load_hub: Callable[..., Any] | None) -> Iterator[p
             with open_lines(path) as file:
                 declared = _declared_types(source)
                 tables = read_tables(
-                    file, name, declared=declared, strict=_strict_keys(declared), tolerant=True
+                    file, name, declared=declared, strict=strict_keys(declared), tolerant=True
                 )
                 yield from _convert(tables, name, source)
 
@@ -93,14 +85,6 @@ def _declared_types(source: ConversationSource) -> dict[str, JSONType]:
         return {source.columns[field]: str for field in PAIR}
     turn: dict[str, JSONType] = {source.turn_keys.get(key, key): str for key in TURN}
     return {source.columns.get(CONVERSATIONS, CONVERSATIONS): [turn]}
-
-
-def _strict_keys(declared: JSONType) -> Strict:
-    """Return the keys of the declared types."""
-    if isinstance(declared, list):
-        return _strict_keys(declared[0])
-    items = declared.items() if isinstance(declared, dict) else ()
-    return {key: _strict_keys(inner) for key, inner in items}
 
 
 def _read_parquet(path: Path) -> Iterator[pa.Table]:
@@ -147,7 +131,7 @@ def _convert(
     import pyarrow as pa
 
     seen: dict[str, None] = {}
-    turns = _SeenTurns()
+    turns = SeenTurns()
     for table in tables:
         seen.update(dict.fromkeys(table.column_names))
         with prefix_errors(name):
@@ -228,138 +212,6 @@ def _join_pairs(table: pa.Table) -> pa.Table:
     return table.drop_columns(there).add_column(position, CONVERSATIONS, conversations)
 
 
-def convert_turns(
-    column: pa.ChunkedArray, turn_keys: Mapping[str, str], roles: Mapping[str, str]
-) -> pa.ChunkedArray:
-    """Return lists of turns with our keys and roles.
-
-    Args:
-        column: Lists of structs.
-        turn_keys: Our keys and theirs where they differ; other keys are kept.
-        roles: Our roles and theirs where they differ; other roles are kept.
-
-    Returns:
-        Lists of structs with ``role`` and ``content``, both text, before all other keys. Parts
-        that need no change are not copied.
-
-    Raises:
-        InputError: The column does not hold lists of turns, or a turn lacks role or content.
-    """
-    import pyarrow as pa
-    from pyarrow import types
-
-    column = decode_turns(column, [turn_keys.get(key, key) for key in TURN])
-    if types.is_null(column.type):
-        return column.cast(pa.list_(pa.struct([(key, pa.string()) for key in TURN])))
-    is_list = types.is_list(column.type) or types.is_large_list(column.type)
-    turn = column.type.value_type if is_list else column.type
-    if not is_list or not (types.is_struct(turn) or types.is_null(turn)):
-        raise InputError(
-            f"holds {column.type}, not lists of turns such as "
-            f"[{{'role': 'user', 'content': '…'}}]; name the column of turns by "
-            f"'columns: {{conversations: …}}'"
-        )
-    their_keys = _require_turn_keys(turn, turn_keys)
-    our_keys = {theirs: ours for ours, theirs in turn_keys.items()}
-    others = [(our_keys.get(key, key), turn.field(key).type) for key in their_keys[len(TURN) :]]
-    our_turn = pa.struct([*((key, pa.string()) for key in TURN), *others])
-    chunks = (column.cast(pa.list_(turn)) if types.is_large_list(column.type) else column).chunks
-    if roles or not turn.equals(our_turn):
-        chunks = [
-            with_list_values(lists, _build_turns(lists.values, their_keys, our_turn, roles))
-            for lists in chunks
-        ]
-    return pa.chunked_array(chunks, type=pa.list_(our_turn))
-
-
-def decode_turns(
-    column: pa.ChunkedArray, keys: Sequence[str] = TURN, first_record: int = 1
-) -> pa.ChunkedArray:
-    """Return conversations that are JSON text, or whose turns or main keys are, as lists of turns.
-
-    ``datasets`` keeps them as JSON text if the turns have different keys.
-
-    Args:
-        column: Any column; one of another type is returned as it is.
-        keys: The source's keys for role and content.
-        first_record: The number of the column's first row.
-
-    Raises:
-        InputError: Names the record that is not a list of turns with texts.
-    """
-    import pyarrow as pa
-    from pyarrow import types
-
-    is_list = types.is_list(column.type) or types.is_large_list(column.type)
-    turn = column.type.value_type if is_list else column.type
-    main = [turn.field(key).type for key in keys if types.is_struct(turn) and key in turn.names]
-    if not any(map(is_json, [turn, *main])):
-        return column
-    rows = [row for chunk in column.chunks for row in load_values(chunk, nulls=False)]
-    known: JSONType = {"": [dict.fromkeys(keys, str)]}
-    strict = _strict_keys(known)
-    for number, row in enumerate(rows, start=first_record):
-        try:
-            known = widen(known, {"": row}, strict)
-        except TypeClashError as clash:
-            raise InputError(
-                f"record {number}: 'conversations{clash.path[1:]}' is {clash}"
-            ) from clash
-    (turns,) = build_columns([{"": row} for row in rows], cast("dict[str, JSONType]", known))
-    return pa.chunked_array([turns])
-
-
-def _build_turns(
-    theirs: pa.Array, keys: list[str], our_turn: pa.StructType, roles: Mapping[str, str]
-) -> pa.Array:
-    import pyarrow as pa
-
-    if pa.types.is_null(theirs.type):
-        return pa.nulls(len(theirs), our_turn)
-    values = [theirs.field(key).cast(field.type) for key, field in zip(keys, our_turn, strict=True)]
-    values[0] = _rename_roles(values[0], roles)
-    mask = theirs.is_null() if theirs.null_count else None
-    return pa.StructArray.from_arrays(values, fields=list(our_turn), mask=mask)
-
-
-def _require_turn_keys(turn: pa.DataType, turn_keys: Mapping[str, str]) -> list[str]:
-    """Return the keys of a source's turns, those for role and content first."""
-    from pyarrow import types
-
-    fields = {} if types.is_null(turn) else {field.name: field.type for field in turn}
-    main = [turn_keys.get(key, key) for key in TURN]
-    missing = [key for key in main if fields and key not in fields]
-    if missing:
-        raise InputError(
-            f"its turns have no {' and no '.join(map(repr, missing))}, but {', '.join(fields)}; "
-            f"name the keys by 'turn_keys: {{role: …, content: …}}'"
-        )
-    for key in main:
-        if key in fields and not _is_text(fields[key]):
-            raise InputError(f"the '{key}' of its turns is {fields[key]}, not text")
-    return [*main, *(key for key in fields if key not in main)]
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    from pyarrow import types
-
-    plain = type_.value_type if types.is_dictionary(type_) else type_
-    return any(
-        is_type(plain)
-        for is_type in (types.is_null, types.is_string, types.is_large_string, types.is_string_view)
-    )
-
-
-def _rename_roles(names: pa.StringArray, roles: Mapping[str, str]) -> pa.StringArray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not roles:
-        return names
-    found = pc.index_in(names, value_set=pa.array(roles.values(), pa.string()))
-    return pc.coalesce(pa.array(roles.keys(), pa.string()).take(found), names)
-
-
 def _require_columns(seen: list[str], source: ConversationSource) -> None:
     there = f"it has {', '.join(seen)}"
     expected = [*source.columns.values(), *source.drop_columns]
@@ -374,40 +226,3 @@ def _require_columns(seen: list[str], source: ConversationSource) -> None:
             f"has no column '{CONVERSATIONS}'; {there}. Name the column by 'columns: "
             f"{{conversations: …}}', or by 'columns: {{instruction: …, response: …}}'"
         )
-
-
-class _SeenTurns:
-    """The roles and keys of all turns so far, and whether any has a text."""
-
-    def __init__(self) -> None:
-        self._roles: dict[str, None] = {}
-        self._keys: list[str] = []
-        self._any_text = False
-
-    def add(self, conversations: pa.ChunkedArray) -> None:
-        import pyarrow.compute as pc
-
-        turns = pc.list_flatten(conversations)
-        if not len(turns):
-            return
-        self._keys = [field.name for field in turns.type]
-        roles = pc.unique(pc.struct_field(turns, "role")).to_pylist()
-        self._roles.update(dict.fromkeys(role for role in roles if role is not None))
-        texts = pc.struct_field(turns, "content")
-        self._any_text = self._any_text or texts.null_count < len(texts)
-
-    def require_known(self) -> None:
-        """Raise ``InputError`` unless a turn has the role of a user or an assistant, and a text."""
-        if self._keys and not (self._roles and self._any_text):
-            others = [key for key in self._keys if key not in TURN]
-            raise InputError(
-                f"no turn has both 'role' and 'content'; the other keys are "
-                f"{', '.join(others) or 'none'}. Name the keys by 'turn_keys: {{role: …, "
-                f"content: …}}'"
-            )
-        if self._roles and not self._roles.keys() & {"user", "assistant"}:
-            raise InputError(
-                f"no turn has the role 'user' or 'assistant'; the roles are "
-                f"{', '.join(list(self._roles)[:8])}. Name them by 'roles: {{user: …, "
-                f"assistant: …}}'"
-            )

@@ -24,8 +24,9 @@ from ja_instruct.pipelines.data_filtering.pairs import (
     replace_columns,
 )
 from ja_instruct.pipelines.data_filtering.violations import Violation, Violations
-from ja_instruct.tables.conversations import decode_turns, prefix_errors
+from ja_instruct.tables.conversations import prefix_errors
 from ja_instruct.tables.json_text import holds_json
+from ja_instruct.tables.turns import decode_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
