@@ -144,7 +144,9 @@ def make_kind(kind: str, directory: Path, tokenizer: PreTrainedTokenizerBase) ->
     if kind == "pad is EOS":
         tokenizer.pad_token = tokenizer.eos_token
     if kind == "token types":
-        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        # an attribute would not be saved
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = names
     if kind == "no BOS":
         tokenizer.bos_token = None
         tokenizer.add_bos_token = False

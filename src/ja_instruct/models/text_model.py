@@ -138,5 +138,5 @@ def load_text_model(directory: Path, config: PreTrainedConfig, **kwargs: Any) ->
             f"the model again"
         )
     # save_pretrained would reverse the renaming
-    del model._weight_conversions
+    model.__dict__.pop("_weight_conversions", None)
     return model  # type: ignore[no-any-return]
