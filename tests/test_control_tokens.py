@@ -100,6 +100,12 @@ def test_tokens_that_are_meant_stay_tokens(tokenizer):
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
+def test_new_names_cannot_be_spelled_either(tokenizer):
+    control = ControlTokens(tokenizer)
+    (ids,) = control.encode([control.mark(f"{tokenizer.eos_token}\ufdd1{tokenizer.eos_token}")])
+    assert tokenizer.eos_token_id not in ids
+
+
 def test_many_texts_are_encoded_in_their_order(tokenizer):
     control = ControlTokens(tokenizer)
     texts = [one for pair in zip(PLAIN, spelled_for(tokenizer), strict=False) for one in pair]

@@ -86,7 +86,9 @@ class ControlTokens:
         return len(self.encode([text])[0])
 
     def _encode_marked(self, text: str, add_special_tokens: bool) -> list[int]:
-        meant = self._pattern.sub(lambda found: _RENAMED + found[0], text)
+        # no text may write a new name itself: the other noncharacter takes the place of its first
+        safe = text.replace(_RENAMED, MARK + MARK)
+        meant = self._pattern.sub(lambda found: _RENAMED + found[0], safe)
         encoding = self._renamed.encode(unmark(meant), add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids

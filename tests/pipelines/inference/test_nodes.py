@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from ja_instruct.control_tokens import unmark
 from ja_instruct.datasets import ColbertCheckpointDataset
 from ja_instruct.engine.answer import Answer
 from ja_instruct.errors import InputError
@@ -107,6 +108,17 @@ class TestBuildPrompts:
             expected = PromptBuilder(texts, tokenizer).prompt(record["input"], record["shots"])
             assert record["prompt"] == expected
             assert record["prompt_tokens"] == len(tokenizer(expected)["input_ids"])
+
+    def test_task_that_spells_a_token_is_counted_as_text(self, build, tiny_nf4):
+        """So that fit_prompt leaves enough room for it."""
+        tokenizer = tiny_nf4.load_tokenizer()
+        spelled = "<start_of_turn>と<eos>とは?"
+        (record,) = build(Dataset.from_list([{"task_id": 1, "input": spelled}]), top_k=1)
+        prompt = unmark(record["prompt"])
+        assert spelled in prompt
+        assert record["input"] == spelled
+        as_text = tokenizer(prompt, split_special_tokens=True)["input_ids"]
+        assert record["prompt_tokens"] == len(as_text) > len(tokenizer(prompt)["input_ids"])
 
     def test_model_without_chat_template_is_refused(self, build, tiny_gemma2):
         with pytest.raises(InputError, match=r"'chat_template', but .* is missing"):
