@@ -8,6 +8,7 @@ import torch
 from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.datasets import QuantizedModelDataset
 from ja_instruct.engine import backends as generation
+from ja_instruct.engine.answer import AnswerDecoder
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.loading import load_nf4_model
@@ -366,3 +367,13 @@ def test_unsloth_uses_its_inference_mode(tiny_nf4, read_parameters, monkeypatch)
         },
         model,
     ]
+
+
+def test_bad_word_without_a_token_is_left_out(parameters):
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer(vocab={"a": 0, "b": 1, "<|endoftext|>": 2}, merges=[])
+    assert tokenizer("質問")["input_ids"] == []
+    words = parameters.model_copy(update={"bad_words": ("質問", "ab")})
+    decoder = AnswerDecoder.of(tokenizer, words, (2,), stop_at_end_of_turn=False)
+    assert decoder.bad_words_ids == [[0, 1]]

@@ -76,10 +76,12 @@ class AnswerDecoder:
         control = ControlTokens(tokenizer)
         words = parameters.bad_words if parameters.bad_words_in == "tokens" else ()
         taught = answer_ends(tokenizer, stop_at_end_of_turn=stop_at_end_of_turn)
+        banned = control.encode([control.mark(word) for word in words], add_special_tokens=False)
         return cls(
             tokenizer,
             tuple(dict.fromkeys([*taught, *own_ends])),
-            control.encode([control.mark(word) for word in words], add_special_tokens=False),
+            # a word of characters that the tokenizer leaves out has no token
+            [ids for ids in banned if ids],
         )
 
     def decode_timed(
