@@ -8,6 +8,7 @@ from kedro.framework.project import configure_project
 
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.parameters import check_parameters
+from ja_instruct.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
 TRAINING = "sft.training."
 LORA = "sft.lora."
@@ -166,3 +167,26 @@ def test_refused_with_key_and_reason(check, key, value, words):
 @pytest.mark.parametrize(("key", "value"), ACCEPTED)
 def test_accepted(check, key, value):
     check(key, value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"parameters.yml": b"sft: {resume: true}", "parameters_sft.yml": b"sft: {resume: no}"},
+            "Duplicate keys found in .*sft.resume",
+        ),
+        ({"parameters.yml": b"sft: {checkpoint_dir: '${globals:run_nam}'}"}, "run_nam"),
+        ({"parameters.yml": "sft: {checkpoint_dir: 学習}".encode("cp932")}, "can't decode|utf-8"),
+        ({"parameters.yml": b"sft: {resume: true"}, "not valid YAML.*parameters.yml"),
+    ],
+    ids=["same key twice", "unknown interpolation", "not UTF-8", "not YAML"],
+)
+def test_files_that_cannot_be_read(tmp_path, files, words):
+    for folder in ("base", "mine"):
+        (tmp_path / folder).mkdir()
+    for name, content in files.items():
+        (tmp_path / "mine" / name).write_bytes(content)
+    loader = CONFIG_LOADER_CLASS(str(tmp_path), env="mine", **CONFIG_LOADER_ARGS)
+    with pytest.raises(InputError, match=f"(?s)^(the|a) parameter file.*{words}"):
+        check_parameters(SimpleNamespace(config_loader=loader, env="mine"))

@@ -96,6 +96,7 @@ class TestTargetModules:
         monkeypatch.setattr(QuantizedModelDataset, "module_names", lambda self: {"h.0.query"})
         base = ModelDirectoryDataset(filepath=tiny_gemma2.path)
         assert problems(("quantization", "sft"), base, other) == []
+        assert problems(("quantization", "sft"), None, other) == []
         assert len(problems(("sft",), base, other)) == 7
 
     def test_node_refuses_them_too(self, sft_of_test, tiny_nf4):

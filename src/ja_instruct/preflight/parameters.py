@@ -8,6 +8,7 @@ import yaml
 from kedro.config import MissingConfigException
 from kedro.framework.project import pipelines
 from kedro.validation.type_extractor import TypeExtractor
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from ja_instruct.config import did_you_mean, explain_errors
@@ -56,6 +57,9 @@ def _read_parameters(context: KedroContext) -> dict[str, Any]:
         ) from error
     except yaml.YAMLError as error:
         raise InputError(f"a parameter file is not valid YAML: {error}") from error
+    # keys in two files of one environment, text that is not UTF-8, unknown ${globals:...}
+    except (ValueError, OmegaConfBaseException) as error:
+        raise InputError(f"the parameter files cannot be read: {error}") from error
     return sections
 
 

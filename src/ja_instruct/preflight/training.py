@@ -87,7 +87,7 @@ def _find_modules(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> fr
     """
     produced_from = {output: one.inputs for one in nodes for output in one.outputs}
     model = node.inputs[0]
-    for name in (*produced_from.get(model, ()), model):
+    for name in produced_from.get(model, [model]):
         dataset = catalog.get(name) if name in catalog else None
         if isinstance(dataset, NamesModules):
             try:
