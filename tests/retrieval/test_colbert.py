@@ -1,13 +1,17 @@
+import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 
+import library_state
 import numpy as np
 import pytest
 import torch
 from kedro.io import AbstractDataset
+from library_state import list_attributes
 from safetensors.torch import load_file, save_file
 from tiny_colbert import make_tiny_colbert
 
@@ -149,25 +153,6 @@ def test_a_gpu_changes_nothing(checkpoint, encoded, pretended_gpu):
     assert search(checkpoint, again, QUERIES, top_k=5) == expected
 
 
-def list_attributes():
-    """Return the identity of each attribute of the libraries' modules and classes, by its name."""
-    libraries = ("colbert", "ragatouille", "transformers")
-    modules = [one for name, one in sys.modules.items() if name.split(".")[0] in libraries]
-    # type(), as isinstance would import what a lazy module offers
-    classes = [
-        one
-        for module in modules
-        for one in vars(module).values()
-        if issubclass(type(one), type) and one.__module__.split(".")[0] in libraries
-    ]
-    return {
-        (repr(owner), name, id(value))
-        for owner in [*modules, *classes]
-        for name, value in vars(owner).items()
-        if not name.startswith("__")
-    }
-
-
 def test_colbert_leaves_nothing_behind(checkpoint, monkeypatch):
     from colbert.modeling.colbert import ColBERT
     from ragatouille import RAGPretrainedModel
@@ -187,9 +172,24 @@ def test_colbert_leaves_nothing_behind(checkpoint, monkeypatch):
     monkeypatch.setattr(RAGPretrainedModel, "encode", encode)
     before = list_attributes(), dict(os.environ)
     run()
-    assert list_attributes() ^ before[0] == set()
+    assert list_attributes() == before[0]
     assert not hasattr(ColBERT, "loaded_extensions")
     assert dict(os.environ) == before[1]
+
+
+@pytest.mark.slow
+def test_nodes_leave_nothing_behind(finished_project, subprocess_environment):
+    """In a new process, in which the libraries are imported for the first time."""
+    done = subprocess.run(
+        [sys.executable, library_state.__file__, str(finished_project)],
+        env=subprocess_environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"variables": [], "attributes": []}
 
 
 def test_batches_do_not_change_the_embeddings(checkpoint, encoded):
