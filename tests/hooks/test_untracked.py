@@ -132,6 +132,13 @@ def test_a_store_that_was_never_there(start, tmp_path, untracked, log_all, caplo
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def test_a_loss_that_is_not_finite(untracked):
+    untracked.write([{"metric": "loss", "value": float("nan"), "step": 3}])
+    _, line = untracked.path.read_text().splitlines()
+    record = json.loads(line, parse_constant=pytest.fail)
+    assert record == {"metric": "loss", "value": None, "step": 3}
+
+
 def test_a_store_that_is_removed_during_the_run(start, made_store, untracked, log_all, caplog):
     untracked.file = made_store
     run_id = start(f"sqlite:///{made_store}")

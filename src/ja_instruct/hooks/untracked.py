@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from ja_instruct.tables.json_text import dump
 from kedro_freshness.messages import shortened
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Untracked:
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
         """Append records; log a warning the first time."""
-        lines = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in records)
+        lines = "".join(f"{dump(one)}\n" for one in records)
         try:
             self._begin()
             with self.path.open("a", encoding="utf-8") as file:
@@ -126,7 +127,7 @@ class Untracked:
             return
         with file:
             header = {"run_id": self.run_id, "store": self.store, "reason": self.reason}
-            file.write(f"{json.dumps(header, ensure_ascii=False)}\n")
+            file.write(f"{dump(header)}\n")
         self._is_reported = True
         self._warn(f"is written to {shortened(self.path)}")
 
