@@ -19,8 +19,8 @@ from ja_instruct.pipelines.sft.nodes import train
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.prompts import PromptParameters
 
-# of each sort one in the quick tests, which take about 2 s a kind
-QUICK = ("mistral3", "qwen2_5_vl", "odd sizes", "no BOS", "token types")
+# in the quick tests, which take about 2 s a kind; Qwen's tokenizer has no BOS
+QUICK = ("mistral3", "qwen2_5_vl", "odd sizes", "token types")
 LAYERS, MATRICES = 2, 7
 TEXTS = [{"text": "日本の首都は東京です。"}]
 SAMPLES = Dataset.from_list(
