@@ -1,8 +1,10 @@
 import hashlib
 import importlib
 
+import numpy as np
 import pytest
 from kedro.io import DatasetError
+from safetensors.numpy import save_file
 
 from ja_instruct.demo import GGUFModelDataset
 from ja_instruct.demo.gguf_model_dataset import assemble_gguf
@@ -85,9 +87,16 @@ def test_converted_model_needs_no_package(tmp_path):
     (directory / "config.json").write_text('{"model_type": "gemma3_text"}', "utf-8")
     assert not dataset.exists()
     assert dataset.peek_config() is None
+    assert dataset.module_names() is None
+    weights = {
+        "model.layers.0.mlp.up_proj.weight": np.zeros((2, 3)),
+        "model.norm.weight": np.ones(3),
+    }
+    save_file(weights, directory / "model.safetensors")
     write_provenance(directory, {"source": {"revision": f"sha256:{SHA256}"}})
     assert dataset.exists()
     assert dataset.peek_config() == {"model_type": "gemma3_text"}
+    assert dataset.module_names() == {"model.layers.0.mlp.up_proj"}
     dataset.check()
     model = dataset.load()
     assert (model.path, model.model_id) == (directory.resolve(), "google/gemma-3-270m")

@@ -9,7 +9,6 @@ from ja_instruct.errors import InputError
 from ja_instruct.pipeline_registry import register_pipelines
 from ja_instruct.pipelines.inference.parameters import InferenceParameters
 from ja_instruct.pipelines.sft import trainer_names
-from ja_instruct.pipelines.sft.backends import adapt_with_peft
 from ja_instruct.pipelines.sft.parameters import SftParameters
 from ja_instruct.preflight.training import (
     check_steps,
@@ -77,11 +76,6 @@ class TestTargetModules:
         for one, expected in zip(found, PROBLEMS, strict=True):
             assert one.startswith(f"'sft.lora.target_modules': {expected}")
 
-    def test_of_the_quantized_model(self, problems, tiny_nf4):
-        saved = QuantizedModelDataset(filepath=tiny_nf4.path)
-        self.expect(problems(quantized_model=saved, lora={"target_modules": TARGETS}))
-        assert problems(quantized_model=saved) == []
-
     def test_of_the_base_model_if_the_run_quantizes_it(self, problems, tiny_gemma2, tmp_path):
         base = ModelDirectoryDataset(filepath=tiny_gemma2.path)
         both = ("quantization", "sft")
@@ -90,29 +84,19 @@ class TestTargetModules:
         assert problems(both, never_made, lora={"target_modules": TARGETS}) == []
 
     def test_base_model_counts_and_not_what_an_earlier_run_made_of_another(
-        self, problems, tiny_gemma2, tiny_nf4, monkeypatch
+        self, problems, tiny_gemma2, tmp_path, monkeypatch
     ):
-        other = QuantizedModelDataset(filepath=tiny_nf4.path)
+        other = QuantizedModelDataset(filepath=tmp_path)
         monkeypatch.setattr(QuantizedModelDataset, "module_names", lambda self: {"h.0.query"})
         base = ModelDirectoryDataset(filepath=tiny_gemma2.path)
         assert problems(("quantization", "sft"), base, other) == []
         assert problems(("quantization", "sft"), None, other) == []
         assert len(problems(("sft",), base, other)) == 7
 
-    def test_node_refuses_them_too(self, sft_of_test, tiny_nf4):
-        with pytest.raises(InputError) as caught:
-            adapt_with_peft(tiny_nf4, sft_of_test(target_modules=TARGETS))
-        assert all(one in str(caught.value) for one in PROBLEMS)
-        assert str(caught.value).startswith("'sft.lora.target_modules': ")
-
-    @pytest.fixture
-    def sft_of_test(self, section):
-        return lambda **lora: SftParameters(**{**section, "lora": {**section["lora"], **lora}})
-
 
 class TestLengths:
     @pytest.fixture
-    def warn(self, read_parameters, tiny_nf4, caplog):
+    def warn(self, read_parameters, tmp_path, caplog):
         """Return a function that returns what is logged of a model with this configuration."""
         sections = read_parameters("base")
 
@@ -124,7 +108,7 @@ class TestLengths:
                     "params:inference": MemoryDataset(InferenceParameters(**sections["inference"])),
                 }
                 entries = {
-                    "quantized_model": QuantizedModelDataset(filepath=tiny_nf4.path),
+                    "quantized_model": QuantizedModelDataset(filepath=tmp_path),
                     **parameters,
                 }
                 registered = register_pipelines()

@@ -12,7 +12,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import sha256_of
-from ja_instruct.models.directory import ModelDirectory, write_provenance
+from ja_instruct.models.directory import ModelDirectory, module_names, write_provenance
 from ja_instruct.models.json_files import read_provenance
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 
@@ -187,6 +187,10 @@ class GGUFModelDataset(AbstractDataset[None, ModelDirectory]):
     def peek_config(self) -> dict[str, Any] | None:
         """Return ``config.json``; None before the conversion."""
         return self._handle().load_config() if self._exists() else None
+
+    def module_names(self) -> frozenset[str] | None:
+        """Return the names of the matrices; None before the conversion."""
+        return module_names(self._filepath) if self._exists() else None
 
     def load(self) -> ModelDirectory:
         """Return a handle on the directory; the first load converts it, in about a minute."""
