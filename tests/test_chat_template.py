@@ -1,6 +1,8 @@
 """Small templates of the kinds that models have."""
 
 import datetime
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from tiny_tokenizers import make_tokenizer
@@ -46,6 +48,7 @@ HISTORY = [
     {"role": "user", "content": " はい"},
     {"role": "assistant", "content": "<end_of_turn>"},
 ]
+TRL_TEMPLATES = sorted(Path(find_spec("trl").origin).parent.glob("chat_templates/*.jinja"))
 SYSTEM = {"role": "system", "content": "短く答えなさい。"}
 
 
@@ -154,6 +157,38 @@ def test_turns_that_a_template_leaves_out_are_refused(builder):
     template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="leaves out, repeats or moves a turn"):
         builder(template)
+
+
+# Their prompts open a block that samples lack
+REFUSED = ("deepseek",)
+# of models with images: contents are lists
+OTHER_CONTENTS = ("idefics3", "llava", "smolvlm")
+
+
+@pytest.fixture(scope="module")
+def byte_level():
+    tokenizer = make_tokenizer("byte_level")
+    names = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    return tokenizer
+
+
+@pytest.mark.parametrize("path", TRL_TEMPLATES, ids=lambda path: path.stem)
+def test_templates_of_trl(builder, byte_level, path):
+    """Templates as models have them: used or refused with the reason."""
+    template = path.read_text("utf-8")
+    if path.name.startswith((*REFUSED, *OTHER_CONTENTS)):
+        reason = "not the beginning" if path.name.startswith(REFUSED) else "fails: |leaves out"
+        with pytest.raises(InputError, match=reason):
+            builder(template, byte_level)
+        return
+    used = builder(template, byte_level)
+    sample = used.sample("質問", "答え", HISTORY[:2])
+    assert sample.prompt == used.prompt("質問", [{"input": "user", "output": "はい\n"}])
+    assert sample.completion.lstrip().startswith("答え")
+    ((start, end),) = sample.earlier_answers
+    assert sample.prompt[start:end].lstrip().startswith("はい")
+    assert "質問" not in sample.prompt[:end]
 
 
 @pytest.mark.parametrize("template", [TURNS + OPEN, THINKS, DATES, DEFAULT_SYSTEM])

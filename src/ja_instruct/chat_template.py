@@ -181,7 +181,8 @@ class ChatTemplate:
             if not is_kept or text[start:found].strip() or text[found + len(core) : at].strip():
                 raise self._unusable(f"changes the text '{core[:SHOWN]}' of an earlier turn")
             if turn["role"] == "assistant" and core:
-                # blanks before an answer belong to it, as in the completion
+                # Blanks before an answer belong to it, as in the completion. Of what follows, what
+                # ends the last answer too: gpt-oss ends earlier ones with another token.
                 first = start - len(frame.blanks) if before.endswith(frame.blanks) else start
                 spans.append((first, at + common_length(after, frame.tail)))
         return spans
@@ -197,6 +198,8 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=DATE.strftime,
+                # samples have no thoughts; templates with this switch then write no open block
+                enable_thinking=False,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise self._unusable(f"fails: {error}") from error
