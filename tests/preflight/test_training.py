@@ -1,6 +1,7 @@
 """Packages, modules and figures of a training, before its first node."""
 
 import pytest
+from datasets import Dataset, DatasetDict
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import pipeline
 
@@ -172,6 +173,20 @@ class TestStepCounts:
         caplog.clear()
         assert run(warmup_steps=11) == []
         assert caplog.text == ""
+
+    @pytest.mark.parametrize("only", ["sft", "train"])
+    def test_of_a_dataset_with_one_split(self, run, caplog, monkeypatch, only):
+        load = DataCatalog.load
+
+        def load_splits(self, name):
+            data = load(self, name)
+            is_data = isinstance(data, list)
+            return DatasetDict({"train": Dataset.from_list(data)}) if is_data else data
+
+        monkeypatch.setattr(DataCatalog, "load", load_splits)
+        steps = {"sft": 12, "train": 3}[only]
+        assert run(only=only, warmup_steps=steps, save_steps=2) == []
+        assert f"but training ends after {steps} steps" in caplog.text
 
     def test_of_samples_on_disk(self, run, caplog):
         assert run(only="train", warmup_steps=9, save_steps=3) == []

@@ -16,6 +16,7 @@ from ja_instruct.pipelines.sft.nodes import build_datasets, train
 from ja_instruct.pipelines.sft.step_counts import StepCounts, held_out_count
 from ja_instruct.pipelines.sft.target_modules import unknown_targets
 from ja_instruct.pipelines.sft.trainer_names import missing_packages
+from ja_instruct.tables.columns import as_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,9 +130,13 @@ def _sources(node: Node, nodes: Sequence[Node]) -> list[str] | None:
     return names if is_known and not produced & {*names} else None
 
 
+def _count(name: str, catalog: DataCatalog) -> int:
+    return len(as_dataset(catalog.load(name), name))
+
+
 def _count_samples(node: Node, catalog: DataCatalog) -> StepCounts:
     section, parameters = parameters_of(node, catalog, "sft")
-    train_samples, eval_samples = (len(catalog.load(name)) for name in node.inputs[1:3])
+    train_samples, eval_samples = (_count(name, catalog) for name in node.inputs[1:3])
     return StepCounts(train_samples, eval_samples, parameters, section)
 
 
@@ -143,7 +148,7 @@ def _count_steps(node: Node, nodes: Sequence[Node], catalog: DataCatalog) -> Ste
     try:
         if names == node.inputs[1:3]:
             return _count_samples(node, catalog)
-        filtered, written = (len(catalog.load(name)) for name in names)
+        filtered, written = (_count(name, catalog) for name in names)
     except (DatasetError, TypeError):  # which the dataset's own check reports
         return None
     section, parameters = parameters_of(node, catalog, "sft")
