@@ -108,6 +108,11 @@ def test_every_matrix_is_quantized(base, quantized, quantization):
     nats = [report["perplexity"][one]["nats_per_token"] for one in ("base", "quantized")]
     assert nats[0] != nats[1]
     assert all(map(math.isfinite, nats))
+    # of the model as a whole; the report's has one layer at a time
+    ids = torch.tensor([base.load_tokenizer()(TEXTS[0]["text"])["input_ids"]])
+    with torch.no_grad():
+        loss = base.load_model(dtype=torch.float32).eval()(ids, labels=ids).loss
+    assert nats[0] == pytest.approx(loss.item(), rel=1e-4)
     assert not [name for name in read_headers(quantized.path) if "vis" in name]
 
 
