@@ -127,6 +127,15 @@ def test_archive_of_the_environments_alone(clean_project, tmp_path):
     assert loader["globals"] == {"run_name": "test"}
 
 
+def test_default_environment_that_is_not_in_the_archive(clean_project, tmp_path, read_parameters):
+    shutil.copytree(clean_project / "conf", tmp_path / "conf")
+    shutil.rmtree(tmp_path / "conf/local")
+    path = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "conf")
+    loader = CatalogConfigLoader(path, **CONFIG_LOADER_ARGS)
+    assert loader["globals"] == {"run_name": "base"}
+    assert loader["parameters"] == read_parameters("base")
+
+
 @pytest.mark.parametrize("name", ["conf.tar.gz", "conf.zip", "conf.txt"])
 def test_file_that_is_not_an_archive(tmp_path, name):
     (tmp_path / name).write_text("not an archive")

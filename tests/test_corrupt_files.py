@@ -213,7 +213,9 @@ def test_field_that_peft_refuses(catalog, tmp_path):
 def test_index_of_the_weights(catalog, corrupt, tmp_path, name):
     directory = shutil.copytree(catalog.get("base_model")._filepath, tmp_path / "model")
     path = directory / "model.safetensors.index.json"
-    path.write_text('{"metadata": {"total_size": 5}, "weight_map": {"a": "b"}}', "utf-8")
+    path.write_text(
+        '{"metadata": {"total_size": 5}, "weight_map": {"a": "model.safetensors"}}', "utf-8"
+    )
     dataset = ModelDirectoryDataset(filepath=directory)
     dataset.check()
     if name == "no weights":

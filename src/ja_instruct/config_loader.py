@@ -33,15 +33,21 @@ class CatalogConfigLoader(OmegaConfigLoader):  # type: ignore[misc]
     lists, and the list of environments in messages, need files and folders.
     """
 
-    def __init__(self, conf_source: str | Path, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, conf_source: str | Path, env: str | None = None, **kwargs: Any) -> None:
         """Unpack an archive; see ``OmegaConfigLoader`` for the arguments.
+
+        Without ``env``, a default environment that is not there (an archive may lack the folder of
+        credentials, ``local``) is left out.
 
         Raises:
             InputError: The archive cannot be read.
         """
         if Path(conf_source).is_file():
             conf_source = _unpack(Path(conf_source).resolve())
-        super().__init__(str(conf_source), *args, **kwargs)
+        default = Path(conf_source, kwargs.get("default_run_env", ""))
+        if env is None and Path(conf_source).is_dir() and not default.is_dir():
+            kwargs["default_run_env"] = kwargs.get("base_env")
+        super().__init__(str(conf_source), env, **kwargs)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Return the configuration of a kind, such as ``catalog`` or ``parameters``."""

@@ -140,6 +140,16 @@ class TestHub:
         with pytest.raises(InputError, match=rf"'owner/name' on the hub has .*{lacking}"):
             HubModelDataset(repo_id="owner/name").check()
 
+    def test_index_of_files_that_are_missing(self, hub_server):
+        shards = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
+        index = {"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}}
+        files = {**self.FILES, "model.safetensors.index.json": json.dumps(index).encode()}
+        hub_server.add("owner/half", {**files, shards[0]: NO_WEIGHTS})
+        with pytest.raises(InputError, match=f"lists 1 file.* such as {shards[1]}; choose another"):
+            HubModelDataset(repo_id="owner/half").check()
+        hub_server.add("owner/name", {**files, **dict.fromkeys(shards, NO_WEIGHTS)})
+        HubModelDataset(repo_id="owner/name").check()
+
     @pytest.mark.parametrize(
         ("config", "types", "message"),
         [

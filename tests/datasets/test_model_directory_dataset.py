@@ -45,3 +45,14 @@ def test_quantized_model_is_refused(dataset, tmp_path, dtype, config, message):
     for read in (dataset.check, dataset.load):
         with pytest.raises(InputError, match=f"{message}.*product of this project alone"):
             read()
+
+
+def test_file_of_the_index_that_is_missing(dataset, tmp_path):
+    write_model(tmp_path / "model", torch.bfloat16)
+    index = {
+        "metadata": {},
+        "weight_map": {"weight": "model.safetensors", "b": "second.safetensors"},
+    }
+    (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    with pytest.raises(InputError, match=r"index\.json lists 1 file.* such as second\.safetensors"):
+        dataset.check()

@@ -12,8 +12,8 @@ from ja_instruct.models.directory import (
     refuse_quantized,
     refuse_quantized_config,
     refuse_quantized_types,
-    require_listed_files,
 )
+from ja_instruct.models.file_lists import require_indexed_files, require_listed_files
 from ja_instruct.models.hub import (
     ModelListing,
     cached_commit,
@@ -24,7 +24,7 @@ from ja_instruct.models.hub import (
     module_names,
     pending_download_bytes,
 )
-from ja_instruct.models.json_files import read_config
+from ja_instruct.models.json_files import INDEX_FILE, read_config
 from ja_instruct.models.safetensors import BYTES_OF
 from ja_instruct.models.text_model import causal_config, is_multimodal
 from ja_instruct.models.vocabulary import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
@@ -79,11 +79,19 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         check_repository(self._repo_id, self._revision, "model")
         where = f"'{self._repo_id}' on the hub"
         if self._listing is not None:
-            require_listed_files(self._listing.files, where)
+            self._check_files(self._listing.files, where)
         refuse_quantized_config(self.peek_config() or {}, where)
         refuse_quantized_types(self._weights_by_type, where)
         if self._config_path is not None and is_multimodal(self.peek_config() or {}):
             causal_config(self._config_path.parent)
+
+    def _check_files(self, names: tuple[str, ...], where: str) -> None:
+        require_listed_files(names, where)
+        if INDEX_FILE in names:
+            index = fetch_file(self._repo_id, self._revision, INDEX_FILE)
+            remedy = "choose another 'revision', or another repository"
+            if index is not None:
+                require_indexed_files(index.parent, names, remedy)
 
     def fingerprint(self) -> str | None:
         """Return name and downloaded commit; None before the first download."""

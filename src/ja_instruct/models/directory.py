@@ -6,11 +6,11 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.checksums import FileRecord, file_checksums
+from ja_instruct.models.file_lists import require_indexed_files
 from ja_instruct.models.json_files import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -19,7 +19,6 @@ from ja_instruct.models.json_files import (
     read_config,
     read_generation_config,
     read_provenance,
-    read_weight_map,
     remedy_of,
 )
 from ja_instruct.models.safetensors import SIXTEEN_BITS_OR_MORE, read_headers
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 # The card may be edited; the provenance cannot contain its own checksum.
 _NOT_HASHED = frozenset((PROVENANCE_FILE, CARD_FILE))
-# of fast tokenizers, SentencePiece, BPE and WordPiece
-_TOKENIZER_PATTERNS = (TOKENIZER_FILE, "*.model", "vocab.*")
-_LISTED = 5
 _REMEDY_16_BITS = (
     "give the publisher's 16-bit weights, so that the 4-bit model is the product of this project "
     "alone"
@@ -213,42 +209,18 @@ def require_model_files(directory: Path, remedy: str) -> None:
         raise InputError(f"{directory}: no *.safetensors weights; {remedy}")
 
 
-def require_listed_files(names: Iterable[str], where: str) -> None:
-    """Raise ``InputError`` without weights, configuration and tokenizer among a model's files.
-
-    ``where`` names the model in the message: ``'google/gemma-2-27b' on the hub``.
-    """
-    found = [name for name in names if "/" not in name]
-    kinds = {
-        CONFIG_FILE: (CONFIG_FILE,),
-        "*.safetensors": ("*.safetensors",),
-        "tokenizer": _TOKENIZER_PATTERNS,
-    }
-    missing = [
-        kind
-        for kind, patterns in kinds.items()
-        if not any(fnmatch(name, pattern) for name in found for pattern in patterns)
-    ]
-    if missing:
-        raise InputError(
-            f"base_model {where} has no {', no '.join(missing)} (it has "
-            f"{', '.join(found[:_LISTED]) or 'no files'}{', …' if len(found) > _LISTED else ''}); "
-            f"choose another repository, or save its model and tokenizer with 'save_pretrained' of "
-            f"transformers and use the directory (ModelDirectoryDataset)"
-        )
-
-
 def check_json_files(directory: Path, remedy: str) -> None:
     """Raise ``InputError``, which ends with ``remedy``, for a JSON file that cannot be used.
 
-    The ids of the tokenizer must have rows in the model's embedding, and a multimodal checkpoint
-    must contain a causal language model.
+    The ids of the tokenizer must have rows in the model's embedding, a multimodal checkpoint must
+    contain a causal language model, and the files of the index must exist.
     """
     config = read_config(directory, remedy)
     if is_multimodal(config):
         causal_config(directory)
     read_generation_config(directory, remedy)
-    read_weight_map(directory, remedy)
+    names = [path.name for path in directory.glob("*.safetensors")]
+    require_indexed_files(directory, names, remedy)
     check_tokenizer(directory, config, remedy)
 
 
