@@ -5,8 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from kedro.framework.project import configure_project
+from pydantic import ValidationError
 
+from ja_instruct.config import explain_errors
 from ja_instruct.errors import InputError
+from ja_instruct.pipelines.sft.parameters import TrainingParameters
 from ja_instruct.preflight.parameters import check_parameters
 from ja_instruct.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
@@ -132,6 +135,19 @@ ACCEPTED = [
     ),
 ]
 
+SCHEDULES_WITH_WRONG_ARGUMENTS = [
+    ("cosine", {"num_cycles": "two"}, "lr_scheduler_kwargs.num_cycles = 'two': must be a number"),
+    ("cosine", {"num_cycles": True}, "lr_scheduler_kwargs.num_cycles = True: must be a number"),
+    ("cosine", {"cycles": 2}, "lr_scheduler_kwargs.cycles: lr_scheduler_type 'cosine' has the arg"),
+    ("inverse_sqrt", {"timescale": float("nan")}, "finite number"),
+    (
+        "warmup_stable_decay",
+        {"num_decay_steps": 9, "decay_type": "sqrt"},
+        "lr_scheduler_kwargs.decay_type = 'sqrt': must be linear or cosine or 1-sqrt",
+    ),
+    ("polynomial", {"lr_end": 0.1}, "lr_scheduler_kwargs.lr_end = 0.1, which must be below learn"),
+]
+
 
 @pytest.fixture(scope="module")
 def check(read_parameters):
@@ -162,6 +178,15 @@ def test_refused_with_key_and_reason(check, key, value, words):
     section, _, name = key.rpartition(".")
     assert f"'{key}" in problem or (f"'{section.partition('.')[0]}" in problem and name in problem)
     assert len(problem) < 600
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), SCHEDULES_WITH_WRONG_ARGUMENTS)
+def test_schedule_with_wrong_arguments(read_parameters, name, arguments, words):
+    values = read_parameters("base")["sft"]["training"]
+    values |= {"lr_scheduler_type": name, "lr_scheduler_kwargs": arguments}
+    with pytest.raises(ValidationError) as caught:
+        TrainingParameters(**values)
+    assert words in "; ".join(explain_errors(caught.value, TrainingParameters, "sft.training"))
 
 
 @pytest.mark.parametrize(("key", "value"), ACCEPTED)

@@ -118,6 +118,14 @@ _NEEDED = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
 }
+# The other arguments are numbers
+_CHOICES: Mapping[str, tuple[bool | str, ...]] = {
+    "mode": ("min", "max"),
+    "threshold_mode": ("rel", "abs"),
+    "warmup_type": ("linear", "cosine", "1-sqrt"),
+    "decay_type": ("linear", "cosine", "1-sqrt"),
+    "smooth": (True, False),
+}
 # They follow the held-out loss
 SCHEDULES_BY_EVALUATION = frozenset(("greedy", "reduce_lr_on_plateau"))
 _LR_END = 1e-7  # of polynomial
@@ -149,13 +157,19 @@ def require_optimizer(name: str) -> None:
 
 def check_schedule(name: str, arguments: Mapping[str, Any], learning_rate: float) -> None:
     """Raise ``ValueError`` if transformers cannot make a schedule with these arguments."""
-    for argument in arguments:
+    for argument, value in arguments.items():
+        key = f"lr_scheduler_kwargs.{argument}"
         if argument not in SCHEDULES[name]:
             known = ", ".join(SCHEDULES[name])
             raise ValueError(
-                f"lr_scheduler_kwargs.{argument}: lr_scheduler_type '{name}' has "
+                f"{key}: lr_scheduler_type '{name}' has "
                 + (f"the arguments {known}" if known else "no arguments")
             )
+        choices = _CHOICES.get(argument)
+        if choices and value not in choices:
+            raise ValueError(f"{key} = {value!r}: must be {' or '.join(map(str, choices))}")
+        if not choices and isinstance(value, bool | str):
+            raise ValueError(f"{key} = {value!r}: must be a number")
     needed = _NEEDED.get(name, ())
     if needed and not any(argument in arguments for argument in needed):
         raise ValueError(
