@@ -117,33 +117,6 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[tuple[str, str]]]]:
-    """Return a function that sets the hub's responses and returns its requests (method, path)."""
-    import httpx
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    def respond_with(
-        respond: Callable[[httpx.Request], httpx.Response],
-    ) -> list[tuple[str, str]]:
-        requests = []
-
-        def handle(request: httpx.Request) -> httpx.Response:
-            requests.append((request.method, request.url.path))
-            return respond(request)
-
-        huggingface_hub.set_client_factory(
-            lambda: httpx.Client(transport=httpx.MockTransport(handle))
-        )
-        return requests
-
-    yield respond_with
-    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
-
-
-@pytest.fixture
 def hub_server(
     hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[HubServer]:

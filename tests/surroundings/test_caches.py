@@ -7,7 +7,6 @@ import sys
 import tempfile
 from types import SimpleNamespace
 
-import httpx
 import pytest
 
 from ja_instruct.datasets import HubModelDataset
@@ -74,23 +73,12 @@ class TestPreflight:
         assert REMEDY.format("TORCHINDUCTOR_CACHE_DIR") in result.output
 
 
-def test_download_that_cannot_be_stored(hub, closed, monkeypatch):
+def test_download_that_cannot_be_stored(hub_server, closed, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(closed / "hub"))
     monkeypatch.setenv("HF_HOME", str(closed))
-    commit = "a" * 40
-    files = [{"type": "file", "path": "config.json", "size": 2, "oid": "1"}]
-    headers = {"ETag": '"1"', "X-Repo-Commit": commit, "Content-Length": "2"}
-
-    def respond(request):
-        if "/tree/" in request.url.path:
-            return httpx.Response(200, json=files)
-        if "/api/" in request.url.path:
-            return httpx.Response(200, json={"id": "owner/name", "sha": commit})
-        return httpx.Response(200, headers=headers, content=b"{}")
-
-    hub(respond)
+    hub_server.add("owner/name", {"config.json": b"{}"})
     with pytest.raises(InputError) as caught:
         HubModelDataset(repo_id="owner/name").load()
     assert str(closed) in str(caught.value)
