@@ -98,8 +98,11 @@ DECLARED = {
     # of evaluations, which the recipe has none of
     "eval_steps",
     "per_device_eval_batch_size",
+    # none, where the recipe says nothing
+    "lr_scheduler_kwargs",
     # what is logged and where, and the states of callbacks
     "report_to",
+    "run_name",
     "logging_nan_inf_filter",
     "restore_callback_states_from_checkpoint",
 }
