@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fake_devices import FakeDevices
 
 from ja_instruct.ask import ask
 from ja_instruct.config_loader import CatalogConfigLoader
@@ -43,17 +44,17 @@ def load(archives):
     )
 
 
-@pytest.mark.parametrize("end", KINDS.values())
-def test_run_is_checked_as_in_the_folder(archives, end, invoke_kedro):
+def test_run_is_checked_as_in_the_folder(archives, invoke_kedro, tmp_path, monkeypatch):
     """The message needs the archive's list of environments."""
-    arguments = ["--env=tuned", "--pipeline=sft", f"--conf-source={archives[end]}"]
+    monkeypatch.setattr("kedro_cuda_runner.devices._layer", FakeDevices(tmp_path, count=0))
+    arguments = ["--env=tuned", "--pipeline=sft", f"--conf-source={archives['tar.gz']}"]
     output = invoke_kedro(*arguments).output
     assert "there is no CUDA device" in output
     assert (
         "in an environment that needs none: '--env=demo' (a small real model), '--env=test'"
         in output
     )
-    unknown = invoke_kedro("--env=tune", f"--conf-source={archives[end]}").output
+    unknown = invoke_kedro("--env=tune", f"--conf-source={archives['tar.gz']}").output
     assert "environment 'tune' does not exist" in unknown
     assert "did you mean 'tuned'" in unknown
 
