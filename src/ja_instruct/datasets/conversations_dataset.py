@@ -12,7 +12,7 @@ from ja_instruct.models.hub import cached_commit, check_hub_dataset, load_hub_da
 from ja_instruct.tables.arrow import collect
 from ja_instruct.tables.conversation_sources import find_places
 from ja_instruct.tables.conversations import SOURCE, read_places
-from ja_instruct.tables.json_lines import BAD_RECORD
+from ja_instruct.tables.json_records import BAD_RECORD
 from kedro_freshness.fingerprints import fingerprint_path, fingerprint_value
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.disk_errors import writing
 from ja_instruct.errors import InputError
 from ja_instruct.tables.atomic import sync
-from ja_instruct.tables.json_lines import BadRecordError, parse_record
+from ja_instruct.tables.json_records import BadRecordError, parse_record
 from ja_instruct.tables.json_text import portable
 
 if TYPE_CHECKING:

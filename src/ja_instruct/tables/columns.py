@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.json_lines import TURNS, replace_surrogates
+from ja_instruct.tables.json_lines import TURNS
+from ja_instruct.tables.json_records import replace_surrogates
 from ja_instruct.tables.json_types import JSONType, TypeClashError, build_columns, widen
 
 if TYPE_CHECKING:

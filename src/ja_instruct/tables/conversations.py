@@ -11,13 +11,8 @@ from ja_instruct.errors import InputError
 from ja_instruct.tables.arrow import iterate_tables
 from ja_instruct.tables.columns import as_dataset
 from ja_instruct.tables.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
-from ja_instruct.tables.json_lines import (
-    BAD_RECORD,
-    BAD_RECORD_TYPE,
-    bad_record,
-    open_lines,
-    read_tables,
-)
+from ja_instruct.tables.json_lines import open_lines, read_tables
+from ja_instruct.tables.json_records import BAD_RECORD, BAD_RECORD_TYPE, bad_record
 from ja_instruct.tables.json_types import JSONType, to_arrow
 from ja_instruct.tables.turns import SeenTurns, convert_turns, strict_keys
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
 import logging
-import math
-import re
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ja_instruct.errors import InputError
+from ja_instruct.tables.json_records import (
+    BAD_RECORD,
+    BAD_RECORD_TYPE,
+    BadRecordError,
+    bad_record,
+    make_decoder,
+    parse_record,
+    replace_surrogates,
+)
 from ja_instruct.tables.json_types import (
+    JSONText,
     JSONType,
     Strict,
     TypeClashError,
     build_columns,
-    holds_text,
+    holds,
     to_arrow,
     widen,
 )
@@ -46,23 +53,11 @@ BLOCKS_AHEAD = 2
 LINE_BYTES_MAX = 2**28
 GZIP_SUFFIX = ".gz"
 
-BAD_RECORD = "bad_record"
-BAD_RECORD_TYPE: dict[str, JSONType] = {"source": str, "line": int, "error": str, "text": str}
-BAD_RECORD_CHARS = 200
-
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# CLD2 rejects a text with a noncharacter, as it would reject one with the surrogate itself
-SURROGATE_STAND_IN = "\ufdd0"
-
 # The columns of conversations, and of pairs and tasks, that are read; the others, and other keys of
 # turns, may hold anything.
 TURNS: Strict = {"conversations": {"role": {}, "content": {}}}
 TEXT_COLUMNS = frozenset({"input", "output", "instruction", "response", "prompt", "text"})
 PAIRS_AND_TASKS: Strict = {"task_id": {}, **{name: {} for name in sorted(TEXT_COLUMNS)}}
-
-
-class BadRecordError(ValueError):
-    """A line that is not a record; the message gives the reason."""
 
 
 def open_lines(path: Path) -> BinaryIO:
@@ -121,18 +116,12 @@ def read_tables(
                 yield from reader.read(*waiting.popleft())
         while waiting:
             yield from reader.read(*waiting.popleft())
-    if reader.repaired:
-        logger.warning(
-            "%s: %d record(s) contain a lone surrogate, which is not text; U+FDD0 replaces it",
-            name,
-            reader.repaired,
-        )
-    if reader.not_finite:
-        logger.warning(
-            "%s: %d record(s) contain NaN or an infinity, which is not JSON; null replaces it",
-            name,
-            reader.not_finite,
-        )
+    for count, what in (
+        (reader.repaired, "a lone surrogate, which is not text; U+FDD0"),
+        (reader.not_finite, "NaN or an infinity, which is not JSON; null"),
+    ):
+        if count:
+            logger.warning("%s: %d record(s) contain %s replaces it", name, count, what)
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
@@ -147,87 +136,6 @@ def read_records(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
                 yield parse_record(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
             except BadRecordError as error:
                 raise InputError(f"{name}:{number}: {error}") from error
-
-
-def _make_decoder(replaced: list[str] | None = None) -> json.JSONDecoder:
-    """Return a decoder that reads None for NaN and the infinities, also for 1e999.
-
-    It appends each of them to ``replaced``.
-    """
-
-    def replace(number: str) -> None:
-        if replaced is not None:
-            replaced.append(number)
-
-    def read_float(number: str) -> float | None:
-        value = float(number)
-        if math.isfinite(value):
-            return value
-        replace(number)
-        return None
-
-    return json.JSONDecoder(parse_float=read_float, parse_constant=replace)
-
-
-_DECODER = _make_decoder()
-
-
-def parse_record(line: bytes, decoder: json.JSONDecoder = _DECODER) -> dict[str, Any]:
-    """Return the JSON object of a line, by default with None for NaN and the infinities.
-
-    Raises:
-        BadRecordError: The line is not UTF-8, not JSON, or not an object.
-    """
-    try:
-        record = decoder.decode(_decode_line(line))
-    except UnicodeDecodeError as error:
-        raise BadRecordError(
-            f"not UTF-8 ({error.reason} at byte {error.start}); convert the file, for example "
-            f"with 'iconv -t UTF-8'"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise BadRecordError(
-            f"not JSON ({error.msg} at column {error.colno}); every line must hold one JSON object"
-        ) from error
-    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
-        raise BadRecordError(f"JSON that cannot be read ({error}); remove it") from error
-    if not isinstance(record, dict):
-        raise BadRecordError(
-            f"a {type(record).__name__} where a JSON object is expected, such as "
-            f"{{'input': '…', 'output': '…'}}"
-        )
-    return record
-
-
-def _decode_line(line: bytes) -> str:
-    text = line.decode("utf-8")
-    if text.startswith("\ufeff"):
-        raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
-    return text
-
-
-def bad_record(source: str, line: int, error: str, raw: bytes) -> dict[str, Any]:
-    """Return the value of the column ``bad_record``."""
-    # a character has at most four bytes
-    text = raw[: 4 * BAD_RECORD_CHARS].decode("utf-8", errors="replace").strip()
-    return {"source": source, "line": line, "error": error, "text": text[:BAD_RECORD_CHARS]}
-
-
-def replace_surrogates(value: Any) -> Any:
-    """Return a JSON value with U+FDD0 in place of every surrogate, which is half a character.
-
-    U+0000 in a key, which would end the name of an Arrow column, is replaced too.
-    """
-    if isinstance(value, str):
-        return LONE_SURROGATE.sub(SURROGATE_STAND_IN, value)
-    if isinstance(value, list):
-        return [replace_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {
-            replace_surrogates(key).replace("\0", SURROGATE_STAND_IN): replace_surrogates(item)
-            for key, item in value.items()
-        }
-    return value
 
 
 def _blocks(file: BinaryIO, name: str, block_bytes: int) -> Iterator[bytes]:
@@ -266,7 +174,7 @@ class _Reader:
         self._strict = strict
         self._tolerant = tolerant
         self._replaced: list[str] = []
-        self._decoder = _make_decoder(self._replaced)
+        self._decoder = make_decoder(self._replaced)
         self._next_line = 1
 
     def read(self, block: bytes, parsed: Future[pa.Table | None]) -> Iterator[pa.Table]:
@@ -277,7 +185,7 @@ class _Reader:
             parsed: The result of ``parse_plain``; the types may have widened since.
         """
         # values of a column that has become JSON text are kept as the line has them
-        table = None if holds_text(self.types) else parsed.result()
+        table = None if holds(self.types, JSONText) else parsed.result()
         if table is None:
             table = self._read_lines(block)
         else:

@@ -58,15 +58,6 @@ def is_json(type_: pa.DataType) -> bool:
     return isinstance(type_, pa.JsonType)
 
 
-def holds_json(type_: pa.DataType) -> bool:
-    """Return whether the type is ``arrow.json`` or has it at any depth."""
-    return is_json(type_) or any(map(holds_json, _children(type_)))
-
-
-def _children(type_: pa.DataType) -> list[pa.DataType]:
-    return [type_.field(index).type for index in range(type_.num_fields)]
-
-
 def to_json_text(array: pa.Array) -> pa.Array:
     """Return every value as JSON text, null as null; keys of a struct that are null are left out.
 

@@ -207,7 +207,7 @@ def build_columns(
     """Return the columns of rows that fit these types; None is a row of nulls."""
     import pyarrow as pa
 
-    texts = {key: known for key, known in types.items() if holds_text(known)}
+    texts = {key: known for key, known in types.items() if holds(known, JSONText)}
     if texts:
         rows = [row and {**row, **_encode(row, texts)} for row in rows]
     stored = pa.array(rows, to_arrow(dict(types), pa.string())).flatten()
@@ -223,11 +223,11 @@ def _wrap_text(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(wanted, array)
 
 
-def holds_text(known: JSONType) -> bool:
-    """Return whether the type is or contains ``JSONText``."""
+def holds(known: JSONType, *kinds: JSONType) -> bool:
+    """Return whether the type, or one inside it, is among these."""
     if isinstance(known, dict):
-        return any(map(holds_text, known.values()))
-    return holds_text(known[0]) if isinstance(known, list) else known is JSONText
+        return any(holds(inner, *kinds) for inner in known.values())
+    return holds(known[0], *kinds) if isinstance(known, list) else known in kinds
 
 
 def _encode(value: Any, known: JSONType) -> Any:

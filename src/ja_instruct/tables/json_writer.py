@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from typing import TYPE_CHECKING, BinaryIO
 
-from ja_instruct.tables.json_text import as_text, portable, to_json_form
+from ja_instruct.tables.json_text import dump, portable, to_json_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,15 +50,9 @@ def write_tables(tables: Iterable[pa.Table], file: BinaryIO) -> None:
 def dump_rows(batch: pa.RecordBatch) -> tuple[bytes, int]:
     """Return the rows as ``json`` writes them, and how many have NaN or an infinity; slower."""
     rows = batch.to_pylist()
-    cleaned = [portable(row) for row in rows]
-    lines = (
-        json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=as_text, allow_nan=False)
-        + "\n"
-        for row in cleaned
-    )
     # NaN is not equal to None, and no other value is changed
-    replaced = sum(before != after for before, after in zip(rows, cleaned, strict=True))
-    return "".join(lines).encode(), replaced
+    replaced = sum(portable(row) != row for row in rows)
+    return "".join(f"{dump(row)}\n" for row in rows).encode(), replaced
 
 
 def _is_finite(array: pa.Array) -> bool:

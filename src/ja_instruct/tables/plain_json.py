@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ja_instruct.tables.json_types import EXACT_INTEGER_MAX, JSONType, holds_text, to_arrow
+from ja_instruct.tables.json_types import EXACT_INTEGER_MAX, JSONText, JSONType, holds, to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ def parse_plain(block: bytes, types: Mapping[str, JSONType]) -> pa.Table | None:
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
-    count = _count_objects(block) if types and not holds_text(dict(types)) else None
+    count = _count_objects(block) if types and not holds(dict(types), JSONText) else None
     if count is None or not _is_utf8(block):
         return None
     schema = pa.schema(to_arrow(dict(types)))
@@ -50,7 +50,7 @@ def parse_plain(block: bytes, types: Mapping[str, JSONType]) -> pa.Table | None:
     if table.num_rows != count or not table.schema.equals(schema):
         return None
     for column, known in zip(table.columns, types.values(), strict=True):
-        if _has_numbers(known) and not all(_is_exact(chunk, known) for chunk in column.chunks):
+        if holds(known, int, float) and not all(_is_exact(chunk, known) for chunk in column.chunks):
             return None
     return table
 
@@ -83,12 +83,6 @@ def _is_utf8(block: bytes) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _has_numbers(known: JSONType) -> bool:
-    if isinstance(known, dict):
-        return any(map(_has_numbers, known.values()))
-    return _has_numbers(known[0]) if isinstance(known, list) else known in (int, float)
 
 
 def _is_exact(array: pa.Array, known: JSONType) -> bool:

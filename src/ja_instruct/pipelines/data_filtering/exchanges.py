@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ja_instruct.pipelines.data_filtering.parameters import DataFilteringParameters
 
+SPEAKERS = ("user", "assistant")
 BLANK_LINE = "\n\n"
 
 #: Role and content, either of which may be missing.
@@ -53,7 +54,7 @@ def read_records(turns: Sequence[Turn], parameters: DataFilteringParameters) -> 
         parameters: ``multi_turn``, ``system_turns`` and ``assistant_first``.
     """
     system, rest = _split_system(turns, keep=parameters.system_turns == "keep")
-    begins_with_assistant = next((role for role, _ in rest if role in _SPEAKERS), "") == "assistant"
+    begins_with_assistant = next((role for role, _ in rest if role in SPEAKERS), "") == "assistant"
     if parameters.multi_turn == "first":
         skip = begins_with_assistant and parameters.assistant_first == "skip"
         records = [_read_first(rest, system, skip=skip)]
@@ -66,7 +67,6 @@ def read_records(turns: Sequence[Turn], parameters: DataFilteringParameters) -> 
     return records
 
 
-_SPEAKERS = ("user", "assistant")
 _System = tuple[tuple[str, str], ...]
 
 
@@ -117,7 +117,7 @@ def _make_records(exchanges: Sequence[_Exchange], system: _System, multi_turn: s
         pair = _join(users), _join(assistants)
         records.append(Record(*pair, history, number, fault))
         if multi_turn == "all":
-            history = (*history, *zip(_SPEAKERS, pair, strict=True))
+            history = (*history, *zip(SPEAKERS, pair, strict=True))
     if multi_turn == "split":
         return records
     last = records[-1]

@@ -15,7 +15,7 @@ from ja_instruct.pipelines.data_filtering.batches import (
     as_one_array,
     map_in_threads,
 )
-from ja_instruct.pipelines.data_filtering.exchanges import Record, Turn, read_records
+from ja_instruct.pipelines.data_filtering.exchanges import SPEAKERS, Record, Turn, read_records
 from ja_instruct.pipelines.data_filtering.pairs import (
     flatten_indices,
     join_columns,
@@ -24,8 +24,8 @@ from ja_instruct.pipelines.data_filtering.pairs import (
     replace_columns,
 )
 from ja_instruct.pipelines.data_filtering.violations import Violation, Violations
+from ja_instruct.tables.conversation_sources import CONVERSATIONS, TURN
 from ja_instruct.tables.conversations import prefix_errors
-from ja_instruct.tables.json_text import holds_json
 from ja_instruct.tables.turns import decode_turns
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS = "conversations"
-ROLES = ("user", "assistant")
 #: The position of a record in its conversation.
 EXCHANGE = "exchange"
 
@@ -100,13 +98,7 @@ def _rename_reserved(source: Dataset, parameters: DataFilteringParameters) -> Da
 
 
 def _decode_conversations(source: Dataset) -> Dataset:
-    """Return the source with conversations that are JSON text as lists of turns.
-
-    ``datasets`` keeps them as JSON text if their turns have different keys.
-
-    Raises:
-        InputError: Names the record that is not a list of turns with texts.
-    """
+    """Return the source with conversations that ``decode_turns`` decodes as lists of turns."""
     from ja_instruct.tables.arrow import collect, iterate_tables
 
     def decode() -> Iterator[pa.Table]:
@@ -117,7 +109,8 @@ def _decode_conversations(source: Dataset) -> Dataset:
             yield table.set_column(0, CONVERSATIONS, turns)
             first += len(table)
 
-    if not holds_json(source.data.schema.field(CONVERSATIONS).type):
+    none = source.data.table.slice(0, 0).column(CONVERSATIONS)
+    if decode_turns(none).type.equals(none.type):
         return source
     decoded = collect(decode())
     return join_columns(dict.fromkeys(source.column_names, source) | {CONVERSATIONS: decoded})
@@ -127,8 +120,7 @@ class _Extracted(NamedTuple):
     """The records of consecutive conversations.
 
     Attributes:
-        columns: ``instruction`` and ``response``; ``history`` if it is kept; ``exchange``, the
-            position of the pair in its conversation from 1, if there may be several.
+        columns: Ours, as in ``extract_records``.
         rows: The row of the source that each record comes from.
         faults: What the turns of records violate, with the rows of ``columns``.
     """
@@ -144,13 +136,12 @@ def _extract(
     """Return the records of conversations; ``read_records`` describes them.
 
     Raises:
-        InputError: A conversation is not a list of turns with ``role`` and ``content``; the error
-            names the record, counted from ``first_record``.
+        InputError: Names the record, counted from ``first_record``, that is not a list of turns.
     """
     recipe = (parameters.multi_turn, parameters.system_turns, parameters.assistant_first)
     turns = as_one_array(conversations)
     if recipe == ("first", "drop", "pair") and _holds_turns(turns.type):
-        columns = make_fields(*(_take_first(turns, role) for role in ROLES))
+        columns = make_fields(*(_take_first(turns, role) for role in SPEAKERS))
         return _Extracted(columns, np.arange(len(turns)) + first_record - 1, [])
     records: list[Record] = []
     rows: list[int] = []
@@ -191,7 +182,7 @@ def _iterate_talks(turns: pa.Array, first_record: int) -> Iterator[list[Turn]]:
             yield _read_turns(talk, number)
         return
     flat = turns.flatten()
-    keys = (pc.struct_field(flat, key).to_pylist() for key in ("role", "content"))
+    keys = (pc.struct_field(flat, key).to_pylist() for key in TURN)
     pairs = list(zip(flat.is_null().to_pylist(), *keys, strict=True))
     start = 0
     for length in turns.value_lengths().to_pylist():
@@ -209,7 +200,7 @@ def _holds_turns(kind: pa.DataType) -> bool:
     return pa.types.is_struct(turn) and all(
         turn.get_field_index(key) >= 0
         and (pa.types.is_string(of := turn.field(key).type) or pa.types.is_large_string(of))
-        for key in ("role", "content")
+        for key in TURN
     )
 
 

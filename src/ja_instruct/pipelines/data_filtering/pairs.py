@@ -13,7 +13,8 @@ from ja_instruct.pipelines.data_filtering.batches import (
     FIELDS,
     map_in_threads,
 )
-from ja_instruct.tables.json_lines import BAD_RECORD, BAD_RECORD_TYPE
+from ja_instruct.tables.conversation_sources import TURN
+from ja_instruct.tables.json_records import BAD_RECORD, BAD_RECORD_TYPE
 from ja_instruct.tables.json_types import to_arrow
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def make_history(
     import pyarrow as pa
 
     texts = [pa.array(values, pa.string()) for values in (roles, contents)]
-    turns = pa.StructArray.from_arrays(texts, names=["role", "content"])
+    turns = pa.StructArray.from_arrays(texts, names=list(TURN))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), turns)
 
 
