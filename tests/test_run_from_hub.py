@@ -110,8 +110,9 @@ def test_what_is_needed_is_downloaded_once(finished, hub):
 @pytest.mark.usefixtures("finished")
 def test_offline_the_caches_are_enough(project_for_hub, cache, monkeypatch, invoke_kedro):
     """Test processes are offline."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    # before the constant, which this module copies when it is imported
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
     result = invoke_kedro("--env=sizes", "--only-missing-outputs", cwd=project_for_hub)
     assert "sft, rag_index, inference, reporting" in result.output.partition("skipped: ")[2]
