@@ -58,7 +58,7 @@ class TestPackages:
         assert problems(training={"report_to": ["mlflow"], "optim": "adamw_8bit"}) == []
 
     def test_missing_ones_have_key_and_command(self, problems, monkeypatch):
-        monkeypatch.setattr(trainer_names, "find_spec", lambda name: None)
+        monkeypatch.setattr(trainer_names, "find_spec", lambda name: name == "mlflow" or None)
         training = {"report_to": ["mlflow", "wandb", "tensorboard"], "optim": "stable_adamw"}
         needs = "needs a package that is not installed: pip install"
         assert problems(training=training) == [

@@ -19,6 +19,7 @@ from ja_instruct.models.json_files import (
     read_end_ids,
 )
 from ja_instruct.models.loading import free_gpu_memory
+from ja_instruct.models.text_model import text_settings
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -179,9 +180,8 @@ class VllmEngine:
         """Return the tokens of the longest prompt with its answer, up to the model's limit."""
         longest = max(map(len, encoded))
         wanted = longest + self._parameters.max_new_tokens
-        config = self._model.load_config()
-        text = {**config, **config.get("text_config", {})}
-        limit = int(text.get("max_position_embeddings") or wanted)
+        config = text_settings(self._model.load_config())
+        limit = int(config.get("max_position_embeddings") or wanted)
         if wanted > limit:
             logger.warning(
                 "the longest prompt has %d tokens: with max_new_tokens=%d it exceeds the model's "

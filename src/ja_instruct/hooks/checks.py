@@ -14,9 +14,10 @@ from kedro.framework.project import LOGGING
 from ja_instruct.disk_errors import explain_disk_error
 from ja_instruct.errors import InputError, find_message
 from ja_instruct.memory.resources import parameters_of
+from ja_instruct.preflight.folders import filepath_of
 from ja_instruct.preflight.parameters import check_parameters
 from ja_instruct.preflight.resources import environments_without_gpu
-from ja_instruct.preflight.run import check_run, filepath_of
+from ja_instruct.preflight.run import check_run
 from ja_instruct.preflight.training import check_steps, nodes_with_unknown_steps
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from ja_instruct.errors import InputError
-from ja_instruct.preflight.run import filepath_of, nodes_to_run
+from ja_instruct.preflight.folders import filepath_of
+from ja_instruct.preflight.run import nodes_to_run
 from ja_instruct.tables.locks import LockFile, is_locked, locked
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from kedro.framework.hooks import hook_impl
 
 from ja_instruct.hooks.forgiving_store import path_of_untracked
 from ja_instruct.hooks.untracked import without_password
-from ja_instruct.preflight.run import filepath_of, nodes_to_run
+from ja_instruct.preflight.folders import filepath_of
+from ja_instruct.preflight.run import nodes_to_run
 from kedro_cuda_runner.formatting import duration
 from kedro_freshness.messages import shortened
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ja_instruct.models.text_model import text_settings
+
 # Llama-like decoders: a layer has four attention matrices, a gated MLP of three, and nothing else
 # of size. Mixtures of experts have the same keys and many times the weights.
 MODEL_TYPES = frozenset(
@@ -56,7 +58,7 @@ class ModelShape:
             config: The file's content. In a multimodal checkpoint the language model
                 (``text_config``) counts and the other parts do not.
         """
-        text = {**config, **config.get("text_config", {})}
+        text = text_settings(config)
         wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         sizes = [text.get(key) for key in (*wanted, "num_key_value_heads", "vocab_size")]
         if text.get("model_type") not in MODEL_TYPES or not all(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ja_instruct.checks import DescribesModel
 from ja_instruct.errors import InputError
 from ja_instruct.memory.estimates import ModelShape
+from ja_instruct.models.text_model import text_settings
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -70,7 +71,7 @@ def model_shape_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> ModelShape
 def positions_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> int | None:
     """Return the number of positions that the node's model was made for; None if unknown."""
     config = _describe_model(node, catalog, lambda model: model.peek_config()) or {}
-    return {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    return text_settings(config).get("max_position_embeddings")
 
 
 def parameter_count_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> int | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from ja_instruct.models.text_model import text_settings
 from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def read_end_ids(directory: Path, remedy: str = _REMEDY) -> tuple[int, ...]:
 
     They are those of ``generation_config.json``, or without that file those of ``config.json``.
     """
-    config = read_config(directory, remedy)
-    config = {**config, **config.get("text_config", {})}
     if (directory / GENERATION_FILE).exists():
         config = read_generation_config(directory, remedy)
+    else:
+        config = text_settings(read_config(directory, remedy))
     return as_ids(config.get("eos_token_id"))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ja_instruct.errors import InputError
 from ja_instruct.models.safetensors import names_in_model, packed_matrices, read_headers
+from ja_instruct.models.text_model import text_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -101,9 +102,8 @@ def _attention_of(directory: ModelDirectory) -> dict[str, str]:
     Gemma 2 has soft-capped attention scores. transformers' default, PyTorch's scaled dot product
     attention, ignores the cap without a warning; ``eager`` applies it.
     """
-    config = directory.load_config()
-    text = {**config, **config.get("text_config", {})}
-    return {"attn_implementation": "eager"} if text.get("attn_logit_softcapping") else {}
+    config = text_settings(directory.load_config())
+    return {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
 
 
 def require_loaded(model: PreTrainedModel | PeftModel, directory: ModelDirectory) -> None:

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.file_lists import require_indexed_files
 from ja_instruct.models.json_files import (
     DEFAULT_ALPHA,
     DEFAULT_RANK,
     GENERATION_FILE,
-    INDEX_FILE,
     read_adapter_config,
     read_end_ids,
     read_generation_config,
     read_weight_map,
 )
 from ja_instruct.models.safetensors import read_headers
-from ja_instruct.models.text_model import text_name
+from ja_instruct.models.text_model import text_name, text_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
-# The tokenizer is saved from the adapter, except for the SentencePiece model: transformers no
-# longer writes it, and llama.cpp's converter reads it.
+# The tokenizer is saved from the adapter, except for the SentencePiece model: transformers
+# does not write it, and llama.cpp's converter reads it.
 _COPIED_FROM_BASE = (
     "config.json",
     "generation_config.json",
@@ -135,8 +135,7 @@ class MergedModel:
             return
         settings = read_generation_config(self.base.path, self.base.remedy)
         if not settings:  # without the file, transformers takes these from config.json
-            config = self.base.load_config()
-            config = {**config, **config.get("text_config", {})}
+            config = text_settings(self.base.load_config())
             names = ("bos_token_id", "pad_token_id")
             settings = {name: config[name] for name in names if config.get(name) is not None}
         settings["eos_token_id"] = list(dict.fromkeys([*known, *self.end_ids]))
@@ -192,16 +191,10 @@ def checkpoint_shards(model: ModelDirectory) -> list[str]:
     Raises:
         InputError: A file that the index names is missing.
     """
+    names = [path.name for path in model.path.glob("*.safetensors")]
+    require_indexed_files(model.path, names, model.remedy)
     weight_map = read_weight_map(model.path, model.remedy)
-    if weight_map is None:
-        return sorted(path.name for path in model.path.glob("*.safetensors"))
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if not (model.path / name).is_file():
-            raise InputError(
-                f"{model.path}: {name} is missing, which {INDEX_FILE} names; download it again"
-            )
-    return names
+    return sorted(names if weight_map is None else set(weight_map.values()))
 
 
 def match_factors(adapter: ModelDirectory, base: ModelDirectory) -> dict[str, LoraFactors]:

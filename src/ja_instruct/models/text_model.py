@@ -36,6 +36,11 @@ def is_multimodal(config: Mapping[str, Any]) -> bool:
     return "text_config" in config or "vision_config" in config
 
 
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``config.json`` with the language model's settings, which may be in a part of it."""
+    return {**config, **config.get("text_config", {})}
+
+
 def mark_multimodal(config: Mapping[str, Any]) -> dict[str, bool]:
     """Return what the provenance of a model notes about its base; nothing of a language model.
 

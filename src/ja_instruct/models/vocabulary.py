@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from ja_instruct.errors import InputError
+from ja_instruct.models.text_model import text_settings
 from ja_instruct.tables.json_objects import JSONObject, read_json_object
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def check_tokenizer(directory: Path, config: Mapping[str, Any], remedy: str) -> 
     settings: dict[str, Any] = {}
     if settings_path.exists():
         settings = read_json_object(settings_path, remedy, TokenizerConfigFields)
-    rows = {**config, **config.get("text_config", {})}.get("vocab_size")
+    rows = text_settings(config).get("vocab_size")
     if rows is None or not path.exists():  # the family's default
         return
     stat = path.stat()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ja_instruct.memory.resources import parameters_of
 from ja_instruct.pipelines.inference.nodes import build_prompts
+from ja_instruct.preflight.folders import filepath_of
 from ja_instruct.tables.columns import as_dataset
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_small_pools(nodes: Sequence[Node], catalog: DataCatalog) -> None:
-    """Log a warning for each node that shall put more examples into a prompt than its pool has."""
+    """Log a warning for each node that needs more examples for a prompt than its pool has."""
     made = {output for node in nodes for output in node.outputs}
     for node in (node for node in nodes if node.func is build_prompts):
         _, pool, index, *_ = node.inputs
@@ -40,7 +40,7 @@ def _pool_size(pool: str, index: str | None, catalog: DataCatalog) -> int | None
     """Return the number of pairs, or None if the pool is on the hub and not indexed yet."""
     if index is not None:
         return len(catalog.load(index).questions)
-    filepath = getattr(catalog.get(pool), "_filepath", None)
-    if filepath is None or not Path(str(filepath)).exists():
+    path = filepath_of(catalog.get(pool))
+    if path is None or not path.exists():
         return None
     return len(as_dataset(catalog.load(pool), pool))

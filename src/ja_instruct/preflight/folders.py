@@ -23,6 +23,12 @@ FREE_BYTES_MIN = 4_000_000
 LISTED = 3
 
 
+def filepath_of(dataset: Any) -> Path | None:
+    """Return a dataset's file or directory, which Kedro's datasets keep in ``_filepath``."""
+    filepath = getattr(dataset, "_filepath", None)
+    return None if filepath is None else Path(str(filepath))
+
+
 def folder_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
     """Return a problem for each reason why something cannot be written, with the names of what."""
     found: dict[str, list[str]] = {}

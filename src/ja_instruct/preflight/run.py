@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.project import pipelines
@@ -15,7 +14,7 @@ from ja_instruct.datasets.whole_file import WholeFile
 from ja_instruct.disk_errors import reading
 from ja_instruct.errors import InputError
 from ja_instruct.preflight.examples import warn_of_small_pools
-from ja_instruct.preflight.folders import folder_problems
+from ja_instruct.preflight.folders import filepath_of, folder_problems
 from ja_instruct.preflight.resources import gpu_problems, space_problems
 from ja_instruct.preflight.templates import template_problems
 from ja_instruct.preflight.training import training_problems, warn_of_lengths
@@ -24,6 +23,7 @@ from kedro_cuda_runner.resources import is_gpu_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from kedro.io import AbstractDataset, DataCatalog
     from kedro.pipeline import Pipeline
@@ -123,12 +123,6 @@ def _configured_entry(name: str, catalog: DataCatalog) -> str:
     other = SAME_ENTRY.get(name)
     same = other and other in catalog and repr(catalog.get(other)) == repr(catalog.get(name))
     return other if other and same else name
-
-
-def filepath_of(dataset: Any) -> Path | None:
-    """Return a dataset's file or directory, which Kedro's datasets keep in ``_filepath``."""
-    filepath = getattr(dataset, "_filepath", None)
-    return None if filepath is None else Path(str(filepath))
 
 
 def _input_problems(name: str, catalog: DataCatalog, *, is_long: bool) -> list[str]:

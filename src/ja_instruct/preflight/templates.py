@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.datasets.hub_model_dataset import HubModelDataset
 from ja_instruct.errors import InputError
 from ja_instruct.models.directory import ModelDirectory
 from ja_instruct.models.vocabulary import TOKENIZER_FILE
+from ja_instruct.preflight.folders import filepath_of
 from ja_instruct.prompts import PromptBuilder, PromptParameters
 
 if TYPE_CHECKING:
@@ -51,11 +51,8 @@ def template_problems(nodes: Sequence[Node], catalog: DataCatalog) -> list[str]:
 
 
 def _load_tokenizer(dataset: Any) -> PreTrainedTokenizerBase | None:
-    if isinstance(dataset, HubModelDataset):
-        directory = dataset.peek_tokenizer()
-    else:
-        path = getattr(dataset, "_filepath", None)
-        directory = None if path is None else Path(path)
+    is_hub = isinstance(dataset, HubModelDataset)
+    directory = dataset.peek_tokenizer() if is_hub else filepath_of(dataset)
     if directory is None or not (directory / TOKENIZER_FILE).is_file():
         return None
     return ModelDirectory(directory, directory.name).load_tokenizer()

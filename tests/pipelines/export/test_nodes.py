@@ -356,7 +356,7 @@ class TestRefused:
     def test_missing_shard(self, base, adapter, tmp_path):
         copy = shutil.copytree(base.path, tmp_path / "base")
         (copy / checkpoint_shards(base)[1]).unlink()
-        with pytest.raises(InputError, match=r"model-00002-of-.* is missing.*index\.json"):
+        with pytest.raises(InputError, match=r"index\.json lists .* model-00002-of-"):
             merge_adapter(ModelDirectory(copy, base.model_id, base.revision), adapter)
 
 

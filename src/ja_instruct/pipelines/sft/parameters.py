@@ -119,7 +119,7 @@ class TrainingParameters(Parameters):
     @classmethod
     def _are_reporters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            require_known(name, REPORTERS, f"a reporter ('{name}')")
+            require_known(name, tuple(REPORTERS), f"a reporter ('{name}')")
         return names
 
     @model_validator(mode="after")

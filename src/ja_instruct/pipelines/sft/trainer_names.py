@@ -15,7 +15,7 @@ from ja_instruct.config import require_known
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Packages beyond the base installation, by name: to import, to install
+# Packages of optimizers beyond the base installation: to import, to install
 _PACKAGES = {
     "adamw_torch_4bit": ("torchao", "torchao"),
     "adamw_torch_8bit": ("torchao", "torchao"),
@@ -24,18 +24,6 @@ _PACKAGES = {
     "schedule_free_radam": ("schedulefree", "schedulefree"),
     "schedule_free_sgd": ("schedulefree", "schedulefree"),
     "stable_adamw": ("optimi", "torch-optimi"),
-    "azure_ml": ("azureml", "azureml-sdk"),
-    "clearml": ("clearml", "clearml"),
-    "codecarbon": ("codecarbon", "codecarbon"),
-    "comet_ml": ("comet_ml", "comet-ml"),
-    "dagshub": ("dagshub", "dagshub"),
-    "dvclive": ("dvclive", "dvclive"),
-    "flyte": ("flytekit", "flytekit"),
-    "neptune": ("neptune", "neptune"),
-    "swanlab": ("swanlab", "swanlab"),
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "trackio": ("trackio", "trackio"),
-    "wandb": ("wandb", "wandb"),
 }
 OPTIMIZERS = (
     "adafactor",
@@ -130,21 +118,22 @@ _CHOICES: Mapping[str, tuple[bool | str, ...]] = {
 SCHEDULES_BY_EVALUATION = frozenset(("greedy", "reduce_lr_on_plateau"))
 _LR_END = 1e-7  # of polynomial
 
-REPORTERS = (
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "mlflow",
-    "neptune",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
-)
+# With their packages
+REPORTERS = {
+    "azure_ml": ("azureml", "azureml-sdk"),
+    "clearml": ("clearml", "clearml"),
+    "codecarbon": ("codecarbon", "codecarbon"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "dagshub": ("dagshub", "dagshub"),
+    "dvclive": ("dvclive", "dvclive"),
+    "flyte": ("flytekit", "flytekit"),
+    "mlflow": ("mlflow", "mlflow"),
+    "neptune": ("neptune", "neptune"),
+    "swanlab": ("swanlab", "swanlab"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "trackio": ("trackio", "trackio"),
+    "wandb": ("wandb", "wandb"),
+}
 
 
 def require_optimizer(name: str) -> None:
@@ -189,5 +178,6 @@ def missing_packages(names: Iterable[str]) -> dict[str, str]:
     >>> missing_packages(["adamw_torch", "mlflow"])
     {}
     """
-    needed = {name: _PACKAGES[name] for name in names if name in _PACKAGES}
+    packages = _PACKAGES | REPORTERS
+    needed = {name: packages[name] for name in names if name in packages}
     return {name: pip for name, (module, pip) in needed.items() if find_spec(module) is None}
