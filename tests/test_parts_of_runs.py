@@ -7,6 +7,7 @@ import shutil
 import pytest
 from kedro.pipeline import Pipeline
 
+from ja_instruct.errors import InputError
 from ja_instruct.pipeline_registry import register_pipelines
 
 OPTIONS = ("node_names", "from_nodes", "to_nodes")
@@ -47,6 +48,34 @@ def test_only_what_is_not_saved_is_made_again(caplog):
     part = REGISTERED["__default__"].filter(from_nodes=["train"], to_nodes=["train"])
     assert [node.name for node in part.nodes] == ["train"]
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"node_names": ["nope"]}, ["node", "'nope'; its nodes: build_datasets, plot_loss, train"]),
+        (
+            {"from_nodes": ["trian"], "to_nodes": ["plot_los"]},
+            ["'trian'; did you mean 'train'?", "'plot_los'; did you mean 'plot_loss'?"],
+        ),
+        ({"to_outputs": ["adaptor"]}, ["dataset", "'adaptor'; did you mean 'adapter'?"]),
+        ({"from_inputs": ["xyz"]}, ["dataset", "'xyz'; its datasets: adapter, eval_dataset, "]),
+        ({"tags": ["training"]}, ["tag", "'training'; its tags: gpu, sft"]),
+        ({"from_nodes": ["train"], "to_nodes": ["build_datasets"]}, ["contains no nodes"]),
+    ],
+)
+def test_a_wrong_name_is_one_message(chosen, words):
+    """Kedro's own errors are tracebacks of a hundred lines without the names."""
+    with pytest.raises(InputError) as caught:
+        (Pipeline([]) + REGISTERED["sft"]).filter(**chosen)
+    assert all(word in str(caught.value) for word in words)
+    assert "params:" not in str(caught.value)
+
+
+def test_a_wrong_pipeline_is_one_message():
+    with pytest.raises(InputError, match=r"'stf'; the pipelines: data_filtering, .*publishing"):
+        REGISTERED["stf"]
+    assert "stf" not in REGISTERED
 
 
 @pytest.fixture(scope="module")

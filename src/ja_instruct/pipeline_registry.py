@@ -3,6 +3,7 @@
 from kedro.pipeline import Pipeline
 
 from ja_instruct.completed_pipeline import CompletedPipeline
+from ja_instruct.errors import InputError
 from ja_instruct.pipelines import (
     data_filtering,
     export,
@@ -13,6 +14,14 @@ from ja_instruct.pipelines import (
     reporting,
     sft,
 )
+
+
+class Pipelines(dict[str, Pipeline]):
+    """The pipelines by name; one that is not there is an error of the command line."""
+
+    def __missing__(self, name: str) -> Pipeline:
+        """Raise ``InputError`` with the names, for which Kedro prints a traceback."""
+        raise InputError(f"no pipeline is named '{name}'; the pipelines: {', '.join(self)}")
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -35,4 +44,4 @@ def register_pipelines() -> dict[str, Pipeline]:
     }
     default = sum(pipelines.values(), start=Pipeline([]))
     registered = {**pipelines, **on_request, "__default__": default}
-    return {name: CompletedPipeline(pipeline.nodes) for name, pipeline in registered.items()}
+    return Pipelines({name: CompletedPipeline(part.nodes) for name, part in registered.items()})
