@@ -213,16 +213,22 @@ def subprocess_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def run_kedro(
-    project: Path, subprocess_environment: dict[str, str]
+def run_python(
+    subprocess_environment: dict[str, str],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs ``kedro run`` with its arguments in a new process."""
+    """Return a function that runs Python with its arguments in a new process.
+
+    The process must end with ``status``; None accepts every status.
+    """
 
     def run(
-        *args: str, cwd: Path = project, env: dict[str, str] | None = None
+        *args: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        status: int | None = 0,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "kedro", "run", *args],
+        done = subprocess.run(
+            [sys.executable, *args],
             cwd=cwd,
             env={**subprocess_environment, **(env or {})},
             capture_output=True,
@@ -230,6 +236,22 @@ def run_kedro(
             timeout=RUN_SECONDS,
             check=False,
         )
+        assert status in (None, done.returncode), done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_kedro(
+    project: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs ``kedro run`` with its arguments in a new process."""
+
+    def run(
+        *args: str, cwd: Path = project, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return run_python("-m", "kedro", "run", *args, cwd=cwd, env=env, status=None)
 
     return run
 

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -78,15 +76,5 @@ def test_outside_a_project(invoke, tmp_path):
     assert "is not in a Kedro project" in result.output
 
 
-def test_is_a_command(asked, subprocess_environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "ja_instruct.ask", "--help"],
-        cwd=asked,
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "QUESTION" in done.stdout
+def test_is_a_command(asked, run_python):
+    assert "QUESTION" in run_python("-m", "ja_instruct.ask", "--help", cwd=asked).stdout

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,21 +58,12 @@ def test_run_is_checked_as_in_the_folder(archives, invoke_kedro, tmp_path, monke
 
 
 def test_module_runs_in_a_folder_without_a_project(
-    archives, elsewhere, finished_project, subprocess_environment
+    archives, elsewhere, finished_project, run_python
 ):
     path = "data/03_primary/test/filtered_pairs.jsonl"
     (elsewhere / path).unlink()
     command = ["--env=test", "--pipeline=data_filtering", f"--conf-source={archives['tar.gz']}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ja_instruct", *command],
-        cwd=elsewhere,
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-m", "ja_instruct", *command, cwd=elsewhere)
     assert (elsewhere / path).read_bytes() == (finished_project / path).read_bytes()
     # conf/logging.yml of the archive: Kedro's default has a line per dataset
     assert "Saving data to" not in done.stdout + done.stderr

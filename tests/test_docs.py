@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tomllib
 from pathlib import Path
@@ -270,14 +269,7 @@ class TestCommands:
 
     def check_script(self, words, request):
         if words[1] == "-m":
-            done = subprocess.run(
-                [sys.executable, "-m", words[2], "--help"],
-                env=request.getfixturevalue("subprocess_environment"),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
+            done = request.getfixturevalue("run_python")("-m", words[2], "--help")
             given = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}
             assert given <= set(re.findall(r"--[a-z-]+", done.stdout))
             return
@@ -354,18 +346,9 @@ SESSIONS = [code for code in blocks("python") if "KedroSession" in code]
 
 
 @pytest.mark.parametrize("code", SESSIONS, ids=lambda code: code.split("\n")[0])
-def test_code_runs(code, reader, subprocess_environment):
+def test_code_runs(code, reader, run_python):
     assert 'env="demo"' in code
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace('env="demo"', 'env="test"')],
-        cwd=reader,
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", code.replace('env="demo"', 'env="test"'), cwd=reader)
     assert done.stdout.strip() or "print(" not in code
 
 

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -342,19 +341,8 @@ class TestModule:
     """``python -m ja_instruct``."""
 
     @pytest.fixture
-    def call(self, project, subprocess_environment):
-        def call(*args):
-            return subprocess.run(
-                [sys.executable, "-m", "ja_instruct", *args],
-                cwd=project,
-                env=subprocess_environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-
-        return call
+    def call(self, project, run_python):
+        return partial(run_python, "-m", "ja_instruct", cwd=project)
 
     def test_status(self, call):
         done = call("status", "--env=test", "--pipeline=rag_index")

@@ -1,8 +1,6 @@
 """Every output of every catalog appears complete or not at all, whenever its process is killed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from test_pipeline_registry import ENVIRONMENTS
@@ -15,18 +13,12 @@ WRITTEN_INPUTS = {"encoding_cache"}
 IRRELEVANT = {"filepath", "metadata"}
 
 
-def find_problems(folder, catalog):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), json.dumps(catalog)],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+def find_problems(run_python, folder, catalog):
+    done = run_python(SCRIPT, folder, json.dumps(catalog))
     return json.loads(done.stdout.splitlines()[-1])  # after the log
 
 
-def test_every_output_of_every_catalog_survives_kills(tmp_path, read_configuration):
+def test_every_output_of_every_catalog_survives_kills(run_python, tmp_path, read_configuration):
     outputs = {name for one in register_pipelines().values() for name in one.all_outputs()}
     different = {}  # entries that differ by more than their path are killed once
     for environment in ENVIRONMENTS:
@@ -38,13 +30,13 @@ def test_every_output_of_every_catalog_survives_kills(tmp_path, read_configurati
             key = json.dumps(rest, sort_keys=True)
             different.setdefault(key, (f"{environment}, {name}", catalog[name]))
     catalog = dict(different.values())
-    assert find_problems(tmp_path, catalog) == {name: [] for name in catalog}
+    assert find_problems(run_python, tmp_path, catalog) == {name: [] for name in catalog}
 
 
-def test_datasets_that_write_in_place_are_found(tmp_path):
+def test_datasets_that_write_in_place_are_found(run_python, tmp_path):
     kinds = ("json.JSONDataset", "text.TextDataset", "plotly.JSONDataset", "pickle.PickleDataset")
     catalog = {kind: {"type": kind, "filepath": "data/output"} for kind in kinds}
-    problems = find_problems(tmp_path, catalog)
+    problems = find_problems(run_python, tmp_path, catalog)
     for kind in kinds[:3]:
         assert "first byte, with old content: changed" in problems[kind]
         assert "half of the largest file, without old content: exists" in problems[kind]

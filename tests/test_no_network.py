@@ -1,6 +1,4 @@
 import socket
-import subprocess
-import sys
 
 import pytest
 from no_network import NetworkAccessError, is_local
@@ -28,14 +26,6 @@ def test_is_local(host, local):
     assert is_local(host) is local
 
 
-def test_processes_that_tests_start_are_blocked(subprocess_environment):
+def test_processes_that_tests_start_are_blocked(run_python):
     code = f"import socket; socket.create_connection({ELSEWHERE}, timeout=1)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "NetworkAccessError" in done.stderr
+    assert "NetworkAccessError" in run_python("-c", code, status=1).stderr

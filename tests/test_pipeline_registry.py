@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -171,14 +169,7 @@ def test_parameters_of_every_environment_are_accepted(read_parameters, pipelines
         model.model_validate(sections[name])
 
 
-def run_python(code):
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout.strip()
-
-
-def test_listing_pipelines_imports_no_heavy_library():
+def test_listing_pipelines_imports_no_heavy_library(run_python):
     """``kedro registry list`` imports every pipeline; torch alone would take seconds."""
     heavy = ["bitsandbytes", "datasets", "peft", "plotly", "ragatouille", "torch", "transformers"]
     code = (
@@ -187,9 +178,9 @@ def test_listing_pipelines_imports_no_heavy_library():
         "register_pipelines()\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    assert run_python(code) == "[]"
+    assert run_python("-c", code).stdout == "[]\n"
 
 
-def test_arrow_returns_freed_memory_to_the_system():
+def test_arrow_returns_freed_memory_to_the_system(run_python):
     code = "import ja_instruct.settings, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
-    assert run_python(code) == "system"
+    assert run_python("-c", code).stdout == "system\n"

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import datasets
 
 from ja_instruct.datasets import HubDataset
@@ -16,10 +13,10 @@ def test_loads_with_the_arguments_of_the_catalog(monkeypatch):
     assert asked == [(("owner/name",), {"split": "train"})]
 
 
-def test_leaves_torch_alone():
+def test_leaves_torch_alone(run_python):
     """Filtering needs no model; torch would more than double the memory that it takes."""
     program = (
         "import sys; from ja_instruct.datasets import HubDataset; "
         "HubDataset(dataset_name='owner/name'); sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    run_python("-c", program)

@@ -1,8 +1,6 @@
 """The engine is used by its documented ten lines, in a process that starts no Kedro project."""
 
 import inspect
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -17,21 +15,11 @@ PAGE = (ROOT / "docs/engine.md").read_text("utf-8")
 EXAMPLE = PAGE.split("```python\n")[1].split("```")[0]
 
 
-def test_documented_lines_print_an_answer_per_prompt(
-    tiny_nf4, tiny_adapter, subprocess_environment
-):
+def test_documented_lines_print_an_answer_per_prompt(tiny_nf4, tiny_adapter, run_python):
     code = EXAMPLE.replace("data/06_models/demo/quantized_model", str(tiny_nf4.path))
     code = code.replace("data/06_models/demo/adapter", str(tiny_adapter.path))
     code += 'import sys\nprint("kedro.framework" in sys.modules)\n'
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", code)
     assert done.stdout.count("回答: ") == 2
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -49,9 +37,9 @@ def test_no_module_imports_kedro_or_a_higher_layer():
         assert not [one for one in modules if one.startswith(forbidden)], path
 
 
-def test_import_does_not_load_torch(subprocess_environment):
+def test_import_does_not_load_torch(run_python):
     code = "import sys, ja_instruct.engine; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env=subprocess_environment, check=True)
+    run_python("-c", code)
 
 
 def test_defaults_are_plain_greedy_decoding_and_cover_every_setting(read_parameters):

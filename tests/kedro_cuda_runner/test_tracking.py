@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import gpu_nodes
 import pytest
@@ -90,13 +88,8 @@ print("imported:", outputs["there"], gpu_nodes.imported(None))
 """
 
 
-def test_mlflow_and_torch_are_not_imported_without_a_run(tmp_path, subprocess_environment):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_RUN, str(tmp_path)],
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "imported: [] []" in done.stdout, done.stderr
+def test_mlflow_and_torch_are_not_imported_without_a_run(
+    tmp_path, run_python, subprocess_environment
+):
+    done = run_python("-c", WITHOUT_A_RUN, tmp_path, env=subprocess_environment)
+    assert "imported: [] []" in done.stdout

@@ -2,7 +2,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 
@@ -178,17 +177,9 @@ def test_colbert_leaves_nothing_behind(checkpoint, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nodes_leave_nothing_behind(finished_project, subprocess_environment):
+def test_nodes_leave_nothing_behind(finished_project, run_python):
     """In a new process, in which the libraries are imported for the first time."""
-    done = subprocess.run(
-        [sys.executable, library_state.__file__, str(finished_project)],
-        env=subprocess_environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(library_state.__file__, finished_project)
     assert json.loads(done.stdout.splitlines()[-1]) == {"variables": [], "attributes": []}
 
 

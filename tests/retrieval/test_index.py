@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -178,7 +176,7 @@ class TestEncodingCache:
         assert "the cache cannot be used" in caplog.text
 
 
-def test_bm25_loads_no_model_library(tmp_path):
+def test_bm25_loads_no_model_library(run_python, tmp_path):
     """From the pool to saved index to results, in a process of its own."""
     script = """
 import json, sys
@@ -197,11 +195,5 @@ results = retrieve(index.load(), checkpoint, ["長さ"], 1)
 loaded = {"torch", "transformers", "ragatouille", "colbert"} & set(sys.modules)
 print(json.dumps([results[0][0].position, sorted(loaded)]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "index")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
+    done = run_python("-c", script, tmp_path / "index", cwd=tmp_path)
     assert json.loads(done.stdout) == [1, []]

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -91,18 +89,15 @@ FOLDERS = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "MPLCONFIGDI
 
 
 @pytest.mark.slow
-def test_run_goes_through(clean_project, subprocess_environment, closed, tmp_path):
+def test_run_goes_through(clean_project, run_kedro, closed, tmp_path):
     """Caches that are not needed cannot be written to; Python finds another TMPDIR."""
     project = shutil.copytree(clean_project, tmp_path / "project", symlinks=True)
-    env = subprocess_environment | {name: str(closed / name) for name in FOLDERS}
-    done = subprocess.run(
-        [sys.executable, "-m", "kedro", "run", "--env=test", "--pipelines=quantization,rag_index"],
+    folders = {name: str(closed / name) for name in FOLDERS}
+    done = run_kedro(
+        "--env=test",
+        "--pipelines=quantization,rag_index",
         cwd=project,
-        env={**env, "TMPDIR": str(closed / "missing")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        env={**folders, "TMPDIR": str(closed / "missing")},
     )
     assert done.returncode == 0, done.stderr
     assert "Finished in " in done.stdout

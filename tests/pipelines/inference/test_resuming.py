@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +80,7 @@ def without_times(report):
 
 
 def test_killed_run_resumes_to_the_same_answers(
-    answer, tiny_nf4, adapter, section, texts, tmp_path, monkeypatch, subprocess_environment
+    answer, tiny_nf4, adapter, section, texts, tmp_path, monkeypatch, run_python
 ):
     kept, path = 3, tmp_path / "answers.jsonl"
     directories = {
@@ -91,14 +89,7 @@ def test_killed_run_resumes_to_the_same_answers(
     }
     job = {"kept": kept, "store": str(path), "parameters": section, "texts": texts, **directories}
     (tmp_path / "job.json").write_text(json.dumps({**job, "prompts": PROMPTS}), "utf-8")
-    done = subprocess.run(
-        [sys.executable, KILLED, tmp_path / "job.json"],
-        env=subprocess_environment,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_python(KILLED, tmp_path / "job.json", status=-signal.SIGKILL)
     store = AnswerStore(path)
     assert len(store) == kept
     assert not path.read_bytes().endswith(b"\n")
