@@ -17,7 +17,7 @@ from kedro.config import OmegaConfigLoader
 from ja_instruct.errors import InputError
 
 # A name, and the entry that it has unless the environment gives it one. OmegaConf's interpolation
-# cannot say this: it would copy the entry of conf/base before the environment replaces it.
+# cannot express this: it would copy the entry of conf/base before the environment replaces it.
 SAME_ENTRY = {"few_shot_pool": "qa_pairs"}
 # A filepath of the catalog that begins with it is in the configuration, such as a word list.
 PREFIX = "conf/"

@@ -43,7 +43,7 @@ def test_damaged_file_of_the_cache_is_named_with_its_remedy(repository, hub_cach
     dataset = HubModelDataset(repo_id=repository)
     snapshot = hub_cache / "models--owner--name/snapshots" / COMMITS["main"]
     shutil.copytree(tiny_gemma2.path, snapshot, dirs_exist_ok=True)
-    remedy = f"run 'hf cache rm model/{repository}', and run again to download it anew"
+    remedy = f"run 'hf cache rm model/{repository}', then run again to download it"
     assert dataset.load().path == snapshot
     for name, read in (("tokenizer.json", dataset.load), ("config.json", dataset.check)):
         (snapshot / name).write_text("{", "utf-8")

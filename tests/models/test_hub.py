@@ -75,7 +75,7 @@ def test_refused(hub, monkeypatch, token, repo_type, name, revision, message):
 
 def test_refused_by_an_unknown_token(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
-    with pytest.raises(InputError, match=r"the hub does not know your token: log in with 'hf auth"):
+    with pytest.raises(InputError, match=r"the hub rejects your token: log in with 'hf auth"):
         check_repository("o/open", None, "model")
 
 

@@ -145,7 +145,7 @@ class HubModelDataset(InputDataset[ModelDirectory]):
 
     @property
     def _remedy(self) -> str:
-        return f"run 'hf cache rm model/{self._repo_id}', and run again to download it anew"
+        return f"run 'hf cache rm model/{self._repo_id}', then run again to download it"
 
     def load(self) -> ModelDirectory:
         """Download the missing files and return a handle on the snapshot."""

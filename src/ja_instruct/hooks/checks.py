@@ -48,7 +48,7 @@ class WorkingDirectoryHook:
         os.chdir(context.project_path)
         loader: Any = context.config_loader
         found = loader.logging()
-        # configuring it anew would drop the handlers that others have added since
+        # configuring it again would remove the handlers that others have added since
         if found is not None and found != LOGGING.data and LOGGING_VARIABLE not in os.environ:
             LOGGING.configure(found)
 

@@ -100,7 +100,7 @@ class ModelDirectory:
     def load_causal_config(self) -> PreTrainedConfig:
         """Return the configuration of the causal language model.
 
-        A head that is stored is not tied, whatever the configuration or its default says.
+        A stored head is not tied, even if the configuration or its default ties it.
 
         Raises:
             InputError: It cannot be read, or transformers has no such causal language model.
@@ -114,7 +114,7 @@ class ModelDirectory:
     def load_model(self, **kwargs: Any) -> PreTrainedModel:
         """Return the causal language model; ``kwargs`` are passed to ``from_pretrained``.
 
-        Of a multimodal checkpoint it is the language model alone.
+        From a multimodal checkpoint only the language model is loaded.
 
         Raises:
             InputError: Its configuration cannot be read.

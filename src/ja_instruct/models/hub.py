@@ -86,7 +86,7 @@ def _explain_refusal(error: Exception, repo_id: str, revision: str | None, repo_
         )
     if isinstance(error, errors.RepositoryNotFoundError) or _status_of(error) == 401:
         if "Invalid credentials" in str(error):
-            return f"cannot be read, because the hub does not know your token: {_LOGIN} anew"
+            return f"cannot be read, because the hub rejects your token: {_LOGIN} again"
         return (
             f"is not at {address}, or it is private and you have no access to it: check the name "
             f"in the catalog, or {_LOGIN}"
@@ -225,7 +225,7 @@ def is_cached(repo_id: str, revision: str | None, name: str) -> bool:
 def cached_commit(
     repo_id: str, revision: str | None, repo_type: Literal["model", "dataset"]
 ) -> str | None:
-    """Return the commit that a revision was downloaded at, without asking the hub; None if not."""
+    """Return the commit that a revision was downloaded at, by the cache alone; None if not."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

@@ -42,7 +42,7 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mark_multimodal(config: Mapping[str, Any]) -> dict[str, bool]:
-    """Return what the provenance of a model notes about its base; nothing of a language model.
+    """Return the entry for the provenance of a model; empty for a language model alone.
 
     >>> mark_multimodal({"model_type": "gemma3", "text_config": {}}), mark_multimodal({})
     ({'multimodal': True}, {})

@@ -100,8 +100,8 @@ def test_recipes_parameters_fit_the_recipes_data(base_parameters):
         ),
         (
             {"eval_samples": 0},
-            "sft.eval_fraction = 0.1 holds out no samples: nothing is evaluated, whatever "
-            "training.eval_strategy says (now 'no')",
+            "sft.eval_fraction = 0.1 holds out no samples: nothing is evaluated, and "
+            "training.eval_strategy = 'no' has no effect",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -103,11 +103,13 @@ class History(NamedTuple):
 
     def join(self) -> list[str]:
         """Return the user's and assistant's texts of each pair, a line each."""
-        turns = [
-            f"{text}\n" if role != "system" else ""
-            for role, text in zip(self.roles, self.contents.array.to_pylist(), strict=True)
-        ]
+        turns = list(map(as_line, self.roles, self.contents.array.to_pylist()))
         return ["".join(turns[start:end]) for start, end in pairwise(self.offsets.tolist())]
+
+
+def as_line(role: str, text: str) -> str:
+    """Return the line of a turn in what duplicates are compared by: none of a system turn."""
+    return f"{text}\n" if role != "system" else ""
 
 
 class Part(NamedTuple):

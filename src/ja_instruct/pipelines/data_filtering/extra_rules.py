@@ -12,6 +12,7 @@ from ja_instruct.pipelines.data_filtering.batches import (
     FIELDS,
     HISTORY,
     KINDS,
+    as_line,
     filtered_columns,
     iterate_batches,
 )
@@ -85,10 +86,9 @@ def check_token_counts(
 def measure_token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """Return the number of tokens of each text, shape (texts,), without special tokens.
 
-    What spells a special token counts as text. Truncation and padding of the tokenizer are ignored,
-    and the tokenizer is not changed. It works
-    in threads of its own (``RAYON_NUM_THREADS`` limits them, ``TOKENIZERS_PARALLELISM=false``
-    disables them).
+    The spelling of a special token counts as text. Truncation and padding of the tokenizer are
+    ignored, and the tokenizer is not changed. It works in threads of its own
+    (``RAYON_NUM_THREADS`` limits them, ``TOKENIZERS_PARALLELISM=false`` disables them).
     """
     is_plain = tokenizer.truncation is None and tokenizer.padding is None
     if not (is_plain and tokenizer.encode_special_tokens):
@@ -192,9 +192,8 @@ def find_duplicates(
 
     def read_pair(row: int) -> tuple[str, str]:
         pair = texts[row]
-        turns = [turn for turn in pair.get(HISTORY) or [] if turn["role"] != "system"]
-        before = "".join(f"{turn['content']}\n" for turn in turns)
-        return before + pair["instruction"], pair["response"]
+        before = (as_line(turn["role"], turn["content"]) for turn in pair.get(HISTORY) or ())
+        return "".join(before) + pair["instruction"], pair["response"]
 
     found = []
     if "exact_duplicate" in parameters.extra_rules:

@@ -44,9 +44,9 @@ def find_other_languages(
     """Find the texts in which CLD2 does not detect at least ``percent_min`` % of ``code``.
 
     The texts are read as HTML, CLD2's default. CLD2 fails on control characters and noncharacters:
-    such a pair violates ``language_undetectable`` alone, whatever its other texts. It detects no
-    language in an empty or very short text. As the slowest rule, it checks only the pairs left by
-    the others: ``rows``, indices within the batch.
+    such a pair violates ``language_undetectable`` alone. It detects no language in an empty or very
+    short text. As the slowest rule, it checks only the pairs left by the others: ``rows``, indices
+    within the batch.
     """
     wanted = rows + batch.start
     texts: list[bytes] = []

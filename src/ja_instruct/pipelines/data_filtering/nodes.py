@@ -76,9 +76,9 @@ def extract_pairs(
 ) -> tuple[Dataset, Dataset, Violations]:
     """Add the columns ``instruction`` and ``response``, and ``history`` and ``exchange`` if needed.
 
-    A field is "" if the conversation has no such turn or the turn no content; see ``exchanges`` for
-    the turns that they come from. The source's ``instruction`` and ``response`` are replaced, its
-    ``history`` and ``exchange`` renamed; the others follow unchanged, in their order.
+    A field is "" without such a turn or its content; ``exchanges`` describes which turns are used.
+    The source's columns ``instruction`` and ``response`` are replaced, its ``history`` and
+    ``exchange`` renamed; the others follow unchanged, in their order.
 
     Returns:
         The pairs; the records that could not be read (``source``, ``line``, ``error``, ``text``);
@@ -92,8 +92,7 @@ def extract_pairs(
     require_columns(source, ["conversations"], "raw_conversations")
     source, quarantined = set_bad_records_aside(source, parameters.bad_records_max)
     pairs, turn_violations = extract_records(source, parameters)
-    texts = text_columns(pairs.data.schema)
-    if texts:
+    if texts := text_columns(pairs.data.schema):
         logger.warning(
             "raw_conversations: %s hold values of several types, which are kept as JSON text",
             ", ".join(texts),
@@ -159,10 +158,8 @@ def judge_pairs(
 ) -> Violations:
     """Apply the rules that need no other pair to each pair; CLD2 only to pairs left by the others.
 
-    ``turn_violations`` are those that ``extract_pairs`` found.
-
-    Only the rule ``token_count`` uses ``target_tokenizer``, only ``contamination`` uses
-    ``evaluation_tasks``.
+    ``turn_violations`` are those that ``extract_pairs`` found. Only the rule ``token_count`` uses
+    ``target_tokenizer``, only ``contamination`` uses ``evaluation_tasks``.
 
     Raises:
         InputError: A word list has invalid entries, or a rule lacks its tokenizer or its tasks.
@@ -176,7 +173,6 @@ def judge_pairs(
             "rare_character": rare_characters,
         }
     )
-
     tasks = as_dataset(evaluation_tasks, "evaluation_tasks")
     checks = build_checks(parameters, cleaned_pairs, target_tokenizer, tasks)
     language = (parameters.language, parameters.language_percent_min)
@@ -231,8 +227,7 @@ def judge_survivors(
 def split_pairs(cleaned_pairs: Dataset, violations: Violations) -> tuple[Dataset, Dataset]:
     """Return the pairs to keep and the pairs to drop, each in source order.
 
-    The dropped pairs end with the columns of ``build_reasons``, which replace the source's columns
-    of the same names.
+    The dropped pairs end with the columns of ``build_reasons``, which replace those of the source.
     """
     from ja_instruct.tables.arrow import collect, iterate_tables
 
@@ -268,8 +263,7 @@ def report_filtering(
 ) -> dict[str, Any]:
     """Count, in pairs, what each step did, with examples of what each rule dropped.
 
-    The functions of the module ``report`` describe the parts. Without ``target_tokenizer`` the
-    lengths in tokens are left out.
+    Without ``target_tokenizer`` the lengths in tokens are left out.
     """
     read = len(cleaned_pairs)
     kept_pairs = cleaned_pairs.select(violations.kept_rows(read))

@@ -59,9 +59,9 @@ def quantize(base_model: ModelDirectory, parameters: QuantizationParameters) -> 
     host ever holds the whole unquantized model.
 
     Returns:
-        The quantized model with its tokenizer; of a multimodal checkpoint the language model alone.
-        Its provenance lists the checksums of every source
-        file and the memory used (10⁹ bytes).
+        The quantized model with its tokenizer; from a multimodal checkpoint only the language
+        model. Its provenance lists the checksums of every source file and the memory used
+        (10⁹ bytes).
 
     Raises:
         InputError: The source is quantized already, its tokenizer has ids without a row in the

@@ -61,7 +61,7 @@ def build_datasets(
 
     filtered_pairs = as_dataset(filtered_pairs, "filtered_pairs")
     qa_pairs = as_dataset(qa_pairs, "qa_pairs")
-    if len(filtered_pairs):  # what is empty has no columns
+    if len(filtered_pairs):  # an empty dataset has no columns
         require_columns(filtered_pairs, ("instruction", "response"), "filtered_pairs")
     if len(qa_pairs):
         require_columns(qa_pairs, ("input", "output"), "qa_pairs")

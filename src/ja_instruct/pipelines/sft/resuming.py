@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# beside the checkpoints: what describe_training returned
+# What describe_training returned, beside the checkpoints
 TRAINING_FILE = "training.json"
-# other trainings and differences, of which a message shows so many
+# Number of other trainings that are logged, and of differences in one message
 LISTED = 3
 
 

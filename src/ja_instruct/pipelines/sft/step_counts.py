@@ -18,11 +18,11 @@ _WITHOUT_WARMUP = SCHEDULES_BY_EVALUATION | {"constant"}
 
 @dataclass(frozen=True)
 class StepCounts:
-    """The parameters of a training beside the numbers of its samples.
+    """The parameters of a training and the numbers of its samples.
 
     Attributes:
-        train_samples: At most so many samples are trained on: long ones may be dropped.
-        eval_samples: At most so many are held out.
+        train_samples: Samples to train on, of which long ones may be dropped.
+        eval_samples: Held-out samples, of which long ones may be dropped.
         parameters: Section ``sft``.
         section: Its name in messages.
     """
@@ -73,7 +73,7 @@ class StepCounts:
         return []
 
     def warnings(self) -> list[str]:
-        """Return which parameters have no effect, or another than they say."""
+        """Return which parameters have no effect, or an unexpected one."""
         return [f"{self.section}.{text}" for text in (*self._of_steps(), *self._of_evaluation())]
 
     def _of_steps(self) -> Iterator[str]:
@@ -102,8 +102,8 @@ class StepCounts:
         if not self.eval_samples:
             if training.eval_strategy != "no" or fraction:
                 yield (
-                    f"eval_fraction = {fraction:g} holds out no samples: nothing is evaluated, "
-                    f"whatever training.eval_strategy says (now '{training.eval_strategy}')"
+                    f"eval_fraction = {fraction:g} holds out no samples: nothing is evaluated, and "
+                    f"training.eval_strategy = '{training.eval_strategy}' has no effect"
                 )
             return
         batch = training.per_device_eval_batch_size * self._devices
