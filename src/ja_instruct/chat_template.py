@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from ja_instruct.errors import InputError
@@ -54,7 +54,7 @@ class ChatTemplate:
                 the beginning of the sample with its answer.
         """
         self._tokenizer = tokenizer
-        self._frames: dict[tuple[str, ...], _Frame] = {}
+        self._frame = cache(self._compute_frame)
         self._check_ids()
 
     def prompt(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
@@ -130,13 +130,8 @@ class ChatTemplate:
             return False
         return True
 
-    def _frame(self, roles: tuple[str, ...]) -> _Frame:
-        """Return the frame of turns that an answer follows; it is computed once."""
-        if roles not in self._frames:
-            self._frames[roles] = self._compute_frame(roles)
-        return self._frames[roles]
-
     def _compute_frame(self, roles: tuple[str, ...]) -> _Frame:
+        """Return the frame of turns of these roles that an answer follows."""
         names = [f"\ufdd2{place}\ufdd3" for place in range(len(roles) + 1)]
         turns = [_turn(role, name) for role, name in zip(roles, names, strict=False)]
         prompt = self._render(turns, add_generation_prompt=True)

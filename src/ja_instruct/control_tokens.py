@@ -2,7 +2,7 @@
 
 A tokenizer takes every ``<eos>`` for the token. So each text of a user is marked before it becomes
 part of a prompt: ``MARK`` follows the first character of what only spells a control token. Texts
-that spell none have no mark, and are encoded as ever.
+that spell none have no mark, and their encoding does not change.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ControlTokens:
         return self._pattern.sub(lambda found: f"{found[0][0]}{MARK}{found[0][1:]}", escaped)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Return the token ids of prompts or samples; what is marked becomes ids of its text.
+        """Return the token ids of prompts or samples; a marked spelling becomes ids of its text.
 
         Raises:
             InputError: A text is marked, and the tokenizer is not one of the library tokenizers.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.datasets.base import PathDataset
 from ja_instruct.datasets.json_dataset import JSONDataset
 from ja_instruct.errors import InputError
-from ja_instruct.models.directory import as_json
 from ja_instruct.models.publication import check_login
 from ja_instruct.tables.atomic import replacing
+from ja_instruct.tables.json_text import as_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from ja_instruct.models.vocabulary import (
     TOKENIZER_FILE,
     check_tokenizer,
 )
-from ja_instruct.tables.json_text import portable
+from ja_instruct.tables.json_text import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -274,8 +273,3 @@ def write_provenance(directory: Path, provenance: dict[str, Any]) -> None:
     }
     content = {**provenance, "weights_sha256": weights, "files": files}
     (directory / PROVENANCE_FILE).write_text(as_json(content), "utf-8")
-
-
-def as_json(content: Mapping[str, Any]) -> str:
-    """Return the text of a JSON file as this project writes it."""
-    return json.dumps(portable(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -6,7 +6,6 @@ published in float32, so the merge itself is our own; the tests compare every we
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -26,6 +25,7 @@ from ja_instruct.models.json_files import (
 )
 from ja_instruct.models.safetensors import read_headers
 from ja_instruct.models.text_model import text_name, text_settings
+from ja_instruct.tables.json_text import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,8 +139,7 @@ class MergedModel:
             names = ("bos_token_id", "pad_token_id")
             settings = {name: config[name] for name in names if config.get(name) is not None}
         settings["eos_token_id"] = list(dict.fromkeys([*known, *self.end_ids]))
-        text = json.dumps(settings, ensure_ascii=False, indent=2)
-        (directory / GENERATION_FILE).write_text(text + "\n", "utf-8")
+        (directory / GENERATION_FILE).write_text(as_json(settings), "utf-8")
 
     def _merged(self, key: str, weight: Tensor, lora: Any) -> Tensor:
         """Return W + scaling · B A, computed in float32 and rounded once, as PEFT merges."""

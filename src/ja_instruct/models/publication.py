@@ -12,10 +12,11 @@ from ja_instruct.disk_errors import explain_disk_error
 from ja_instruct.errors import InputError
 from ja_instruct.models.cards import is_hub_name
 from ja_instruct.models.checksums import sha256_of
-from ja_instruct.models.directory import CARD_FILE, as_json
+from ja_instruct.models.directory import CARD_FILE
 from ja_instruct.models.hub import hub_errors
 from ja_instruct.models.json_files import PROVENANCE_FILE, read_provenance
 from ja_instruct.tables.json_objects import read_json_object
+from ja_instruct.tables.json_text import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,6 +22,7 @@ from ja_instruct.retrieval.colbert import EncodedQuestions
 from ja_instruct.retrieval.index import ColbertCheckpoint, RetrievalIndex, Retriever
 from ja_instruct.tables.atomic import discard_unfinished, replacing
 from ja_instruct.tables.json_objects import JSONObject, read_json_object
+from ja_instruct.tables.json_text import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +140,7 @@ def write_index(index: RetrievalIndex, directory: Path) -> None:
                 new / TENSORS,
                 metadata={"questions_sha256": _hash_questions(encoded.questions)},
             )
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-        (new / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (new / DESCRIPTION).write_text(as_json(content), encoding="utf-8")
 
 
 def _hash_questions(questions: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ja_instruct.tables.nested import rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import pyarrow as pa
 
@@ -42,6 +42,11 @@ def dump(value: Any) -> str:
     return json.dumps(
         portable(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=as_text
     )
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file as this project writes it."""
+    return json.dumps(portable(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def as_text(value: Any) -> str:

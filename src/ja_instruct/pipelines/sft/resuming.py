@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ja_instruct.pipelines.sft.checkpoints import (
 )
 from ja_instruct.tables.atomic import replacing
 from ja_instruct.tables.json_objects import JSONObject, read_json_object
+from ja_instruct.tables.json_text import as_json
 from kedro_freshness.recipes import flatten
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def record_training(directory: Path, training: Mapping[str, Any]) -> None:
     """Write what the checkpoints in a directory are of, for the messages of later trainings."""
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / TRAINING_FILE) as new:
-        new.write_text(json.dumps(training, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        new.write_text(as_json(training), "utf-8")
 
 
 def _log_own(checkpoint: Path, *, resume: bool) -> None:

@@ -84,22 +84,8 @@ def encode_dataset(
     with tqdm(total=len(samples), desc="sft: tokenizing", unit="sample", disable=None) as bar:
         for first in range(0, len(samples), BATCH_SAMPLES):
             batch = samples[first : first + BATCH_SAMPLES]
-            kept = []
-            for ids, learned in _encode(batch, control, completion_only_loss):
-                longer = len(ids) > max_seq_length
-                counts["longest"] = max(counts["longest"], len(ids))
-                left = [(start, min(end, max_seq_length)) for start, end in learned]
-                loss_tokens = sum(max(0, end - start) for start, end in left)
-                if longer and over_long == "drop":
-                    counts["dropped_over_long"] += 1
-                elif not loss_tokens:
-                    counts["dropped_nothing_to_learn"] += 1
-                else:
-                    counts["cut"] += longer
-                    counts["loss_tokens"] += loss_tokens
-                    kept.append((ids[:max_seq_length], left))
-            counts["samples"] += len(kept)
-            counts["tokens"] += sum(len(ids) for ids, _ in kept)
+            encoded = _encode(batch, control, completion_only_loss)
+            kept = _shorten(encoded, max_seq_length, over_long, counts)
             if kept:
                 parts.append(Dataset.from_dict(_as_columns(kept)))
             bar.update(len(batch["prompt"]))
@@ -135,6 +121,32 @@ def _encode(
         places = [common_length(ids, next(beginnings)) for _ in own]
         found.append((ids, list(pairwise([*places, len(ids)]))[::2]))
     return found
+
+
+def _shorten(
+    encoded: list[_Encoded],
+    max_seq_length: int,
+    over_long: Literal["cut", "drop"],
+    counts: dict[str, int],
+) -> list[_Encoded]:
+    """Return the samples that are kept, cut to length; add to the counts of ``encode_dataset``."""
+    kept = []
+    for ids, learned in encoded:
+        longer = len(ids) > max_seq_length
+        counts["longest"] = max(counts["longest"], len(ids))
+        left = [(start, min(end, max_seq_length)) for start, end in learned]
+        loss_tokens = sum(max(0, end - start) for start, end in left)
+        if longer and over_long == "drop":
+            counts["dropped_over_long"] += 1
+        elif not loss_tokens:
+            counts["dropped_nothing_to_learn"] += 1
+        else:
+            counts["cut"] += longer
+            counts["loss_tokens"] += loss_tokens
+            kept.append((ids[:max_seq_length], left))
+    counts["samples"] += len(kept)
+    counts["tokens"] += sum(len(ids) for ids, _ in kept)
+    return kept
 
 
 def _as_columns(rows: list[_Encoded]) -> dict[str, list[list[int]]]:
