@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,35 +66,23 @@ def _mistral3(rows: int) -> Any:
     return transformers.Mistral3ForConditionalGeneration(config)
 
 
-def _qwen2_5_vl(rows: int) -> Any:
+def _qwen_vl(family: str, vision: dict[str, Any], rows: int) -> Any:
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6}
-    config = transformers.Qwen2_5_VLConfig(
+    config = getattr(transformers, f"{family}Config")(
         text_config={**TEXT, "vocab_size": rows, "rope_parameters": rope},
-        vision_config={**QWEN_VISION, "fullatt_block_indexes": [0]},
+        vision_config={**QWEN_VISION, **vision},
         image_token_id=rows - 1,
     )
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def _qwen3_vl(rows: int) -> Any:
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6}
-    config = transformers.Qwen3VLConfig(
-        text_config={**TEXT, "vocab_size": rows, "rope_parameters": rope},
-        vision_config={
-            **QWEN_VISION,
-            "deepstack_visual_indexes": [0],
-            "num_position_embeddings": 4,
-        },
-        image_token_id=rows - 1,
-    )
-    return transformers.Qwen3VLForConditionalGeneration(config)
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config)
 
 
 MULTIMODAL: dict[str, Callable[[int], Any]] = {
     "gemma3": _gemma3,
     "mistral3": _mistral3,
-    "qwen2_5_vl": _qwen2_5_vl,
-    "qwen3_vl": _qwen3_vl,
+    "qwen2_5_vl": partial(_qwen_vl, "Qwen2_5_VL", {"fullatt_block_indexes": [0]}),
+    "qwen3_vl": partial(
+        _qwen_vl, "Qwen3VL", {"deepstack_visual_indexes": [0], "num_position_embeddings": 4}
+    ),
 }
 
 

@@ -1,7 +1,15 @@
 """The error for input that the user can correct."""
 
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import click
 from kedro.io import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class InputError(DatasetError, click.ClickException, ValueError):
@@ -11,6 +19,15 @@ class InputError(DatasetError, click.ClickException, ValueError):
     prints a ``ClickException`` without a traceback, and Kedro's datasets do not wrap a
     ``DatasetError``. Its catalog does: ``ErrorMessageHook`` undoes that.
     """
+
+
+@contextmanager
+def prefix_errors(prefix: str) -> Iterator[None]:
+    """Put a prefix before the message of an ``InputError``."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}: {error}") from error
 
 
 def find_message(error: BaseException) -> str:

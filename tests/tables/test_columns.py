@@ -40,5 +40,5 @@ def test_records_of_several_types():
     dataset = as_dataset(records, "pairs")
     assert dataset.to_list() == [*records[:2], {"input": "三", "meta": None}]
     turns = [[{"role": "user", "content": "問"}], [{"role": "user", "content": 3}]]
-    with pytest.raises(InputError, match=r"'talks', record 2: 'conversations\[\]\.content'"):
+    with pytest.raises(InputError, match=r"'talks': record 2: 'conversations\[\]\.content'"):
         as_dataset([{"conversations": one} for one in turns], "talks")

@@ -80,9 +80,10 @@ class HubModelDataset(InputDataset[ModelDirectory]):
         where = f"'{self._repo_id}' on the hub"
         if self._listing is not None:
             self._check_files(self._listing.files, where)
-        refuse_quantized_config(self.peek_config() or {}, where)
+        config = self.peek_config() or {}
+        refuse_quantized_config(config, where)
         refuse_quantized_types(self._weights_by_type, where)
-        if self._config_path is not None and is_multimodal(self.peek_config() or {}):
+        if self._config_path is not None and is_multimodal(config):
             causal_config(self._config_path.parent)
 
     def _check_files(self, names: tuple[str, ...], where: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ja_instruct.errors import InputError
+from ja_instruct.errors import InputError, prefix_errors
 from ja_instruct.tables.json_lines import TURNS
 from ja_instruct.tables.json_records import replace_surrogates
-from ja_instruct.tables.json_types import JSONType, TypeClashError, build_columns, widen
+from ja_instruct.tables.json_types import infer_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,25 +48,10 @@ def as_dataset(data: Dataset | DatasetDict | list[dict[str, Any]], name: str) ->
             logger.warning("'%s' contains a lone surrogate; U+FDD0 replaces it", name)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types
             pass
-        return _from_records([replace_surrogates(record) for record in data], name)
+        records = [replace_surrogates(record) for record in data]
+        with prefix_errors(f"'{name}'"):
+            return Dataset(infer_columns(records, {}, TURNS))
     return data
-
-
-def _from_records(records: list[dict[str, Any]], name: str) -> Dataset:
-    import pyarrow as pa
-    from datasets import Dataset
-
-    known: JSONType = {}
-    for number, record in enumerate(records, start=1):
-        try:
-            known = widen(known, record, TURNS)
-        except TypeClashError as clash:
-            raise InputError(
-                f"'{name}', record {number}: '{clash.path[1:]}' is {clash}; give every record the "
-                f"same type there"
-            ) from clash
-    types = cast("dict[str, JSONType]", known)
-    return Dataset(pa.table(build_columns(records, types), names=list(types)))
 
 
 def require_columns(data: Dataset, columns: Iterable[str], name: str) -> None:

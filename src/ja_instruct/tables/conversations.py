@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ja_instruct.errors import InputError
+from ja_instruct.errors import InputError, prefix_errors
 from ja_instruct.tables.arrow import iterate_tables
 from ja_instruct.tables.columns import as_dataset
 from ja_instruct.tables.conversation_sources import CONVERSATIONS, PAIR, PARQUET_SUFFIX, TURN
@@ -64,15 +63,6 @@ def _read_place(place: Place, load_hub: Callable[..., Any] | None) -> Iterator[p
                     file, name, declared=declared, strict=strict_keys(declared), tolerant=True
                 )
                 yield from _convert(tables, name, source)
-
-
-@contextmanager
-def prefix_errors(prefix: str) -> Iterator[None]:
-    """Put a prefix before the message of an ``InputError``."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{prefix}: {error}") from error
 
 
 def _declared_types(source: ConversationSource) -> dict[str, JSONType]:

@@ -7,8 +7,9 @@ A value that its column's type cannot hold turns the column, or the key inside i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, cast
 
+from ja_instruct.errors import InputError
 from ja_instruct.tables.json_text import dump
 from ja_instruct.tables.nested import rebuild
 
@@ -215,6 +216,33 @@ def build_columns(
         rebuild(column, to_arrow(known), _wrap_text)
         for column, known in zip(stored, types.values(), strict=True)
     ]
+
+
+def infer_columns(
+    rows: Sequence[dict[str, Any]],
+    types: Mapping[str, JSONType],
+    strict: Strict,
+    first_record: int = 1,
+) -> pa.Table:
+    """Return the rows as a table; see ``widen`` for the types.
+
+    Raises:
+        InputError: A strict value is of another type; the error names the record, of which the
+            first is ``first_record``.
+    """
+    import pyarrow as pa
+
+    known: JSONType = dict(types)
+    for number, row in enumerate(rows, start=first_record):
+        try:
+            known = widen(known, row, strict)
+        except TypeClashError as clash:
+            raise InputError(
+                f"record {number}: '{clash.path[1:]}' is {clash}; give every record the same type "
+                f"there"
+            ) from clash
+    found = cast("dict[str, JSONType]", known)
+    return pa.table(build_columns(rows, found), names=list(found))
 
 
 def _wrap_text(array: pa.Array, wanted: pa.DataType) -> pa.Array:

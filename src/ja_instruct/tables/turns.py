@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ja_instruct.errors import InputError
-from ja_instruct.tables.conversation_sources import TURN
+from ja_instruct.tables.conversation_sources import CONVERSATIONS, TURN
 from ja_instruct.tables.json_text import is_json, load_values
-from ja_instruct.tables.json_types import (
-    JSONType,
-    Strict,
-    TypeClashError,
-    build_columns,
-    widen,
-)
+from ja_instruct.tables.json_types import JSONType, Strict, infer_columns
 from ja_instruct.tables.nested import with_list_values
 
 if TYPE_CHECKING:
@@ -89,7 +83,6 @@ def decode_turns(
     Raises:
         InputError: Names the record that is not a list of turns with texts.
     """
-    import pyarrow as pa
     from pyarrow import types
 
     is_list = types.is_list(column.type) or types.is_large_list(column.type)
@@ -98,17 +91,9 @@ def decode_turns(
     if not any(map(is_json, [turn, *main])):
         return column
     rows = [row for chunk in column.chunks for row in load_values(chunk, nulls=False)]
-    known: JSONType = {"": [dict.fromkeys(keys, str)]}
-    strict = strict_keys(known)
-    for number, row in enumerate(rows, start=first_record):
-        try:
-            known = widen(known, {"": row}, strict)
-        except TypeClashError as clash:
-            raise InputError(
-                f"record {number}: 'conversations{clash.path[1:]}' is {clash}"
-            ) from clash
-    (turns,) = build_columns([{"": row} for row in rows], cast("dict[str, JSONType]", known))
-    return pa.chunked_array([turns])
+    known: dict[str, JSONType] = {CONVERSATIONS: [dict.fromkeys(keys, str)]}
+    records = [{CONVERSATIONS: row} for row in rows]
+    return infer_columns(records, known, strict_keys(known), first_record).column(0)
 
 
 def _build_turns(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ja_instruct.errors import InputError
+from ja_instruct.errors import InputError, prefix_errors
 from ja_instruct.pipelines.data_filtering.batches import (
     HISTORY,
     ROWS_PER_BATCH,
@@ -25,7 +25,6 @@ from ja_instruct.pipelines.data_filtering.pairs import (
 )
 from ja_instruct.pipelines.data_filtering.violations import Violation, Violations
 from ja_instruct.tables.conversation_sources import CONVERSATIONS, TURN
-from ja_instruct.tables.conversations import prefix_errors
 from ja_instruct.tables.turns import decode_turns
 
 if TYPE_CHECKING:
