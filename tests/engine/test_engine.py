@@ -130,7 +130,7 @@ def test_answers_equal_those_of_transformers(models, family, settings):
 )
 def test_int8_cache(models, family, settings, benchmark_module):
     model = models[family]
-    prompts = random_prompts()
+    prompts = random_prompts(12)
     exact = one_by_one(model, prompts, 1)
     rounded = benchmark_module("training.compare_adapters").RoundedCache
     expected = one_by_one(model, prompts, 1, cache=rounded)
