@@ -10,7 +10,6 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ja_instruct.errors import InputError
 from ja_instruct.retrieval.colbert_checkpoint import load_retriever, on_cpu
 from ja_instruct.retrieval.ranking import Result, best_first
 
@@ -69,8 +68,9 @@ def encode_questions(
     the rest of its batch only by rounding: padding changes the order of sums (1e-6 in float32).
     The checkpoint is not loaded when all texts are known.
 
-    Of a question, ``max_document_tokens`` are encoded, special ones included; None is RAGatouille's
-    choice, the encoder's window. ``known`` was encoded with the same limit and checkpoint.
+    Of a question, ``max_document_tokens`` are encoded, special ones included, or as many as the
+    encoder's window has, which is RAGatouille's choice for None. ``known`` was encoded
+    with the same limit and checkpoint.
 
     Raises:
         InputError: The checkpoint cannot be used.
@@ -111,12 +111,8 @@ def _encode(
     from tqdm import trange
 
     retriever = load_retriever(checkpoint_directory)
-    limit = retriever.model.base_model_max_tokens
-    if max_document_tokens is not None and max_document_tokens > limit:
-        raise InputError(
-            f"'max_document_tokens' is {max_document_tokens}, but the encoder reads {limit} tokens "
-            f"at most; lower it"
-        )
+    if max_document_tokens is not None:
+        max_document_tokens = min(max_document_tokens, retriever.model.base_model_max_tokens)
     tokens = _count_tokens(retriever, texts)
     order = sorted(range(len(texts)), key=tokens.__getitem__)
     vectors: dict[str, _Vectors] = {}
