@@ -1,8 +1,8 @@
-import json
 import shutil
 
 import pytest
 from click.testing import CliRunner
+from records import read_lines
 
 from ja_instruct.ask import ask
 
@@ -21,10 +21,6 @@ def invoke(monkeypatch):
         return CliRunner().invoke(ask, ["--env=test", *args])
 
     return call
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def test_a_task_gets_the_examples_and_the_answer_of_the_run(asked, invoke, list_files):

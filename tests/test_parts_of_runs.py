@@ -1,11 +1,11 @@
 """A run may begin and end with any node, and from any folder of the project."""
 
-import json
 import logging
 import shutil
 
 import pytest
 from kedro.pipeline import Pipeline
+from records import read_lines
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipeline_registry import register_pipelines
@@ -13,10 +13,6 @@ from ja_instruct.pipeline_registry import register_pipelines
 OPTIONS = ("node_names", "from_nodes", "to_nodes")
 REGISTERED = register_pipelines()
 FILTER_OUTPUTS = {"filtered_pairs.jsonl", "rejected_pairs.jsonl"}
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import recipe_code
 import yaml
+from records import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,7 @@ def finished(
             else:
                 settings[section][key] = value
     conf.write_text(yaml.safe_dump(settings, allow_unicode=True), "utf-8")
-    tasks = [{"task_id": 1000, "input": LONG_TASK}, *read(project / RAW / "tasks.jsonl")]
+    tasks = [{"task_id": 1000, "input": LONG_TASK}, *read_lines(project / RAW / "tasks.jsonl")]
     lines = [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks]
     (project / RAW / "tasks.jsonl").write_text("".join(lines), "utf-8")
     process = run_kedro("--env=test", cwd=project)
@@ -74,12 +75,10 @@ def finished(
     return project
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-
-
 def read_pool(project: Path) -> list[tuple[str, str]]:
-    return [(pair["input"], pair["output"]) for pair in read(project / RAW / "qa_pairs.jsonl")]
+    return [
+        (pair["input"], pair["output"]) for pair in read_lines(project / RAW / "qa_pairs.jsonl")
+    ]
 
 
 def read_tensors(directory: Path) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def test_quantized_model(finished, read_parameters, tmp_path):
 
 @pytest.mark.slow
 def test_training(finished, read_parameters, tmp_path):
-    filtered = read(finished / "data/03_primary/test/filtered_pairs.jsonl")
+    filtered = read_lines(finished / "data/03_primary/test/filtered_pairs.jsonl")
     losses, adapter = recipe_code.train(
         finished / "data/06_models/test/quantized_model",
         [(pair["instruction"], pair["response"]) for pair in filtered] + read_pool(finished),
@@ -167,18 +166,18 @@ def test_prompts(finished, read_parameters):
 
     # RAGatouille's own model; transformers 5 cannot load it without help
     retriever = load_retriever(finished / "data/06_models/test/tiny-colbert")
-    tasks = [task["input"] for task in read(finished / RAW / "tasks.jsonl")]
+    tasks = [task["input"] for task in read_lines(finished / RAW / "tasks.jsonl")]
     texts = read_parameters("base")["prompts"]
     with quiet():
         expected = recipe_code.build_prompts(retriever, read_pool(finished), tasks, texts)
-    prompts = read(finished / "data/07_model_output/test/prompts.jsonl")
+    prompts = read_lines(finished / "data/07_model_output/test/prompts.jsonl")
     assert len(prompts) == 21
     assert [prompt["prompt"] for prompt in prompts] == expected
 
 
 @pytest.mark.slow
 def test_answers(finished, read_parameters):
-    prompts = read(finished / "data/07_model_output/test/prompts.jsonl")
+    prompts = read_lines(finished / "data/07_model_output/test/prompts.jsonl")
     expected = recipe_code.answer(
         finished / "data/06_models/test/quantized_model",
         finished / "data/06_models/test/adapter",
@@ -186,7 +185,7 @@ def test_answers(finished, read_parameters):
         read_parameters("base")["inference"]["bad_words"],
         NEW_TOKENS,
     )
-    answers = read(finished / "data/07_model_output/test/output.jsonl")
+    answers = read_lines(finished / "data/07_model_output/test/output.jsonl")
     assert [answer["output"] for answer in answers[:ANSWERS]] == expected
     report = json.loads((finished / REPORTS / "inference_report.json").read_text("utf-8"))
     assert sum(task["new_tokens"] for task in report["tasks"][:ANSWERS]) == ANSWERS * NEW_TOKENS

@@ -6,6 +6,7 @@ import shutil
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from records import read_lines
 
 from ja_instruct.pipeline_registry import register_pipelines
 
@@ -34,10 +35,6 @@ OUTPUTS = (
     "08_reporting/test/inference_report.json",
     "08_reporting/test/report.html",
 )
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def read_json(path):

@@ -9,16 +9,13 @@ import datasets
 import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
+from records import read_lines
 
 MODEL, RETRIEVER = "google/gemma-2-27b", "bclavie/JaColBERTv2"
 CONVERSATIONS, PAIRS = "llm-jp/magpie-sft-v1.0", "tomo1222/Japanese-QA111dataset"
 TOKEN = "hf_of_these_tests"
 CARD = b"---\nlicense: apache-2.0\n---\n# A card\n"
 NOT_NEEDED = {"README.md": CARD, "pytorch_model.bin": b"pickle"}
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def as_parquet(path):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from mlflow import MlflowClient
+from records import read_lines
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipelines.inference.answering import require_all_answered
@@ -15,10 +16,6 @@ FAILS = "--params=inference.fail_on_failed_tasks=true"
 PIPELINES = "--pipelines=inference,reporting"
 STORE = "07_model_output/test/answer_store.jsonl"
 REPORT = {"failed": [{"task_id": 7, "reason": "the answer is empty"}], "summary": {"tasks": 3}}
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
