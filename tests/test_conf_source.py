@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from fake_devices import FakeDevices
 from ja_instruct.ask import ask
 from ja_instruct.config_loader import CatalogConfigLoader
 from ja_instruct.errors import InputError
+from ja_instruct.preflight.parameters import check_parameters
 from ja_instruct.settings import CONFIG_LOADER_ARGS
 from kedro_freshness.status import status
 
@@ -55,6 +57,12 @@ def test_run_is_checked_as_in_the_folder(archives, invoke_kedro, tmp_path, monke
     unknown = invoke_kedro("--env=tune", f"--conf-source={archives['tar.gz']}").output
     assert "environment 'tune' does not exist" in unknown
     assert "did you mean 'tuned'" in unknown
+
+
+def test_folder_without_a_configuration_is_named(tmp_path):
+    loader = CatalogConfigLoader(tmp_path / "conf", env="test", **CONFIG_LOADER_ARGS)
+    with pytest.raises(InputError, match=r"/conf has no configuration .* give --conf-source"):
+        check_parameters(SimpleNamespace(config_loader=loader, env="test"))
 
 
 def test_module_runs_in_a_folder_without_a_project(

@@ -183,8 +183,6 @@ class ChatTemplate:
         return spans
 
     def _render(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         if self._tokenizer.chat_template is None:
             raise self._unusable("is missing")
         try:
@@ -196,7 +194,7 @@ class ChatTemplate:
                 # samples have no thoughts; templates with this switch then write no open block
                 enable_thinking=False,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, which may fail in any way
             raise self._unusable(f"fails: {error}") from error
         return self._without_added_bos(str(text))
 

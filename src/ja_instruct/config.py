@@ -164,6 +164,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], section: str) -> str:
     location = detail["loc"]
     key = ".".join(map(str, [section, *location] if section else location))
     message = detail["msg"].removeprefix("Value error, ")
+    # YAML has lists, which parameters keep as tuples
+    message = message.replace("a valid tuple", "a list").replace("Tuple", "List")
     if detail["type"] == "extra_forbidden":
         if key in RENAMED_PARAMETERS:
             return f"'{key}' is now '{RENAMED_PARAMETERS[key]}'"

@@ -79,7 +79,7 @@ REFUSED = [
     (LORA + "lora_dropout", -0.1, "greater than or equal to 0"),
     (LORA + "bias", "all", "should be 'none'"),
     (LORA + "target_modules", [], "at least 1 item"),
-    (LORA + "target_modules", "q_proj", "valid tuple"),
+    (LORA + "target_modules", "q_proj", "Input should be a list"),
     (LORA + "target_modules", ["q_proj", ""], "at least 1 character"),
     (LORA + "target_modules", ["q_proj", 3], "valid string"),
     (LORA + "use_rslora", "often", "valid boolean"),
@@ -136,6 +136,7 @@ ACCEPTED = [
 ]
 
 SCHEDULES_WITH_WRONG_ARGUMENTS = [
+    ("inverse_sqrt", {"timescale": 0}, "timescale = 0, which must be above 0"),
     ("cosine", {"num_cycles": "two"}, "lr_scheduler_kwargs.num_cycles = 'two': must be a number"),
     ("cosine", {"num_cycles": True}, "lr_scheduler_kwargs.num_cycles = True: must be a number"),
     ("cosine", {"cycles": 2}, "lr_scheduler_kwargs.cycles: lr_scheduler_type 'cosine' has the arg"),

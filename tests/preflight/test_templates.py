@@ -73,6 +73,13 @@ def test_template_that_takes_no_examples(problems):
     assert problems(ANSWERING, own=ONE_TURN) == problems(TRAINING, own=ONE_TURN) == []
 
 
+@pytest.mark.parametrize("expression", ["1 / 0", "range(10 ** 9)", "{}['x'].y", "'a' + 1"])
+def test_template_that_fails_in_any_way(problems, expression):
+    (problem,) = problems(QUANTIZING, template=f"{{{{ {expression} }}}}")
+    assert "chat template of the tokenizer at" in problem
+    assert " fails: " in problem
+
+
 def test_tokenizer_of_the_hub_is_fetched(problems, monkeypatch, tiny_gemma2):
     fetched = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -51,6 +52,11 @@ def _read_parameters(context: KedroContext) -> dict[str, Any]:
     except MissingConfigException as error:
         loader: Any = context.config_loader
         known = loader.environments()
+        if "base" not in known:
+            raise InputError(
+                f"{Path(loader.conf_source).absolute()} has no configuration (no folder base); "
+                f"change to the project's folder, or give --conf-source"
+            ) from error
         raise InputError(
             f"environment '{context.env}' does not exist: no folder conf/{context.env}"
             f"{did_you_mean(str(context.env), known)}; there are {', '.join(known)}"

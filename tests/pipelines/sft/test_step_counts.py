@@ -63,6 +63,15 @@ def test_recipes_parameters_fit_the_recipes_data(base_parameters):
     ("changes", "warning"),
     [
         (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 500},
+            },
+            "sft.training.lr_scheduler_kwargs.num_decay_steps = 500 after warmup_steps = 5, but "
+            "training ends after 32 steps: the learning rate does not reach 0.0002; lower "
+            "num_decay_steps",
+        ),
+        (
             {"warmup_steps": 300},
             "sft.training.warmup_steps = 300, but training ends after 32 steps: the learning rate "
             "reaches 2.1e-05 and not 0.0002; lower warmup_steps",

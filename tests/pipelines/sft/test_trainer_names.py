@@ -1,5 +1,6 @@
 """The names are those of the installed libraries."""
 
+import contextlib
 import inspect
 
 import pytest
@@ -86,6 +87,43 @@ def test_what_is_refused_is_what_transformers_refuses(name, arguments, is_possib
     else:
         assert is_possible
         check_schedule(name, arguments, 1e-3)
+
+
+def make_rates(name, arguments):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = get_scheduler(name, optimizer, 2, 8, arguments)
+    return [1e-3 * scheduler.lr_lambdas[0](step) for step in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("inverse_sqrt", {"timescale": 0}, {"timescale": 1}),
+        ("inverse_sqrt", {"timescale": -3}, {"timescale": 30}),
+        ("polynomial", {"power": -1}, {"power": 0.5}),
+        ("cosine_with_min_lr", {"min_lr": 5}, {"min_lr": 1e-4}),
+        ("cosine_with_min_lr", {"min_lr_rate": 2}, {"min_lr_rate": 0.0}),
+        ("cosine_with_min_lr", {"min_lr": 1e-4, "min_lr_rate": 0.1}, {"min_lr": 0}),
+        (
+            "cosine_warmup_with_min_lr",
+            {"min_lr": 0, "warmup_lr_rate": 9},
+            {"min_lr": 0, "warmup_lr_rate": 0.5},
+        ),
+        (
+            "warmup_stable_decay",
+            {"num_decay_steps": 2, "min_lr_ratio": 3},
+            {"num_decay_steps": 2, "min_lr_ratio": 0.1},
+        ),
+    ],
+)
+def test_figures_with_which_the_rate_cannot_be_computed(name, wrong, right):
+    """Division by zero in the middle of a training, or rates above learning_rate."""
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs"):
+        check_schedule(name, wrong, 1e-3)
+    with contextlib.suppress(ArithmeticError, TypeError, ValueError):
+        assert max(make_rates(name, wrong)) > 1e-3
+    check_schedule(name, right, 1e-3)
+    assert 0 <= max(make_rates(name, right)) <= 1e-3
 
 
 def test_missing_packages_by_their_names_at_pypi(monkeypatch):

@@ -85,6 +85,13 @@ class StepCounts:
                 f"training.warmup_steps = {training.warmup_steps}, but {ends}: the learning rate "
                 f"reaches {reached:.2g} and not {training.learning_rate:g}; lower warmup_steps"
             )
+        decay = training.lr_scheduler_kwargs.get("num_decay_steps", 0)
+        if training.warmup_steps < steps < training.warmup_steps + float(decay):
+            yield (
+                f"training.lr_scheduler_kwargs.num_decay_steps = {decay:g} after warmup_steps = "
+                f"{training.warmup_steps}, but {ends}: the learning rate does not reach "
+                f"{training.learning_rate:g}; lower num_decay_steps"
+            )
         if training.save_strategy == "steps" and training.save_steps > steps:
             yield (
                 f"training.save_steps = {training.save_steps}, but {ends}: an interrupted training "

@@ -114,6 +114,11 @@ _CHOICES: Mapping[str, tuple[bool | str, ...]] = {
     "decay_type": ("linear", "cosine", "1-sqrt"),
     "smooth": (True, False),
 }
+# Beyond these, transformers divides by zero or takes a root of a negative number in the middle of a
+# training, or the rate rises above learning_rate
+_POSITIVE = frozenset(("num_cycles", "num_decay_steps", "power", "timescale"))
+_SHARES = frozenset(("factor", "min_lr_rate", "min_lr_ratio", "warmup_lr_rate"))
+_RATES = frozenset(("lr_end", "min_lr"))
 # They follow the held-out loss
 SCHEDULES_BY_EVALUATION = frozenset(("greedy", "reduce_lr_on_plateau"))
 _LR_END = 1e-7  # of polynomial
@@ -164,12 +169,29 @@ def check_schedule(name: str, arguments: Mapping[str, Any], learning_rate: float
         raise ValueError(
             f"lr_scheduler_type '{name}' needs lr_scheduler_kwargs.{' or '.join(needed)}"
         )
-    if name == "polynomial" and arguments.get("lr_end", _LR_END) >= learning_rate:
-        raise ValueError(
-            f"lr_scheduler_type 'polynomial' falls to lr_scheduler_kwargs.lr_end = "
-            f"{arguments.get('lr_end', _LR_END):g}, which must be below learning_rate = "
-            f"{learning_rate:g}"
-        )
+    if {"min_lr", "min_lr_rate"} <= {*arguments}:
+        raise ValueError("lr_scheduler_kwargs has min_lr and min_lr_rate; set one of them")
+    if name == "polynomial":
+        arguments = {"lr_end": _LR_END, **arguments}
+    for argument, value in arguments.items():
+        if bound := _exceeded(argument, value, learning_rate):
+            raise ValueError(
+                f"lr_scheduler_kwargs.{argument} = {value:g}, which must be {bound} "
+                f"(lr_scheduler_type '{name}')"
+            )
+
+
+def _exceeded(argument: str, value: float | str, learning_rate: float) -> str:
+    """Return what an argument must be; an empty string if it is."""
+    if isinstance(value, str | bool):
+        return ""
+    if argument in _RATES and not 0 <= value < learning_rate:
+        return f"below learning_rate = {learning_rate:g}, and not negative"
+    if argument in _SHARES and not 0 <= value < 1:
+        return "0 or above, and below 1"
+    if argument in _POSITIVE and value <= 0:
+        return "above 0"
+    return "0 or above" if value < 0 else ""
 
 
 def missing_packages(names: Iterable[str]) -> dict[str, str]:
