@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from fake_devices import FakeDevices
+from kedro.framework.project import configure_project
 
 from ja_instruct.ask import ask
 from ja_instruct.config_loader import CatalogConfigLoader
@@ -63,6 +64,14 @@ def test_folder_without_a_configuration_is_named(tmp_path):
     loader = CatalogConfigLoader(tmp_path / "conf", env="test", **CONFIG_LOADER_ARGS)
     with pytest.raises(InputError, match=r"/conf has no configuration .* give --conf-source"):
         check_parameters(SimpleNamespace(config_loader=loader, env="test"))
+
+
+def test_status_in_a_folder_without_a_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configure_project("ja_instruct")
+    output = CliRunner().invoke(status, []).output
+    assert "Error: Given configuration path" in output
+    assert "None" not in output
 
 
 def test_module_runs_in_a_folder_without_a_project(

@@ -87,8 +87,9 @@ class TestData:
                 "tasks",
                 '{"task_id": 0, "input": "一"}\n{"task_id": "1", "input": "二"}\n',
                 [
-                    ":2: the records disagree on the type of a column: ",
-                    "'task_id' is text where a whole number is expected; give every record",
+                    ":2: a value of another type: ",
+                    "'task_id' is text where a whole number is expected; give every "
+                    "record the expected type there",
                 ],
             ),
         ],

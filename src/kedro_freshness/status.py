@@ -65,7 +65,8 @@ def status(
         context = session.load_context()
         parameters, catalog = context.config_loader["parameters"], context.catalog
     except MissingConfigException as error:
-        raise FreshnessError(f"environment '{env}': {error}") from error
+        prefix = f"environment '{env}': " if env else ""
+        raise FreshnessError(f"{prefix}{error}") from error
     if name is not None and name not in pipelines:
         raise FreshnessError(f"no pipeline '{name}'; there are {', '.join(sorted(pipelines))}")
     first = [name or "__default__"]

@@ -104,7 +104,7 @@ def test_missing_file(tmp_path):
     ("line", "message"),
     [
         ('{"input": "途中で', r"tasks\.jsonl:3: not JSON \(.*at column"),
-        ('{"input": 3}', r"tasks\.jsonl:3: the records disagree on the type of a column: 'input' "),
+        ('{"input": 3}', r"tasks\.jsonl:3: a value of another type: 'input' "),
     ],
 )
 def test_bad_line_is_named(tmp_path, line, message, read):

@@ -237,7 +237,7 @@ class TestBadRecords:
             (b"null", "a NoneType where a JSON object is expected"),
             (
                 b'{"conversations": 3}',
-                "on the type of a column: 'conversations' is a whole",
+                "a value of another type: 'conversations' is a whole",
             ),
             (b'{"conversations": [1]}', "'conversations[]' is a whole number where an object with"),
             (
@@ -280,7 +280,7 @@ class TestBadRecords:
         lines = ['{"conversations": "x"}', '{"conversations": [{"role": "user", "n": 1}]}']
         bad, good = read("\n".join(lines), tolerant=True, declared=CONVERSATIONS)
         assert bad["bad_record"]["error"].startswith(
-            "the records disagree on the type of a column: 'conversations' is text where a list "
+            "a value of another type: 'conversations' is text where a list "
             "of objects with role, content is expected"
         )
         assert good["conversations"] == [{"role": "user", "content": None, "n": 1}]

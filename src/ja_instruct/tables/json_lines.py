@@ -242,7 +242,7 @@ class _Reader:
             self.types = cast("dict[str, JSONType]", widen(known, record, self._strict))
         except TypeClashError as clash:
             raise BadRecordError(
-                f"the records disagree on the type of a column: '{clash.path[1:]}' is {clash}; "
-                f"give every record the same type there"
+                f"a value of another type: '{clash.path[1:]}' is {clash}; "
+                f"give every record the expected type there"
             ) from clash
         return record

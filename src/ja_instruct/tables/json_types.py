@@ -238,8 +238,8 @@ def infer_columns(
             known = widen(known, row, strict)
         except TypeClashError as clash:
             raise InputError(
-                f"record {number}: '{clash.path[1:]}' is {clash}; give every record the same type "
-                f"there"
+                f"record {number}: '{clash.path[1:]}' is {clash}; give every record the expected "
+                f"type there"
             ) from clash
     found = cast("dict[str, JSONType]", known)
     return pa.table(build_columns(rows, found), names=list(found))
