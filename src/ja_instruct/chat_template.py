@@ -195,7 +195,7 @@ class ChatTemplate:
                 enable_thinking=False,
             )
         except Exception as error:  # a template is a program, which may fail in any way
-            raise self._unusable(f"fails: {error}") from error
+            raise self._unusable(f"fails: {str(error).rstrip('.')}") from error
         return self._without_added_bos(str(text))
 
     def _without_added_bos(self, text: str) -> str:

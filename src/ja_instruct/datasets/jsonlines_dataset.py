@@ -93,7 +93,9 @@ class JSONLinesDataset(PathDataset["Dataset", "Dataset"]):
         if suspicious:
             self._check_one_by_one(columns)
         if columns and not count:
-            raise InputError(f"{self._filepath}: holds no records")
+            raise InputError(
+                f"{self._filepath}: holds no records; it needs some with {' and '.join(columns)}"
+            )
 
     def _check_one_by_one(self, columns: Sequence[str]) -> None:
         """Check the records one by one: in Arrow a missing column equals null."""

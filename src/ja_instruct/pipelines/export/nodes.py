@@ -94,9 +94,7 @@ def _require_same_base(base_model: ModelDirectory, adapter: ModelDirectory) -> N
             f"trained on '{model_id}'; merge it into that one, or train it again"
         )
     revisions = (trained_on.get("revision"), base_model.revision)
-    if None in revisions:
-        logger.info("The revisions of the base are not both known: %s, %s", *revisions)
-    elif revisions[0] != revisions[1]:
+    if None not in revisions and revisions[0] != revisions[1]:
         raise InputError(
             f"base_model '{model_id}' is revision {revisions[1]}, but the adapter at "
             f"{adapter.path} was trained on revision {revisions[0]}; set 'revision' of base_model "
