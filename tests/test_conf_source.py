@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,3 +149,12 @@ def test_file_that_is_not_an_archive(tmp_path, name):
     (tmp_path / name).write_text("not an archive")
     with pytest.raises(InputError, match=rf"{name}: cannot be unpacked \(.*'kedro package'"):
         CatalogConfigLoader(tmp_path / name)
+
+
+def test_archive_with_a_member_outside_its_folder(tmp_path):
+    path = tmp_path / "conf.tar.gz"
+    (tmp_path / "evil.yml").write_text("run_name: evil")
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / "evil.yml", "../evil.yml")
+    with pytest.raises(InputError, match=r"conf\.tar\.gz: cannot be unpacked .*outside"):
+        CatalogConfigLoader(path)

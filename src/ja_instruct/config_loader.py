@@ -83,8 +83,11 @@ class CatalogConfigLoader(OmegaConfigLoader):  # type: ignore[misc]
 def _unpack(archive: Path) -> Path:
     """Unpack an archive, once in a process, and return the folder with the environments."""
     folder = tempfile.TemporaryDirectory(prefix="ja-instruct-conf-")
+    # refuses members outside the folder; shutil itself skips those of a zip file
+    checks: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
     try:
-        shutil.unpack_archive(archive, folder.name)
+        is_tar = tarfile.is_tarfile(archive)
+        shutil.unpack_archive(archive, folder.name, **(checks if is_tar else {}))
     except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise InputError(
             f"--conf-source {archive}: cannot be unpacked ({error}); give a folder, or an archive "
