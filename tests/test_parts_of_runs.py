@@ -9,6 +9,7 @@ from records import read_lines
 
 from ja_instruct.errors import InputError
 from ja_instruct.pipeline_registry import register_pipelines
+from ja_instruct.pipelines.data_filtering.pipeline import NOT_SAVED
 
 OPTIONS = ("node_names", "from_nodes", "to_nodes")
 REGISTERED = register_pipelines()
@@ -28,6 +29,11 @@ def test_every_part_has_its_inputs(name, read_configuration):
                 one for one in part.inputs() if not one.startswith("params:") and one not in catalog
             }
             assert not lacking, (option, node.name)
+
+
+def test_what_is_not_saved_has_no_entry(read_configuration):
+    made = REGISTERED["__default__"].all_outputs()
+    assert made - set(read_configuration("base")["catalog"]) == NOT_SAVED
 
 
 def test_only_what_is_not_saved_is_made_again(caplog):

@@ -12,6 +12,7 @@ from ja_instruct.pipelines.data_filtering.plots import plot_lengths, plot_reject
 NOT_SAVED = frozenset(
     {
         "conversation_pairs",
+        "turn_violations",
         "rare_characters",
         "cleaned_pairs",
         "replacement_counts",
