@@ -75,7 +75,7 @@ class PromptBuilder:
     """Writes training samples and prompts in the format of ``prompts``, for one tokenizer.
 
     In the texts of questions, answers and examples, what spells a control token is marked
-    (``ControlTokens``), so that ``ControlTokens.encode`` returns ids of text for it.
+    (``ControlTokens``), so that ``control.encode`` returns ids of text for it.
     """
 
     def __init__(self, prompts: PromptParameters, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,7 +86,8 @@ class PromptBuilder:
         """
         self._prompts = prompts
         self._tokenizer = tokenizer
-        self._mark = ControlTokens(tokenizer).mark
+        self.control = ControlTokens(tokenizer)
+        self._mark = self.control.mark
         is_chat = prompts.format == "chat_template"
         self._template = ChatTemplate(tokenizer) if is_chat else None
 

@@ -48,11 +48,12 @@ class AnswerDecoder:
     """Turns token ids into answers.
 
     Attributes:
+        control: Encodes prompts; the same for all, as it may make a tokenizer of its own.
         stop_ids: Tokens with which an answer ends: those of training, and those of the model.
         bad_words_ids: Token sequences that must not be generated.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    control: ControlTokens
     stop_ids: tuple[int, ...]
     bad_words_ids: list[list[int]]
 
@@ -78,7 +79,7 @@ class AnswerDecoder:
         taught = answer_ends(tokenizer, stop_at_end_of_turn=stop_at_end_of_turn)
         banned = control.encode([control.mark(word) for word in words], add_special_tokens=False)
         return cls(
-            tokenizer,
+            control,
             tuple(dict.fromkeys([*taught, *own_ends])),
             # a word of characters that the tokenizer leaves out has no token
             [ids for ids in banned if ids],
@@ -107,7 +108,7 @@ class AnswerDecoder:
             yield (
                 position,
                 Answer(
-                    text=str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
+                    text=str(self.control.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
                     prompt_tokens=len(prompts[position]),
                     new_tokens=len(result),
                     finished=finished,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batched import Batched
 from ja_instruct.engine.parameters import EngineParameters
@@ -91,7 +90,7 @@ class OneByOne:
 
     def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
         """Yield position and answer, in order; see ``Backend``."""
-        encoded = ControlTokens(self._tokenizer).encode(prompts)
+        encoded = self._decoder.control.encode(prompts)
         yield from self._decoder.decode_timed(self._answer(encoded), encoded)
 
     def _answer(self, encoded: Sequence[list[int]]) -> Iterator[tuple[int, list[int] | Exception]]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, EngineSizes, bytes_of_merging, free_bytes
 from ja_instruct.models.json_files import as_ids
@@ -69,7 +68,7 @@ class Batched:
 
         An answer has up to ``max_new_tokens`` tokens, however long its prompt is.
         """
-        encoded = ControlTokens(self._tokenizer).encode(prompts)
+        encoded = self._decoder.control.encode(prompts)
         if not encoded:
             return
         length = max(map(len, encoded)) + self._parameters.max_new_tokens

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import PROMPT_ERRORS, Answer, AnswerDecoder
 from ja_instruct.engine.batch_size import PREFILL_TOKENS, USABLE_SHARE
 from ja_instruct.errors import InputError
@@ -76,9 +75,8 @@ class VllmEngine:
         self._model = model
         self._adapter = adapter
         self._parameters = parameters
-        self._tokenizer = model.load_tokenizer()
         self._decoder = AnswerDecoder.of(
-            self._tokenizer,
+            model.load_tokenizer(),
             parameters,
             read_end_ids(model.path, model.remedy),
             stop_at_end_of_turn=stop_at_end_of_turn,
@@ -93,7 +91,7 @@ class VllmEngine:
         Raises:
             Exception: vLLM cannot start, or its process died. Answers until then have been yielded.
         """
-        encoded = ControlTokens(self._tokenizer).encode(prompts)
+        encoded = self._decoder.control.encode(prompts)
         if not encoded:
             return
         free_gpu_memory()

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ja_instruct.config import parameter_names
-from ja_instruct.control_tokens import ControlTokens
 from ja_instruct.engine.answer import Answer
 from ja_instruct.engine.backends import load_engine
 from ja_instruct.errors import InputError
@@ -102,8 +101,7 @@ def build_prompts(
         retriever_checkpoint,
         parameters,
     )
-    tokenizer = quantized_model.load_tokenizer()
-    builder, control = PromptBuilder(prompts, tokenizer), ControlTokens(tokenizer)
+    builder = PromptBuilder(prompts, quantized_model.load_tokenizer())
     room = parameters.max_seq_length - parameters.max_new_tokens
     records = []
     for task, best_first in zip(tasks, found, strict=True):
@@ -117,7 +115,7 @@ def build_prompts(
         examples, prompt, tokens = fit_examples(
             examples,
             partial(builder.prompt, task["input"]),
-            control.count,
+            builder.control.count,
             room if parameters.fit_prompt else None,
         )
         records.append(
